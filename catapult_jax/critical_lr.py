@@ -1,0 +1,100 @@
+"""Critical learning rates: the largest learning rate at which the loss does not rise in the linear regime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+
+from catapult_jax.losses import hessian_root
+from catapult_jax.tangent_kernel import tangent_kernel
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, PyTree
+
+
+def loss_weighted_kernel(
+    kernel: Float[Array, "bo bo"], outputs: Float[Array, "b *o"], targets: Array, *, loss: str
+) -> Float[Array, "bo bo"]:
+    """Loss-weighted kernel ``K_L = (1/b) S^(1/2) K S^(1/2)``, ``S`` the loss Hessian in the outputs.
+
+    Its non-zero spectrum is that of the Gauss-Newton matrix, so ``2 / lambda_max(K_L)`` is the critical learning rate of
+    gradient descent for every loss; for ``mse``, ``K_L = (2/b) K``.
+
+    Args:
+      kernel: tangent kernel, example-major, as :func:`tangent_kernel` returns it.
+      outputs: ``(b,)`` or ``(b, o)``.
+      targets: as the loss wants them.
+      loss: ``"mse"``, ``"softmax_cross_entropy"`` or ``"logistic"``.
+
+    Units: inverse learning rate.
+
+    Raises:
+      ValueError: unknown loss, or shapes that don't fit.
+
+    Source: the Gauss-Newton identity; for the critical learning rate, Zhu et al. (2024), arXiv 2306.04815.
+
+    >>> loss_weighted_kernel(jnp.eye(2), jnp.zeros(2), jnp.zeros(2), loss="mse").tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
+    b = jnp.shape(outputs)[0]
+    if jnp.shape(kernel) != (jnp.size(outputs),) * 2:
+        raise ValueError(
+            f"kernel has shape {jnp.shape(kernel)}; allowed for outputs {jnp.shape(outputs)}: {(jnp.size(outputs),) * 2}"
+        )
+    if loss == "mse":  # S = 2 I
+        hessian_root(outputs, targets, loss=loss)  # checks the arguments
+        return kernel * (2 / b)
+    with jax.default_matmul_precision("highest"):
+        root = hessian_root(outputs, targets, loss=loss).astype(kernel.dtype)
+        o = root.shape[1]
+        blocks = kernel.reshape(b, o, b, o)
+        blocks = jnp.einsum("ipo,iojq,jqr->ipjr", root, blocks, root) / b
+        return blocks.reshape(b * o, b * o)
+
+
+def critical_lr_from_lambda(lambda_max: Float[Array, "*m"]) -> Float[Array, "*m"]:
+    """Critical learning rate of gradient descent, ``2 / lambda_max``, of a loss-weighted kernel; infinite for a zero kernel.
+
+    >>> float(critical_lr_from_lambda(jnp.array(4.0)))
+    0.5
+    """
+    return jnp.where(lambda_max > 0, 2 / jnp.where(lambda_max > 0, lambda_max, 1), jnp.where(lambda_max <= 0, jnp.inf, jnp.nan))
+
+
+def critical_lr(
+    apply_fn: Callable, params: PyTree, batch: tuple[Array, Array], *, loss: str, method: str = "auto"
+) -> Float[Array, ""]:
+    """Critical learning rate of gradient descent on a batch, ``2 / lambda_max(K_L)``.
+
+    A step with a larger learning rate makes the component of the residual along the top eigenvector grow: in the linear
+    regime the loss on that batch rises. For ``mse`` this is ``b / lambda_max(K)``, for one example with a scalar output
+    ``1 / ||grad_w f||^2``.
+
+    Args:
+      apply_fn: ``apply_fn(params, x) -> outputs``.
+      params: parameters.
+      batch: ``(x, targets)``.
+      loss: ``"mse"``, ``"softmax_cross_entropy"`` or ``"logistic"``.
+      method: how the kernel is computed, see :func:`tangent_kernel`.
+
+    Returns:
+      A scalar, in units of the learning rate; infinite where the kernel is zero. Plain gradient descent (SGD without
+      momentum) is assumed.
+
+    Raises:
+      ValueError: as :func:`tangent_kernel` and :func:`loss_weighted_kernel`.
+
+    Source: Lewkowycz et al. (2020), arXiv 2003.02218; Zhu et al. (2024), arXiv 2306.04815.
+
+    >>> linear = lambda w, x: x @ w
+    >>> batch = (jnp.array([[3.0, 4.0]]), jnp.array([1.0]))
+    >>> round(float(critical_lr(linear, jnp.zeros(2), batch, loss="mse")), 6)  # 1 / |x|^2
+    0.04
+    """
+    x, targets = batch
+    kernel = tangent_kernel(apply_fn, params, x, method=method)
+    weighted = loss_weighted_kernel(kernel, apply_fn(params, x), targets, loss=loss)
+    return critical_lr_from_lambda(jnp.linalg.eigvalsh(weighted)[-1])

@@ -1,0 +1,97 @@
+"""The loss split over the top eigenspace of the kernel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from catapult_jax.critical_lr import loss_weighted_kernel
+from catapult_jax.losses import hessian_root, output_gradient
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+
+class LossSplit(NamedTuple):
+    """What :func:`split_loss` returns."""
+
+    top: Float[Array, ""]  # part of the loss in the top-k eigenspace
+    rest: Float[Array, ""]  # part outside it
+    lambda_max: Float[Array, ""]  # largest eigenvalue of the loss-weighted kernel
+    eigenvalues: Float[Array, " k"]  # of the loss-weighted kernel, in the order of the eigenvectors
+    eigenvectors: Float[Array, "n k"]  # columns, aligned to the previous ones if those are given
+
+
+def split_loss(
+    kernel: Float[Array, "bo bo"],
+    outputs: Float[Array, "b *o"],
+    targets: Array,
+    *,
+    loss: str,
+    k: int = 5,
+    previous: Float[Array, "bo k"] | None = None,
+) -> LossSplit:
+    """Splits the loss of a batch over the top-``k`` eigenspace of the loss-weighted kernel.
+
+    With ``U_k`` the top eigenvectors and ``s = S^(-1/2) grad_f l`` (pseudo-inverse) the loss-weighted residual,
+    ``top = ||U_k^T s||^2 / (2 b)`` and ``rest = (||s||^2 - ||U_k^T s||^2) / (2 b)``. For ``mse`` this is ``||U_k^T (f - y)||^2 / b``,
+    and ``top + rest`` is the loss; for other losses the sum is half the Newton decrement, not the loss.
+
+    Args:
+      kernel: tangent kernel ``(b*o, b*o)``, example-major, not loss-weighted.
+      outputs: ``(b,)`` or ``(b, o)``.
+      targets: as the loss wants them.
+      loss: ``"mse"``, ``"softmax_cross_entropy"`` or ``"logistic"``.
+      k: size of the eigenspace; at most ``b*o`` vectors exist, and a larger ``k`` takes them all.
+      previous: eigenvectors of the step before. The new ones are put in the order and sign that overlap most with them, so
+        that curves do not jump when two eigenvalues cross; the space itself is always that of the ``k`` largest.
+
+    Raises:
+      ValueError: ``k`` below 1, unknown loss, or shapes that don't fit.
+
+    Source: Zhu et al. (2024), arXiv 2306.04815, for the split; the loss-weighted form is the Gauss-Newton one.
+
+    >>> split = split_loss(jnp.diag(jnp.array([4.0, 1.0])), jnp.array([3.0, 1.0]), jnp.zeros(2), loss="mse", k=1)
+    >>> float(split.top), float(split.rest), float(split.lambda_max)  # (9/2, 1/2, 2*4/2)
+    (4.5, 0.5, 4.0)
+    """
+    if k < 1:
+        raise ValueError(f"k={k!r}; allowed: 1 or more")
+    b = jnp.shape(outputs)[0]
+    with jax.default_matmul_precision("highest"):
+        weighted = loss_weighted_kernel(kernel, outputs, targets, loss=loss)
+        gradient = output_gradient(outputs, targets, loss=loss)
+        if loss == "mse":
+            residual = gradient.reshape(-1) * 0.5**0.5
+        else:
+            root = hessian_root(outputs, targets, loss=loss, inverse=True)
+            residual = jnp.einsum("ipo,io->ip", root, gradient).reshape(-1)
+        residual = residual.astype(weighted.dtype)
+        values, vectors = jnp.linalg.eigh(weighted)
+        values, vectors = values[::-1][:k], vectors[:, ::-1][:, :k]
+        lambda_max = values[0]
+        if previous is not None:
+            order, sign = _alignment(previous.T @ vectors)
+            values, vectors = values[order], vectors[:, order] * sign
+        # The part outside is projected, not subtracted, so that it keeps its digits when almost all is in the top space.
+        components = vectors.T @ residual
+        outside = residual - vectors @ components
+    top, rest = jnp.sum(components**2) / (2 * b), jnp.sum(outside**2) / (2 * b)
+    return LossSplit(top, rest, lambda_max, values, vectors)
+
+
+def _alignment(overlap: Float[Array, "k k"]):
+    """Order and sign of the new vectors (columns): the largest overlap is matched first, then the largest of those left."""
+    k = overlap.shape[0]
+
+    def match(_, carry):
+        left, order = carry
+        row, column = jnp.unravel_index(jnp.argmax(left), left.shape)
+        left = left.at[row, :].set(-1).at[:, column].set(-1)
+        return left, order.at[row].set(column.astype(order.dtype))
+
+    _, order = jax.lax.fori_loop(0, k, match, (jnp.abs(overlap), jnp.zeros(k, jnp.int32)))
+    sign = jnp.where(overlap[jnp.arange(k), order] < 0, -1, 1).astype(overlap.dtype)
+    return order, sign

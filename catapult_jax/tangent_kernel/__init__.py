@@ -1,0 +1,7 @@
+"""The tangent kernel of a batch."""
+
+from catapult_jax.tangent_kernel.coupling import CoupledExamplesError
+from catapult_jax.tangent_kernel.exact import METHODS, tangent_kernel
+from catapult_jax.tangent_kernel.neural_tangents import NeuralTangentsMissing
+
+__all__ = ["METHODS", "CoupledExamplesError", "NeuralTangentsMissing", "tangent_kernel"]
