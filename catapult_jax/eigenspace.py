@@ -64,10 +64,10 @@ def split_loss(
         weighted = loss_weighted_kernel(kernel, outputs, targets, loss=loss)
         gradient = output_gradient(outputs, targets, loss=loss)
         if loss == "mse":
-            residual = gradient.reshape(-1) * 0.5**0.5
+            residual = gradient.reshape(-1) / 2  # f - y
         else:
             root = hessian_root(outputs, targets, loss=loss, inverse=True)
-            residual = jnp.einsum("ipo,io->ip", root, gradient).reshape(-1)
+            residual = jnp.einsum("ipo,io->ip", root, gradient).reshape(-1) * 0.5**0.5
         residual = residual.astype(weighted.dtype)
         values, vectors = jnp.linalg.eigh(weighted)
         values, vectors = values[::-1][:k], vectors[:, ::-1][:, :k]
@@ -78,7 +78,7 @@ def split_loss(
         # The part outside is projected, not subtracted, so that it keeps its digits when almost all is in the top space.
         components = vectors.T @ residual
         outside = residual - vectors @ components
-    top, rest = jnp.sum(components**2) / (2 * b), jnp.sum(outside**2) / (2 * b)
+    top, rest = jnp.sum(components**2) / b, jnp.sum(outside**2) / b
     return LossSplit(top, rest, lambda_max, values, vectors)
 
 

@@ -2,7 +2,7 @@
 
 A **spike** of factor ``F`` opens when the loss exceeds ``F`` times its level, the running minimum since the last spike closed, and
 closes when it is back at ``(1 + delta)`` times that level. Its **onset** is the last step at which the loss was still at its
-level, up to the same ``delta``: the update of that step starts the rise. An **exceedance** is a step with ``lr > critical_lr``. A
+level, up to one percent: the update of that step starts the rise. An **exceedance** is a step with ``lr > critical_lr``. A
 spike with an exceedance at its onset (or within the momentum horizon before it) is a **catapult**, one without is
 **unexplained**, and one that is not finite or not back within the horizon is a **divergence**.
 """
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 FACTORS = (1.2, 1.5, 2.0, 3.0, 5.0)  # counts are always given on this grid, so that no result hangs on one threshold
+_ONSET = 0.01  # a change below one percent does not start a rise: it is rounding, batch noise, or the flat bottom of a curve
 KINDS = ("none", "catapult", "unexplained", "divergence")
 
 
@@ -140,7 +141,8 @@ def detector(*, factor: float = 1.5, delta: float = 0.1, horizon: int = 1000, mo
         finite = jnp.isfinite(loss)
         level = jnp.where(state.is_open | ~finite, state.level, jnp.minimum(state.level, loss))
         at_level = finite & (loss <= (1 + delta) * level)
-        onset = pick((~state.is_open & at_level) | (state.onset.step < 0), now, state.onset)
+        at_bottom = finite & (loss <= (1 + _ONSET) * level)
+        onset = pick((~state.is_open & at_bottom) | (state.onset.step < 0), now, state.onset)
         is_open = state.is_open | ~(loss <= factor * level)
         higher = ~state.is_open | (loss > state.peak.loss) | ~finite
         peak = pick(is_open & higher, now, state.peak)

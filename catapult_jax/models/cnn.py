@@ -10,7 +10,7 @@ READOUTS = ("flatten", "average")
 
 
 class CNN(nn.Module):
-    """Convolutional network, NTK parameterisation, stride one, zero padding.
+    """Convolutional network, NTK parameterisation, zero padding.
 
     Convolution: ``h <- act(gain / sqrt(k k c_in) * conv(h, W) + c)``; readout of the flattened or spatially averaged maps:
     ``f = h W / sqrt(fan_in) + c``. Every ``W ~ N(0, 1)``; every ``c`` starts at zero and enters with factor one.
@@ -29,6 +29,7 @@ class CNN(nn.Module):
     gain: float = 1.0  # of the convolutions; sqrt(2) is He scaling for relu
     bias: bool = False
     kernel_size: int = 3
+    strides: tuple[int, ...] = ()  # of each convolution; empty: one
     readout: str = "flatten"  # or "average", over space
 
     @nn.compact
@@ -39,6 +40,7 @@ class CNN(nn.Module):
             h = nn.Conv(
                 self.width,
                 (self.kernel_size, self.kernel_size),
+                strides=self.strides[layer] if self.strides else 1,
                 use_bias=self.bias,
                 kernel_init=unit_normal,
                 name=f"conv_{layer}",

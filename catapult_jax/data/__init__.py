@@ -1,0 +1,18 @@
+"""Data sets: one small interface over a folder of .npz files, TFDS, embedded images and synthetic targets."""
+
+from catapult_jax.data.prepare import CODINGS, CODINGS_OF_LOSS, SCALINGS, Data, prepare
+from catapult_jax.data.sources import EMBEDDED, Arrays, DataUnavailable, read
+from catapult_jax.data.synthetic import synthetic
+
+__all__ = [
+    "CODINGS",
+    "CODINGS_OF_LOSS",
+    "EMBEDDED",
+    "SCALINGS",
+    "Arrays",
+    "Data",
+    "DataUnavailable",
+    "prepare",
+    "read",
+    "synthetic",
+]

@@ -1,0 +1,225 @@
+"""Training with instruments: init, step, chunk; one member or a vmapped ensemble of members (seed x learning rate)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from catapult_jax.critical_lr import critical_lr
+from catapult_jax.data import Data
+from catapult_jax.events import Detector, DetectorState
+from catapult_jax.instruments import Instrument, Moment, measure
+from catapult_jax.losses import batch_loss
+from catapult_jax.schedules import Schedule, ScheduleState
+
+
+class Members(NamedTuple):
+    """One entry per member; exactly one of the learning rates is given, the other is None."""
+
+    seed: np.ndarray  # (m,)
+    lr: np.ndarray | None  # (m,)
+    lr_relative: np.ndarray | None  # (m,) multiple of the critical lr at initialisation, on the training (or probe) examples
+
+
+class MemberState(NamedTuple):
+    params: Any
+    opt_state: Any
+    schedule: ScheduleState
+    detector: DetectorState
+    eigenvectors: jax.Array | None  # of the last kernel of the batch, where the batch is always the same
+    alive: jax.Array  # False once a loss was not finite: the member is frozen from that step on
+
+
+class State(NamedTuple):
+    """All that a run carries from one step to the next."""
+
+    step: jax.Array
+    members: MemberState  # leading axis: member
+
+
+class Start(NamedTuple):
+    """What is known before the first step."""
+
+    critical_lr: np.ndarray  # (m,) at initialisation
+    lr: np.ndarray  # (m,)
+
+
+class Trainer(NamedTuple):
+    init: Callable[[Members], tuple[State, Start]]
+    run: Callable[[State, Members, int], tuple[State, dict[str, np.ndarray]]]  # n steps; measurements (m, n, ...)
+    scanned: bool  # steps run inside one compiled scan, vmapped over members; otherwise one by one
+
+
+def trainer(
+    model,
+    data: Data,
+    *,
+    loss: str,
+    optimizer: Callable[..., optax.GradientTransformation],
+    schedule: Schedule,
+    detector: Detector,
+    instruments: dict[str, Instrument],
+    batch_size: int = 0,
+    probe_size: int = 0,
+) -> Trainer:
+    """Builds the functions that train a model.
+
+    Args:
+      model: Flax module, ``model.apply(params, x) -> outputs``.
+      data: the arrays.
+      loss: name of the loss.
+      optimizer: Optax constructor with a ``learning_rate`` argument; the schedule's rate is handed to it at every step.
+      schedule: see :mod:`catapult_jax.schedules`.
+      detector: online event detector, run on the training loss.
+      instruments: by name, see :mod:`catapult_jax.instruments`.
+      batch_size: 0 takes all training examples in every step (gradient descent); otherwise batches are drawn without
+        replacement, epoch by epoch, as a function of seed and step alone, so a resumed run draws the same ones.
+      probe_size: examples on which the critical learning rate at initialisation is taken; 0: all.
+
+    Raises:
+      ValueError: a batch larger than the training set.
+    """
+    n = len(data.x_train)
+    if not 0 <= batch_size <= n:
+        raise ValueError(f"batch_size={batch_size!r}; allowed: 0 (all) to {n}")
+    full = batch_size in (0, n)
+    apply_fn = model.apply
+    arrays = {key: jnp.asarray(getattr(data, key)) for key in ("x_train", "y_train", "x_test", "y_test")}
+    optimizer = optax.inject_hyperparams(optimizer)(learning_rate=0.0)
+    follows = full and "batch_kernel" in instruments  # eigenvectors of one batch are in no order with those of another
+
+    def init_member(seed):
+        params = model.init(jax.random.fold_in(jax.random.key(seed), 0), arrays["x_train"][:1])
+        x, y = (arrays[key][: probe_size or None] for key in ("x_train", "y_train"))
+        return params, critical_lr(apply_fn, params, (x, y), loss=loss)
+
+    def moment(params, eigenvectors=None):
+        batch = (arrays["x_train"], arrays["y_train"]) if full else tuple(
+            arrays[key][:batch_size] for key in ("x_train", "y_train")
+        )
+        return Moment(params, params, batch, apply_fn(params, batch[0]), arrays, eigenvectors)
+
+    def init(members: Members) -> tuple[State, Start]:
+        init_one = jax.jit(init_member)
+        states, critical = [], []
+        for i, seed in enumerate(members.seed):
+            params, critical_i = init_one(int(seed))
+            lr = members.lr[i] if members.lr is not None else members.lr_relative[i] * critical_i
+            vectors = None
+            if follows:
+                shape = jax.eval_shape(lambda p: instruments["batch_kernel"].measure(moment(p)), params)["eigenvectors"]
+                vectors = jnp.zeros(shape.shape, shape.dtype)
+            states.append(
+                MemberState(params, optimizer.init(params), schedule.init(lr), detector.init(), vectors, jnp.asarray(True))
+            )
+            critical.append(np.asarray(critical_i))
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        return State(jnp.int32(0), stacked), Start(np.array(critical), np.asarray(stacked.schedule.lr))
+
+    def step_member(step, state: MemberState, seed, data: dict, *, due: int | None):
+        """One step of one member. ``due``: the step modulo all cadences as a Python number, or None: decide at run time."""
+        if full:
+            batch = data["x_train"], data["y_train"]
+        else:
+            per_epoch = n // batch_size
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), step // per_epoch)
+            start = (step % per_epoch) * batch_size
+            rows = jax.lax.dynamic_slice(jax.random.permutation(key, n), (start,), (batch_size,))
+            batch = data["x_train"][rows], data["y_train"][rows]
+
+        def loss_fn(params):
+            outputs = apply_fn(params, batch[0])
+            return batch_loss(outputs, batch[1], loss=loss), outputs
+
+        (value, outputs), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        before = Moment(state.params, state.params, batch, outputs, data, state.eigenvectors)
+        when = dict(step=step if due is None else due, static=due is not None)
+        measured = {"loss_batch": value} | measure(
+            {name: i for name, i in instruments.items() if name != "loss_after"}, before, **when
+        )
+        vectors = measured.pop("eigenvectors", None)
+        if full:
+            same = {"loss_train": "loss_batch", "lambda_max_train": "lambda_max_batch", "critical_lr_train": "critical_lr_batch"}
+            measured |= {name: measured[other] for name, other in same.items() if other in measured}
+
+        critical = measured.get("critical_lr_batch", jnp.float32(jnp.nan))
+        tracked = measured.get("loss_train", value)
+        rate = schedule.update(state.schedule, step, tracked, critical)
+        spikes, _ = detector.update(
+            state.detector,
+            tracked,
+            rate.lr,
+            critical,
+            measured.get("lambda_max_batch", jnp.float32(jnp.nan)),
+            measured.get("loss_top", jnp.float32(jnp.nan)),
+        )
+        opt_state = state.opt_state._replace(hyperparams=state.opt_state.hyperparams | {"learning_rate": rate.lr})
+        updates, opt_state = optimizer.update(gradient, opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        if "loss_after" in instruments:
+            measured |= measure({"loss_after": instruments["loss_after"]}, before._replace(new_params=params), **when)
+
+        alive = state.alive & jnp.isfinite(value)
+        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(alive, a, b), new, old)
+        measured |= {"lr": rate.lr, "stage": rate.stage, "alive": alive, "spikes": spikes.closed + spikes.is_open}
+        if follows:
+            vectors = keep(vectors, state.eigenvectors) if instruments["batch_kernel"].every == 1 else jnp.where(
+                jnp.isnan(vectors).any() | ~alive, state.eigenvectors, vectors
+            )
+        else:
+            vectors = None
+        new = MemberState(
+            keep(params, state.params), keep(opt_state, state.opt_state), keep(rate, state.schedule), spikes, vectors, alive
+        )
+        return new, measured
+
+    example = jax.eval_shape(lambda: init_member(0)[0])
+    convolutional = "conv_general_dilated" in str(jax.make_jaxpr(apply_fn)(example, arrays["x_train"][:1]))
+    # On the CPU, XLA runs convolutions inside loops 40 to 60 times slower, and batched over members twice as slow.
+    scanned = not (convolutional and jax.default_backend() == "cpu")
+    cadence = int(np.lcm.reduce([instrument.every for instrument in instruments.values()], initial=1))
+
+    @partial(jax.jit, donate_argnums=0, static_argnums=3)
+    def scan_chunk(state: State, seeds, data, steps: int):
+        def body(state, _):
+            members, measured = jax.vmap(partial(step_member, due=None), in_axes=(None, 0, 0, None))(
+                state.step, state.members, seeds, data
+            )
+            return State(state.step + 1, members), measured
+
+        state, measured = jax.lax.scan(body, state, length=steps)
+        return state, jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), measured)
+
+    step_once = jax.jit(step_member, donate_argnums=1, static_argnames="due")
+
+    def loop_chunk(state: State, seeds, data, steps: int):
+        count = len(seeds)
+        members = [jax.tree.map(lambda a, i=i: a[i], state.members) for i in range(count)]
+        measured = [[] for _ in range(count)]
+        first = int(state.step)
+        for step in range(first, first + steps):
+            # Steps that have the same instruments due share one compiled program.
+            due = next(d for d in range(cadence) if _due(instruments, d) == _due(instruments, step))
+            for i in range(count):
+                members[i], values = step_once(jnp.int32(step), members[i], seeds[i], data, due=due)
+                measured[i].append(values)
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+        series = [jax.tree.map(lambda *values: np.stack(values), *values) for values in jax.device_get(measured)]
+        return State(jnp.int32(first + steps), stacked), jax.tree.map(lambda *values: np.stack(values), *series)
+
+    def run(state: State, members: Members, steps: int):
+        chunk = scan_chunk if scanned else loop_chunk
+        state, measured = chunk(state, jnp.asarray(members.seed), arrays, steps)
+        return state, jax.device_get(measured)
+
+    return Trainer(init, run, scanned)
+
+
+def _due(instruments: dict[str, Instrument], step: int) -> tuple[bool, ...]:
+    return tuple(step % instrument.every == 0 for instrument in instruments.values())
