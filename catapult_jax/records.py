@@ -52,6 +52,7 @@ def create(run_dir: str | Path, *, members: dict[str, np.ndarray], steps: int, s
         units = UNITS[prefix] if prefix else "1"
         dims = ("member", "step", *_EXTRA_AXES.get(name, ()))
         add(name, (count, steps, *rest), dtype, dims, fill, (count, min(chunk, steps), *rest), units=units)
+    # xarray takes the arrays named under "coordinates" as such.
     group.attrs.update({"steps_done": 0, "coordinates": " ".join(members)})
 
 
@@ -78,8 +79,7 @@ def open_record(run_dir: str | Path) -> xarray.Dataset:
     if not path.is_dir():
         raise FileNotFoundError(f"run_dir={str(run_dir)!r} holds no {_ARRAYS}; allowed: the directory of a run")
     dataset = xarray.open_zarr(path, consolidated=False, chunks=None)
-    dataset = dataset.isel(step=slice(0, dataset.attrs["steps_done"]))
-    return dataset.set_coords(dataset.attrs["coordinates"].split())
+    return dataset.isel(step=slice(0, dataset.attrs["steps_done"]))
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -42,6 +42,7 @@ def get_config() -> ConfigDict:
     c.model.gain = 1.0
     c.model.bias = False
     c.model.readout = "flatten"  # cnn: or average
+    c.model.strides = ()  # cnn: of each convolution; empty: one
 
     c.loss = "mse"  # softmax_cross_entropy, logistic
 

@@ -1,0 +1,55 @@
+"""One catapult of gradient descent on 128 CIFAR-10 images, airplane against bird (Fig. 3 of Zhu et al. 2024).
+
+    python -m experiments.main --config=configs/cifar_gd.py            # 5-layer FCN, width 1024, 1.67 times critical
+    python -m experiments.main --config=configs/cifar_gd.py:cnn        # 5-layer CNN, 512 channels, 1.78 times critical
+    python -m experiments.main --config=configs/cifar_gd.py:ratios     # FCN at 0.5, 0.9, 1.67, 2.5 times critical
+    python -m experiments.main --config=configs/cifar_gd.py:smoke      # seconds; also cnn,smoke and ratios,smoke
+
+@NUMBERS@
+
+From the published text: gradient descent, 128 points, five layers, the ratios 1.67 and 1.78, critical lr 3.6 (FCN) and 4.5
+(CNN), top-5 split. Everything else is our choice: the classes, inputs scaled to norm sqrt(d), width, strides, gain one, no
+bias, targets -1 and +1.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config(variant: str = "fcn") -> ConfigDict:
+    chosen = variant.split(",")
+    unknown = set(chosen) - {"fcn", "cnn", "ratios", "smoke"}
+    if unknown:
+        raise ValueError(f"variant {', '.join(sorted(unknown))!r}; allowed: fcn, cnn, ratios, smoke, joined by commas")
+    c = default.get_config()
+    c.title = "GD on 128 images"
+    c.steps = 60
+    c.members.seed = (0, 1, 2, 3, 4)
+    c.optimizer.lr_relative = 1.67
+    c.data.name = "cifar10"
+    c.data.classes = (0, 2)
+    c.data.stand_in = "natural_patches"
+    c.data.stand_in_classes = (0, 1)
+    c.claims = ("first_catapult", "spikes_are_catapults")
+    c.published_critical_lr = 3.6
+    if "cnn" in chosen:
+        c.model.name = "cnn"
+        c.model.width = 512
+        c.model.strides = (4, 2, 1, 1)
+        c.optimizer.lr_relative = 1.78
+        c.published_critical_lr = 4.5
+        c.steps = 20
+    if "ratios" in chosen:
+        c.steps = 150
+        c.members.lr_relative = (0.5, 0.9, 1.67, 2.5)
+        c.claims = ("spikes_are_catapults",)
+    if "smoke" in chosen:
+        c.steps = 6
+        c.data.train_size = 16
+        c.data.test_size = 16
+        c.model.width = 32
+        c.members.seed = (0, 1)
+        c.run.chunk_steps = 3
+        c.run.checkpoint_every = 3
+    return c

@@ -1,0 +1,34 @@
+"""Several catapults: gradient descent on 128 CIFAR-10 images with the lr raised twice (Fig. 4 of Zhu et al. 2024).
+
+    python -m experiments.main --config=configs/cifar_gd_multi.py            # FCN
+    python -m experiments.main --config=configs/cifar_gd_multi.py:cnn        # CNN
+    python -m experiments.main --config=configs/cifar_gd_multi.py:smoke      # seconds; also cnn,smoke
+
+@NUMBERS@
+
+From the published text: the nets of Fig. 3 and two raises. Our choices: the start at half the critical lr, a raise to 1.67 (FCN)
+or 1.78 (CNN) times the critical lr *of that moment* when the loss has settled, and those of cifar_gd.py.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import cifar_gd
+
+
+def get_config(variant: str = "fcn") -> ConfigDict:
+    c = cifar_gd.get_config(variant)
+    chosen = variant.split(",")
+    if "ratios" in chosen:
+        raise ValueError("variant 'ratios'; allowed: fcn, cnn, smoke, joined by commas")
+    c.title = "GD on 128 images, lr raised twice"
+    c.schedule.name = "staircase"
+    c.schedule.raise_to = c.optimizer.lr_relative
+    c.optimizer.lr_relative = 0.5
+    c.claims = ("catapult_follows_raise", "spikes_are_catapults")
+    c.members.seed = (0, 1, 2)
+    if "smoke" not in chosen:
+        c.steps = 60 if "cnn" in chosen else 200
+    else:
+        c.schedule.settle_steps = 1
+        c.schedule.settle_fraction = 1.0
+    return c

@@ -1,0 +1,37 @@
+"""A first look on embedded data: below and above the critical lr, on crops of two photographs (no download).
+
+    python -m experiments.main --config=configs/quickstart.py
+    python -m experiments.main --config=configs/quickstart.py:smoke      # seconds
+
+@NUMBERS@
+
+A small version of cifar_gd.py on data that is always there; nothing in it is a published setting.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config(variant: str = "full") -> ConfigDict:
+    if variant not in ("full", "smoke"):
+        raise ValueError(f"variant {variant!r}; allowed: full, smoke")
+    c = default.get_config()
+    c.title = "Quickstart: GD on 128 natural patches"
+    c.steps = 60
+    c.members.seed = (0, 1)
+    c.members.lr_relative = (0.5, 1.67)
+    c.data.name = "natural_patches"
+    c.data.classes = (0, 1)
+    c.model.width = 512
+    c.measure.test_every = 10
+    c.claims = ("first_catapult", "spikes_are_catapults")
+    if variant == "smoke":
+        c.steps = 6
+        c.data.train_size = 16
+        c.data.test_size = 16
+        c.model.width = 32
+        c.members.seed = (0,)
+        c.run.chunk_steps = 3
+        c.run.checkpoint_every = 3
+    return c

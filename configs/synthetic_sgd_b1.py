@@ -1,0 +1,48 @@
+"""SGD with batch size one: the loss of a batch rises when the lr is critical for that batch (Fig. 5 of Zhu et al. 2024).
+
+    python -m experiments.main --config=configs/synthetic_sgd_b1.py            # two-layer net, rank-2 target
+    python -m experiments.main --config=configs/synthetic_sgd_b1.py:smoke      # seconds
+
+@NUMBERS@
+
+From the published text: a two-layer net, synthetic data, SGD with batch size one. Everything else is our choice: y = x_1 x_2 in
+20 dimensions, 128 points, width 1024, and three learning rates, relative to the critical lr of the whole training set (the
+critical lr of a single example is about a fifth of it, and at 0.5 the run diverges).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config(variant: str = "full") -> ConfigDict:
+    if variant not in ("full", "smoke"):
+        raise ValueError(f"variant {variant!r}; allowed: full, smoke")
+    c = default.get_config()
+    c.title = "SGD, batch size 1, two-layer net"
+    c.steps = 2000
+    c.members.seed = (0, 1, 2, 3, 4)
+    c.data.name = "synthetic"
+    c.data.coding = "value"
+    c.data.scaling = "none"
+    c.data.test_size = 256
+    c.data.synthetic.dimension = 20
+    c.model.depth = 2
+    c.optimizer.batch_size = 1
+    c.members.lr_relative = (0.1, 0.15, 0.2)
+    c.measure.top_k = 1
+    c.measure.loss_after_every = 1
+    c.measure.train_kernel_every = 20
+    c.measure.test_every = 20
+    c.run.chunk_steps = 200
+    c.run.checkpoint_every = 1000
+    c.claims = ("exceedance_predicts_rise",)
+    if variant == "smoke":
+        c.steps = 30
+        c.data.train_size = 16
+        c.data.test_size = 16
+        c.model.width = 32
+        c.members.seed = (0, 1)
+        c.run.chunk_steps = 10
+        c.run.checkpoint_every = 10
+    return c
