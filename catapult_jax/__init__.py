@@ -1,13 +1,13 @@
 """Catapults of neural networks: critical learning rates, loss spikes, eigenspaces, features."""
 
+from catapult_jax._version import __version__
 from catapult_jax.critical_lr import critical_lr, critical_lr_from_lambda, loss_weighted_kernel
 from catapult_jax.eigenspace import LossSplit, split_loss
 from catapult_jax.events import Detector, Event, count_spikes, detector, find_events, prediction
 from catapult_jax.losses import batch_loss
 from catapult_jax.models import CNN, FCN
-from catapult_jax.tangent_kernel import CoupledExamplesError, tangent_kernel
-
-__version__ = "0.1.0"
+from catapult_jax.records import open_record
+from catapult_jax.tangent_kernel import CoupledExamplesError, NeuralTangentsMissing, tangent_kernel
 
 __all__ = [
     "CNN",
@@ -16,6 +16,8 @@ __all__ = [
     "Detector",
     "Event",
     "LossSplit",
+    "NeuralTangentsMissing",
+    "__version__",
     "batch_loss",
     "count_spikes",
     "critical_lr",
@@ -23,7 +25,24 @@ __all__ = [
     "detector",
     "find_events",
     "loss_weighted_kernel",
+    "open_record",
     "prediction",
     "split_loss",
     "tangent_kernel",
 ]
+
+
+def _warn_of_broken_jax() -> None:
+    """JAX releases that are wrong or unusable on the CPU (jax issues 39103, 40412; quadratic scan in 0.11.1)."""
+    import warnings
+
+    import jax
+
+    if jax.__version__ in ("0.10.2", "0.11.0", "0.11.1"):
+        warnings.warn(
+            f"jax {jax.__version__} gives wrong or very slow results on the CPU; allowed: see requirements.txt", stacklevel=2
+        )
+
+
+_warn_of_broken_jax()
+del _warn_of_broken_jax

@@ -9,6 +9,7 @@ spike with an exceedance at its onset (or within the momentum horizon before it)
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -143,7 +144,7 @@ def detector(*, factor: float = 1.5, delta: float = 0.1, horizon: int = 1000, mo
         at_level = finite & (loss <= (1 + delta) * level)
         at_bottom = finite & (loss <= (1 + _ONSET) * level)
         onset = pick((~state.is_open & at_bottom) | (state.onset.step < 0), now, state.onset)
-        is_open = state.is_open | ~(loss <= factor * level)
+        is_open = state.is_open | ~(finite & (loss <= factor * level))
         higher = ~state.is_open | (loss > state.peak.loss) | ~finite
         peak = pick(is_open & higher, now, state.peak)
 
@@ -208,7 +209,7 @@ def find_events(
     >>> event.kind, event.onset, event.peak, event.end, event.peak_ratio
     ('catapult', 0, 2, 4, 3.0)
     """
-    d = detector(factor=factor, delta=delta, horizon=horizon, momentum_horizon=momentum_horizon)
+    d, run = _compiled(factor, delta, horizon, momentum_horizon)
     loss = np.asarray(loss, np.float32)
     if loss.ndim != 1:
         raise ValueError(f"loss has shape {loss.shape}; allowed: one-dimensional")
@@ -218,13 +219,15 @@ def find_events(
     for name, value in series.items():
         if value.shape != loss.shape:
             raise ValueError(f"{name} has shape {value.shape}; allowed: {loss.shape}, that of loss")
-    state, events = _run(d)(loss, *series.values())
+    state, events = run(loss, *series.values())
     events = [*zip(*map(np.asarray, events), strict=True), tuple(map(np.asarray, d.finish(state)))]
     return [_as_numbers(Event(*event)) for event in events if event[0] > 0]
 
 
-def _run(d: Detector) -> Callable:
-    return jax.jit(lambda *series: jax.lax.scan(lambda state, values: d.update(state, *values), d.init(), series))
+@functools.cache
+def _compiled(factor, delta, horizon, momentum_horizon) -> tuple[Detector, Callable]:
+    d = detector(factor=factor, delta=delta, horizon=horizon, momentum_horizon=momentum_horizon)
+    return d, jax.jit(lambda *series: jax.lax.scan(lambda state, values: d.update(state, *values), d.init(), series))
 
 
 def _as_numbers(event: Event) -> Event:
@@ -277,4 +280,6 @@ def prediction(predicted: Array, happened: Array) -> Prediction:
     tp, fp = int((predicted & happened).sum()), int((predicted & ~happened).sum())
     fn, tn = int((~predicted & happened).sum()), int((~predicted & ~happened).sum())
     share = lambda a, b: a / b if b else float("nan")
-    return Prediction(tp, fp, fn, tn, share(tp, tp + fp), share(tp, tp + fn), share(2 * tp, 2 * tp + fp + fn), share(tp + fn, happened.size))
+    return Prediction(
+        tp, fp, fn, tn, share(tp, tp + fp), share(tp, tp + fn), share(2 * tp, 2 * tp + fp + fn), share(tp + fn, happened.size)
+    )

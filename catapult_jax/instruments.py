@@ -74,9 +74,7 @@ def train_loss(apply_fn: Callable, *, loss: str, every: int) -> Instrument:
     """Loss on the whole training set. Cost: its forward pass."""
     return Instrument(
         every,
-        lambda now: {
-            "loss_train": batch_loss(apply_fn(now.params, now.data["x_train"]), now.data["y_train"], loss=loss)
-        },
+        lambda now: {"loss_train": batch_loss(apply_fn(now.params, now.data["x_train"]), now.data["y_train"], loss=loss)},
     )
 
 

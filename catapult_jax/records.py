@@ -18,8 +18,24 @@ if TYPE_CHECKING:
 
 _ARRAYS = "record.zarr"
 _EXTRA_AXES = {"eigenvalues": ("eigenvalue",)}
-UNITS = {"lr": "learning rate", "critical_lr": "learning rate", "lambda_max": "1 / learning rate", "eigenvalues": "1 / learning rate"}
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "neural-tangents", "xarray", "zarr", "orbax-checkpoint", "tensorflow-datasets")
+UNITS = {
+    "lr": "learning rate",
+    "critical_lr": "learning rate",
+    "lambda_max": "1 / learning rate",
+    "eigenvalues": "1 / learning rate",
+}
+_PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "numpy",
+    "neural-tangents",
+    "xarray",
+    "zarr",
+    "orbax-checkpoint",
+    "tensorflow-datasets",
+)
 
 
 def create(run_dir: str | Path, *, members: dict[str, np.ndarray], steps: int, shapes: dict[str, Any], chunk: int) -> None:

@@ -83,9 +83,7 @@ def staircase(*, raises: int, raise_to: float, settle_fraction: float, settle_st
         loss, critical_lr = jnp.asarray(loss, jnp.float32), jnp.asarray(critical_lr, jnp.float32)
         step = jnp.asarray(step, jnp.int32)
         first = step == state.start
-        state = state._replace(
-            loss_start=jnp.where(first, loss, state.loss_start), level=jnp.minimum(state.level, loss)
-        )
+        state = state._replace(loss_start=jnp.where(first, loss, state.loss_start), level=jnp.minimum(state.level, loss))
         settled = (
             (step - state.start >= settle_steps)
             & (loss <= settle_fraction * state.loss_start)
@@ -93,9 +91,7 @@ def staircase(*, raises: int, raise_to: float, settle_fraction: float, settle_st
             & (state.stage < raises)
             & jnp.isfinite(critical_lr)
         )
-        raised = ScheduleState(
-            jnp.maximum(state.lr, raise_to * critical_lr), state.stage + 1, step, loss, loss
-        )
+        raised = ScheduleState(jnp.maximum(state.lr, raise_to * critical_lr), state.stage + 1, step, loss, loss)
         return jax.tree.map(lambda a, b: jnp.where(settled, a, b), raised, state)
 
     return Schedule(_init, update)

@@ -100,8 +100,10 @@ def trainer(
         return params, critical_lr(apply_fn, params, (x, y), loss=loss)
 
     def moment(params, eigenvectors=None):
-        batch = (arrays["x_train"], arrays["y_train"]) if full else tuple(
-            arrays[key][:batch_size] for key in ("x_train", "y_train")
+        batch = (
+            (arrays["x_train"], arrays["y_train"])
+            if full
+            else tuple(arrays[key][:batch_size] for key in ("x_train", "y_train"))
         )
         return Moment(params, params, batch, apply_fn(params, batch[0]), arrays, eigenvectors)
 
@@ -145,7 +147,11 @@ def trainer(
         )
         vectors = measured.pop("eigenvectors", None)
         if full:
-            same = {"loss_train": "loss_batch", "lambda_max_train": "lambda_max_batch", "critical_lr_train": "critical_lr_batch"}
+            same = {
+                "loss_train": "loss_batch",
+                "lambda_max_train": "lambda_max_batch",
+                "critical_lr_train": "critical_lr_batch",
+            }
             measured |= {name: measured[other] for name, other in same.items() if other in measured}
 
         critical = measured.get("critical_lr_batch", jnp.float32(jnp.nan))
@@ -169,8 +175,10 @@ def trainer(
         keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(alive, a, b), new, old)
         measured |= {"lr": rate.lr, "stage": rate.stage, "alive": alive, "spikes": spikes.closed + spikes.is_open}
         if follows:
-            vectors = keep(vectors, state.eigenvectors) if instruments["batch_kernel"].every == 1 else jnp.where(
-                jnp.isnan(vectors).any() | ~alive, state.eigenvectors, vectors
+            vectors = (
+                keep(vectors, state.eigenvectors)
+                if instruments["batch_kernel"].every == 1
+                else jnp.where(jnp.isnan(vectors).any() | ~alive, state.eigenvectors, vectors)
             )
         else:
             vectors = None

@@ -73,10 +73,16 @@ def first_catapult(record, config) -> Verdict:
         return Verdict("first_catapult", statement, NOT_TESTED, "no member starts above the critical lr")
     onset, share = [e.onset for e in found], [e.share_top for e in found]
     # The kernel of a spike that has not closed by the end of the run is the last one measured.
-    after = {m: e.lambda_max_after if e.end >= 0 else float(record["lambda_max_batch"].values[m, -1]) for m, e in firsts.items() if e}
+    after = {
+        m: e.lambda_max_after if e.end >= 0 else float(record["lambda_max_batch"].values[m, -1]) for m, e in firsts.items() if e
+    }
     ratio = [after[m] / e.lambda_max_before for m, e in firsts.items() if e]
     holds = (
-        len(found) == len(chosen) and max(onset) <= 5 and min(share) >= 0.95 and max(ratio) < 1 and min(e.end for e in found) >= 0
+        len(found) == len(chosen)
+        and max(onset) <= 5
+        and min(share) >= 0.95
+        and max(ratio) < 1
+        and min(e.end for e in found) >= 0
     )
     effect = (
         f"{len(found)} of {len(chosen)} members have one; onset at step {_spread(onset)}; share of the rise {_spread(share)}; "
@@ -110,7 +116,13 @@ def spikes_are_catapults(record, config) -> Verdict:
     if not total:
         return Verdict("spikes_are_catapults", statement, NOT_TESTED, "no spike; " + "; ".join(per_rate))
     lost = sum(e.kind == "divergence" for found in events for e in found)
-    effect = f"{explained} of {total} spikes have an exceedance at onset, {lost} are divergences, {early} start before the first exceedance; "
+    on_the_way = sum(above[m, e.onset : e.peak + 1].any() for m, found in enumerate(events) for e in found)
+    ratio = record["lr"].values / record["critical_lr_batch"].values
+    unexplained = [ratio[m, e.onset] for m, found in enumerate(events) for e in found if e.kind == "unexplained"]
+    effect = (
+        f"{explained} of {total} spikes have an exceedance at onset, {on_the_way} at a step from onset to peak; lr / critical lr at "
+        f"the onset of the others {_spread(unexplained)}; {lost} divergences; {early} start before the first exceedance; "
+    )
     holds = early == 0 and explained == total
     return Verdict("spikes_are_catapults", statement, REPRODUCED if holds else NOT_REPRODUCED, effect + "; ".join(per_rate))
 

@@ -53,9 +53,12 @@ def _one_line(error: BaseException) -> str:
 
 
 def _unknown_field(argv: Sequence[str]) -> str | None:
-    config = flags.FLAGS.config
-    if not isinstance(config, ConfigDict):
-        return None
+    """The first field on the command line that the config file does not have; the file is loaded again without overrides."""
+    alone = [argv[0], *(a for a in argv[1:] if re.match(r"--?config=", a))]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=alone)
+    values(alone)
+    config = values.config
     known = sorted(flat(config))
     for argument in argv[1:]:
         match = re.match(r"--?config\.([\w.]+)", argument)
@@ -184,15 +187,32 @@ def check(config: ConfigDict) -> None:
         "members.lr_relative",
         why="allowed: each rate once",
     )
-    refuse(config.optimizer.batch_size > config.data.train_size, "optimizer.batch_size", "data.train_size", why="allowed: a batch no larger than the training set")
-    refuse(config.measure.probe_size > config.data.train_size, "measure.probe_size", "data.train_size", why="allowed: a probe no larger than the training set")
+    refuse(
+        config.optimizer.batch_size > config.data.train_size,
+        "optimizer.batch_size",
+        "data.train_size",
+        why="allowed: a batch no larger than the training set",
+    )
+    refuse(
+        config.measure.probe_size > config.data.train_size,
+        "measure.probe_size",
+        "data.train_size",
+        why="allowed: a probe no larger than the training set",
+    )
     codings = CODINGS_OF_LOSS[config.loss]
     refuse(config.data.coding not in codings, "loss", "data.coding", why=f"allowed for this loss: {', '.join(codings)}")
     synthetic = config.data.name == "synthetic"
-    refuse(synthetic != (config.data.coding == "value"), "data.name", "data.coding", why="allowed: coding 'value' with synthetic targets, and only there")
+    refuse(
+        synthetic != (config.data.coding == "value"),
+        "data.name",
+        "data.coding",
+        why="allowed: coding 'value' with synthetic targets, and only there",
+    )
     refuse(synthetic and config.data.classes, "data.name", "data.classes", why="allowed: no classes for synthetic targets")
     refuse(synthetic and config.data.scaling != "none", "data.name", "data.scaling", why="allowed for synthetic inputs: none")
-    refuse(synthetic and config.data.test_size == 0, "data.name", "data.test_size", why="allowed for synthetic targets: 1 or more")
+    refuse(
+        synthetic and config.data.test_size == 0, "data.name", "data.test_size", why="allowed for synthetic targets: 1 or more"
+    )
     refuse(synthetic and config.model.name == "cnn", "data.name", "model.name", why="allowed for synthetic inputs: fcn")
     refuse(
         config.data.synthetic.rank > config.data.synthetic.dimension,
@@ -200,7 +220,12 @@ def check(config: ConfigDict) -> None:
         "data.synthetic.dimension",
         why="allowed: a rank no larger than the dimension",
     )
-    refuse(config.data.stand_in and config.data.name in EMBEDDED, "data.name", "data.stand_in", why="allowed: no stand-in for embedded data")
+    refuse(
+        config.data.stand_in and config.data.name in EMBEDDED,
+        "data.name",
+        "data.stand_in",
+        why="allowed: no stand-in for embedded data",
+    )
     refuse(
         config.model.name == "cnn" and len(config.model.strides) not in (0, config.model.depth - 1),
         "model.strides",
@@ -208,7 +233,12 @@ def check(config: ConfigDict) -> None:
         why=f"allowed: none, or one for each of the {config.model.depth - 1} convolutions",
     )
     refuse(config.model.name == "fcn" and config.model.strides, "model.name", "model.strides", why="allowed for fcn: none")
-    refuse(config.events.factor <= 1 + config.events.delta, "events.factor", "events.delta", why="allowed: a factor above 1 + delta")
+    refuse(
+        config.events.factor <= 1 + config.events.delta,
+        "events.factor",
+        "events.delta",
+        why="allowed: a factor above 1 + delta",
+    )
     refuse(
         config.schedule.name == "staircase" and config.measure.batch_kernel_every != 1,
         "schedule.name",

@@ -19,9 +19,7 @@ _COLORS = {"catapult": "tab:red", "unexplained": "tab:purple", "divergence": "bl
 def _panels(record):
     """One panel for each learning rate, at most four: (title, members), the first member drawn in full."""
     rates = record["lr_relative"].values
-    return [
-        (f"{rate:.3g} x critical at start", np.flatnonzero(rates == rate)) for rate in np.unique(rates)[:4]
-    ]
+    return [(f"{rate:.3g} x critical at start", np.flatnonzero(rates == rate)) for rate in np.unique(rates)[:4]]
 
 
 def _axes(record, title: str, ylabel: str):

@@ -128,7 +128,9 @@ def check_kernel(model, params, x) -> dict:
         return {"examples": len(x), "relative_error": None, "text": f"skipped: {error}"}
     error = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
     if not error <= _CHECK_LIMIT:
-        raise RunError(f"kernel differs from neural_tangents by {error:.2e} relative on {len(x)} examples; allowed: {_CHECK_LIMIT}")
+        raise RunError(
+            f"kernel differs from neural_tangents by {error:.2e} relative on {len(x)} examples; allowed: {_CHECK_LIMIT}"
+        )
     return {"examples": len(x), "relative_error": error, "text": f"relative error {error:.1e}"}
 
 
@@ -176,7 +178,9 @@ def run(config: ConfigDict, workdir: Path) -> list[report.Verdict]:
     }  # fmt: skip
     earlier = json.loads((workdir / "run.json").read_text()) if (workdir / "run.json").is_file() else None
     if earlier and earlier["data"]["sha256"] != arrays.checksum:
-        raise configs.ConfigError(f"workdir={str(workdir)!r} holds a run on other data (SHA-256 differs); allowed: another workdir")
+        raise configs.ConfigError(
+            f"workdir={str(workdir)!r} holds a run on other data (SHA-256 differs); allowed: another workdir"
+        )
     records.write_json(stored, as_json)
     records.write_json(workdir / "run.json", about)
 

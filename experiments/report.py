@@ -96,7 +96,13 @@ def build(run_dir: str | Path) -> list[Verdict]:
             )
     parts.append("<h2>Critical learning rate at initialisation</h2>")
     rows = [
-        (m["member"], m["seed"], m["lr_relative"], float(record["lr_init"].values[m["member"]]), float(record["critical_lr_init"].values[m["member"]]))
+        (
+            m["member"],
+            m["seed"],
+            m["lr_relative"],
+            float(record["lr_init"].values[m["member"]]),
+            float(record["critical_lr_init"].values[m["member"]]),
+        )
         for m in members
     ]
     parts.append(_table(("member", "seed", "lr / critical lr", "lr", "critical lr"), rows))
@@ -105,9 +111,33 @@ def build(run_dir: str | Path) -> list[Verdict]:
     for path, caption in drawn.values():
         parts.append(_image(path, caption))
     parts.append(f"<h2>Spikes above {config['events']['factor']} times the level</h2>")
-    header = ("member", "kind", "onset", "peak", "end", "peak / level", "share in top space", "lr", "critical lr", "lambda before", "lambda after")
+    header = (
+        "member",
+        "kind",
+        "onset",
+        "peak",
+        "end",
+        "peak / level",
+        "share in top space",
+        "lr",
+        "critical lr",
+        "lambda before",
+        "lambda after",
+    )
     rows = [
-        (m["member"], e.kind, e.onset, e.peak, e.end if e.end >= 0 else "open", e.peak_ratio, e.share_top, e.lr, e.critical_lr, e.lambda_max_before, e.lambda_max_after)
+        (
+            m["member"],
+            e.kind,
+            e.onset,
+            e.peak,
+            e.end if e.end >= 0 else "open",
+            e.peak_ratio,
+            e.share_top,
+            e.lr,
+            e.critical_lr,
+            e.lambda_max_before,
+            e.lambda_max_after,
+        )
         for m, found in zip(members, events, strict=True)
         for e in found
     ]
@@ -116,16 +146,32 @@ def build(run_dir: str | Path) -> list[Verdict]:
         parts.append(f"<p>The first 200 of {len(rows)}; all are in events.jsonl.</p>")
     parts.append("<h2>Number of spikes for each factor</h2>")
     counts = {f: [len(found) for found in run_events(record, config, factor=f)] for f in FACTORS}
-    parts.append(_table(("member", *(f"above {f}" for f in FACTORS)), [(m, *(counts[f][m] for f in FACTORS)) for m in range(len(members))]))
+    parts.append(
+        _table(
+            ("member", *(f"above {f}" for f in FACTORS)), [(m, *(counts[f][m] for f in FACTORS)) for m in range(len(members))]
+        )
+    )
     if "loss_batch_after" in record:
         parts.append("<h2>Exceedance as a predictor of a rise in the step</h2>")
         for name, tables in rise_predictions(record).items():
             rows = [(m, *table) for m, table in enumerate(tables)]
-            header = ("member", "above, rose", "above, fell", "below, rose", "below, fell", "precision", "recall", "F1", "base rate")
+            header = (
+                "member",
+                "above, rose",
+                "above, fell",
+                "below, rose",
+                "below, fell",
+                "precision",
+                "recall",
+                "F1",
+                "base rate",
+            )
             parts.append(f"<h3>{escape(name)}</h3>" + _table(header, rows))
     parts.append("<h2>Data, kernel check, environment</h2>")
     parts.append(_table(("", ""), list(run["data"].items()), "text"))
-    parts.append(f"<p>Kernel against neural_tangents on {run['kernel_check']['examples']} examples: {escape(run['kernel_check']['text'])}.</p>")
+    parts.append(
+        f"<p>Kernel against neural_tangents on {run['kernel_check']['examples']} examples: {escape(run['kernel_check']['text'])}.</p>"
+    )
     parts.append(f"<pre>{escape(json.dumps(run['environment'], indent=2))}</pre>")
     parts.append(f"<h2>Config</h2><pre>{escape(json.dumps(config, indent=2))}</pre>")
     html = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style></head><body>{"".join(parts)}</body></html>'

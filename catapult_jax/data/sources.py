@@ -63,7 +63,7 @@ def read(name: str, *, directory: str | None = None, tfds_dir: str | None = None
 
 def _read_npz(file: Path, name: str) -> Arrays:
     try:
-        with np.load(file, allow_pickle=False) as stored:
+        with file.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
             missing = [key for key in _ARRAYS if key not in stored]
             if missing:
                 raise ValueError(f"{file} lacks {', '.join(missing)}; allowed: a file with {', '.join(_ARRAYS)}")

@@ -47,6 +47,4 @@ class CNN(nn.Module):
             )(scaled(h, self.gain, self.kernel_size**2 * h.shape[-1]))
             h = ACTIVATIONS[self.activation](h)
         h = h.mean(axis=(1, 2)) if self.readout == "average" else h.reshape(h.shape[0], -1)
-        return nn.Dense(self.outputs, use_bias=self.bias, kernel_init=unit_normal, name="readout")(
-            scaled(h, 1.0, h.shape[-1])
-        )
+        return nn.Dense(self.outputs, use_bias=self.bias, kernel_init=unit_normal, name="readout")(scaled(h, 1.0, h.shape[-1]))

@@ -36,6 +36,4 @@ class FCN(nn.Module):
                 scaled(h, self.gain, h.shape[-1])
             )
             h = ACTIVATIONS[self.activation](h)
-        return nn.Dense(self.outputs, use_bias=self.bias, kernel_init=unit_normal, name="readout")(
-            scaled(h, 1.0, h.shape[-1])
-        )
+        return nn.Dense(self.outputs, use_bias=self.bias, kernel_init=unit_normal, name="readout")(scaled(h, 1.0, h.shape[-1]))

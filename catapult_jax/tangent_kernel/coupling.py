@@ -53,17 +53,17 @@ def refuse_coupled_examples(apply_fn: Callable, params: PyTree, x: Array) -> Non
         numbers = [_invented(rng, leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(shapes)]
         examples = rng.standard_normal((2, *jnp.shape(x)[1:]))
         is_float = jnp.issubdtype(jnp.result_type(x), jnp.floating)
-        examples = examples.astype(jnp.result_type(x)) if is_float else np.stack(
-            [np.zeros(jnp.shape(x)[1:]), np.ones(jnp.shape(x)[1:])]
-        ).astype(jnp.result_type(x))
+        examples = (
+            examples.astype(jnp.result_type(x))
+            if is_float
+            else np.stack([np.zeros(jnp.shape(x)[1:]), np.ones(jnp.shape(x)[1:])]).astype(jnp.result_type(x))
+        )
         other = np.stack([examples[0], np.full_like(examples[1], np.nan) if is_float else examples[0]])
 
         def evaluate(inputs: np.ndarray) -> np.ndarray:
             closed = traced[len(inputs)]
             rng = np.random.default_rng(1)
-            consts = [
-                _closed_over(rng, const) if isinstance(const, jax.core.Tracer) else const for const in closed.consts
-            ]
+            consts = [_closed_over(rng, const) if isinstance(const, jax.core.Tracer) else const for const in closed.consts]
             run = jax.extend.core.jaxpr_as_fun(jax.extend.core.ClosedJaxpr(closed.jaxpr, consts))
             (out,) = run(*map(jnp.asarray, numbers), jnp.asarray(inputs))
             return np.asarray(out, np.float64)

@@ -23,7 +23,7 @@ METHODS = ("auto", "structured", "jacobian", "neural_tangents")
 
 
 def tangent_kernel(
-    apply_fn: Callable[..., Float[Array, "b *o"]],
+    apply_fn: Callable[..., Float[Array, b * o]],
     params: PyTree,
     x: Array,
     *,

@@ -13,6 +13,7 @@ import functools
 import importlib
 import sys
 import types
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,8 @@ def load() -> types.ModuleType:
         "neural_tangents.experimental": _module("neural_tangents.experimental"),
     }
     try:
-        with _lent(names, modules):
+        with _lent(names, modules), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             package = importlib.import_module("neural_tangents")
             empirical = importlib.import_module("neural_tangents._src.empirical")
     except ImportError as error:
@@ -156,7 +158,7 @@ def _mend_structured_derivatives(empirical: types.ModuleType) -> None:
 
 
 def empirical_kernel(
-    apply_fn: Callable[..., Float[Array, "b *o"]],
+    apply_fn: Callable[..., Float[Array, b * o]],
     params: PyTree,
     x: Array,
     *,
@@ -191,7 +193,8 @@ def empirical_kernel(
     kernel_fn = package.empirical_ntk_fn(
         f, trace_axes=(), vmap_axes=0, implementation=package.NtkImplementation(implementation)
     )
-    with jax.default_matmul_precision("highest"):
+    with jax.default_matmul_precision("highest"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a dormant package about names that it uses
         kernel = kernel_fn(x, None, params)  # (b, b, o, o)
     b, _, o, _ = kernel.shape
     return kernel.transpose(0, 2, 1, 3).reshape(b * o, b * o)

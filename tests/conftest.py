@@ -1,0 +1,30 @@
+"""Settings of the whole suite."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+_EXCLUDED = ("0.10.2", "0.11.0", "0.11.1")
+if jax.__version__ in _EXCLUDED:
+    pytest.exit(
+        f"jax {jax.__version__} is wrong or unusable on the CPU; the allowed versions are in requirements.txt", returncode=2
+    )
+
+jax.config.update("jax_platforms", "cpu")
+
+
+@pytest.fixture
+def strict():
+    """No implicit change of dtype or rank in our own arithmetic."""
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def real_data() -> str:
+    folder = os.environ.get("CATAPULT_DATA_DIR", "")
+    if not folder or not Path(folder, "cifar10.npz").is_file():
+        pytest.skip("CATAPULT_DATA_DIR names no folder with cifar10.npz")
+    return folder

@@ -1,0 +1,119 @@
+"""What is wrong with a command line or a config is said in one line, with exit code 2, before anything is written."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import cifar_gd, cifar_gd_multi, default, quickstart, synthetic_sgd_b1
+from experiments import config as configs
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(*arguments, cwd=ROOT):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.main", *arguments], cwd=cwd, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--config=configs/quickstart.py", "--config.optimizer.lr_relativ=2"],
+            "no field 'optimizer.lr_relativ'; nearest: 'optimizer.lr_relative'",
+        ),
+        (["--config=configs/quickstart.py", "--config.steps=many"], "config.steps=many"),
+        (["--config=configs/quickstart.py:huge"], "variant 'huge'; allowed: full, smoke"),
+        (["--config=configs/quickstart.py", "--config.model.depth=1"], "model.depth=1; allowed: 2 or more"),
+        ([], "--config is missing"),
+    ],
+)
+def test_command_line_errors(arguments, message, tmp_path):
+    done = command(*arguments, f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr and done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_file_and_an_unknown_flag(tmp_path):
+    for arguments in (["--config=configs/none.py"], ["--config=configs/quickstart.py", "--worker=1"]):
+        done = command(*arguments)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+
+
+def changed(**fields) -> ConfigDict:
+    config = quickstart.get_config()
+    with config.unlocked():
+        for name, value in fields.items():
+            config.update_from_flattened_dict({name.replace("__", "."): value})
+    return config
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"steps": 0}, "steps=0; allowed: 1 or more"),
+        ({"members__seed": (0, 0)}, "members.seed=.* each seed once"),
+        ({"members__seed": (0.5,)}, r"members.seed=\(0.5,\)"),
+        ({"members__lr_relative": (-1.0,)}, "members.lr_relative.*above 0"),
+        ({"members__lr_relative": ("a",)}, "members.lr_relative"),
+        ({"model__name": "mlp"}, "model.name='mlp'; allowed: cnn, fcn"),
+        ({"optimizer__name": "adam"}, "optimizer.name='adam'; allowed: sgd"),
+        ({"optimizer__lr": 1.0}, "optimizer.lr=1.0.*absolute lr alone"),
+        ({"members__lr_relative": ()}, "exactly one of them"),
+        ({"optimizer__batch_size": 129}, "optimizer.batch_size=129, data.train_size=128"),
+        ({"optimizer__batch_size": 4, "measure__train_loss_every": 5}, "train_loss_every=5.*allowed with batches: 1"),
+        ({"loss": "logistic"}, "loss='logistic', data.coding='sign'; allowed for this loss: binary"),
+        ({"data__name": "synthetic"}, "coding 'value' with synthetic"),
+        ({"data__stand_in": "digits"}, "no stand-in for embedded data"),
+        ({"events__factor": 1.05}, "factor above 1"),
+        ({"events__factor": float("nan")}, "events.factor=nan"),
+        ({"model__strides": (2,)}, "allowed for fcn: none"),
+        ({"model__name": "cnn", "model__strides": (2,)}, "one for each of the 4 convolutions"),
+        ({"schedule__name": "staircase", "measure__batch_kernel_every": 2}, "relative to the critical lr of its step"),
+        ({"claims": ("everything",)}, "claims=.*a tuple of"),
+        ({"measure__probe_size": 1000}, "probe no larger"),
+    ],
+    ids=str,
+)
+def test_values_out_of_range_and_fields_that_contradict(fields, message):
+    with pytest.raises(configs.ConfigError, match=message) as caught:
+        configs.check(changed(**fields))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("module", "variants"),
+    [
+        (cifar_gd, ("fcn", "cnn", "ratios", "smoke", "cnn,smoke", "ratios,smoke")),
+        (cifar_gd_multi, ("fcn", "cnn", "smoke", "cnn,smoke")),
+        (synthetic_sgd_b1, ("full", "smoke")),
+        (quickstart, ("full", "smoke")),
+    ],
+)
+def test_configs_of_the_house_are_valid(module, variants):
+    for variant in variants:
+        config = module.get_config(variant)
+        configs.check(config)
+        assert set(configs.flat(config)) == set(configs.flat(default.get_config()))
+    with pytest.raises(ValueError, match="'none'"):
+        module.get_config("none")
+
+
+def test_every_number_and_choice_has_a_rule():
+    unchecked = {n for n in configs.flat(default.get_config()) if n not in configs._RULES}
+    assert unchecked == {
+        "title", "published_critical_lr", "data.name", "data.dir", "data.tfds_dir", "data.download", "data.strict", "model.bias",
+    }  # fmt: skip
+
+
+def test_identity_tells_configs_apart():
+    one, two = quickstart.get_config(), quickstart.get_config()
+    assert configs.identity(one) == configs.identity(two)
+    two.steps = 61
+    assert configs.identity(one) != configs.identity(two)

@@ -1,0 +1,67 @@
+"""The split of the loss over the top eigenspace, on kernels with prescribed spectra."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from catapult_jax import batch_loss, split_loss
+from catapult_jax.testing import symmetric_with_spectrum
+from tests.test_losses import CASES
+
+
+@pytest.mark.parametrize("spectrum", [(9, 4, 2, 1), (9, 9, 2, 1), (5, 5 - 1e-3, 1, 0), (3, 0, 0, 0)], ids=str)
+@pytest.mark.parametrize("k", [2, 4, 7])
+def test_split_of_a_known_residual(spectrum, k, strict):
+    kernel, vectors = symmetric_with_spectrum(spectrum)
+    residual = vectors @ np.array([1.0, 2.0, 3.0, 4.0])
+    split = split_loss(jnp.float32(kernel), jnp.float32(residual), jnp.zeros(4), loss="mse", k=k)
+    total = float(batch_loss(jnp.float32(residual), jnp.zeros(4), loss="mse"))
+    assert float(split.top + split.rest) == pytest.approx(total, rel=1e-5)
+    assert float(split.lambda_max) == pytest.approx(2 / 4 * spectrum[0], rel=1e-5)
+    assert split.eigenvectors.shape == (4, min(k, 4))
+    gap = k >= 4 or spectrum[k - 1] - spectrum[k] > 1e-2
+    if gap:  # otherwise the top-k space is not defined
+        expected = sum(c**2 for c in (1.0, 2.0, 3.0, 4.0)[:k]) / 4
+        assert float(split.top) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", CASES)
+def test_top_and_rest_are_the_newton_decrement(loss):
+    f, y = CASES[loss]
+    n = f.size
+    kernel, _ = symmetric_with_spectrum(np.linspace(3, 1, n))
+    split = split_loss(jnp.float32(kernel), f, y, loss=loss, k=n)
+    mean = lambda f: batch_loss(f, y, loss=loss)
+    gradient = np.asarray(jax.grad(mean)(f), np.float64).reshape(-1)
+    hessian = np.asarray(jax.hessian(mean)(f), np.float64).reshape(n, n)
+    decrement = gradient @ np.linalg.pinv(hessian, rcond=1e-5) @ gradient / 2
+    assert float(split.top) == pytest.approx(decrement, rel=1e-4)
+    assert float(split.rest) <= 1e-5 * decrement
+
+
+def test_vectors_keep_their_sign_and_order_through_a_crossing():
+    _, vectors = symmetric_with_spectrum((3, 2, 1))
+    previous, followed = None, []
+    for t in np.linspace(0, 1, 11):
+        spectrum = np.array([3 - t, 2 + t, 1.0])  # the first two cross in the middle
+        kernel = (vectors * spectrum) @ vectors.T
+        split = split_loss(jnp.float32(kernel), jnp.ones(3), jnp.zeros(3), loss="mse", k=2, previous=previous)
+        if abs(t - 0.5) > 1e-9:  # at the crossing any basis is right
+            previous = split.eigenvectors
+            followed.append(np.asarray(split.eigenvalues) * 3 / 2)
+            assert float(split.lambda_max) * 3 / 2 == pytest.approx(spectrum.max(), rel=1e-5)
+    followed = np.array(followed)
+    assert (np.diff(followed[:, 0]) < 0).all() and (np.diff(followed[:, 1]) > 0).all()
+
+
+def test_first_step_has_no_previous_vectors():
+    kernel, _ = symmetric_with_spectrum((3, 2, 1))
+    fresh = split_loss(jnp.float32(kernel), jnp.ones(3), jnp.zeros(3), loss="mse", k=2)
+    zero = split_loss(jnp.float32(kernel), jnp.ones(3), jnp.zeros(3), loss="mse", k=2, previous=jnp.zeros((3, 2)))
+    assert (fresh.eigenvalues == zero.eigenvalues).all()
+
+
+def test_k_below_one():
+    with pytest.raises(ValueError, match="k=0; allowed: 1 or more"):
+        split_loss(jnp.eye(2), jnp.ones(2), jnp.ones(2), loss="mse", k=0)

@@ -1,0 +1,85 @@
+"""The package: imports, one source of versions, and the JAX releases that it must not run on."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import catapult_jax
+from catapult_jax.tangent_kernel import neural_tangents
+
+ROOT = Path(__file__).parents[1]
+
+_BLOCKED = (
+    "ml_collections",
+    "neural_tangents",
+    "zarr",
+    "xarray",
+    "tensorflow_datasets",
+    "jaxtyping",
+    "sklearn",
+    "matplotlib",
+    "absl.flags",
+    "tqdm",
+)
+
+
+def test_core_imports_with_only_jax_numpy_flax_and_optax():
+    code = f"""
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {[b for b in _BLOCKED if "." not in b]}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Block())
+import jax.numpy as jnp
+import catapult_jax, catapult_jax.training, catapult_jax.data, catapult_jax.checkpoints
+model = catapult_jax.FCN(depth=2, width=4)
+params = model.init(__import__("jax").random.key(0), jnp.ones((2, 3)))
+assert catapult_jax.tangent_kernel(model.apply, params, jnp.ones((2, 3))).shape == (2, 2)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_missing_neural_tangents_names_the_line_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "neural_tangents", None)
+    neural_tangents.load.cache_clear()
+    with pytest.raises(catapult_jax.NeuralTangentsMissing, match=re.escape(neural_tangents.INSTALL)):
+        catapult_jax.tangent_kernel(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.ones((3, 2)), method="neural_tangents")
+    neural_tangents.load.cache_clear()
+
+
+def test_versions_have_one_source():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert set(project["project"]["dynamic"]) == {"version", "dependencies"}
+    assert project["tool"]["setuptools"]["dynamic"]["dependencies"] == {"file": ["requirements.txt"]}
+    pin = re.search(r"neural-tangents==[\d.]+", (ROOT / "Makefile").read_text())[0]
+    assert pin in neural_tangents.INSTALL and pin in (ROOT / "requirements.txt").read_text()
+    assert not re.search(r"^tensorflow(?!-)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    packages = {str(p.parent.relative_to(ROOT)).replace("/", ".") for p in (ROOT / "catapult_jax").rglob("__init__.py")}
+    assert set(project["tool"]["setuptools"]["packages"]) == packages
+
+
+def test_public_names_exist():
+    assert len(catapult_jax.__all__) == len(set(catapult_jax.__all__))
+    assert all(hasattr(catapult_jax, name) for name in catapult_jax.__all__)
+
+
+def test_the_sum_that_jax_0_10_2_gets_wrong():
+    """jax issue 39103: vmapped matrix-vector product followed by a reduction, under jit, on the CPU."""
+    n = 32769
+    a, v = jnp.ones((4, n), jnp.float32), jnp.ones((8, n), jnp.float32)
+    total = jax.jit(lambda a, v: jax.vmap(lambda row: (a @ row).sum())(v).sum())(a, v)
+    assert float(total) == pytest.approx(4 * 8 * n, rel=1e-6)
+
+
+def test_an_excluded_jax_is_warned_of():
+    code = "import jax; jax.__version__ = '0.10.2'; import catapult_jax"
+    done = subprocess.run([sys.executable, "-W", "always", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert "UserWarning: jax 0.10.2 gives wrong or very slow results" in done.stderr

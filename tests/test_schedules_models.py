@@ -1,0 +1,72 @@
+"""The staircase schedule, and the parameterisation of the models."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from catapult_jax import CNN, FCN
+from catapult_jax.schedules import staircase
+
+
+def _run(schedule, losses, critical=2.0):
+    state, seen = schedule.init(0.1), []
+    for step, loss in enumerate(losses):
+        state = schedule.update(state, step, loss, critical)
+        seen.append((round(float(state.lr), 4), int(state.stage)))
+    return seen
+
+
+def test_staircase_raises_when_the_loss_has_settled_and_only_so_often():
+    schedule = staircase(raises=2, raise_to=1.5, settle_fraction=0.5, settle_steps=2)
+    losses = [1.0, 0.4, 0.3, 0.9, 0.5, 0.14, 0.1, 0.01, 0.001]
+    seen = _run(schedule, losses)
+    assert [stage for _, stage in seen] == [0, 0, 1, 1, 1, 2, 2, 2, 2]
+    assert seen[2][0] == 3.0  # 1.5 times critical
+
+
+def test_staircase_waits_out_a_spike_and_never_lowers_the_rate():
+    schedule = staircase(raises=1, raise_to=1.5, settle_fraction=0.5, settle_steps=1)
+    assert [stage for _, stage in _run(schedule, [1.0, 0.6, 0.55, 0.9, 0.8])] == [0] * 5
+    spike = _run(schedule, [1.0, 0.51, 0.2, 3.0])
+    assert [stage for _, stage in spike] == [0, 0, 1, 1]
+    assert _run(schedule, [1.0, 0.4], critical=0.001)[-1] == (0.1, 1)
+
+
+@pytest.mark.parametrize("field,value", [("raises", -1), ("raise_to", 0.0), ("settle_fraction", 1.5), ("settle_steps", 0)])
+def test_bad_staircase(field, value):
+    good = dict(raises=1, raise_to=1.5, settle_fraction=0.5, settle_steps=1)
+    with pytest.raises(ValueError, match=f"{field}={value}"):
+        staircase(**good | {field: value})
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [(FCN(depth=3, width=2048, activation="linear"), (64, 32)), (CNN(depth=3, width=512, activation="linear"), (8, 6, 6, 2))],
+    ids=["fcn", "cnn"],
+)
+def test_outputs_keep_the_variance_of_the_inputs(model, shape):
+    """NTK parameterisation with gain one and no nonlinearity: E f^2 = mean x^2 (for the CNN up to the zero padding)."""
+    x = jax.random.normal(jax.random.key(0), shape)
+    outputs = jnp.stack([model.apply(model.init(jax.random.key(s), x), x) for s in range(8)])
+    low, high = (0.6, 1.4) if isinstance(model, FCN) else (0.3, 1.4)
+    assert low < float(jnp.mean(outputs**2)) < high
+
+
+def test_weights_have_unit_variance_and_gain_scales_hidden_layers_only():
+    x = jax.random.normal(jax.random.key(0), (4, 30))
+    params = FCN(depth=4, width=200).init(jax.random.key(1), x)
+    assert all(np.std(leaf) == pytest.approx(1, abs=0.1) for leaf in jax.tree.leaves(params))
+    one, two = (FCN(depth=4, width=200, gain=g).apply(params, x) for g in (1.0, 2.0))
+    np.testing.assert_allclose(two, 8 * one, rtol=1e-4)  # three hidden relu layers
+
+
+def test_cnn_shapes():
+    images = jnp.ones((2, 8, 8, 3))
+    for model, size in (
+        (CNN(depth=3, width=4), 256),
+        (CNN(depth=3, width=4, strides=(2, 2)), 16),
+        (CNN(depth=3, width=4, readout="average"), 4),
+    ):
+        params = model.init(jax.random.key(0), images)["params"]
+        assert params["readout"]["kernel"].shape == (size, 1)

@@ -1,0 +1,190 @@
+"""The kernel of every model in the zoo against a float64 Jacobian and neural_tangents."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from catapult_jax import CNN, FCN, CoupledExamplesError, tangent_kernel
+from catapult_jax.tangent_kernel import exact, neural_tangents
+from catapult_jax.testing import explicit_kernel, relative_error
+from tests.zoo import ZOO, build
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_kernel_is_exact_in_float32(name):
+    apply_fn, params, x = build(name)
+    kernel = jax.jit(lambda p, x: tangent_kernel(apply_fn, p, x))(params, x)
+    assert kernel.dtype == jnp.float32
+    assert relative_error(kernel, explicit_kernel(apply_fn, params, x)) <= 1e-5
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_kernel_is_exact_in_float64_and_against_neural_tangents(name):
+    apply_fn, params, x = build(name)
+    oracle = explicit_kernel(apply_fn, params, x)
+    with jax.enable_x64():
+        wide = lambda a: (
+            jnp.asarray(np.asarray(a), jnp.float64) if jnp.issubdtype(a.dtype, jnp.floating) else jnp.asarray(np.asarray(a))
+        )
+        params, x = jax.tree.map(wide, params), wide(x)
+        kernel = jax.jit(lambda p, x: tangent_kernel(apply_fn, p, x))(params, x)
+        reference = jax.jit(lambda p, x: tangent_kernel(apply_fn, p, x, method="neural_tangents"))(params, x)
+        assert kernel.dtype == jnp.float64
+    assert relative_error(kernel, oracle) <= 1e-12
+    assert relative_error(kernel, np.asarray(reference)) <= 1e-12
+
+
+@pytest.mark.parametrize(
+    "name", ["fcn bias, ten outputs", "conv {'feature_group_count': 2, 'strides': 2}", "attention and norms"]
+)
+def test_jacobian_method_agrees(name):
+    apply_fn, params, x = build(name)
+    assert relative_error(tangent_kernel(apply_fn, params, x, method="jacobian"), explicit_kernel(apply_fn, params, x)) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "uncovered"),
+    [
+        ("fcn bias, ten outputs", 0),
+        ("cnn strided, average, outputs", 0),
+        ("dense over axes, twice", 0),
+        ("batch folded", 0),
+        ("attention and norms", 5),  # two scales, two biases of norms, one positional parameter; attention is covered
+        ("tied embedding", 1),
+        ("parameters outside a module", 2),
+        ("running batch norm", 2),
+    ],
+)
+def test_structured_covers_what_it_can_and_names_what_it_cannot(name, uncovered):
+    apply_fn, params, x = build(name)
+    plan = exact._plan(apply_fn, params, x)
+    assert len(jax.tree.leaves(params)) - len(plan.covered) == uncovered
+    if uncovered:
+        with pytest.raises(ValueError, match=r"no rule for parameters \["):
+            tangent_kernel(apply_fn, params, x, method="structured")
+    else:
+        tangent_kernel(apply_fn, params, x, method="structured")
+
+
+@pytest.mark.parametrize("name", ["fcn", "cnn", "dense over axes, twice"])
+def test_same_under_jit_vmap_and_scan(name):
+    apply_fn, params, x = build(name)
+    several = jax.tree.map(lambda a: jnp.stack([a, 2 * a, -a]), params)
+    kernel = lambda p: tangent_kernel(apply_fn, p, x)
+    one_by_one = np.stack([explicit_kernel(apply_fn, jax.tree.map(lambda a, i=i: a[i], several), x) for i in range(3)])
+    _, scanned = jax.jit(lambda ps: jax.lax.scan(lambda c, p: (c, kernel(p)), 0, ps))(several)
+    assert relative_error(jax.jit(jax.vmap(kernel))(several), one_by_one) <= 1e-5
+    assert relative_error(scanned, one_by_one) <= 1e-5
+    eager = tangent_kernel(apply_fn, params, x)
+    assert relative_error(eager, one_by_one[0]) <= 1e-5
+
+
+def test_a_parameter_aliased_in_the_tree_is_two_parameters():
+    apply_fn, params, x = build("fcn")
+    shared = params["hidden_1"]["kernel"]
+    aliased = params | {"hidden_1": {"kernel": shared}, "unused": {"kernel": shared}}
+    use = lambda p, x: apply_fn({k: p[k] for k in params}, x)
+    assert relative_error(tangent_kernel(use, aliased, x), explicit_kernel(apply_fn, params, x)) <= 1e-5
+
+
+@pytest.mark.parametrize("rows,other", [((5, 4, 2, 3), 6), ((3, 50, 1, 2), 2), ((2, 3, 1, 400), 300)])
+def test_both_orders_of_the_weight_gram(rows, other):
+    b, p, g, m = rows
+    rng = np.random.default_rng(0)
+    h, d = rng.standard_normal((b, p, g, m)), rng.standard_normal((b, 2, p, g, other))
+    jacobian = np.einsum("ipgm,iopgc->iogmc", h, d).reshape(b * 2, -1)
+    assert relative_error(exact._weight_gram(jnp.float32(h), jnp.float32(d)), jacobian @ jacobian.T) <= 1e-5
+
+
+def test_kernel_arithmetic_is_at_highest_precision():
+    model = CNN(depth=3, width=4)
+    x = jnp.ones((2, 6, 6, 1))
+    params = model.init(jax.random.key(0), x)
+    with jax.default_matmul_precision("default"):
+        jaxpr = str(jax.make_jaxpr(lambda p, x: tangent_kernel(model.apply, p, x))(params, x))
+    products = jaxpr.count("= dot_general[") + jaxpr.count("= conv_general_dilated[")
+    assert products > 4
+    assert jaxpr.count("Precision.HIGHEST") + jaxpr.count("HIGHEST") >= products
+
+
+class _BatchNorm(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(1)(nn.relu(nn.BatchNorm(use_running_average=False)(nn.Dense(4)(x))))
+
+
+@pytest.mark.parametrize("method", exact.METHODS)
+def test_batch_norm_in_training_mode_is_refused(method):
+    x = jax.random.normal(jax.random.key(0), (5, 6))
+    variables = _BatchNorm().init(jax.random.key(0), x)
+
+    def apply_fn(params, x):
+        return _BatchNorm().apply({"params": params, "batch_stats": variables["batch_stats"]}, x, mutable=["batch_stats"])[0]
+
+    with pytest.raises(CoupledExamplesError, match="BatchNorm"):
+        jax.jit(lambda p, x: tangent_kernel(apply_fn, p, x, method=method))(variables["params"], x)
+
+
+@pytest.mark.parametrize(
+    "couple",
+    [
+        lambda h: h - h.mean(0),
+        lambda h: h * jax.nn.softmax(h[:, :1], axis=0),
+        lambda h: jnp.cumsum(h, 0),
+        lambda h: h[::-1],
+        lambda h: nn.Dropout(0.5, deterministic=False).apply({}, h, rngs={"dropout": jax.random.key(0)}),
+    ],
+    ids=["mean", "softmax over the batch", "cumsum", "reversed", "dropout"],
+)
+def test_other_couplings_are_refused(couple):
+    w = {"w": jnp.ones((6, 4))}
+    with pytest.raises(CoupledExamplesError):
+        tangent_kernel(lambda p, x: couple(x @ p["w"]), w, jnp.ones((5, 6)))
+
+
+def test_coupling_check_works_where_closed_over_values_are_traced():
+    x = jnp.ones((4, 3))
+    f = lambda scale, w: tangent_kernel(lambda w, x: (x * scale) @ w, w, x)
+    assert relative_error(jax.jit(f)(jnp.float32(2), jnp.ones((3, 1))), 12 * np.ones((4, 4))) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda f, p, x: tangent_kernel(f, p, x, method="exact"), "method='exact'; allowed: auto"),
+        (lambda f, p, x: tangent_kernel(f, p | {"n": jnp.arange(3)}, x), r"params\['n'\] has dtype int32"),
+        (lambda f, p, x: tangent_kernel(lambda p, x: f(p, x).sum(), p, x), r"returns shape \(\) for 5 examples"),
+        (lambda f, p, x: tangent_kernel(lambda p, x: (f(p, x), 1), p, x), "returns tuple"),
+        (lambda f, p, x: tangent_kernel(f, p, jnp.float32(1)), r"x has shape \(\)"),
+        (lambda f, p, x: neural_tangents.empirical_kernel(f, p, x, implementation=0), "implementation=0; allowed"),
+    ],
+)
+def test_bad_arguments(call, message):
+    model = FCN(depth=2, width=3)
+    x = jnp.ones((5, 4))
+    with pytest.raises(ValueError, match=message):
+        call(model.apply, dict(model.init(jax.random.key(0), x)), x)
+
+
+@pytest.mark.parametrize("implementation", neural_tangents.IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", ["fcn bias, ten outputs", "cnn", "conv {'feature_group_count': 2, 'strides': 2}"])
+def test_neural_tangents_implementations(implementation, name):
+    """Fails loudly when JAX moves on from what the package is lent."""
+    apply_fn, params, x = build(name)
+    oracle = explicit_kernel(apply_fn, params, x)
+    with jax.enable_x64():
+        params, x = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), (params, x))
+        kernel = jax.jit(lambda p, x: neural_tangents.empirical_kernel(apply_fn, p, x, implementation=implementation))(
+            params, x
+        )
+    assert relative_error(kernel, oracle) <= 1e-9
+
+
+def test_what_neural_tangents_is_lent_is_taken_away_again():
+    import sys
+
+    neural_tangents.load()
+    assert not hasattr(jax.core, "Jaxpr") or jax.__version__ < "0.6"
+    assert "jax.util" not in sys.modules

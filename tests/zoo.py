@@ -1,0 +1,172 @@
+"""Models that the kernel must be right for, each with inputs, by name."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from catapult_jax import CNN, FCN
+
+
+class OverAxes(nn.Module):
+    """Dense over a sequence, applied twice with the same weights, with and without bias."""
+
+    @nn.compact
+    def __call__(self, x):
+        h = nn.gelu(nn.Dense(5)(x))
+        again = nn.Dense(5, use_bias=False)
+        h = again(jnp.tanh(again(h)))
+        return nn.Dense(2)(h.mean(1))
+
+
+class SharedWithBias(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        layer = nn.Dense(6)
+        return nn.Dense(1)(layer(jnp.tanh(layer(x))))
+
+
+class BatchFolded(nn.Module):
+    """The batch axis folded into others, moved, and a layer that sees no example at all."""
+
+    @nn.compact
+    def __call__(self, x):
+        b, s, d = x.shape
+        h = jnp.tanh(nn.Dense(4)(x.reshape(b * s, d))).reshape(b, s, 4).transpose(1, 0, 2)
+        h = jnp.tanh(nn.Dense(4)(h))
+        return h.sum(0) * nn.Dense(4)(jnp.ones((3,), h.dtype))
+
+
+class Patches(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        b, height, width, c = x.shape
+        h = x.reshape(b, height // 2, 2, width // 2, 2, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, 4 * c)
+        return nn.Dense(3)(jnp.tanh(nn.Dense(7)(h)).sum(1))
+
+
+class Convolutions(nn.Module):
+    kwargs: dict
+
+    @nn.compact
+    def __call__(self, x):
+        h = nn.relu(nn.Conv(4, (3, 3))(x))
+        h = nn.gelu(nn.Conv(6, (3, 2), **self.kwargs)(h))
+        return nn.Dense(2)(h.reshape(h.shape[0], -1))
+
+
+class OneDimensional(nn.Module):
+    padding: str
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(1)(jnp.tanh(nn.Conv(5, (3,), padding=self.padding, kernel_dilation=2)(x)).reshape(x.shape[0], -1))
+
+
+class TinyTransformer(nn.Module):
+    """Attention, LayerNorm and GroupNorm scales, a positional parameter outside any module."""
+
+    @nn.compact
+    def __call__(self, x):
+        h = nn.Dense(8)(x) + self.param("position", nn.initializers.normal(), (x.shape[1], 8))
+        h = nn.LayerNorm()(h)
+        h = h + nn.MultiHeadDotProductAttention(2)(h, h)
+        h = nn.GroupNorm(2)(h)
+        return nn.Dense(3)(h[:, 0])
+
+
+class Words(nn.Module):
+    """An embedding, tied with the output layer."""
+
+    @nn.compact
+    def __call__(self, x):
+        embed = nn.Embed(7, 6)
+        return embed.attend(jnp.tanh(nn.Dense(6)(embed(x))).mean(1))
+
+
+class Tied(nn.Module):
+    """The weights of a Dense layer read outside it."""
+
+    @nn.compact
+    def __call__(self, x):
+        layer = nn.Dense(6)
+        h = jnp.tanh(layer(x))
+        weights = layer.variables["params"]
+        return (h @ weights["kernel"].T)[:, :2] + weights["bias"][:2]
+
+
+class Lifted(nn.Module):
+    """Layers under remat, jit and scan."""
+
+    @nn.compact
+    def __call__(self, x):
+        h = jnp.tanh(nn.remat(nn.Dense)(6)(x))
+        h = jnp.tanh(nn.jit(nn.Dense)(6)(h))
+
+        class Block(nn.Module):
+            @nn.compact
+            def __call__(self, carry, _):
+                return jnp.tanh(nn.Dense(6)(carry)), None
+
+        h, _ = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)()(h, None)
+        return nn.Dense(1)(h)[:, 0]
+
+
+class RunningNorm(nn.Module):
+    """BatchNorm with running averages does not couple examples."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(1)(nn.relu(nn.BatchNorm(use_running_average=True)(nn.Dense(4)(x))))
+
+
+_key = jax.random.key(0)
+_vectors = jax.random.normal(_key, (5, 6))
+_sequences = jax.random.normal(_key, (5, 3, 6))
+_images = jax.random.normal(_key, (3, 8, 6, 4))
+_words = jax.random.randint(_key, (5, 4), 0, 7)
+
+ZOO = {
+    "fcn": (FCN(depth=3, width=16), _vectors),
+    "fcn bias, ten outputs": (FCN(depth=3, width=16, bias=True, outputs=10, activation="gelu"), _vectors),
+    "cnn": (CNN(depth=3, width=6), _images),
+    "cnn strided, average, outputs": (CNN(depth=3, width=6, strides=(2, 1), readout="average", bias=True, outputs=3), _images),
+    "dense over axes, twice": (OverAxes(), _sequences),
+    "shared with bias": (SharedWithBias(), _vectors),
+    "batch folded": (BatchFolded(), _sequences),
+    "patches": (Patches(), _images),
+    "conv 1d same": (OneDimensional("SAME"), _sequences),
+    "conv 1d causal": (OneDimensional("CAUSAL"), _sequences),
+    "attention and norms": (TinyTransformer(), _sequences),
+    "tied embedding": (Words(), _words),
+    "parameters outside a module": (Tied(), _vectors),
+    "remat, jit, scan": (Lifted(), _vectors),
+    "running batch norm": (RunningNorm(), _vectors),
+} | {
+    f"conv {kwargs}": (Convolutions(kwargs), _images)
+    for kwargs in (
+        {},
+        {"padding": "VALID", "use_bias": False},
+        {"strides": 2},
+        {"strides": (2, 1), "padding": ((1, 2), (0, 1))},
+        {"kernel_dilation": 2},
+        {"input_dilation": 2, "padding": 1},
+        {"feature_group_count": 2, "strides": 2},
+        {"padding": "CIRCULAR"},
+    )
+}
+
+
+def build(name: str):
+    """``(apply_fn, params, x)``, the parameters moved off their start so that no bias is zero and no scale one."""
+    model, x = ZOO[name]
+    variables = model.init(jax.random.key(1), x)
+    state = {k: v for k, v in variables.items() if k != "params"}
+    leaves, tree = jax.tree.flatten(variables["params"])
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    params = jax.tree.unflatten(tree, [a + 0.1 * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)])
+
+    def apply_fn(params, x):
+        held = jax.tree.map(lambda a: a.astype(jax.tree.leaves(params)[0].dtype), state)
+        return model.apply({"params": params, **held}, x)
+
+    return apply_fn, params, x
