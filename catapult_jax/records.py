@@ -63,7 +63,7 @@ def create(run_dir: str | Path, *, members: dict[str, np.ndarray], steps: int, s
         add(name, (count,), values.dtype, ("member",), 0, (count,))[:] = values
     for name, value in shapes.items():
         dtype, rest = np.dtype(value.dtype), tuple(value.shape[2:])
-        fill = False if dtype == bool else -1 if np.issubdtype(dtype, np.integer) else np.nan
+        fill = False if dtype.kind == "b" else -1 if np.issubdtype(dtype, np.integer) else np.nan
         prefix = next((p for p in UNITS if name.startswith(p)), None)
         units = UNITS[prefix] if prefix else "1"
         dims = ("member", "step", *_EXTRA_AXES.get(name, ()))

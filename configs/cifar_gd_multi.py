@@ -27,7 +27,7 @@ def get_config(variant: str = "fcn") -> ConfigDict:
     c.claims = ("catapult_follows_raise", "spikes_are_catapults")
     c.members.seed = (0, 1, 2)
     if "smoke" not in chosen:
-        c.steps = 60 if "cnn" in chosen else 200
+        c.steps = 130 if "cnn" in chosen else 200
     else:
         c.schedule.settle_steps = 1
         c.schedule.settle_fraction = 1.0

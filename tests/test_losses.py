@@ -8,10 +8,10 @@ import pytest
 from catapult_jax.losses import batch_loss, hessian_root, output_gradient
 from catapult_jax.testing import relative_error
 
-B, O = 4, 3
+B, OUTPUTS = 4, 3
 CASES = {
-    "mse": (jax.random.normal(jax.random.key(0), (B, O)), jax.random.normal(jax.random.key(1), (B, O))),
-    "softmax_cross_entropy": (jax.random.normal(jax.random.key(0), (B, O)), jnp.array([0, 2, 1, 1])),
+    "mse": (jax.random.normal(jax.random.key(0), (B, OUTPUTS)), jax.random.normal(jax.random.key(1), (B, OUTPUTS))),
+    "softmax_cross_entropy": (jax.random.normal(jax.random.key(0), (B, OUTPUTS)), jnp.array([0, 2, 1, 1])),
     "logistic": (jax.random.normal(jax.random.key(0), (B, 1)), jnp.array([0.0, 1.0, 1.0, 0.0])),
 }
 NAIVE = {
@@ -39,7 +39,7 @@ def test_gradient_and_hessian_root(loss):
     assert relative_error(np.swapaxes(root, 1, 2), root) <= 1e-6
     inverse = np.asarray(hessian_root(f, y, loss=loss, inverse=True))
     projector = root @ inverse  # onto the range: identity, or without the ones vector
-    expected = np.eye(f.shape[1]) - (np.ones((O, O)) / O if loss == "softmax_cross_entropy" else 0)
+    expected = np.eye(f.shape[1]) - (np.ones((OUTPUTS, OUTPUTS)) / OUTPUTS if loss == "softmax_cross_entropy" else 0)
     assert np.abs(projector - expected).max() <= 1e-5
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
@@ -318,11 +319,12 @@ def _weight_gram(rows: Float[Array, "b p g m"], d: Float[Array, "b o p g c"]) ->
         return _gram(jnp.moveaxis(gradients.reshape(b, g * m, o, c), 2, 1).reshape(b * o, -1))
     # The sum over pairs is symmetric in the examples: four strips, each from its diagonal block on, are 10/16 of the work.
     upper, edges = jnp.zeros((b, o, b, o), rows.dtype), [b * s // 4 for s in range(5)]
-    for first, last in zip(edges, edges[1:], strict=False):
+    for first, last in itertools.pairwise(edges):
         if first < last:
             strip = _pair_sums(rows[first:last], d[first:last], rows[first:], d[first:])
             upper = upper.at[first:last, :, first:].set(strip)
-    below = (np.searchsorted(edges, np.arange(b), "right"))[:, None] > np.searchsorted(edges, np.arange(b), "right")
+    strip_of = np.searchsorted(edges, np.arange(b), "right")
+    below = strip_of[:, None] > strip_of
     full = jnp.where(below[:, None, :, None], upper.transpose(2, 3, 0, 1), upper)
     return full.reshape(b * o, b * o)
 

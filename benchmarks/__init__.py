@@ -1,0 +1,1 @@
+"""Benchmarks: what the measurements cost, as ratios within one process."""
