@@ -9,7 +9,6 @@ spike with an exceedance at its onset (or within the momentum horizon before it)
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -102,6 +101,11 @@ def detector(*, factor: float = 1.5, delta: float = 0.1, horizon: int = 1000, mo
     if momentum_horizon < 0:
         raise ValueError(f"momentum_horizon={momentum_horizon!r}; allowed: 0 or more")
 
+    return _detector(np.float32(factor), np.float32(delta), np.int32(horizon), np.int32(momentum_horizon))
+
+
+def _detector(factor, delta, horizon, momentum_horizon) -> Detector:
+    """The detector itself; its settings may be traced."""
     number = jnp.float32
     nan, zero = number(jnp.nan), jnp.int32(0)
     nowhere = _Moment(jnp.int32(-1), nan, nan, nan, nan, nan, jnp.asarray(False))
@@ -209,7 +213,8 @@ def find_events(
     >>> event.kind, event.onset, event.peak, event.end, event.peak_ratio
     ('catapult', 0, 2, 4, 3.0)
     """
-    d, run = _compiled(factor, delta, horizon, momentum_horizon)
+    detector(factor=factor, delta=delta, horizon=horizon, momentum_horizon=momentum_horizon)  # checks its arguments
+    settings = (np.float32(factor), np.float32(delta), np.int32(horizon), np.int32(momentum_horizon))
     loss = np.asarray(loss, np.float32)
     if loss.ndim != 1:
         raise ValueError(f"loss has shape {loss.shape}; allowed: one-dimensional")
@@ -219,15 +224,16 @@ def find_events(
     for name, value in series.items():
         if value.shape != loss.shape:
             raise ValueError(f"{name} has shape {value.shape}; allowed: {loss.shape}, that of loss")
-    state, events = run(loss, *series.values())
-    events = [*zip(*map(np.asarray, events), strict=True), tuple(map(np.asarray, d.finish(state)))]
+    closed, last = _scan(settings, loss, *series.values())
+    events = [*zip(*map(np.asarray, closed), strict=True), tuple(map(np.asarray, last))]
     return [_as_numbers(Event(*event)) for event in events if event[0] > 0]
 
 
-@functools.cache
-def _compiled(factor, delta, horizon, momentum_horizon) -> tuple[Detector, Callable]:
-    d = detector(factor=factor, delta=delta, horizon=horizon, momentum_horizon=momentum_horizon)
-    return d, jax.jit(lambda *series: jax.lax.scan(lambda state, values: d.update(state, *values), d.init(), series))
+@jax.jit
+def _scan(settings, *series):
+    d = _detector(*settings)
+    state, events = jax.lax.scan(lambda state, values: d.update(state, *values), d.init(), series)
+    return events, d.finish(state)
 
 
 def _as_numbers(event: Event) -> Event:

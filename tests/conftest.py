@@ -15,6 +15,14 @@ if jax.__version__ in _EXCLUDED:
 jax.config.update("jax_platforms", "cpu")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _compile_once(tmp_path_factory):
+    """Programs that several tests build are compiled once, by whichever worker comes first."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.getbasetemp().parent / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 @pytest.fixture
 def strict():
     """No implicit change of dtype or rank in our own arithmetic."""
