@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def loss_weighted_kernel(
-    kernel: Float[Array, "bo bo"], outputs: Float[Array, b * o], targets: Array, *, loss: str
+    kernel: Float[Array, "bo bo"], outputs: Float[Array, "b *o"], targets: Array, *, loss: str
 ) -> Float[Array, "bo bo"]:
     """Loss-weighted kernel ``K_L = (1/b) S^(1/2) K S^(1/2)``, ``S`` the loss Hessian in the outputs.
 

@@ -26,7 +26,7 @@ class LossSplit(NamedTuple):
 
 def split_loss(
     kernel: Float[Array, "bo bo"],
-    outputs: Float[Array, b * o],
+    outputs: Float[Array, "b *o"],
     targets: Array,
     *,
     loss: str,

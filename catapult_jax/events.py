@@ -4,7 +4,8 @@ A **spike** of factor ``F`` opens when the loss exceeds ``F`` times its level, t
 closes when it is back at ``(1 + delta)`` times that level. Its **onset** is the last step at which the loss was still at its
 level, up to one percent: the update of that step starts the rise. An **exceedance** is a step with ``lr > critical_lr``. A
 spike with an exceedance at its onset (or within the momentum horizon before it) is a **catapult**, one without is
-**unexplained**, and one that is not finite or not back within the horizon is a **divergence**.
+**unexplained**, one before which no critical learning rate was measured is **unknown**, and one that is not finite, or not
+back within the horizon of its opening, is a **divergence**.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 FACTORS = (1.2, 1.5, 2.0, 3.0, 5.0)  # counts are always given on this grid, so that no result hangs on one threshold
 _ONSET = 0.01  # a change below one percent does not start a rise: it is rounding, batch noise, or the flat bottom of a curve
-KINDS = ("none", "catapult", "unexplained", "divergence")
+KINDS = ("none", "catapult", "unexplained", "divergence", "unknown")
 
 
 class Event(NamedTuple):
@@ -59,6 +60,7 @@ class DetectorState(NamedTuple):
     since_exceedance: Array  # steps
     critical_lr: Array  # last one known
     lambda_max: Array
+    opened: Array  # step at which the open spike crossed the factor
     onset: _Moment  # last moment at the level
     peak: _Moment
     closed: Array  # spikes closed so far
@@ -78,7 +80,7 @@ def detector(*, factor: float = 1.5, delta: float = 0.1, horizon: int = 1000, mo
     Args:
       factor: a spike opens above ``factor`` times the level; more than ``1 + delta``.
       delta: a spike closes at ``1 + delta`` times the level; above 0.
-      horizon: steps from onset after which a spike that has not closed is a divergence; at least 1.
+      horizon: steps from its opening after which a spike that has not closed is a divergence; at least 1.
       momentum_horizon: steps before the onset within which an exceedance still explains it; 0 without momentum.
 
     Raises:
@@ -113,7 +115,10 @@ def _detector(factor, delta, horizon, momentum_horizon) -> Detector:
 
     def init() -> DetectorState:
         no = jnp.asarray(False)
-        return DetectorState(zero, number(jnp.inf), no, no, far, nan, nan, nowhere, nowhere, zero)
+        return DetectorState(zero, number(jnp.inf), no, no, far, nan, nan, zero, nowhere, nowhere, zero)
+
+    def cause(onset: _Moment):
+        return jnp.where(onset.critical, 1, jnp.where(jnp.isnan(onset.critical_lr), 4, 2))
 
     def event(kind, state: DetectorState, end, lambda_max) -> Event:
         onset, peak = state.onset, state.peak
@@ -149,12 +154,13 @@ def _detector(factor, delta, horizon, momentum_horizon) -> Detector:
         at_bottom = finite & (loss <= (1 + _ONSET) * level)
         onset = pick((~state.is_open & at_bottom) | (state.onset.step < 0), now, state.onset)
         is_open = state.is_open | ~(finite & (loss <= factor * level))
+        opened = jnp.where(state.is_open, state.opened, state.step)
         higher = ~state.is_open | (loss > state.peak.loss) | ~finite
         peak = pick(is_open & higher, now, state.peak)
 
         back = is_open & at_level
-        lost = is_open & ~back & (~finite | (state.step - onset.step >= horizon))
-        kind = jnp.where(back, jnp.where(onset.critical, 1, 2), jnp.where(lost, 3, 0))
+        lost = is_open & ~back & (~finite | (state.step - opened >= horizon))
+        kind = jnp.where(back, cause(onset), jnp.where(lost, 3, 0))
         kind = jnp.where(state.is_over, 0, kind)
         mid = state._replace(level=level, onset=onset, peak=peak)
         closed = event(kind, mid, jnp.where(back, state.step, -1), lambda_max)
@@ -168,6 +174,7 @@ def _detector(factor, delta, horizon, momentum_horizon) -> Detector:
             since_exceedance=since,
             critical_lr=critical_lr,
             lambda_max=lambda_max,
+            opened=opened,
             onset=pick(ends, now, onset),
             peak=peak,
             closed=state.closed + (kind > 0),
@@ -176,7 +183,7 @@ def _detector(factor, delta, horizon, momentum_horizon) -> Detector:
         return pick(state.is_over, frozen, new), closed
 
     def finish(state: DetectorState) -> Event:
-        kind = jnp.where(state.is_open & ~state.is_over, jnp.where(state.onset.critical, 1, 2), 0)
+        kind = jnp.where(state.is_open & ~state.is_over, cause(state.onset), 0)
         return event(kind, state, -1, nan)
 
     return Detector(init, update, finish)
@@ -285,7 +292,15 @@ def prediction(predicted: Array, happened: Array) -> Prediction:
         raise ValueError(f"predicted has shape {predicted.shape}; allowed: {happened.shape}, that of happened")
     tp, fp = int((predicted & happened).sum()), int((predicted & ~happened).sum())
     fn, tn = int((~predicted & happened).sum()), int((~predicted & ~happened).sum())
+    return scores(tp, fp, fn, tn)
+
+
+def scores(tp: int, fp: int, fn: int, tn: int) -> Prediction:
+    """Precision, recall, F1 and base rate of a confusion table.
+
+    >>> scores(2, 0, 2, 4).recall
+    0.5
+    """
     share = lambda a, b: a / b if b else float("nan")
-    return Prediction(
-        tp, fp, fn, tn, share(tp, tp + fp), share(tp, tp + fn), share(2 * tp, 2 * tp + fp + fn), share(tp + fn, happened.size)
-    )
+    rates = share(tp, tp + fp), share(tp, tp + fn), share(2 * tp, 2 * tp + fp + fn), share(tp + fn, tp + fp + fn + tn)
+    return Prediction(tp, fp, fn, tn, *rates)

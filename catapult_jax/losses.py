@@ -47,7 +47,7 @@ def _example_loss(outputs: Float[Array, " o"], target, loss: str) -> Float[Array
     return jnp.sum(optax.sigmoid_binary_cross_entropy(outputs, target))
 
 
-def batch_loss(outputs: Float[Array, b * o], targets: Array, *, loss: str) -> Float[Array, ""]:
+def batch_loss(outputs: Float[Array, "b *o"], targets: Array, *, loss: str) -> Float[Array, ""]:
     """Loss of a batch, ``L = (1/b) sum_i l(f_i, y_i)``.
 
     ``mse``: ``l = sum_o (f_o - y_o)^2``; ``softmax_cross_entropy``: integer targets ``(b,)``; ``logistic``: targets 0 or 1 for a
@@ -63,7 +63,7 @@ def batch_loss(outputs: Float[Array, b * o], targets: Array, *, loss: str) -> Fl
     return jnp.mean(jax.vmap(_example_loss, (0, 0, None))(outputs, targets, loss))
 
 
-def output_gradient(outputs: Float[Array, b * o], targets: Array, *, loss: str) -> Float[Array, "b o"]:
+def output_gradient(outputs: Float[Array, "b *o"], targets: Array, *, loss: str) -> Float[Array, "b o"]:
     """Gradient of each example's loss in its outputs, ``d l(f_i, y_i) / d f_i`` (no ``1/b``).
 
     Raises:
@@ -76,7 +76,7 @@ def output_gradient(outputs: Float[Array, b * o], targets: Array, *, loss: str) 
     return jax.vmap(jax.grad(_example_loss), (0, 0, None))(outputs, targets, loss)
 
 
-def hessian_root(outputs: Float[Array, b * o], targets: Array, *, loss: str, inverse: bool = False) -> Float[Array, "b o o"]:
+def hessian_root(outputs: Float[Array, "b *o"], targets: Array, *, loss: str, inverse: bool = False) -> Float[Array, "b o o"]:
     """Symmetric root ``S_i^(1/2)`` of each example's loss Hessian in its outputs, or its pseudo-inverse.
 
     ``S_i`` is ``2 I`` for ``mse``, ``diag(p) - p p^T`` for ``softmax_cross_entropy`` (rank ``o - 1``), ``p (1 - p)`` for ``logistic``.

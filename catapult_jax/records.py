@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import subprocess
@@ -38,7 +39,15 @@ _PACKAGES = (
 )
 
 
-def create(run_dir: str | Path, *, members: dict[str, np.ndarray], steps: int, shapes: dict[str, Any], chunk: int) -> None:
+def create(
+    run_dir: str | Path,
+    *,
+    members: dict[str, np.ndarray],
+    steps: int,
+    shapes: dict[str, Any],
+    chunk: int,
+    about: dict[str, str],
+) -> None:
     """Makes the arrays of a run, empty: NaN (-1 for whole numbers) where nothing is written yet.
 
     Args:
@@ -47,6 +56,7 @@ def create(run_dir: str | Path, *, members: dict[str, np.ndarray], steps: int, s
       steps: length of the step axis.
       shapes: name -> anything with ``shape`` (m, n, ...) and ``dtype``.
       chunk: steps in one chunk on disk.
+      about: attributes of the whole: what the run is, on which data.
     """
     import zarr
 
@@ -69,7 +79,7 @@ def create(run_dir: str | Path, *, members: dict[str, np.ndarray], steps: int, s
         dims = ("member", "step", *_EXTRA_AXES.get(name, ()))
         add(name, (count, steps, *rest), dtype, dims, fill, (count, min(chunk, steps), *rest), units=units)
     # xarray takes the arrays named under "coordinates" as such.
-    group.attrs.update({"steps_done": 0, "coordinates": " ".join(members)})
+    group.attrs.update(about | {"steps_done": 0, "coordinates": " ".join(members)})
 
 
 def write(run_dir: str | Path, start: int, measured: dict[str, np.ndarray]) -> None:
@@ -81,6 +91,14 @@ def write(run_dir: str | Path, start: int, measured: dict[str, np.ndarray]) -> N
     for name, values in measured.items():
         group[name][:, start:end] = values
     group.attrs["steps_done"] = end
+
+
+def steps_done(run_dir: str | Path) -> int:
+    """Steps that are on record; 0 where there is no record."""
+    import zarr
+
+    path = Path(run_dir, _ARRAYS)
+    return zarr.open_group(str(path), mode="r", zarr_format=3).attrs.get("steps_done", 0) if path.is_dir() else 0
 
 
 def open_record(run_dir: str | Path) -> xarray.Dataset:
@@ -100,15 +118,24 @@ def open_record(run_dir: str | Path) -> xarray.Dataset:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Writes JSON so that a reader sees the old file or the new one, never half of it."""
-    _write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+    _write_text(path, json.dumps(_finite(value), indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
 def write_json_lines(path: str | Path, values: list[dict]) -> None:
-    _write_text(path, "".join(json.dumps(value) + "\n" for value in values))
+    _write_text(path, "".join(json.dumps(_finite(value), allow_nan=False) + "\n" for value in values))
 
 
 def read_json_lines(path: str | Path) -> list[dict]:
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no word for a number that is not finite: null."""
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write_text(path: str | Path, text: str) -> None:

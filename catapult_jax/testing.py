@@ -17,7 +17,7 @@ def explicit_jacobian(apply_fn, params, x) -> Float[np.ndarray, "bo p"]:
     with jax.enable_x64():
         wide = lambda a: np.asarray(a, np.float64) if jnp.issubdtype(jnp.asarray(a).dtype, jnp.floating) else np.asarray(a)
         params, x = jax.tree.map(wide, params), wide(x)
-        jacobian = jax.jacrev(lambda p: apply_fn(p, x).reshape(-1))(jax.tree.map(jnp.asarray, params))
+        jacobian = jax.jit(jax.jacrev(lambda p: apply_fn(p, x).reshape(-1)))(jax.tree.map(jnp.asarray, params))
         return np.concatenate([np.asarray(leaf).reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(jacobian)], axis=1)
 
 

@@ -152,7 +152,7 @@ def trainer(
                 "lambda_max_train": "lambda_max_batch",
                 "critical_lr_train": "critical_lr_batch",
             }
-            measured |= {name: measured[other] for name, other in same.items() if other in measured}
+            measured |= {name: measured[other] for name, other in same.items() if other in measured and name not in measured}
 
         critical = measured.get("critical_lr_batch", jnp.float32(jnp.nan))
         tracked = measured.get("loss_train", value)

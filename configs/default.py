@@ -14,6 +14,7 @@ def get_config() -> ConfigDict:
     c.members = ConfigDict()
     c.members.seed = ()
     c.members.lr_relative = ()
+    c.members.lr = ()
 
     c.data = ConfigDict()
     c.data.name = "natural_patches"  # digits, natural_patches, synthetic, NAME of an .npz file or of a TFDS data set
@@ -48,8 +49,8 @@ def get_config() -> ConfigDict:
 
     c.optimizer = ConfigDict()
     c.optimizer.name = "sgd"
-    c.optimizer.lr = placeholder(float)  # absolute; exactly one of lr, lr_relative, members.lr_relative
-    c.optimizer.lr_relative = placeholder(float)  # multiple of the critical lr at initialisation
+    c.optimizer.lr = 0.0  # absolute; 0: not given. Absolute or relative rates are given, not both
+    c.optimizer.lr_relative = 0.0  # multiple of the critical lr at initialisation; 0: not given
     c.optimizer.batch_size = 0  # 0: all training examples
 
     c.schedule = ConfigDict()
@@ -80,4 +81,4 @@ def get_config() -> ConfigDict:
 
     c.claims = ()  # verdicts of the report, see experiments/claims.py
     c.published_critical_lr = placeholder(float)  # printed beside ours
-    return c
+    return c.lock()  # a misspelt field in a config is an error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,8 @@ from catapult_jax.data import CODINGS, CODINGS_OF_LOSS, EMBEDDED, SCALINGS
 from catapult_jax.losses import LOSSES
 from catapult_jax.models import ACTIVATIONS, READOUTS
 from catapult_jax.schedules import SCHEDULES
-from experiments.claims import CLAIMS
+from configs import default
+from experiments.claims import CLAIMS, NEEDS
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with a variant after a colon.")
 
@@ -38,13 +40,13 @@ def parse(argv: Sequence[str]) -> list[str]:
             raise ConfigError("--config is missing; allowed: a config file, for example --config=configs/cifar_gd.py")
         values.config.get("steps")  # a file that could not be loaded says so only when it is touched
     except (AttributeError, KeyError) as error:
-        raise ConfigError(_unknown_field(argv) or _one_line(error)) from error
+        raise ConfigError(_unknown_field(argv) or one_line(error)) from error
     except (flags.Error, ValueError, TypeError, OSError) as error:
-        raise ConfigError(_one_line(error)) from error
+        raise ConfigError(one_line(error)) from error
     return rest
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """The last sentence of an error that carries a traceback in its text; otherwise the error on one line."""
     text = str(error).strip()
     if "Traceback (most recent call last)" in text:
@@ -54,18 +56,24 @@ def _one_line(error: BaseException) -> str:
 
 def _unknown_field(argv: Sequence[str]) -> str | None:
     """The first field on the command line that the config file does not have; the file is loaded again without overrides."""
+    if not any(re.match(r"--?config\.", a) for a in argv[1:]):
+        return None
     alone = [argv[0], *(a for a in argv[1:] if re.match(r"--?config=", a))]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=alone)
     values(alone)
     config = values.config
-    known = sorted(flat(config))
+    known = flat(config)
     for argument in argv[1:]:
         match = re.match(r"--?config\.([\w.]+)", argument)
         if match and match[1] not in known:
-            nearest = difflib.get_close_matches(match[1], known, 1, 0.0)[0]
-            return f"config has no field {match[1]!r}; nearest: {nearest!r}"
+            return _no_field(match[1])
     return None
+
+
+def _no_field(name: str) -> str:
+    nearest = difflib.get_close_matches(name, sorted(flat(default.get_config())), 1, 0.0)[0]
+    return f"config has no field {name!r}; nearest: {nearest!r}"
 
 
 def flat(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
@@ -106,11 +114,14 @@ def _whole(rule):
     return f"whole number, {allowed}", lambda v: isinstance(v, int) and good(v)
 
 
+_SEED = ("0 to 2147483647", lambda v: 0 <= v < 2**31)
+
 _RULES = {
     "steps": _at_least(1),
-    "seed": _at_least(0),
-    "members.seed": _each(_whole(_at_least(0))),
+    "seed": _SEED,
+    "members.seed": _each(_whole(_SEED)),
     "members.lr_relative": _each(_above(0)),
+    "members.lr": _each(_above(0)),
     "data.classes": _each(_whole(_at_least(0))),
     "data.stand_in": _one_of(("", "digits", "natural_patches")),
     "data.stand_in_classes": _each(_whole(_at_least(0))),
@@ -131,8 +142,8 @@ _RULES = {
     "model.strides": _each(_whole(_at_least(1))),
     "loss": _one_of(LOSSES),
     "optimizer.name": _one_of(("sgd",)),
-    "optimizer.lr": _above(0),
-    "optimizer.lr_relative": _above(0),
+    "optimizer.lr": _at_least(0),
+    "optimizer.lr_relative": _at_least(0),
     "optimizer.batch_size": _at_least(0),
     "schedule.name": _one_of(SCHEDULES),
     "schedule.raises": _at_least(0),
@@ -155,6 +166,14 @@ _RULES = {
 }
 
 
+def _holds(good, value) -> bool:
+    finite = all(not isinstance(v, float) or math.isfinite(v) for v in (value if isinstance(value, tuple) else (value,)))
+    try:
+        return finite and bool(good(value))
+    except TypeError:  # a tuple with something else than a number in it
+        return False
+
+
 def check(config: ConfigDict) -> None:
     """Checks every value, and that the fields do not contradict each other.
 
@@ -162,9 +181,12 @@ def check(config: ConfigDict) -> None:
       ConfigError: the first thing that is wrong.
     """
     fields = flat(config)
+    strange = sorted(set(fields) - set(flat(default.get_config())))
+    if strange:
+        raise ConfigError(_no_field(strange[0]))
     for name, (allowed, good) in _RULES.items():
         value = fields[name]
-        if value is not None and not (value == value and good(value)):
+        if value is not None and not _holds(good, value):
             raise ConfigError(f"{name}={value!r}; allowed: {allowed}")
 
     def refuse(condition, *names, why):
@@ -172,21 +194,17 @@ def check(config: ConfigDict) -> None:
             raise ConfigError(", ".join(f"{name}={fields[name]!r}" for name in names) + f"; {why}")
 
     full = config.optimizer.batch_size in (0, config.data.train_size)
-    given = [n for n in ("optimizer.lr", "optimizer.lr_relative") if fields[n] is not None]
-    given += ["members.lr_relative"] if config.members.lr_relative else []
-    rates = ("optimizer.lr", "optimizer.lr_relative", "members.lr_relative")
-    refuse(len(given) == 0, *rates, why="allowed: exactly one of them")
+    relative = [n for n in ("optimizer.lr_relative", "members.lr_relative") if fields[n]]
+    absolute = [n for n in ("optimizer.lr", "members.lr") if fields[n]]
+    refuse(not relative + absolute, "optimizer.lr", "optimizer.lr_relative", why="allowed: one of them above 0")
     refuse(
-        config.optimizer.lr is not None and len(given) > 1,
-        *rates,
-        why="allowed: an absolute lr alone (--config.optimizer.lr_relative=None, --config.members.lr_relative='()')",
+        relative and absolute,
+        *absolute,
+        *relative,
+        why="allowed: absolute or relative rates, not both; 0 or () takes one away",
     )
-    refuse(len(set(config.members.seed)) < len(config.members.seed), "members.seed", why="allowed: each seed once")
-    refuse(
-        len(set(config.members.lr_relative)) < len(config.members.lr_relative),
-        "members.lr_relative",
-        why="allowed: each rate once",
-    )
+    for name in ("members.seed", "members.lr", "members.lr_relative", "data.classes", "data.stand_in_classes"):
+        refuse(len(set(fields[name])) < len(fields[name]), name, why="allowed: each value once")
     refuse(
         config.optimizer.batch_size > config.data.train_size,
         "optimizer.batch_size",
@@ -246,6 +264,15 @@ def check(config: ConfigDict) -> None:
         why="allowed with staircase: 1, since a raise is relative to the critical lr of its step",
     )
     refuse(
+        not full and config.measure.batch_kernel_every > 1,
+        "optimizer.batch_size",
+        "measure.batch_kernel_every",
+        why="allowed with batches: 0 or 1, since the critical lr of one batch says nothing about another",
+    )
+    for claim in config.claims:
+        for name in NEEDS[claim]:
+            refuse(fields[name] != 1, "claims", name, why=f"allowed with the claim {claim}: 1")
+    refuse(
         not full and config.measure.train_loss_every != 1,
         "optimizer.batch_size",
         "measure.train_loss_every",
@@ -254,7 +281,7 @@ def check(config: ConfigDict) -> None:
 
 
 def learning_rates(config: ConfigDict) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """``(absolute, relative)`` learning rates of the members; one of them is None."""
-    if config.optimizer.lr is not None:
-        return (config.optimizer.lr,), None
+    """``(absolute, relative)`` learning rates of the members; one of them is None. A tuple in members stands before the one rate."""
+    if config.members.lr or config.optimizer.lr:
+        return tuple(map(float, config.members.lr)) or (config.optimizer.lr,), None
     return None, tuple(map(float, config.members.lr_relative)) or (config.optimizer.lr_relative,)

@@ -11,26 +11,27 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.claims import is_stochastic, run_events, spike_series
+from experiments.claims import by_rate, is_stochastic, run_events, spike_series
 
-_COLORS = {"catapult": "tab:red", "unexplained": "tab:purple", "divergence": "black"}
-
-
-def _panels(record):
-    """One panel for each learning rate, at most four: (title, members), the first member drawn in full."""
-    rates = record["lr_relative"].values
-    return [(f"{rate:.3g} x critical at start", np.flatnonzero(rates == rate)) for rate in np.unique(rates)[:4]]
+_COLORS = {"catapult": "tab:red", "unexplained": "tab:purple", "divergence": "black", "unknown": "0.5"}
 
 
-def _axes(record, title: str, ylabel: str):
-    panels = _panels(record)
-    figure, axes = plt.subplots(1, len(panels), figsize=(1.5 + 4.2 * len(panels), 3.6), sharey=True, squeeze=False)
+_PANELS = 4
+
+
+def _axes(record, config, title: str, ylabel: str):
+    """One panel for each learning rate: [(axis, members)], the first member to be drawn in full."""
+    groups = by_rate(record, config)
+    if len(groups) > _PANELS:
+        title += f" (the first {_PANELS} of {len(groups)} learning rates)"
+    groups = groups[:_PANELS]
+    figure, axes = plt.subplots(1, len(groups), figsize=(1.5 + 4.2 * len(groups), 3.6), sharey=True, squeeze=False)
     figure.suptitle(title, fontsize=10)
     axes[0, 0].set_ylabel(ylabel)
-    for axis, (label, _) in zip(axes[0], panels, strict=True):
+    for axis, (label, _) in zip(axes[0], groups, strict=True):
         axis.set_title(label, fontsize=9)
         axis.set_xlabel("step")
-    return figure, list(zip(axes[0], panels, strict=True))
+    return figure, [(axis, members) for axis, (_, members) in zip(axes[0], groups, strict=True)]
 
 
 def _positive(values):
@@ -51,8 +52,8 @@ def loss_figure(record, config, title):
     """The loss with its parts inside and outside the top eigenspace; spikes shaded; the other seeds in grey."""
     series = spike_series(record)
     events = run_events(record, config)
-    figure, axes = _axes(record, title, "loss")
-    for axis, (_, members) in axes:
+    figure, axes = _axes(record, config, title, "loss")
+    for axis, members in axes:
         for m in members[1:]:
             axis.plot(record.step, _positive(record[series].values[m]), color="0.8", lw=0.8, zorder=1)
         m = members[0]
@@ -62,7 +63,7 @@ def loss_figure(record, config, title):
             axis.plot(record.step, _positive(record["loss_top"].values[m]), color="tab:orange", label=f"in top-{k}", lw=1.1)
             axis.plot(record.step, _positive(record["loss_rest"].values[m]), color="tab:green", label="outside", lw=1.1)
         for step in np.flatnonzero(np.diff(record["stage"].values[m])) + 1:
-            axis.axvline(step, color="0.3", ls=":", lw=1, label="lr raised" if step else None)
+            axis.axvline(step, color="0.3", ls=":", lw=1, label="lr raised")
         _mark_events(axis, events[m])
         axis.set_yscale("log")
         handles, labels = axis.get_legend_handles_labels()
@@ -73,9 +74,9 @@ def loss_figure(record, config, title):
 
 def lambda_figure(record, config, title):
     """Top eigenvalue of the loss-weighted kernel of the batch, with the line 2 / lr that it must cross."""
-    figure, axes = _axes(record, title, r"$\lambda_{\max}$ of the loss-weighted kernel")
+    figure, axes = _axes(record, config, title, r"$\lambda_{\max}$ of the loss-weighted kernel")
     style = dict(ls="", marker=".", ms=2) if is_stochastic(config) else dict(lw=1.6)
-    for axis, (_, members) in axes:
+    for axis, members in axes:
         for m in members[1:] if not is_stochastic(config) else ():
             axis.plot(record.step, _positive(record["lambda_max_batch"].values[m]), color="0.8", lw=0.8)
         m = members[0]
@@ -92,9 +93,9 @@ def lambda_figure(record, config, title):
 
 def ratio_figure(record, config, title):
     """Learning rate over critical learning rate; above one the step is critical."""
-    figure, axes = _axes(record, title, "lr / critical lr of the batch")
+    figure, axes = _axes(record, config, title, "lr / critical lr of the batch")
     style = dict(ls="", marker=".", ms=2) if is_stochastic(config) else dict(lw=1.6)
-    for axis, (_, members) in axes:
+    for axis, members in axes:
         ratio = _positive(record["lr"].values * record["lambda_max_batch"].values / 2)
         for m in members[1:] if not is_stochastic(config) else ():
             axis.plot(record.step, ratio[m], color="0.8", lw=0.8)

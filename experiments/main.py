@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def load_data(config: ConfigDict) -> tuple[data.Data, str | None]:
                 arrays = data.read(c.name, directory=c.dir, tfds_dir=c.tfds_dir, download=c.download)
             except data.DataUnavailable as error:
                 if c.strict or not c.stand_in:
-                    raise configs.ConfigError(str(error)) from error
+                    raise configs.ConfigError(configs.one_line(error)) from error
                 arrays, stand_in_for, classes = data.read(c.stand_in), c.name, tuple(c.stand_in_classes)
                 print(
                     f"{'!' * 78}\nWARNING: {c.name} could not be had; this run is on {c.stand_in} instead, and says nothing about {c.name}."
@@ -57,7 +58,7 @@ def load_data(config: ConfigDict) -> tuple[data.Data, str | None]:
             arrays, classes=classes, train_size=c.train_size, test_size=c.test_size, scaling=c.scaling, coding=c.coding
         )
     except ValueError as error:
-        raise configs.ConfigError(str(error)) from error
+        raise configs.ConfigError(configs.one_line(error)) from error
     return prepared, stand_in_for
 
 
@@ -156,9 +157,20 @@ def run(config: ConfigDict, workdir: Path) -> list[report.Verdict]:
         raise configs.ConfigError(f"workdir={str(workdir)!r} is not empty and holds no run; allowed: a new directory")
 
     arrays, stand_in_for = load_data(config)
+    earlier = json.loads((workdir / "run.json").read_text()) if (workdir / "run.json").is_file() else None
+    if earlier and earlier["data"]["sha256"] != arrays.checksum:
+        raise configs.ConfigError(
+            f"workdir={str(workdir)!r} holds a run on other data (SHA-256 differs); allowed: another workdir"
+        )
+    if earlier and records.steps_done(workdir) == config.steps:
+        print("already complete")
+        return report.build(workdir)
     model, members = build_model(config, arrays.outputs), build_members(config)
     trainer = build_trainer(config, model, arrays)
-    state, start = trainer.init(members)
+    try:
+        state, start = trainer.init(members)
+    except ValueError as error:  # a model and data that do not fit
+        raise configs.ConfigError(configs.one_line(error)) from error
     title = report.title_of(as_json, {"data": {"name": arrays.name}})
     print(f"{title}; {len(members.seed)} members; data: {arrays.source}")
     check = check_kernel(model, jax.tree.map(lambda a: a[0], state.members.params), arrays.x_train)
@@ -166,7 +178,12 @@ def run(config: ConfigDict, workdir: Path) -> list[report.Verdict]:
     published = f" (published: {config.published_critical_lr})" if config.published_critical_lr else ""
     print(f"critical lr at initialisation: {', '.join(f'{v:.3g}' for v in np.unique(start.critical_lr))}{published}")
 
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise configs.ConfigError(
+            f"workdir={str(workdir)!r} can't be made ({error.strerror}); allowed: a directory to write in"
+        ) from error
     about = {
         "status": "running",
         "data": {
@@ -176,29 +193,38 @@ def run(config: ConfigDict, workdir: Path) -> list[report.Verdict]:
         "kernel_check": check,
         "environment": records.environment(),
     }  # fmt: skip
-    earlier = json.loads((workdir / "run.json").read_text()) if (workdir / "run.json").is_file() else None
-    if earlier and earlier["data"]["sha256"] != arrays.checksum:
-        raise configs.ConfigError(
-            f"workdir={str(workdir)!r} holds a run on other data (SHA-256 differs); allowed: another workdir"
-        )
+    if earlier:  # what the first steps were made with stays on record
+        about = earlier | {"resumed_with": [*earlier.get("resumed_with", []), about["environment"]], "status": "running"}
     records.write_json(stored, as_json)
     records.write_json(workdir / "run.json", about)
 
     restored = checkpoints.restore(workdir / "checkpoints", state)
+    if restored is not None and records.steps_done(workdir) < int(restored.step):
+        raise configs.ConfigError(f"workdir={str(workdir)!r} has a checkpoint but no record up to it; allowed: another workdir")
     if restored is not None:
         state = restored
-        print(f"resuming at step {int(state.step)} of {config.steps}" if int(state.step) < config.steps else "already complete")
+        print(f"resuming at step {int(state.step)} of {config.steps}")
     relative = members.lr_relative if members.lr_relative is not None else start.lr / start.critical_lr
-    _train(config, workdir, trainer, state, members, {
-        "seed": members.seed, "lr_relative": np.asarray(relative, np.float32),
-        "lr_init": np.asarray(start.lr, np.float32), "critical_lr_init": np.asarray(start.critical_lr, np.float32),
-    })  # fmt: skip
+    coordinates = {
+        "seed": members.seed,
+        "rate": members.lr if members.lr is not None else members.lr_relative,  # as it was asked for
+        "lr_relative": np.asarray(relative, np.float32),
+        "lr_init": np.asarray(start.lr, np.float32),
+        "critical_lr_init": np.asarray(start.critical_lr, np.float32),
+    }
+    attributes = {
+        "title": title,
+        "data": arrays.name,
+        "stand_in_for": stand_in_for or "",
+        "data_sha256": arrays.checksum,
+    }
+    _train(config, workdir, trainer, state, members, coordinates, attributes)
     alive = records.open_record(workdir)["alive"].values[:, -1]
     records.write_json(workdir / "run.json", about | {"status": "complete" if alive.any() else "diverged"})
     return report.build(workdir)
 
 
-def _train(config, workdir: Path, trainer: training.Trainer, state, members, coordinates) -> None:
+def _train(config, workdir: Path, trainer: training.Trainer, state, members, coordinates, attributes) -> None:
     first, saved = int(state.step), int(state.step)
     bar = tqdm(total=config.steps, initial=first, unit="step", disable=None, file=sys.stderr)
     while int(state.step) < config.steps:
@@ -206,7 +232,14 @@ def _train(config, workdir: Path, trainer: training.Trainer, state, members, coo
         steps = min(config.run.chunk_steps, config.steps - at, config.run.checkpoint_every - (at - saved))
         state, measured = trainer.run(state, members, steps)
         if at == 0:
-            records.create(workdir, members=coordinates, steps=config.steps, shapes=measured, chunk=config.run.chunk_steps)
+            records.create(
+                workdir,
+                members=coordinates,
+                steps=config.steps,
+                shapes=measured,
+                chunk=config.run.chunk_steps,
+                about=attributes,
+            )
         records.write(workdir, at, measured)
         at += steps
         if at - saved >= config.run.checkpoint_every or at == config.steps:
@@ -222,7 +255,8 @@ def _train(config, workdir: Path, trainer: training.Trainer, state, members, coo
 
 def default_workdir(argv: list[str], config: ConfigDict) -> Path:
     """``runs/NAME-VARIANT-IDENTITY``: the same command has the same directory, another config another one."""
-    path = next(a.split("=", 1)[1] for a in argv if a.lstrip("-").startswith("config="))
+    given = itertools.pairwise([*argv, ""])
+    path = next(b if a.lstrip("-") == "config" else a.split("=", 1)[1] for a, b in given if re.match(r"--?config(=|$)", a))
     file, _, variant = path.partition(":")
     name = "-".join(part for part in (Path(file).stem, variant.replace(",", "-")) if part)
     return Path("runs", f"{name}-{configs.identity(config)}")

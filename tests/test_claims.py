@@ -15,6 +15,7 @@ def record(loss, lr, critical, *, top=None, rate=1.67, **more):
     arrays |= {"loss_top": loss * 0.99 if top is None else np.atleast_2d(top), "stage": np.zeros(loss.shape, int)}
     arrays |= {"alive": np.isfinite(loss)} | more
     members = {"lr_relative": ("member", np.full(len(loss), rate)), "seed": ("member", np.arange(len(loss)))}
+    members["rate"] = members["lr_relative"]
     return xr.Dataset({k: (("member", "step"), v) for k, v in arrays.items()}, members)
 
 

@@ -58,14 +58,14 @@ def changed(**fields) -> ConfigDict:
     ("fields", "message"),
     [
         ({"steps": 0}, "steps=0; allowed: 1 or more"),
-        ({"members__seed": (0, 0)}, "members.seed=.* each seed once"),
+        ({"members__seed": (0, 0)}, "members.seed=.* each value once"),
         ({"members__seed": (0.5,)}, r"members.seed=\(0.5,\)"),
         ({"members__lr_relative": (-1.0,)}, "members.lr_relative.*above 0"),
         ({"members__lr_relative": ("a",)}, "members.lr_relative"),
         ({"model__name": "mlp"}, "model.name='mlp'; allowed: cnn, fcn"),
         ({"optimizer__name": "adam"}, "optimizer.name='adam'; allowed: sgd"),
-        ({"optimizer__lr": 1.0}, "optimizer.lr=1.0.*absolute lr alone"),
-        ({"members__lr_relative": ()}, "exactly one of them"),
+        ({"optimizer__lr": 1.0}, "optimizer.lr=1.0, members.lr_relative=.*not both"),
+        ({"members__lr_relative": ()}, "one of them above 0"),
         ({"optimizer__batch_size": 129}, "optimizer.batch_size=129, data.train_size=128"),
         ({"optimizer__batch_size": 4, "measure__train_loss_every": 5}, "train_loss_every=5.*allowed with batches: 1"),
         ({"loss": "logistic"}, "loss='logistic', data.coding='sign'; allowed for this loss: binary"),
@@ -78,6 +78,12 @@ def changed(**fields) -> ConfigDict:
         ({"schedule__name": "staircase", "measure__batch_kernel_every": 2}, "relative to the critical lr of its step"),
         ({"claims": ("everything",)}, "claims=.*a tuple of"),
         ({"measure__probe_size": 1000}, "probe no larger"),
+        ({"data__classes": (0, 0)}, "data.classes=.* each value once"),
+        ({"measure__batch_kernel_every": 0}, "claims=.*measure.batch_kernel_every=0; allowed with the claim first_catapult: 1"),
+        ({"optimizer__batch_size": 4, "measure__batch_kernel_every": 2}, "says nothing about another"),
+        ({"seed": 3000000000}, "seed=3000000000; allowed: 0 to 2147483647"),
+        ({"members__lr_relative": (None,)}, "members.lr_relative"),
+        ({"optimizer__lr": float("inf")}, "optimizer.lr=inf"),
     ],
     ids=str,
 )
@@ -110,6 +116,33 @@ def test_every_number_and_choice_has_a_rule():
     assert unchecked == {
         "title", "published_critical_lr", "data.name", "data.dir", "data.tfds_dir", "data.download", "data.strict", "model.bias",
     }  # fmt: skip
+
+
+def test_a_misspelt_field_in_a_config_file_is_one_line(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from configs import quickstart\ndef get_config():\n    c = quickstart.get_config()\n    c.optimizer.lr_relativ = 2.0\n    return c\n"
+    )
+    done = command(f"--config={file}", f"--workdir={tmp_path / 'run'}")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "lr_relativ" in done.stderr and not (tmp_path / "run").exists()
+
+
+def test_a_field_that_the_default_does_not_have():
+    config = quickstart.get_config()
+    with config.unlocked():
+        config.model.widht = 3
+    with pytest.raises(configs.ConfigError, match="no field 'model.widht'; nearest: 'model.width'"):
+        configs.check(config)
+
+
+def test_an_absolute_rate_takes_the_place_of_a_relative_one():
+    config = cifar_gd.get_config()
+    config.optimizer.lr, config.optimizer.lr_relative = 6.0, 0.0
+    configs.check(config)
+    assert configs.learning_rates(config) == ((6.0,), None)
+    config.members.lr = (5.0, 6.0)
+    assert configs.learning_rates(config) == ((5.0, 6.0), None)
 
 
 def test_identity_tells_configs_apart():

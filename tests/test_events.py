@@ -13,11 +13,13 @@ from catapult_jax.events import FACTORS, KINDS, Event, count_spikes, detector, f
 def plain(loss, lr, critical, *, factor, delta, horizon, momentum_horizon):
     """The definition, as a loop over a list: (kind, onset, peak, end)."""
     found, level, onset, opened, peak = [], np.inf, None, False, None
-    known, exceeded = np.nan, []
+    known, exceeded, crossed, seen = np.nan, [], None, []
     for t, value in enumerate(loss):
         known = known if np.isnan(critical[t]) else critical[t]
         exceeded.append(bool(lr[t] > known))
+        seen.append(not np.isnan(known))
         critical_at = lambda s, exceeded=exceeded: any(exceeded[max(0, s - momentum_horizon) : s + 1])
+        cause = lambda s, at=critical_at: "catapult" if at(s) else "unexplained" if seen[s] else "unknown"
         if not np.isfinite(value):
             found.append(("divergence", t if onset is None else onset, t, -1))
             return found
@@ -26,17 +28,17 @@ def plain(loss, lr, critical, *, factor, delta, horizon, momentum_horizon):
             if value <= np.float32(1.01) * level or onset is None:
                 onset = t
             if value > factor * level:
-                opened, peak = True, t
+                opened, peak, crossed = True, t, t
         elif value > loss[peak]:
             peak = t
         if opened and value <= (1 + delta) * level:
-            found.append(("catapult" if critical_at(onset) else "unexplained", onset, peak, t))
+            found.append((cause(onset), onset, peak, t))
             opened, level, onset = False, value, t
-        elif opened and t - onset >= horizon:
+        elif opened and t - crossed >= horizon:
             found.append(("divergence", onset, peak, -1))
             opened, level, onset = False, value, t
     if opened:
-        found.append(("catapult" if critical_at(onset) else "unexplained", onset, peak, -1))
+        found.append((cause(onset), onset, peak, -1))
     return found
 
 

@@ -1,6 +1,7 @@
 """The program, as a user meets it: every config's smoke variant, resuming, stand-ins, the report."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -24,6 +25,10 @@ def smoke(**fields):
     return config
 
 
+def about_data(tmp_path):
+    return json.loads((tmp_path / "run" / "run.json").read_text())["data"]
+
+
 @pytest.mark.parametrize(
     ("module", "variant"),
     [(cifar_gd, "cnn,smoke"), (cifar_gd, "ratios,smoke"), (cifar_gd_multi, "smoke"), (synthetic_sgd_b1, "smoke")],
@@ -34,7 +39,8 @@ def test_smoke_on_embedded_data(module, variant, tmp_path, no_data, capsys):
     main.run(config, tmp_path / "run")
     record = catapult_jax.open_record(tmp_path / "run")
     assert record["loss_batch"].dims == ("member", "step") and record.sizes["step"] == config.steps
-    assert {"seed", "lr_relative", "lr_init", "critical_lr_init", "step"} <= set(record.coords)
+    assert record.attrs["data"] == about_data(tmp_path)["name"]
+    assert {"seed", "rate", "lr_relative", "lr_init", "critical_lr_init", "step"} <= set(record.coords)
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     assert about["kernel_check"]["relative_error"] <= 1e-5
     assert about["status"] == "complete"
@@ -102,6 +108,12 @@ def test_interrupted_and_resumed_is_the_same_record(tmp_path, monkeypatch, capsy
         np.testing.assert_array_equal(whole[name], parts[name], err_msg=name)
     main.run(smoke(), tmp_path / "parts")
     assert "already complete" in capsys.readouterr().out
+    lines = (tmp_path / "parts" / "events.jsonl").read_text()
+    assert "NaN" not in lines and "Infinity" not in lines
+    assert len(json.loads((tmp_path / "parts" / "run.json").read_text())["resumed_with"]) == 1
+    shutil.rmtree(tmp_path / "parts" / "checkpoints")
+    main.run(smoke(), tmp_path / "parts")
+    assert catapult_jax.open_record(tmp_path / "parts").sizes["step"] == 6
 
 
 def test_a_directory_with_another_run_or_other_files_is_left_alone(tmp_path):
@@ -122,9 +134,15 @@ def test_a_directory_with_another_run_or_other_files_is_left_alone(tmp_path):
         ({"loss": "softmax_cross_entropy", "data__coding": "integer"}, "loss_top"),
         ({"loss": "logistic", "data__coding": "binary", "model__bias": True}, "loss_top"),
         ({"data__name": "digits", "data__classes": (), "data__coding": "one_hot", "data__scaling": "standardize"}, "loss_top"),
-        ({"members__lr_relative": (), "optimizer__lr": 0.5, "measure__batch_kernel_every": 2}, "critical_lr_batch"),
+        (
+            {"members__lr_relative": (), "optimizer__lr": 0.5, "measure__batch_kernel_every": 2, "claims": ()},
+            "critical_lr_batch",
+        ),
         ({"members__lr_relative": (), "optimizer__lr": 0.5, "measure__batch_kernel_every": 0, "claims": ()}, "loss_batch"),
-        ({"optimizer__batch_size": 4, "measure__train_kernel_every": 2, "measure__probe_size": 8}, "critical_lr_probe"),
+        (
+            {"optimizer__batch_size": 4, "measure__train_kernel_every": 2, "measure__probe_size": 8, "members__seed": (0, 1)},
+            "critical_lr_probe",
+        ),
     ],
     ids=str,
 )

@@ -12,28 +12,25 @@ from catapult_jax.testing import explicit_kernel, relative_error
 from tests.zoo import ZOO, build
 
 
-@pytest.mark.parametrize("name", ZOO)
-def test_kernel_is_exact_in_float32(name):
-    apply_fn, params, x = build(name)
-    kernel = jax.jit(lambda p, x: tangent_kernel(apply_fn, p, x))(params, x)
-    assert kernel.dtype == jnp.float32
-    assert relative_error(kernel, explicit_kernel(apply_fn, params, x)) <= 1e-5
+def widen(tree):
+    return jax.tree.map(lambda a: a.astype(jnp.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_kernel_is_exact_in_float64_and_against_neural_tangents(name):
+def test_kernel_is_exact_and_agrees_with_neural_tangents(name):
     apply_fn, params, x = build(name)
     oracle = explicit_kernel(apply_fn, params, x)
+    ours = lambda p, x: tangent_kernel(apply_fn, p, x)
+    single = jax.jit(ours)(params, x)
+    assert single.dtype == jnp.float32
+    assert relative_error(single, oracle) <= 1e-5
     with jax.enable_x64():
-        wide = lambda a: (
-            jnp.asarray(np.asarray(a), jnp.float64) if jnp.issubdtype(a.dtype, jnp.floating) else jnp.asarray(np.asarray(a))
-        )
-        params, x = jax.tree.map(wide, params), wide(x)
-        kernel = jax.jit(lambda p, x: tangent_kernel(apply_fn, p, x))(params, x)
-        reference = jax.jit(lambda p, x: tangent_kernel(apply_fn, p, x, method="neural_tangents"))(params, x)
-        assert kernel.dtype == jnp.float64
-    assert relative_error(kernel, oracle) <= 1e-12
-    assert relative_error(kernel, np.asarray(reference)) <= 1e-12
+        params, x = widen((params, x))
+        double = jax.jit(ours)(params, x)
+        reference = jax.jit(lambda p, x: neural_tangents.empirical_kernel(apply_fn, p, x))(params, x)
+        assert double.dtype == jnp.float64
+    assert relative_error(double, oracle) <= 1e-12
+    assert relative_error(double, np.asarray(reference)) <= 1e-12
 
 
 @pytest.mark.parametrize(
@@ -41,7 +38,12 @@ def test_kernel_is_exact_in_float64_and_against_neural_tangents(name):
 )
 def test_jacobian_method_agrees(name):
     apply_fn, params, x = build(name)
-    assert relative_error(tangent_kernel(apply_fn, params, x, method="jacobian"), explicit_kernel(apply_fn, params, x)) <= 1e-5
+    assert (
+        relative_error(
+            jax.jit(lambda p: tangent_kernel(apply_fn, p, x, method="jacobian"))(params), explicit_kernel(apply_fn, params, x)
+        )
+        <= 1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ def test_neural_tangents_implementations(implementation, name):
     apply_fn, params, x = build(name)
     oracle = explicit_kernel(apply_fn, params, x)
     with jax.enable_x64():
-        params, x = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), (params, x))
+        params, x = widen((params, x))
         kernel = jax.jit(lambda p, x: neural_tangents.empirical_kernel(apply_fn, p, x, implementation=implementation))(
             params, x
         )
@@ -188,3 +190,60 @@ def test_what_neural_tangents_is_lent_is_taken_away_again():
     neural_tangents.load()
     assert not hasattr(jax.core, "Jaxpr") or jax.__version__ < "0.6"
     assert "jax.util" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "couple",
+    [lambda x: jnp.log(x), lambda x: jnp.sqrt(x), lambda x: 1 / (x - x)],
+    ids=["log", "root", "never finite"],
+)
+def test_couplings_behind_functions_that_are_not_finite_everywhere(couple):
+    centred = lambda p, x: (lambda h: h - h.mean(0))(couple(x) @ p)
+    with pytest.raises(CoupledExamplesError):
+        tangent_kernel(centred, jnp.ones((6, 4)), jnp.ones((5, 6)))
+    if couple(jnp.float32(1)) < jnp.inf:
+        tangent_kernel(lambda p, x: couple(x) @ p, jnp.ones((6, 4)), jnp.ones((5, 6)))
+
+
+def test_deep_and_half_precision_models_are_not_refused():
+    x = jnp.ones((2, 64))
+    for model, dtype in ((FCN(depth=40, width=64), jnp.float32), (nn.Sequential([nn.Dense(64)] * 5), jnp.float16)):
+        params = jax.tree.map(lambda a, dtype=dtype: a.astype(dtype), model.init(jax.random.key(0), x))
+        tangent_kernel(model.apply, params, x.astype(dtype))
+
+
+def test_a_replaced_promotion_and_a_callers_interceptor_go_to_the_jacobian():
+    def columns_of_norm_one(x, kernel, bias, **_):
+        return x, kernel / jnp.linalg.norm(kernel, axis=0), bias
+
+    def squashed(next_fun, args, kwargs, context):
+        y = next_fun(*args, **kwargs)
+        return jnp.tanh(y) if context.method_name == "__call__" and isinstance(context.module, nn.Dense) else y
+
+    def intercepted(params, x):
+        with nn.intercept_methods(squashed):
+            return FCN(depth=3, width=8).apply(params, x)
+
+    x = jax.random.normal(jax.random.key(0), (4, 6))
+    layer = nn.Dense(4, promote_dtype=columns_of_norm_one)
+    for f, params in (
+        (layer.apply, layer.init(jax.random.key(1), x)),
+        (intercepted, FCN(depth=3, width=8).init(jax.random.key(1), x)),
+    ):
+        assert relative_error(tangent_kernel(f, params, x), explicit_kernel(f, params, x)) <= 1e-5
+
+
+def test_layers_are_seen_through_a_jit_of_the_callers():
+    apply_fn, params, x = build("fcn")
+    assert (
+        relative_error(tangent_kernel(jax.jit(apply_fn), params, x, method="structured"), explicit_kernel(apply_fn, params, x))
+        <= 1e-5
+    )
+
+
+def test_a_traced_random_key_may_be_closed_over():
+    def kernel(key, w, x):
+        noise = jax.random.normal(key, (3,))
+        return tangent_kernel(lambda w, x: (x + noise + jax.random.normal(key, (3,))) @ w, w, x)
+
+    assert jax.jit(kernel)(jax.random.key(0), jnp.ones((3, 1)), jnp.ones((4, 3))).shape == (4, 4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,12 +69,12 @@ def _read_npz(file: Path, name: str) -> Arrays:
             if missing:
                 raise ValueError(f"{file} lacks {', '.join(missing)}; allowed: a file with {', '.join(_ARRAYS)}")
             arrays = {key: stored[key] for key in _ARRAYS}
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} can't be read ({error}); allowed: an .npz file with {', '.join(_ARRAYS)}") from error
     for split in ("train", "test"):
         x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
-        if y.ndim != 1 or len(x) != len(y) or x.ndim < 2:
-            raise ValueError(f"{file}: x_{split} {x.shape} and y_{split} {y.shape}; allowed: (n, ...) and (n,)")
+        if y.ndim != 1 or len(x) != len(y) or x.ndim < 2 or len(x) == 0:
+            raise ValueError(f"{file}: x_{split} {x.shape} and y_{split} {y.shape}; allowed: (n, ...) and (n,), n above 0")
     return Arrays(*(arrays[key] for key in _ARRAYS), name=name, source=f"npz file {file.name}")
 
 
@@ -93,6 +94,8 @@ def _read_tfds(name: str, tfds_dir: str | None, download: bool) -> Arrays:
         raise DataUnavailable(
             f"preparing TFDS data set {tfds_name!r} needs TensorFlow: pip install 'catapult_jax[tfds-prepare]'"
         ) from error
+    except (OSError, tfds.download.DownloadError) as error:
+        raise DataUnavailable(f"TFDS data set {tfds_name!r} could not be downloaded ({type(error).__name__})") from error
     if not builder.is_prepared():
         raise DataUnavailable(
             f"TFDS data set {tfds_name!r} is not prepared in {builder.data_path.parent} (data.download=True prepares it; that "

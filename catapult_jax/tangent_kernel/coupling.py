@@ -13,18 +13,29 @@ import numpy as np
 if TYPE_CHECKING:
     from jaxtyping import Array, PyTree
 
-_TOLERANCE = 1e-3  # relative; float32 reassociation between batch sizes is far below it, a coupled model far above
+_TOLERANCE = 1e-3  # relative; reassociation between batch sizes is far below it, a coupled model far above
 
 
 class CoupledExamplesError(ValueError):
     """The model's output for one example depends on the other examples of the batch, or on its place among them."""
 
 
-def _invented(rng: np.random.Generator, shape: tuple[int, ...], dtype) -> np.ndarray:
-    """Positive numbers of the size that keeps signals of order one, so that no root, log or relu hides a dependence."""
+# Made-up weights: of both signs, scaled by fan-in or of unit size (networks that scale in the forward pass), or all positive
+# (roots, logarithms). The first kind that gives outputs of a moderate size is used.
+_KINDS = ("he", "unit", "positive")
+
+
+def _invented(rng: np.random.Generator, shape: tuple[int, ...], dtype, kind: str):
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return jax.random.split(jax.random.key(0), shape) if shape else jax.random.key(0)
     if not jnp.issubdtype(dtype, jnp.inexact):
         return rng.integers(0, 2, shape).astype(dtype)
-    return (rng.uniform(0.5, 1.5, shape) / np.sqrt(max(1, int(np.prod(shape[:-1]))))).astype(dtype)
+    fan_in = max(1, int(np.prod(shape[:-1])))
+    if len(shape) < 2:  # scales, biases, running statistics
+        return rng.uniform(0.5, 1.5, shape).astype(dtype)
+    if kind == "positive":
+        return (rng.uniform(0.5, 1.5, shape) / fan_in).astype(dtype)
+    return (rng.standard_normal(shape) * (np.sqrt(2 / fan_in) if kind == "he" else 1)).astype(dtype)
 
 
 def refuse_coupled_examples(apply_fn: Callable, params: PyTree, x: Array) -> None:
@@ -41,38 +52,26 @@ def refuse_coupled_examples(apply_fn: Callable, params: PyTree, x: Array) -> Non
       x: ``(b, ...)`` array or shape.
 
     Raises:
-      CoupledExamplesError: as said.
+      CoupledExamplesError: as said, or the outputs are finite on no made-up numbers, so that nothing can be told.
     """
     shaped = lambda tree: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), tree)
     shapes = shaped(params)
     of_size = lambda b: jax.ShapeDtypeStruct((b, *jnp.shape(x)[1:]), jnp.result_type(x))
     traced = {b: jax.make_jaxpr(apply_fn)(shapes, of_size(b)) for b in (1, 2)}
 
-    with jax.ensure_compile_time_eval(), jax.debug_nans(False):
-        rng = np.random.default_rng(0)
-        numbers = [_invented(rng, leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(shapes)]
-        examples = rng.standard_normal((2, *jnp.shape(x)[1:]))
-        is_float = jnp.issubdtype(jnp.result_type(x), jnp.floating)
-        examples = (
-            examples.astype(jnp.result_type(x))
-            if is_float
-            else np.stack([np.zeros(jnp.shape(x)[1:]), np.ones(jnp.shape(x)[1:])]).astype(jnp.result_type(x))
-        )
-        other = np.stack([examples[0], np.full_like(examples[1], np.nan) if is_float else examples[0]])
-
-        def evaluate(inputs: np.ndarray) -> np.ndarray:
-            closed = traced[len(inputs)]
-            rng = np.random.default_rng(1)
-            consts = [_closed_over(rng, const) if isinstance(const, jax.core.Tracer) else const for const in closed.consts]
-            run = jax.extend.core.jaxpr_as_fun(jax.extend.core.ClosedJaxpr(closed.jaxpr, consts))
-            (out,) = run(*map(jnp.asarray, numbers), jnp.asarray(inputs))
-            return np.asarray(out, np.float64)
-
-        together, apart = evaluate(examples), np.concatenate([evaluate(examples[:1]), evaluate(examples[1:])])
-        beside_other = evaluate(other)[0]
-
-    size = max(float(np.nanmax(np.abs(together), initial=0.0)), np.finfo(np.float32).tiny)
-    same = lambda a, b: bool(np.all((np.abs(a - b) <= _TOLERANCE * size) | (np.isnan(a) & np.isnan(b))))
+    with jax.ensure_compile_time_eval(), jax.debug_nans(False), np.errstate(all="ignore"):
+        for kind in _KINDS:
+            together, apart, beside_other = _probe(traced, jax.tree.leaves(shapes), of_size(2), kind)
+            if np.isfinite(together).all() and (kind == _KINDS[-1] or 1e-20 < np.abs(together).max(initial=0.0) < 1e20):
+                break
+        else:
+            raise CoupledExamplesError(
+                "apply_fn gives outputs that are not finite on made-up numbers, so it can't be told whether it couples the "
+                "examples of a batch; allowed: models with finite outputs for inputs and parameters of order one"
+            )
+        tolerance = max(_TOLERANCE, 32 * float(jnp.finfo(traced[2].out_avals[0].dtype).eps))
+    bound = tolerance * max(float(np.abs(together).max(initial=0.0)), np.finfo(np.float32).tiny)
+    same = lambda a, b: bool(np.all(np.abs(a - b) <= bound))  # False where a NaN came through
     if not same(together[0], beside_other):
         why = "the output of one example changes when another example of the batch changes"
     elif not same(together, apart):
@@ -85,6 +84,26 @@ def refuse_coupled_examples(apply_fn: Callable, params: PyTree, x: Array) -> Non
     )
 
 
-def _closed_over(rng: np.random.Generator, tracer) -> Array:
-    """A stand-in for a value that is still being traced."""
-    return jnp.asarray(_invented(rng, tracer.shape, tracer.dtype))
+def _probe(traced: dict, leaves: list, x, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Outputs of two examples together, of each alone, and of the first one beside a NaN."""
+    rng = np.random.default_rng(0)
+    numbers = [_invented(rng, leaf.shape, leaf.dtype, kind) for leaf in leaves]
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        examples = rng.uniform(0.5, 1.5, x.shape) if kind == "positive" else rng.standard_normal(x.shape)
+        examples = examples.astype(x.dtype)
+        other = np.stack([examples[0], np.full_like(examples[1], np.nan)])
+    else:
+        examples = np.stack([np.zeros(x.shape[1:]), np.ones(x.shape[1:])]).astype(x.dtype)
+        other = np.stack([examples[0], examples[0]])
+
+    def evaluate(inputs: np.ndarray) -> np.ndarray:
+        closed = traced[len(inputs)]
+        rng = np.random.default_rng(1)
+        # Values that are still being traced are replaced by made-up ones too.
+        stand_in = lambda const: jnp.asarray(_invented(rng, const.shape, const.dtype, kind))
+        consts = [stand_in(const) if isinstance(const, jax.core.Tracer) else const for const in closed.consts]
+        run = jax.extend.core.jaxpr_as_fun(jax.extend.core.ClosedJaxpr(closed.jaxpr, consts))
+        (out,) = jax.jit(run)(*map(jnp.asarray, numbers), jnp.asarray(inputs))
+        return np.asarray(out, np.float64)
+
+    return evaluate(examples), np.concatenate([evaluate(examples[:1]), evaluate(examples[1:])]), evaluate(other)[0]

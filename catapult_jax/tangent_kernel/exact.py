@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.linen.dtypes import promote_dtype
 from jax import lax
 
 from catapult_jax.tangent_kernel import neural_tangents
@@ -24,7 +25,7 @@ METHODS = ("auto", "structured", "jacobian", "neural_tangents")
 
 
 def tangent_kernel(
-    apply_fn: Callable[..., Float[Array, b * o]],
+    apply_fn: Callable[..., Float[Array, "b *o"]],
     params: PyTree,
     x: Array,
     *,
@@ -68,6 +69,8 @@ def tangent_kernel(
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r}; allowed: {', '.join(METHODS)}")
+    if hasattr(apply_fn, "lower") and hasattr(apply_fn, "__wrapped__"):
+        apply_fn = apply_fn.__wrapped__  # under a jit of its own no layer could be seen
     _check(apply_fn, params, x)
     refuse_coupled_examples(apply_fn, params, x)
     if method == "neural_tangents":
@@ -102,23 +105,27 @@ def _check(apply_fn, params, x) -> None:
 # Which module calls are linear in their weights, and what their inputs look like, one row per application of the weights.
 
 
+_CUSTOM = ("dot_general", "dot_general_cls", "mask", "conv_general_dilated", "conv_general_dilated_cls")
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """The layer computes what its name says: nothing in it was replaced."""
+    return module.promote_dtype is promote_dtype and all(getattr(module, name, None) is None for name in _CUSTOM)
+
+
 def _dense_rows(module: nn.Dense) -> Callable | None:
-    if module.dot_general is not None or module.dot_general_cls is not None:
-        return None
     return lambda h: h.reshape(h.shape[0], -1, 1, h.shape[-1])
 
 
 def _dense_general_rows(module: nn.DenseGeneral) -> Callable | None:
     axes = (module.axis,) if isinstance(module.axis, int) else tuple(module.axis)
     trailing = tuple(range(-len(axes), 0))
-    if module.batch_dims or axes != trailing or module.dot_general is not None or module.dot_general_cls is not None:
+    if module.batch_dims or axes != trailing:
         return None
     return lambda h: h.reshape(h.shape[0], -1, 1, math.prod(h.shape[h.ndim - len(axes) :]))
 
 
 def _conv_rows(module: nn.Conv) -> Callable | None:
-    if module.mask is not None or module.conv_general_dilated is not None or module.conv_general_dilated_cls is not None:
-        return None
     size = (module.kernel_size,) if isinstance(module.kernel_size, int) else tuple(module.kernel_size)
 
     def per_axis(value):
@@ -187,7 +194,9 @@ def _watched(on_call: Callable):
 
     def interceptor(next_fun, args, kwargs, context):
         known = type(context.module) in _ROWS and context.method_name == "__call__" and len(args) == 1 and not kwargs
-        if inside[0] or not known or flax.core.tracers.current_trace() != level:
+        # A caller's own interceptor may change what the layer returns before it comes here.
+        alone = len(list(getattr(nn.module, "_global_interceptor_stack", ()))) <= 1
+        if inside[0] or not known or not alone or flax.core.tracers.current_trace() != level:
             return next_fun(*args, **kwargs)
         inside[0] = True
         try:
@@ -215,7 +224,7 @@ def _plan(apply_fn, params, x) -> _Plan:
         def on_call(module, h, proceed):
             own = dict(module.variables.get("params", {}))
             kernel, bias = index.get(id(own.get("kernel"))), index.get(id(own.get("bias")))
-            rows = _ROWS[type(module)](module)
+            rows = _ROWS[type(module)](module) if _is_plain(module) else None
             if kernel is None or rows is None or h.dtype != copies[kernel].dtype:
                 calls.append(None)
                 return proceed()

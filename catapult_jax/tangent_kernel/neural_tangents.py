@@ -158,7 +158,7 @@ def _mend_structured_derivatives(empirical: types.ModuleType) -> None:
 
 
 def empirical_kernel(
-    apply_fn: Callable[..., Float[Array, b * o]],
+    apply_fn: Callable[..., Float[Array, "b *o"]],
     params: PyTree,
     x: Array,
     *,
