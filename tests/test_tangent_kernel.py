@@ -91,7 +91,9 @@ def test_a_parameter_aliased_in_the_tree_is_two_parameters():
     assert relative_error(tangent_kernel(use, aliased, x), explicit_kernel(apply_fn, params, x)) <= 1e-5
 
 
-@pytest.mark.parametrize("rows,other", [((5, 4, 2, 3), 6), ((3, 50, 1, 2), 2), ((2, 3, 1, 400), 300)])
+@pytest.mark.parametrize(
+    "rows,other", [((5, 4, 2, 3), 6), ((3, 50, 1, 2), 2), ((2, 3, 1, 400), 300), ((4, 1, 1, 5), 3), ((4, 1, 2, 5), 3)]
+)
 def test_both_orders_of_the_weight_gram(rows, other):
     b, p, g, m = rows
     rng = np.random.default_rng(0)
@@ -247,3 +249,33 @@ def test_a_traced_random_key_may_be_closed_over():
         return tangent_kernel(lambda w, x: (x + noise + jax.random.normal(key, (3,))) @ w, w, x)
 
     assert jax.jit(kernel)(jax.random.key(0), jnp.ones((3, 1)), jnp.ones((4, 3))).shape == (4, 4)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [{}, {"padding": "VALID"}, {"kernel_dilation": 2}, {"padding": ((1, 2), (0, 1))}, {"strides": (1, 2), "padding": 2}],
+    ids=str,
+)
+def test_products_of_patches_by_pixels(kwargs):
+    inputs = exact._conv_rows(nn.Conv(2, (3, 3), **kwargs))
+    h = jax.random.normal(jax.random.key(0), (3, 1, 7, 7, 4))
+    rows = np.asarray(inputs.rows(h), np.float64)
+    products = inputs.products(h)
+    assert products is not None
+    assert relative_error(products, np.einsum("ipgm,jqgm->ipjq", rows, rows)) <= 1e-5
+
+
+def test_a_network_whose_weights_go_by_pixels(monkeypatch):
+    """A wide layer on a small image, so that the sum over pairs of pixels is the cheapest order."""
+    model = CNN(depth=3, width=96)
+    x = jax.random.normal(jax.random.key(0), (20, 3, 3, 8))
+    params = model.init(jax.random.key(1), x)
+    taken, whole = [], exact._weight_gram
+
+    def spy(rows, d, products):
+        taken.append(products is not None and products() is not None)
+        return whole(rows, d, products)
+
+    monkeypatch.setattr(exact, "_weight_gram", spy)
+    assert relative_error(tangent_kernel(model.apply, params, x), explicit_kernel(model.apply, params, x)) <= 1e-5
+    assert taken.count(True) == 2

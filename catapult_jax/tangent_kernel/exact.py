@@ -113,19 +113,26 @@ def _is_plain(module: nn.Module) -> bool:
     return module.promote_dtype is promote_dtype and all(getattr(module, name, None) is None for name in _CUSTOM)
 
 
-def _dense_rows(module: nn.Dense) -> Callable | None:
-    return lambda h: h.reshape(h.shape[0], -1, 1, h.shape[-1])
+class _Inputs(NamedTuple):
+    """How the inputs of a layer enter its weights."""
+
+    rows: Callable  # (b, *input) -> (b, rows, groups, inputs): one row per application of the weights
+    products: Callable | None = None  # (b, *input) -> (b, rows, b, rows), inner products of the rows, where that is cheaper
 
 
-def _dense_general_rows(module: nn.DenseGeneral) -> Callable | None:
+def _dense_rows(module: nn.Dense) -> _Inputs | None:
+    return _Inputs(lambda h: h.reshape(h.shape[0], -1, 1, h.shape[-1]))
+
+
+def _dense_general_rows(module: nn.DenseGeneral) -> _Inputs | None:
     axes = (module.axis,) if isinstance(module.axis, int) else tuple(module.axis)
     trailing = tuple(range(-len(axes), 0))
     if module.batch_dims or axes != trailing:
         return None
-    return lambda h: h.reshape(h.shape[0], -1, 1, math.prod(h.shape[h.ndim - len(axes) :]))
+    return _Inputs(lambda h: h.reshape(h.shape[0], -1, 1, math.prod(h.shape[h.ndim - len(axes) :])))
 
 
-def _conv_rows(module: nn.Conv) -> Callable | None:
+def _conv_rows(module: nn.Conv) -> _Inputs | None:
     size = (module.kernel_size,) if isinstance(module.kernel_size, int) else tuple(module.kernel_size)
 
     def per_axis(value):
@@ -142,27 +149,44 @@ def _conv_rows(module: nn.Conv) -> Callable | None:
     elif not isinstance(padding, str):
         padding = tuple((p, p) if isinstance(p, int) else tuple(p) for p in padding)
 
-    def rows(h):
-        space, channels = h.shape[h.ndim - len(size) - 1 : -1], h.shape[-1]
-        images = h.reshape(-1, *space, channels)
+    def geometry(h):
+        """Padding of the space, and the strided slices of it, one for each place in the window."""
+        space = h.shape[h.ndim - len(size) - 1 : -1]
         dilated = tuple((n - 1) * d + 1 for n, d in zip(space, input_dilation, strict=True))
         window = tuple((k - 1) * d + 1 for k, d in zip(size, dilation, strict=True))
         pads = lax.padtype_to_pads(dilated, window, strides, padding) if isinstance(padding, str) else padding
         edges = [(lo, hi, d - 1) for (lo, hi), d in zip(pads, input_dilation, strict=True)]
+        padded = [lo + n + hi for (lo, hi, _), n in zip(edges, dilated, strict=True)]
+        counts = [(n - w) // s + 1 for n, w, s in zip(padded, window, strides, strict=True)]
+        starts = [[o * d for o, d in zip(offset, dilation, strict=True)] for offset in np.ndindex(*size)]
+        stops = [[a + (n - 1) * s + 1 for a, n, s in zip(start, counts, strides, strict=True)] for start in starts]
+        return space, edges, list(zip(starts, stops, strict=True)), math.prod(counts)
+
+    def rows(h):
+        space, edges, slices, _ = geometry(h)
+        channels = h.shape[-1]
+        images = h.reshape(-1, *space, channels)
         images = lax.pad(images, jnp.zeros((), h.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
-        counts = [(n - w) // s + 1 for n, w, s in zip(images.shape[1:-1], window, strides, strict=True)]
-        # One strided slice for each place in the window, instead of XLA's patch extraction, which is itself a convolution.
-        places = []
-        for offset in np.ndindex(*size):
-            start = [o * d for o, d in zip(offset, dilation, strict=True)]
-            stop = [a + (n - 1) * s + 1 for a, n, s in zip(start, counts, strides, strict=True)]
-            places.append(lax.slice(images, (0, *start, 0), (len(images), *stop, channels), (1, *strides, 1)))
+        # Slices instead of XLA's patch extraction, which is itself a convolution.
+        places = [lax.slice(images, (0, *start, 0), (len(images), *stop, channels), (1, *strides, 1)) for start, stop in slices]
         patches = jnp.stack(places, axis=-2)  # (images, *counts, places, channels)
         patches = patches.reshape(*patches.shape[:-1], groups, channels // groups)
         patches = jnp.moveaxis(patches, -2, -3)
         return patches.reshape(h.shape[0], -1, groups, len(places) * channels // groups)
 
-    return rows
+    def products(h):
+        """Overlapping patches share pixels: their inner products are sums over the window of those of the pixels."""
+        space, edges, slices, count = geometry(h)
+        b, pixels, channels = h.shape[0], math.prod(space), h.shape[-1]
+        if groups > 1 or h.size != b * pixels * channels or pixels**2 >= count**2 * len(slices) // 2:
+            return None
+        gram = _gram(h.reshape(b * pixels, channels)).reshape(b, *space, b, *space)
+        gram = lax.pad(gram, jnp.zeros((), h.dtype), [(0, 0, 0), *edges, (0, 0, 0), *edges])
+        steps = (1, *strides, 1, *strides)
+        total = sum(lax.slice(gram, (0, *start, 0, *start), (b, *stop, b, *stop), steps) for start, stop in slices)
+        return total.reshape(b, count, b, count)
+
+    return _Inputs(rows, products)
 
 
 _ROWS = {nn.Dense: _dense_rows, nn.DenseGeneral: _dense_general_rows, nn.Conv: _conv_rows}
@@ -176,7 +200,7 @@ class _Call(NamedTuple):
     shape: tuple[int, ...]  # of the pre-activations of one example
     dtype: np.dtype
     groups: int
-    rows: Callable  # (b, *input) -> (b, rows, groups, inputs)
+    inputs: _Inputs
 
 
 class _Plan(NamedTuple):
@@ -224,8 +248,8 @@ def _plan(apply_fn, params, x) -> _Plan:
         def on_call(module, h, proceed):
             own = dict(module.variables.get("params", {}))
             kernel, bias = index.get(id(own.get("kernel"))), index.get(id(own.get("bias")))
-            rows = _ROWS[type(module)](module) if _is_plain(module) else None
-            if kernel is None or rows is None or h.dtype != copies[kernel].dtype:
+            known = _ROWS[type(module)](module) if _is_plain(module) else None
+            if kernel is None or known is None or h.dtype != copies[kernel].dtype:
                 calls.append(None)
                 return proceed()
             own["kernel"] = copies[kernel]
@@ -233,7 +257,7 @@ def _plan(apply_fn, params, x) -> _Plan:
                 own["bias"] = copies[bias]
             y = module.clone(parent=None).apply({"params": own}, h)
             groups = getattr(module, "feature_group_count", 1)
-            calls.append(_Call(kernel, bias, y.shape, y.dtype, groups, rows))
+            calls.append(_Call(kernel, bias, y.shape, y.dtype, groups, known))
             return y
 
         with _watched(on_call):
@@ -289,22 +313,24 @@ def _kernel(apply_fn, params, x, plan: _Plan):
 
     inputs, d_taps, d_live = jax.vmap(derivatives)(x)
 
-    weights: dict[int, list] = {}  # leaf -> [(rows (b, p, g, m), derivatives (b, o, p, g, c))]
+    weights: dict[int, list] = {}  # leaf -> [(rows (b, p, g, m), derivatives (b, o, p, g, c), call, its input)]
     biases: dict[int, list] = {}  # leaf -> [derivative (b, o, c)]
     for call, h, d in zip(tapped, inputs, d_taps, strict=True):
         if call.kernel is not None:
             size = math.prod(jnp.shape(leaves[call.kernel]))
-            rows = call.rows(h)
+            rows = call.inputs.rows(h)
             features = size // (rows.shape[2] * rows.shape[3])
-            weights.setdefault(call.kernel, []).append((rows, d.reshape(b, o, rows.shape[1], call.groups, features)))
+            weights.setdefault(call.kernel, []).append((rows, d.reshape(b, o, rows.shape[1], call.groups, features), call, h))
         if call.bias is not None:
             features = math.prod(jnp.shape(leaves[call.bias]))
             biases.setdefault(call.bias, []).append(d.reshape(b, o, -1, features).sum(2))
 
     total = jnp.zeros((b * o, b * o), dtype)
     for uses in weights.values():
-        rows, d = (jnp.concatenate(parts, axis) for parts, axis in zip(zip(*uses, strict=True), (1, 2), strict=True))
-        total += _weight_gram(rows.astype(dtype), d.astype(dtype))
+        rows, d = jnp.concatenate([use[0] for use in uses], 1), jnp.concatenate([use[1] for use in uses], 2)
+        _, _, call, h = uses[0]
+        products = call.inputs.products if len(uses) == 1 else None  # uses of one weight have products across them too
+        total += _weight_gram(rows.astype(dtype), d.astype(dtype), products and (lambda h=h, f=products: f(h.astype(dtype))))
     for uses in biases.values():
         total += _gram(sum(uses).reshape(b * o, -1).astype(dtype))
     for jacobian in d_live.values():
@@ -316,16 +342,28 @@ def _gram(a):
     return a @ a.T
 
 
-def _weight_gram(rows: Float[Array, "b p g m"], d: Float[Array, "b o p g c"]) -> Float[Array, "bo bo"]:
-    """Gram matrix of ``J[i, o] = sum_p rows[i, p] (x) d[i, o, p]`` over groups, by the cheaper of two orders."""
+def _weight_gram(
+    rows: Float[Array, "b p g m"], d: Float[Array, "b o p g c"], products: Callable | None = None
+) -> Float[Array, "bo bo"]:
+    """Gram matrix of ``J[i, o] = sum_p rows[i, p] (x) d[i, o, p]`` over groups, by the cheaper of two orders.
+
+    ``products() -> (b, p, b, p)`` gives the inner products of the rows where they are to be had for less, or None.
+    """
     b, p, g, m = rows.shape
     o, c = d.shape[1], d.shape[4]
+    if p == g == 1:  # (H H^T) * (D D^T)
+        rows, d = rows.reshape(b, m), d.reshape(b * o, c)
+        return (_gram(rows)[:, None, :, None] * _gram(d).reshape(b, o, b, o)).reshape(b * o, b * o)
     by_gradients = b * o * g * m * c * (p + b * o)
     by_pairs = b * b * p * p * g * (m + o * o * (c + 1))
     if by_gradients <= by_pairs:  # per-example gradients of the weights, one matrix product for each example and group
         d = jnp.moveaxis(d, 1, -2).reshape(b, p, g, o * c)
         gradients = lax.dot_general(rows, d, (((1,), (1,)), ((0, 2), (0, 2))))  # (b, g, m, o*c)
         return _gram(jnp.moveaxis(gradients.reshape(b, g * m, o, c), 2, 1).reshape(b * o, -1))
+    inner = products() if products is not None else None
+    if inner is not None:
+        outer = _gram(d.reshape(b * o * p, c)).reshape(b, o, p, b, o, p)
+        return jnp.sum(inner[:, None, :, :, None, :] * outer, axis=(2, 5)).reshape(b * o, b * o)
     # The sum over pairs is symmetric in the examples: four strips, each from its diagonal block on, are 10/16 of the work.
     upper, edges = jnp.zeros((b, o, b, o), rows.dtype), [b * s // 4 for s in range(5)]
     for first, last in itertools.pairwise(edges):
