@@ -1,6 +1,7 @@
 """Catapults of neural networks: critical learning rates, loss spikes, eigenspaces, features."""
 
 from catapult_jax._version import __version__
+from catapult_jax.agop import agop, agop_alignment, agop_eigenvectors, agop_pearson, input_jacobian
 from catapult_jax.critical_lr import critical_lr, critical_lr_from_lambda, loss_weighted_kernel
 from catapult_jax.eigenspace import LossSplit, split_loss
 from catapult_jax.events import Detector, Event, count_spikes, detector, find_events, prediction
@@ -18,12 +19,17 @@ __all__ = [
     "LossSplit",
     "NeuralTangentsMissing",
     "__version__",
+    "agop",
+    "agop_alignment",
+    "agop_eigenvectors",
+    "agop_pearson",
     "batch_loss",
     "count_spikes",
     "critical_lr",
     "critical_lr_from_lambda",
     "detector",
     "find_events",
+    "input_jacobian",
     "loss_weighted_kernel",
     "open_record",
     "prediction",

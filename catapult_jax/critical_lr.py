@@ -55,19 +55,31 @@ def loss_weighted_kernel(
         return blocks.reshape(b * o, b * o)
 
 
-def critical_lr_from_lambda(lambda_max: Float[Array, "*m"]) -> Float[Array, "*m"]:
-    """Critical learning rate of gradient descent, ``2 / lambda_max``, of a loss-weighted kernel; infinite for a zero kernel.
+def critical_lr_from_lambda(lambda_max: Float[Array, "*m"], *, momentum: float = 0.0) -> Float[Array, "*m"]:
+    """Critical learning rate ``2 (1 + momentum) / lambda_max`` of a loss-weighted kernel; infinite for a zero kernel.
 
-    >>> float(critical_lr_from_lambda(jnp.array(4.0)))
-    0.5
+    ``momentum`` is that of heavy ball, ``m <- momentum m + g``, ``w <- w - lr m``, as ``optax.sgd(momentum=...)`` has it; 0 is gradient
+    descent.
+
+    Raises:
+      ValueError: a momentum outside 0 to 1.
+
+    Source: the roots of ``z^2 - (1 + momentum - lr lambda) z + momentum`` leave the unit circle there; Cohen et al. (2021),
+    arXiv 2103.00065.
+
+    >>> float(critical_lr_from_lambda(jnp.array(4.0))), float(critical_lr_from_lambda(jnp.array(4.0), momentum=0.5))
+    (0.5, 0.75)
     """
-    return jnp.where(lambda_max > 0, 2 / jnp.where(lambda_max > 0, lambda_max, 1), jnp.where(lambda_max <= 0, jnp.inf, jnp.nan))
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum={momentum!r}; allowed: 0 or more, below 1")
+    known = 2 * (1 + momentum) / jnp.where(lambda_max > 0, lambda_max, 1)
+    return jnp.where(lambda_max > 0, known, jnp.where(lambda_max <= 0, jnp.inf, jnp.nan))
 
 
 def critical_lr(
-    apply_fn: Callable, params: PyTree, batch: tuple[Array, Array], *, loss: str, method: str = "auto"
+    apply_fn: Callable, params: PyTree, batch: tuple[Array, Array], *, loss: str, momentum: float = 0.0, method: str = "auto"
 ) -> Float[Array, ""]:
-    """Critical learning rate of gradient descent on a batch, ``2 / lambda_max(K_L)``.
+    """Critical learning rate of gradient descent on a batch, ``2 / lambda_max(K_L)``; ``2 (1 + momentum) / lambda_max(K_L)``.
 
     A step with a larger learning rate makes the component of the residual along the top eigenvector grow: in the linear
     regime the loss on that batch rises. For ``mse`` this is ``b / lambda_max(K)``, for one example with a scalar output
@@ -78,14 +90,14 @@ def critical_lr(
       params: parameters.
       batch: ``(x, targets)``.
       loss: ``"mse"``, ``"softmax_cross_entropy"`` or ``"logistic"``.
+      momentum: of heavy ball (``optax.sgd(momentum=...)``); 0: plain gradient descent, SGD.
       method: how the kernel is computed, see :func:`tangent_kernel`.
 
     Returns:
-      A scalar, in units of the learning rate; infinite where the kernel is zero. Plain gradient descent (SGD without
-      momentum) is assumed.
+      A scalar, in units of the learning rate; infinite where the kernel is zero.
 
     Raises:
-      ValueError: as :func:`tangent_kernel` and :func:`loss_weighted_kernel`.
+      ValueError: as :func:`tangent_kernel`, :func:`loss_weighted_kernel` and :func:`critical_lr_from_lambda`.
 
     Source: Lewkowycz et al. (2020), arXiv 2003.02218; Zhu et al. (2024), arXiv 2306.04815.
 
@@ -97,4 +109,4 @@ def critical_lr(
     x, targets = batch
     kernel = tangent_kernel(apply_fn, params, x, method=method)
     weighted = loss_weighted_kernel(kernel, apply_fn(params, x), targets, loss=loss)
-    return critical_lr_from_lambda(jnp.linalg.eigvalsh(weighted)[-1])
+    return critical_lr_from_lambda(jnp.linalg.eigvalsh(weighted)[-1], momentum=momentum)

@@ -189,6 +189,15 @@ def _detector(factor, delta, horizon, momentum_horizon) -> Detector:
     return Detector(init, update, finish)
 
 
+def momentum_horizon(momentum: float) -> int:
+    """Steps for which an exceedance lingers in a momentum average: ``round(1 / (1 - momentum))``; 0 without momentum.
+
+    >>> momentum_horizon(0.0), momentum_horizon(0.9)
+    (0, 10)
+    """
+    return round(1 / (1 - momentum)) if momentum else 0
+
+
 def find_events(
     loss: Float[Array, " t"],
     lr: Float[Array, " t"],

@@ -1,7 +1,7 @@
 """What is measured at a step, and how often.
 
 A measurement is taken on the weights before the update of its step, unless its name ends in ``_after``. ``_batch`` is on the
-batch of the step, ``_train`` on all training examples, ``_probe`` on the first ones of them, ``_test`` on the test examples.
+batch of the step, ``_train`` on all training examples, ``_probe`` on the first ones of them, ``_test`` and ``_val`` on those examples.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from catapult_jax.critical_lr import critical_lr_from_lambda, loss_weighted_kernel
+from catapult_jax.agop import agop_alignment, agop_pearson, input_jacobian
+from catapult_jax.critical_lr import critical_lr_from_lambda
 from catapult_jax.eigenspace import split_loss
 from catapult_jax.losses import batch_loss
 from catapult_jax.tangent_kernel import tangent_kernel
@@ -26,7 +27,7 @@ class Moment(NamedTuple):
     new_params: Any  # after it
     batch: tuple  # (x, y)
     outputs: jax.Array  # of the batch, before the update
-    data: dict  # x_train, y_train, x_test, y_test
+    data: dict  # x_train, y_train, x_test, y_test; x_val, y_val where there are any
     eigenvectors: jax.Array | None  # of the step before, where they can be followed
 
 
@@ -35,7 +36,7 @@ class Instrument(NamedTuple):
     measure: Callable[[Moment], dict[str, jax.Array]]
 
 
-def batch_kernel(apply_fn: Callable, *, loss: str, every: int, k: int) -> Instrument:
+def batch_kernel(apply_fn: Callable, *, loss: str, every: int, k: int, momentum: float = 0.0) -> Instrument:
     """Critical lr of the batch, top eigenvalues, and the loss split over the top-``k`` eigenspace.
 
     Cost: about half a training step for a fully connected net, one for a convolutional one.
@@ -47,7 +48,7 @@ def batch_kernel(apply_fn: Callable, *, loss: str, every: int, k: int) -> Instru
         split = split_loss(kernel, now.outputs, y, loss=loss, k=k, previous=now.eigenvectors)
         return {
             "lambda_max_batch": split.lambda_max,
-            "critical_lr_batch": critical_lr_from_lambda(split.lambda_max),
+            "critical_lr_batch": critical_lr_from_lambda(split.lambda_max, momentum=momentum),
             "loss_top": split.top,
             "loss_rest": split.rest,
             "eigenvalues": split.eigenvalues,
@@ -57,15 +58,20 @@ def batch_kernel(apply_fn: Callable, *, loss: str, every: int, k: int) -> Instru
     return Instrument(every, measure)
 
 
-def train_kernel(apply_fn: Callable, *, loss: str, every: int, probe_size: int) -> Instrument:
-    """Critical lr on the whole training set, or on its first ``probe_size`` examples. Cost: that of the kernel of so many."""
+def train_kernel(apply_fn: Callable, *, loss: str, every: int, probe_size: int, k: int, momentum: float = 0.0) -> Instrument:
+    """Critical lr on the whole training set, or on its first ``probe_size`` examples, and the loss on them split over the
+    top-``k`` eigenspace of their kernel. Cost: that of the kernel of so many, with its eigenvectors."""
     name = "probe" if probe_size else "train"
 
     def measure(now: Moment):
         x, y = (now.data[key][: probe_size or None] for key in ("x_train", "y_train"))
-        weighted = loss_weighted_kernel(tangent_kernel(apply_fn, now.params, x), apply_fn(now.params, x), y, loss=loss)
-        lambda_max = jnp.linalg.eigvalsh(weighted)[-1]
-        return {f"lambda_max_{name}": lambda_max, f"critical_lr_{name}": critical_lr_from_lambda(lambda_max)}
+        split = split_loss(tangent_kernel(apply_fn, now.params, x), apply_fn(now.params, x), y, loss=loss, k=k)
+        return {
+            f"lambda_max_{name}": split.lambda_max,
+            f"critical_lr_{name}": critical_lr_from_lambda(split.lambda_max, momentum=momentum),
+            f"loss_{name}_top": split.top,
+            f"loss_{name}_rest": split.rest,
+        }
 
     return Instrument(every, measure)
 
@@ -85,22 +91,39 @@ def loss_after(apply_fn: Callable, *, loss: str, every: int) -> Instrument:
     )
 
 
-def test_scores(apply_fn: Callable, *, loss: str, every: int, coding: str) -> Instrument:
-    """Loss on the test examples and, for class labels, the share of them that is misclassified. Cost: their forward pass."""
+def scores(apply_fn: Callable, *, loss: str, every: int, coding: str, split: str = "test") -> Instrument:
+    """Loss on the test (or validation, ``split="val"``) examples and, for class labels, the share of them that is misclassified.
+
+    Cost: their forward pass.
+    """
 
     def measure(now: Moment):
-        x, y = now.data["x_test"], now.data["y_test"]
+        x, y = now.data[f"x_{split}"], now.data[f"y_{split}"]
         outputs = apply_fn(now.params, x)
-        scores = {"loss_test": batch_loss(outputs, y, loss=loss)}
+        measured = {f"loss_{split}": batch_loss(outputs, y, loss=loss)}
         if coding == "value":
-            return scores
+            return measured
         wrong = {
             "sign": lambda: (outputs > 0) != (y > 0),
             "binary": lambda: (outputs > 0) != (y > 0),
             "one_hot": lambda: outputs.argmax(-1) != y.argmax(-1),
             "integer": lambda: outputs.argmax(-1) != y,
         }[coding]()
-        return scores | {"error_test": jnp.mean(wrong.astype(jnp.float32))}
+        return measured | {f"error_{split}": jnp.mean(wrong.astype(jnp.float32))}
+
+    return Instrument(every, measure)
+
+
+def agop(apply_fn: Callable, *, every: int, reference: jax.Array, size: int, chunk_size: int | None = None) -> Instrument:
+    """Alignment of the model's AGOP with a reference's, on the first ``size`` training inputs.
+
+    ``reference``: rows of the reference's input Jacobian on the same points. Cost: a backward pass of so many examples for
+    each output.
+    """
+
+    def measure(now: Moment):
+        rows = input_jacobian(apply_fn, now.params, now.data["x_train"][:size], chunk_size=chunk_size)
+        return {"agop_alignment": agop_alignment(rows, reference), "agop_pearson": agop_pearson(rows, reference)}
 
     return Instrument(every, measure)
 

@@ -11,57 +11,119 @@ import jax.numpy as jnp
 if TYPE_CHECKING:
     from jaxtyping import Array
 
-SCHEDULES = ("constant", "staircase")
+SCHEDULES = ("constant", "staircase", "cyclic")
+
+_SPIKE, _BACK = 1.5, 1.1  # a raise is over when the loss has been above the first and is back below the second, times its level
 
 
 class ScheduleState(NamedTuple):
     lr: Array  # learning rate of the step
+    rate: Array  # the same before the cap
+    lr_start: Array  # learning rate that the run was given
+    raises: Array  # most raises that this member makes
+    cap: Array  # multiple of the critical learning rate that is not exceeded; infinite: no cap
     stage: Array  # raises so far
     start: Array  # step at which the stage began
     loss_start: Array  # loss at that step
     level: Array  # smallest loss of the stage
+    raised: Array  # a raise is in force: its spike is not over, and the cap waits for it
+    risen: Array  # that spike has begun
 
 
 class Schedule(NamedTuple):
-    """``init(lr) -> state``; ``update(state, step, loss, critical_lr) -> state`` with the lr of this step."""
+    """``init(lr, raises=0, cap=inf) -> state``; ``update(state, step, loss, critical_lr) -> state`` with the lr of this step.
+
+    ``raises`` and ``cap`` may differ from member to member of one program. A critical learning rate of NaN was not measured.
+    """
 
     init: Callable
     update: Callable
 
 
-def _init(lr) -> ScheduleState:
-    infinite = jnp.float32(jnp.inf)
-    return ScheduleState(jnp.asarray(lr, jnp.float32), jnp.int32(0), jnp.int32(0), infinite, infinite)
+def _init(lr, raises=0, cap=jnp.inf) -> ScheduleState:
+    number, infinite, no = jnp.float32, jnp.float32(jnp.inf), jnp.asarray(False)
+    lr = jnp.asarray(lr, number)
+    zero = jnp.int32(0)
+    return ScheduleState(
+        lr, lr, lr, jnp.asarray(raises, jnp.int32), jnp.asarray(cap, number), zero, zero, infinite, infinite, no, no
+    )
 
 
-def constant() -> Schedule:
-    """The learning rate of the start, for ever.
+def _capped(state: ScheduleState, step, critical_lr, cap_from: int) -> ScheduleState:
+    """Holds the rate at ``cap`` times the critical lr. Where none was measured, a capped member keeps the lr that it had."""
+    critical_lr = jnp.asarray(critical_lr, jnp.float32)
+    free = state.raised | (jnp.asarray(step) < cap_from) | jnp.isinf(state.cap)
+    held = jnp.where(
+        jnp.isnan(critical_lr), jnp.minimum(state.lr, state.rate), jnp.minimum(state.rate, state.cap * critical_lr)
+    )
+    return state._replace(lr=jnp.where(free, state.rate, held))
+
+
+def constant(*, cap_from: int = 0) -> Schedule:
+    """The learning rate of the start, for ever; with a cap, no more than that multiple of the critical learning rate of each
+    step, from step ``cap_from`` on. A cap below one forbids catapults.
 
     >>> schedule = constant()
     >>> float(schedule.update(schedule.init(0.5), 0, 1.0, 1.0).lr)
     0.5
+    >>> round(float(schedule.update(schedule.init(0.5, cap=0.9), 0, 1.0, 0.1).lr), 3)
+    0.09
     """
-    return Schedule(_init, lambda state, step, loss, critical_lr: state)
+    return Schedule(_init, lambda state, step, loss, critical_lr: _capped(state, step, critical_lr, cap_from))
 
 
-def staircase(*, raises: int, raise_to: float, settle_fraction: float, settle_steps: int) -> Schedule:
-    """Raises the learning rate, when the loss has settled, to a multiple of the critical learning rate of that moment.
+def cyclic(*, low: float, period: int, cap_from: int = 0) -> Schedule:
+    """Triangular cycles: from ``low`` times the learning rate of the start, up to it, and down again in ``period`` steps.
 
-    The loss has settled when its stage is at least ``settle_steps`` old and the loss is at most ``settle_fraction`` times what
-    it was when the stage began, and is the smallest of the stage up to one percent: it came down, and is not in the middle
-    of a spike. The new rate is ``max(lr, raise_to * critical_lr)``.
+    ``lr_t = lr (low + (1 - low) (1 - |2 (t mod period) / period - 1|))``.
 
     Args:
-      raises: how often; 0 or more.
-      raise_to: multiple of the current critical learning rate; above 0.
-      settle_fraction: above 0, at most 1.
-      settle_steps: at least 1.
+      low: share of the peak at which a cycle begins and ends; 0 to 1.
+      period: steps of a cycle, at least 2.
+      cap_from: see :func:`constant`.
 
     Raises:
       ValueError: an argument out of its range.
 
-    >>> schedule = staircase(raises=1, raise_to=2.0, settle_fraction=0.5, settle_steps=1)
-    >>> state = schedule.init(0.1)
+    Source: Smith (2017), arXiv 1506.01186.
+
+    >>> schedule = cyclic(low=0.5, period=4)
+    >>> [float(schedule.update(schedule.init(1.0), step, 1.0, 1.0).lr) for step in range(5)]
+    [0.5, 0.75, 1.0, 0.75, 0.5]
+    """
+    if not 0 <= low <= 1:
+        raise ValueError(f"low={low!r}; allowed: 0 to 1")
+    if period < 2:
+        raise ValueError(f"period={period!r}; allowed: 2 or more")
+
+    def update(state: ScheduleState, step, loss, critical_lr) -> ScheduleState:
+        place = jnp.asarray(step, jnp.float32) % period / period
+        rate = state.lr_start * (low + (1 - low) * (1 - jnp.abs(2 * place - 1)))
+        return _capped(state._replace(rate=rate), step, critical_lr, cap_from)
+
+    return Schedule(_init, update)
+
+
+def staircase(*, raise_to: float, settle_fraction: float, settle_steps: int, cap_from: int = 0) -> Schedule:
+    """Raises the learning rate, when the loss has settled, to a multiple of the critical learning rate of that moment.
+
+    The loss has settled when its stage is at least ``settle_steps`` old and the loss is at most ``settle_fraction`` times what
+    it was when the stage began, and is the smallest of the stage up to one percent: it came down, and is not in the middle
+    of a spike. The new rate is ``max(lr, raise_to * critical_lr)``. Each member makes as many raises as it was started with.
+    A capped member is raised to ``raise_to * critical_lr`` exactly, and held below its cap again once the spike that follows
+    (1.5 times the level) is back at 1.1 times the level: one raise above the critical learning rate, one catapult.
+
+    Args:
+      raise_to: multiple of the current critical learning rate; above 0.
+      settle_fraction: above 0, at most 1.
+      settle_steps: at least 1.
+      cap_from: see :func:`constant`.
+
+    Raises:
+      ValueError: an argument out of its range.
+
+    >>> schedule = staircase(raise_to=2.0, settle_fraction=0.5, settle_steps=1)
+    >>> state = schedule.init(0.1, raises=1)
     >>> for step, loss in enumerate([1.0, 0.7, 0.4, 0.3]):
     ...     state = schedule.update(state, step, loss, 1.0)
     ...     print(round(float(state.lr), 3), int(state.stage))
@@ -71,7 +133,6 @@ def staircase(*, raises: int, raise_to: float, settle_fraction: float, settle_st
     2.0 1
     """
     for name, value, allowed, good in (
-        ("raises", raises, "0 or more", raises >= 0),
         ("raise_to", raise_to, "above 0", raise_to > 0),
         ("settle_fraction", settle_fraction, "above 0, at most 1", 0 < settle_fraction <= 1),
         ("settle_steps", settle_steps, "1 or more", settle_steps >= 1),
@@ -83,15 +144,31 @@ def staircase(*, raises: int, raise_to: float, settle_fraction: float, settle_st
         loss, critical_lr = jnp.asarray(loss, jnp.float32), jnp.asarray(critical_lr, jnp.float32)
         step = jnp.asarray(step, jnp.int32)
         first = step == state.start
-        state = state._replace(loss_start=jnp.where(first, loss, state.loss_start), level=jnp.minimum(state.level, loss))
+        state = state._replace(
+            loss_start=jnp.where(first, loss, state.loss_start),
+            level=jnp.where(state.risen, state.level, jnp.minimum(state.level, loss)),
+        )
+        risen = state.raised & (state.risen | (loss > _SPIKE * state.level))
+        over = risen & (loss <= _BACK * state.level)
+        state = state._replace(risen=risen & ~over, raised=state.raised & ~over)
         settled = (
             (step - state.start >= settle_steps)
             & (loss <= settle_fraction * state.loss_start)
             & (loss <= 1.01 * state.level)
-            & (state.stage < raises)
+            & (state.stage < state.raises)
+            & ~(state.raised & jnp.isfinite(state.cap))
             & jnp.isfinite(critical_lr)
         )
-        raised = ScheduleState(jnp.maximum(state.lr, raise_to * critical_lr), state.stage + 1, step, loss, loss)
-        return jax.tree.map(lambda a, b: jnp.where(settled, a, b), raised, state)
+        raised = state._replace(
+            rate=jnp.where(jnp.isinf(state.cap), jnp.maximum(state.rate, raise_to * critical_lr), raise_to * critical_lr),
+            stage=state.stage + 1,
+            start=step,
+            loss_start=loss,
+            level=loss,
+            raised=jnp.asarray(True),
+            risen=jnp.asarray(False),
+        )
+        state = jax.tree.map(lambda a, b: jnp.where(settled, a, b), raised, state)
+        return _capped(state, step, critical_lr, cap_from)
 
     return Schedule(_init, update)

@@ -25,6 +25,8 @@ class Members(NamedTuple):
     seed: np.ndarray  # (m,)
     lr: np.ndarray | None  # (m,)
     lr_relative: np.ndarray | None  # (m,) multiple of the critical lr at initialisation, on the training (or probe) examples
+    raises: np.ndarray | None = None  # (m,) raises that the schedule makes; None: as the schedule has it
+    cap: np.ndarray | None = None  # (m,) multiple of the critical lr that the schedule does not exceed; infinite: no cap
 
 
 class MemberState(NamedTuple):
@@ -34,6 +36,7 @@ class MemberState(NamedTuple):
     detector: DetectorState
     eigenvectors: jax.Array | None  # of the last kernel of the batch, where the batch is always the same
     alive: jax.Array  # False once a loss was not finite: the member is frozen from that step on
+    done: jax.Array  # True once the training loss has come down to the loss to stop at: frozen as well, on those weights
 
 
 class State(NamedTuple):
@@ -67,6 +70,8 @@ def trainer(
     instruments: dict[str, Instrument],
     batch_size: int = 0,
     probe_size: int = 0,
+    momentum: float = 0.0,
+    stop_loss: float = 0.0,
 ) -> Trainer:
     """Builds the functions that train a model.
 
@@ -81,6 +86,9 @@ def trainer(
       batch_size: 0 takes all training examples in every step (gradient descent); otherwise batches are drawn without
         replacement, epoch by epoch, as a function of seed and step alone, so a resumed run draws the same ones.
       probe_size: examples on which the critical learning rate at initialisation is taken; 0: all.
+      momentum: that of the optimizer (heavy ball), for the critical learning rate at initialisation.
+      stop_loss: a member is done, and frozen, at the first step at which it has made its raises, is in no spike, and its
+        training loss is at most this; 0: never.
 
     Raises:
       ValueError: a batch larger than the training set.
@@ -90,14 +98,15 @@ def trainer(
         raise ValueError(f"batch_size={batch_size!r}; allowed: 0 (all) to {n}")
     full = batch_size in (0, n)
     apply_fn = model.apply
-    arrays = {key: jnp.asarray(getattr(data, key)) for key in ("x_train", "y_train", "x_test", "y_test")}
+    names = ("x_train", "y_train", "x_test", "y_test", "x_val", "y_val")
+    arrays = {name: jnp.asarray(getattr(data, name)) for name in names if getattr(data, name) is not None}
     optimizer = optax.inject_hyperparams(optimizer)(learning_rate=0.0)
     follows = full and "batch_kernel" in instruments  # eigenvectors of one batch are in no order with those of another
 
     def init_member(seed):
         params = model.init(jax.random.fold_in(jax.random.key(seed), 0), arrays["x_train"][:1])
         x, y = (arrays[key][: probe_size or None] for key in ("x_train", "y_train"))
-        return params, critical_lr(apply_fn, params, (x, y), loss=loss)
+        return params, critical_lr(apply_fn, params, (x, y), loss=loss, momentum=momentum)
 
     def moment(params, eigenvectors=None):
         batch = (
@@ -117,12 +126,13 @@ def trainer(
             if follows:
                 shape = jax.eval_shape(lambda p: instruments["batch_kernel"].measure(moment(p)), params)["eigenvectors"]
                 vectors = jnp.zeros(shape.shape, shape.dtype)
-            states.append(
-                MemberState(params, optimizer.init(params), schedule.init(lr), detector.init(), vectors, jnp.asarray(True))
-            )
+            knobs = {"raises": members.raises, "cap": members.cap}
+            rate = schedule.init(lr, **{name: values[i] for name, values in knobs.items() if values is not None})
+            yes, no = jnp.asarray(True), jnp.asarray(False)
+            states.append(MemberState(params, optimizer.init(params), rate, detector.init(), vectors, yes, no))
             critical.append(np.asarray(critical_i))
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        return State(jnp.int32(0), stacked), Start(np.array(critical), np.asarray(stacked.schedule.lr))
+        return State(jnp.int32(0), stacked), Start(np.array(critical), np.asarray(stacked.schedule.lr_start))
 
     def step_member(step, state: MemberState, seed, data: dict, *, due: int | None):
         """One step of one member. ``due``: the step modulo all cadences as a Python number, or None: decide at run time."""
@@ -172,8 +182,11 @@ def trainer(
             measured |= measure({"loss_after": instruments["loss_after"]}, before._replace(new_params=params), **when)
 
         alive = state.alive & jnp.isfinite(value)
-        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(alive, a, b), new, old)
+        settled = (rate.stage >= rate.raises) & ~(rate.raised & jnp.isfinite(rate.cap)) & ~spikes.is_open
+        done = state.done | (settled & (tracked <= stop_loss)) if stop_loss else state.done
+        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(alive & ~done, a, b), new, old)
         measured |= {"lr": rate.lr, "stage": rate.stage, "alive": alive, "spikes": spikes.closed + spikes.is_open}
+        measured |= {"done": done} if stop_loss else {}
         if follows:
             vectors = (
                 keep(vectors, state.eigenvectors)
@@ -183,7 +196,13 @@ def trainer(
         else:
             vectors = None
         new = MemberState(
-            keep(params, state.params), keep(opt_state, state.opt_state), keep(rate, state.schedule), spikes, vectors, alive
+            keep(params, state.params),
+            keep(opt_state, state.opt_state),
+            keep(rate, state.schedule),
+            spikes,
+            vectors,
+            alive,
+            done,
         )
         return new, measured
 

@@ -15,6 +15,8 @@ def get_config() -> ConfigDict:
     c.members.seed = ()
     c.members.lr_relative = ()
     c.members.lr = ()
+    c.members.raises = ()  # of schedule.raises
+    c.members.cap = ()  # of schedule.cap
 
     c.data = ConfigDict()
     c.data.name = "natural_patches"  # digits, natural_patches, synthetic, NAME of an .npz file or of a TFDS data set
@@ -27,23 +29,29 @@ def get_config() -> ConfigDict:
     c.data.classes = ()  # empty: all
     c.data.train_size = 128
     c.data.test_size = 0  # 0: all
+    c.data.validation_size = 0  # from the training split, beside the training examples
+    c.data.attribute = placeholder(str)  # of a data set that has attributes for labels (celeba)
+    c.data.image_size = 0  # centre crop and resize to so many pixels a side; 0: as they are
     c.data.scaling = "sqrt_d"  # each image to norm sqrt(d); standardize; none
     c.data.coding = "sign"  # -1, +1; one_hot; integer; binary 0, 1; value
     c.data.synthetic = ConfigDict()  # for data.name = synthetic
     c.data.synthetic.dimension = 20
-    c.data.synthetic.rank = 2  # y = x_1 ... x_rank
-    c.data.synthetic.noise = 0.0  # standard deviation, training targets only
+    c.data.synthetic.target = "product"  # x_1 ... x_rank; pairs x_1 x_2 + x_3 x_4 + ...; squares x_1^2 + ... + x_rank^2
+    c.data.synthetic.rank = 2
+    c.data.synthetic.noise = 0.0  # standard deviation, not on test targets
     c.data.synthetic.seed = 0
 
     c.model = ConfigDict()
-    c.model.name = "fcn"  # or cnn
-    c.model.depth = 5  # weight layers
+    c.model.name = "fcn"  # cnn, wide_resnet, vit
+    c.model.depth = 5  # weight layers; wide_resnet: 6 n + 4; vit: blocks
     c.model.width = 1024  # units or channels
     c.model.activation = "relu"
     c.model.gain = 1.0
     c.model.bias = False
     c.model.readout = "flatten"  # cnn: or average
     c.model.strides = ()  # cnn: of each convolution; empty: one
+    c.model.stem_stride = 1  # wide_resnet
+    c.model.patch_size = 8  # vit
 
     c.loss = "mse"  # softmax_cross_entropy, logistic
 
@@ -52,9 +60,14 @@ def get_config() -> ConfigDict:
     c.optimizer.lr = 0.0  # absolute; 0: not given. Absolute or relative rates are given, not both
     c.optimizer.lr_relative = 0.0  # multiple of the critical lr at initialisation; 0: not given
     c.optimizer.batch_size = 0  # 0: all training examples
+    c.optimizer.momentum = 0.0  # heavy ball
 
     c.schedule = ConfigDict()
-    c.schedule.name = "constant"  # or staircase: raise the lr again when the loss has settled
+    c.schedule.name = "constant"  # cyclic; staircase: raise the lr when the loss has settled
+    c.schedule.cap = 0.0  # multiple of the critical lr of the step that the lr does not exceed; 0: no cap
+    c.schedule.cap_from = 0  # first step with the cap
+    c.schedule.low = 0.1  # cyclic: where a cycle begins and ends, as a share of its peak
+    c.schedule.period = 50  # cyclic: steps
     c.schedule.raises = 2
     c.schedule.raise_to = 1.67  # multiple of the critical lr of that moment
     c.schedule.settle_fraction = 0.6
@@ -67,7 +80,10 @@ def get_config() -> ConfigDict:
     c.measure.train_loss_every = 1  # with all examples in a batch it is the batch loss and costs nothing
     c.measure.train_kernel_every = 0
     c.measure.loss_after_every = 0
-    c.measure.test_every = 0
+    c.measure.test_every = 0  # and validation, where there is one
+    c.measure.agop_every = 0
+    c.measure.agop_size = 256  # first training examples on which AGOPs are taken
+    c.measure.agop_reference = ""  # closed_form (synthetic targets), or the model.npz of a run with run.save_model
     c.measure.probe_size = 0  # examples of train_kernel and of the critical lr at initialisation; 0: all
 
     c.events = ConfigDict()
@@ -78,7 +94,10 @@ def get_config() -> ConfigDict:
     c.run = ConfigDict()
     c.run.chunk_steps = 10  # steps between two visits of the host
     c.run.checkpoint_every = 50  # steps; one more at the end
+    c.run.stop_loss = 0.0  # a member is frozen once its training loss is at most this, and the run ends when all are; 0: never
+    c.run.save_model = False  # writes model.npz at the end: the first member's parameters, and what they are
 
-    c.claims = ()  # verdicts of the report, see experiments/claims.py
+    c.sweep = ()  # grid of experiments.sweep where none is given: "FIELD=v1,v2"
+    c.claims = ()  # verdicts of the report, see experiments/verdicts.py
     c.published_critical_lr = placeholder(float)  # printed beside ours
     return c.lock()  # a misspelt field in a config is an error

@@ -7,24 +7,42 @@ import hashlib
 import json
 import math
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
-from absl import flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from catapult_jax.data import CODINGS, CODINGS_OF_LOSS, EMBEDDED, SCALINGS
+from catapult_jax.data import CODINGS, CODINGS_OF_LOSS, EMBEDDED, SCALINGS, TARGETS
 from catapult_jax.losses import LOSSES
 from catapult_jax.models import ACTIVATIONS, READOUTS
 from catapult_jax.schedules import SCHEDULES
 from configs import default
-from experiments.claims import CLAIMS, NEEDS
+from experiments.verdicts import NEEDS, VERDICTS
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with a variant after a colon.")
 
 
 class ConfigError(Exception):
     """A config that can't be run; the message is one line."""
+
+
+class RunError(Exception):
+    """A run that can't go on; the message is one line."""
+
+
+def program(main) -> None:
+    """Runs a program on a config; what goes wrong is one line on stderr, and exit status 2 (config) or 1 (run)."""
+    logging.set_verbosity(logging.ERROR)  # Orbax and TFDS tell of every file at the levels below
+    try:
+        app.run(main, flags_parser=parse)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 def parse(argv: Sequence[str]) -> list[str]:
@@ -67,11 +85,11 @@ def _unknown_field(argv: Sequence[str]) -> str | None:
     for argument in argv[1:]:
         match = re.match(r"--?config\.([\w.]+)", argument)
         if match and match[1] not in known:
-            return _no_field(match[1])
+            return no_field(match[1])
     return None
 
 
-def _no_field(name: str) -> str:
+def no_field(name: str) -> str:
     nearest = difflib.get_close_matches(name, sorted(flat(default.get_config())), 1, 0.0)[0]
     return f"config has no field {name!r}; nearest: {nearest!r}"
 
@@ -114,6 +132,7 @@ def _whole(rule):
     return f"whole number, {allowed}", lambda v: isinstance(v, int) and good(v)
 
 
+MODELS = ("fcn", "cnn", "wide_resnet", "vit")
 _SEED = ("0 to 2147483647", lambda v: 0 <= v < 2**31)
 
 _RULES = {
@@ -122,30 +141,42 @@ _RULES = {
     "members.seed": _each(_whole(_SEED)),
     "members.lr_relative": _each(_above(0)),
     "members.lr": _each(_above(0)),
+    "members.raises": _each(_whole(_at_least(0))),
+    "members.cap": _each(_at_least(0)),
     "data.classes": _each(_whole(_at_least(0))),
     "data.stand_in": _one_of(("", "digits", "natural_patches")),
     "data.stand_in_classes": _each(_whole(_at_least(0))),
     "data.train_size": _at_least(1),
     "data.test_size": _at_least(0),
+    "data.validation_size": _at_least(0),
+    "data.image_size": _at_least(0),
     "data.scaling": _one_of(SCALINGS),
     "data.coding": _one_of(CODINGS),
     "data.synthetic.dimension": _at_least(1),
+    "data.synthetic.target": _one_of(TARGETS),
     "data.synthetic.rank": _at_least(1),
     "data.synthetic.noise": _at_least(0),
     "data.synthetic.seed": _at_least(0),
-    "model.name": _one_of(("fcn", "cnn")),
-    "model.depth": _at_least(2),
+    "model.name": _one_of(MODELS),
+    "model.depth": _at_least(1),
     "model.width": _at_least(1),
     "model.activation": _one_of(ACTIVATIONS),
     "model.gain": _above(0),
     "model.readout": _one_of(READOUTS),
     "model.strides": _each(_whole(_at_least(1))),
+    "model.stem_stride": _at_least(1),
+    "model.patch_size": _at_least(1),
     "loss": _one_of(LOSSES),
     "optimizer.name": _one_of(("sgd",)),
     "optimizer.lr": _at_least(0),
     "optimizer.lr_relative": _at_least(0),
     "optimizer.batch_size": _at_least(0),
+    "optimizer.momentum": ("0 or more, below 1", lambda v: 0 <= v < 1),
     "schedule.name": _one_of(SCHEDULES),
+    "schedule.cap": _at_least(0),
+    "schedule.cap_from": _at_least(0),
+    "schedule.low": ("0 to 1", lambda v: 0 <= v <= 1),
+    "schedule.period": _at_least(2),
     "schedule.raises": _at_least(0),
     "schedule.raise_to": _above(0),
     "schedule.settle_fraction": ("above 0, at most 1", lambda v: 0 < v <= 1),
@@ -156,13 +187,17 @@ _RULES = {
     "measure.train_kernel_every": _at_least(0),
     "measure.loss_after_every": _at_least(0),
     "measure.test_every": _at_least(0),
+    "measure.agop_every": _at_least(0),
+    "measure.agop_size": _at_least(1),
     "measure.probe_size": _at_least(0),
     "events.factor": _above(1),
     "events.delta": _above(0),
     "events.horizon": _at_least(1),
     "run.chunk_steps": _at_least(1),
     "run.checkpoint_every": _at_least(1),
-    "claims": ("a tuple of " + ", ".join(sorted(CLAIMS)), lambda names: all(name in CLAIMS for name in names)),
+    "run.stop_loss": _at_least(0),
+    "sweep": ('a tuple of "FIELD=v1,v2"', lambda axes: all(isinstance(a, str) and "=" in a for a in axes)),
+    "claims": ("a tuple of " + ", ".join(sorted(VERDICTS)), lambda names: all(name in VERDICTS for name in names)),
 }
 
 
@@ -183,7 +218,7 @@ def check(config: ConfigDict) -> None:
     fields = flat(config)
     strange = sorted(set(fields) - set(flat(default.get_config())))
     if strange:
-        raise ConfigError(_no_field(strange[0]))
+        raise ConfigError(no_field(strange[0]))
     for name, (allowed, good) in _RULES.items():
         value = fields[name]
         if value is not None and not _holds(good, value):
@@ -203,7 +238,7 @@ def check(config: ConfigDict) -> None:
         *relative,
         why="allowed: absolute or relative rates, not both; 0 or () takes one away",
     )
-    for name in ("members.seed", "members.lr", "members.lr_relative", "data.classes", "data.stand_in_classes"):
+    for name in (*(f"members.{axis}" for axis in config.members), "data.classes", "data.stand_in_classes"):
         refuse(len(set(fields[name])) < len(fields[name]), name, why="allowed: each value once")
     refuse(
         config.optimizer.batch_size > config.data.train_size,
@@ -231,7 +266,13 @@ def check(config: ConfigDict) -> None:
     refuse(
         synthetic and config.data.test_size == 0, "data.name", "data.test_size", why="allowed for synthetic targets: 1 or more"
     )
-    refuse(synthetic and config.model.name == "cnn", "data.name", "model.name", why="allowed for synthetic inputs: fcn")
+    refuse(synthetic and config.model.name != "fcn", "data.name", "model.name", why="allowed for synthetic inputs: fcn")
+    refuse(
+        config.model.name in ("fcn", "cnn") and config.model.depth < 2,
+        "model.name",
+        "model.depth",
+        why="allowed for fcn and cnn: 2 weight layers or more",
+    )
     refuse(
         config.data.synthetic.rank > config.data.synthetic.dimension,
         "data.synthetic.rank",
@@ -250,7 +291,12 @@ def check(config: ConfigDict) -> None:
         "model.depth",
         why=f"allowed: none, or one for each of the {config.model.depth - 1} convolutions",
     )
-    refuse(config.model.name == "fcn" and config.model.strides, "model.name", "model.strides", why="allowed for fcn: none")
+    refuse(
+        config.model.name != "cnn" and config.model.strides,
+        "model.name",
+        "model.strides",
+        why="allowed for models other than cnn: none",
+    )
     refuse(
         config.events.factor <= 1 + config.events.delta,
         "events.factor",
@@ -258,10 +304,50 @@ def check(config: ConfigDict) -> None:
         why="allowed: a factor above 1 + delta",
     )
     refuse(
-        config.schedule.name == "staircase" and config.measure.batch_kernel_every != 1,
+        config.schedule.name == "staircase" and not config.measure.batch_kernel_every,
         "schedule.name",
         "measure.batch_kernel_every",
-        why="allowed with staircase: 1, since a raise is relative to the critical lr of its step",
+        why="allowed with staircase: 1 or more, since a raise is relative to the critical lr of its step",
+    )
+    for name in ("schedule.cap", "members.cap"):
+        refuse(
+            fields[name] and not config.measure.batch_kernel_every,
+            name,
+            "measure.batch_kernel_every",
+            why="allowed with a cap: 1 or more, since it is relative to the critical lr of the step",
+        )
+    refuse(
+        config.schedule.name != "staircase" and config.members.raises,
+        "schedule.name",
+        "members.raises",
+        why="allowed: raises with the schedule staircase",
+    )
+    reference = config.measure.agop_reference
+    refuse(
+        bool(config.measure.agop_every) != bool(reference),
+        "measure.agop_every",
+        "measure.agop_reference",
+        why="allowed: both or none",
+    )
+    refuse(
+        reference == "closed_form" and not synthetic,
+        "measure.agop_reference",
+        "data.name",
+        why="allowed: closed_form for synthetic targets, elsewhere the model.npz of a run with run.save_model",
+    )
+    for name in ("test_every", "agop_every", "batch_kernel_every"):
+        refuse(
+            config.run.stop_loss and config.run.chunk_steps < fields[f"measure.{name}"],
+            "run.stop_loss",
+            "run.chunk_steps",
+            f"measure.{name}",
+            why="allowed with a loss to stop at: chunks no shorter than the cadences, so that the end is measured",
+        )
+    refuse(
+        config.data.attribute is None and config.data.name == "celeba",
+        "data.name",
+        "data.attribute",
+        why="allowed for celeba: the name of an attribute",
     )
     refuse(
         not full and config.measure.batch_kernel_every > 1,
@@ -273,11 +359,33 @@ def check(config: ConfigDict) -> None:
         for name in NEEDS[claim]:
             refuse(fields[name] != 1, "claims", name, why=f"allowed with the claim {claim}: 1")
     refuse(
-        not full and config.measure.train_loss_every != 1,
+        not full and config.measure.train_loss_every > 1,
         "optimizer.batch_size",
         "measure.train_loss_every",
-        why="allowed with batches: 1, since events are spikes of the training loss",
+        why="allowed with batches: 1, since events are spikes of the training loss, or 0: no events",
     )
+    refuse(
+        not full and config.run.stop_loss and config.measure.train_loss_every != 1,
+        "optimizer.batch_size",
+        "run.stop_loss",
+        "measure.train_loss_every",
+        why="allowed with batches and a loss to stop at: 1",
+    )
+
+
+def member_axes(config: ConfigDict) -> dict[str, tuple]:
+    """Every axis along which the members of a run differ, slowest first; a tuple in members stands before the one value.
+
+    Exactly one of ``lr`` and ``lr_relative`` is there; ``raises`` and ``cap`` only where the schedule has them.
+    """
+    absolute, relative = learning_rates(config)
+    axes = {"lr": absolute} if absolute else {"lr_relative": relative}
+    if config.schedule.name == "staircase":
+        axes["raises"] = tuple(config.members.raises) or (config.schedule.raises,)
+    caps = tuple(config.members.cap) or (config.schedule.cap,)
+    if any(caps):
+        axes["cap"] = tuple(float(cap) or math.inf for cap in caps)
+    return axes | {"seed": tuple(config.members.seed) or (config.seed,)}
 
 
 def learning_rates(config: ConfigDict) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:

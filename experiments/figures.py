@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.claims import by_rate, is_stochastic, run_events, spike_series
+from experiments.verdicts import by_rate, catapult_counts, finished, interval, is_stochastic, last, run_events, spike_series
 
 _COLORS = {"catapult": "tab:red", "unexplained": "tab:purple", "divergence": "black", "unknown": "0.5"}
 
@@ -20,10 +21,10 @@ _PANELS = 4
 
 
 def _axes(record, config, title: str, ylabel: str):
-    """One panel for each learning rate: [(axis, members)], the first member to be drawn in full."""
+    """One panel for each setting: [(axis, members)], the first member to be drawn in full."""
     groups = by_rate(record, config)
     if len(groups) > _PANELS:
-        title += f" (the first {_PANELS} of {len(groups)} learning rates)"
+        title += f" (the first {_PANELS} of {len(groups)} settings)"
     groups = groups[:_PANELS]
     figure, axes = plt.subplots(1, len(groups), figsize=(1.5 + 4.2 * len(groups), 3.6), sharey=True, squeeze=False)
     figure.suptitle(title, fontsize=10)
@@ -57,11 +58,12 @@ def loss_figure(record, config, title):
         for m in members[1:]:
             axis.plot(record.step, _positive(record[series].values[m]), color="0.8", lw=0.8, zorder=1)
         m = members[0]
-        axis.plot(record.step, _positive(record[series].values[m]), color="tab:blue", label="loss", lw=1.6)
-        if "loss_top" in record and not is_stochastic(config):
+        axis.plot(record.step, _positive(record[series].values[m]), color="tab:blue", label=series.replace("_", " "), lw=1.6)
+        prefix = "loss_train" if is_stochastic(config) else "loss"
+        if f"{prefix}_top" in record:
             k = config["measure"]["top_k"]
-            axis.plot(record.step, _positive(record["loss_top"].values[m]), color="tab:orange", label=f"in top-{k}", lw=1.1)
-            axis.plot(record.step, _positive(record["loss_rest"].values[m]), color="tab:green", label="outside", lw=1.1)
+            for part, color, label in (("top", "tab:orange", f"in top-{k}"), ("rest", "tab:green", "outside")):
+                axis.plot(record.step, _positive(record[f"{prefix}_{part}"].values[m]), color=color, label=label, lw=1.1)
         for step in np.flatnonzero(np.diff(record["stage"].values[m])) + 1:
             axis.axvline(step, color="0.3", ls=":", lw=1, label="lr raised")
         _mark_events(axis, events[m])
@@ -105,20 +107,128 @@ def ratio_figure(record, config, title):
     return figure
 
 
-FIGURES = {"loss": loss_figure, "lambda_max": lambda_figure, "lr_over_critical_lr": ratio_figure}
+def alignment_figure(record, config, title):
+    """Alignment of the network's AGOP with that of the reference along training; spikes shaded; the other seeds in grey."""
+    events = run_events(record, config)
+    figure, axes = _axes(record, config, title, "AGOP alignment")
+    known = np.isfinite(record["agop_alignment"].values).any(0)
+    for axis, members in axes:
+        for m in members[1:]:
+            axis.plot(record.step[known], record["agop_alignment"].values[m, known], color="0.8", lw=0.8, zorder=1)
+        axis.plot(record.step[known], record["agop_alignment"].values[members[0], known], color="tab:blue", lw=1.6)
+        _mark_events(axis, events[members[0]])
+    return figure
+
+
+_METRICS = {
+    "agop_alignment": "AGOP alignment",
+    "loss_test": "test loss",
+    "error_test": "test error",
+}
+
+
+def against_catapults_figure(record, config, title):
+    """Where training ended, against the number of catapults on the way: each member a dot, the mean of each setting with its
+    95 % interval over seeds. Only members that came down to the loss to stop at."""
+    ok, counts = finished(record, config), catapult_counts(record, config)
+    metrics = [name for name in _METRICS if name in record]
+    figure, axes = plt.subplots(1, len(metrics), figsize=(1 + 3.6 * len(metrics), 3.4), squeeze=False)
+    figure.suptitle(title, fontsize=10)
+    for axis, name in zip(axes[0], metrics, strict=True):
+        values = last(record, name)
+        axis.plot(counts[ok], values[ok], ls="", marker=".", color="0.7")
+        for label, members in by_rate(record, config):
+            members = members[ok[members]]
+            if len(members):
+                mean, low, high = interval(values[members])
+                error = [[mean - low], [high - mean]] if np.isfinite(low) else None
+                axis.errorbar(counts[members].mean(), mean, yerr=error, marker="o", capsize=3, label=label)
+        axis.set_xlabel("catapults")
+        axis.set_ylabel(_METRICS[name])
+    axes[0, 0].legend(fontsize=6)
+    return figure
+
+
+def directions_figure(directory: Path, title: str):
+    """Top eigenvectors of the AGOP: of the reference, and of the first seed of each setting, as images where the inputs are
+    images. Signs are free; colours are scaled for each vector."""
+    with np.load(directory / "agop.npz", allow_pickle=False) as stored:
+        names, vectors, shape = stored["names"], stored["vectors"], tuple(stored["shape"])
+    count, k = vectors.shape[:2]
+    image = len(shape) == 3
+    figure, axes = plt.subplots(count, k, figsize=(1.6 * k + 1.6, (1.7 if image else 0.7) * count + 0.8), squeeze=False)
+    figure.suptitle(title, fontsize=10)
+    for row in range(count):
+        axes[row, 0].set_ylabel(str(names[row]), fontsize=6, rotation=0, ha="right", va="center")
+        for column in range(k):
+            axis, vector = axes[row, column], vectors[row, column]
+            vector = vector / np.abs(vector).max()
+            if image and shape[-1] == 3:
+                axis.imshow((vector.reshape(shape) + 1) / 2)
+            else:
+                flat = vector.reshape(shape[:2] if image else (1, -1))
+                axis.imshow(flat, cmap="RdBu", vmin=-1, vmax=1, aspect="equal" if image else "auto")
+            axis.set_xticks([])
+            axis.set_yticks([])
+    return figure
+
+
+def sweep_figure(rows: list[dict], axis_name: str, title: str):
+    """Where the runs of a sweep ended, against its first axis: the mean over seeds with its 95 % interval, for each other setting."""
+    metrics = [name for name in ("catapults", *_METRICS) if name in rows[0]]
+    settings = list(dict.fromkeys(row["setting"] for row in rows))
+    figure, axes = plt.subplots(1, len(metrics), figsize=(1 + 3.6 * len(metrics), 3.6), squeeze=False)
+    figure.suptitle(title, fontsize=10)
+    places = list(dict.fromkeys(row[axis_name] for row in rows))
+    numeric = all(isinstance(place, (int, float)) for place in places)
+    for axis, name in zip(axes[0], metrics, strict=True):
+        for setting in settings:
+            x, y = [], []
+            for i, place in enumerate(places):
+                own = [r[name] for r in rows if r[axis_name] == place and r["setting"] == setting and r["finished"]]
+                if own:
+                    x.append(place if numeric else i)
+                    y.append(interval(own))
+            if x:
+                mean, low, high = np.array(y).T
+                error = np.nan_to_num(np.stack([mean - low, high - mean]))
+                axis.errorbar(x, mean, yerr=error, marker="o", ms=3, capsize=2, lw=1, label=setting)
+        if numeric and min(places) > 0:
+            axis.set_xscale("log", base=2)
+        elif not numeric:
+            axis.set_xticks(range(len(places)), [str(place) for place in places], fontsize=7)
+        axis.set_xlabel(axis_name)
+        axis.set_ylabel(_METRICS.get(name, name))
+    axes[0, 0].legend(fontsize=6)
+    return figure
+
+
+# name -> (function, what the record must hold)
+FIGURES = {
+    "loss": (loss_figure, ()),
+    "lambda_max": (lambda_figure, ("lambda_max_batch",)),
+    "lr_over_critical_lr": (ratio_figure, ("lambda_max_batch",)),
+    "agop_alignment": (alignment_figure, ("agop_alignment",)),
+    "against_catapults": (against_catapults_figure, ("agop_alignment", "loss_test")),
+}
 
 
 def write_all(record, config: dict[str, Any], title: str, directory: Path) -> dict[str, tuple[Path, str]]:
     """Writes every figure as PNG and PDF; returns name -> (png, caption)."""
     directory.mkdir(exist_ok=True)
-    written = {}
-    for name, draw in FIGURES.items():
-        if name != "loss" and "lambda_max_batch" not in record:
-            continue
-        figure = draw(record, config, title)
-        figure.tight_layout()
-        for suffix in ("png", "pdf"):
-            figure.savefig(directory / f"{name}.{suffix}", dpi=130)
-        plt.close(figure)
-        written[name] = directory / f"{name}.png", draw.__doc__
+    drawn = {name: partial(draw, record, config, title) for name, (draw, needs) in FIGURES.items() if set(needs) <= set(record)}
+    captions = {name: FIGURES[name][0].__doc__ for name in drawn}
+    if (directory.parent / "agop.npz").is_file():
+        drawn["agop_directions"] = partial(directions_figure, directory.parent, title)
+        captions["agop_directions"] = directions_figure.__doc__
+    return {name: (save(draw(), directory / name), captions[name]) for name, draw in drawn.items()}
+
+
+def save(figure, path: Path) -> Path:
+    """Writes a figure as PNG and PDF, closes it, and returns the path of the PNG."""
+    figure.tight_layout()
+    for suffix in ("pdf", "png"):
+        written = path.with_suffix(f".{suffix}")
+        figure.savefig(written, dpi=130)
+    plt.close(figure)
     return written

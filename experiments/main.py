@@ -6,16 +6,18 @@ import itertools
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 import optax
-from absl import app, flags, logging
+from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from catapult_jax import checkpoints, data, events, instruments, models, records, schedules, training
+from catapult_jax.agop import agop_eigenvectors, input_jacobian
 from catapult_jax.tangent_kernel import NeuralTangentsMissing, tangent_kernel
 from experiments import config as configs
 from experiments import report
@@ -23,10 +25,9 @@ from experiments import report
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; default: runs/CONFIG-IDENTITY.")
 
 _CHECK_EXAMPLES, _CHECK_LIMIT = 8, 1e-3
-
-
-class RunError(Exception):
-    """A run that can't go on; the message is one line."""
+_DIRECTIONS = 3  # top eigenvectors of the AGOP that are kept
+_CHUNK = 256  # examples whose input Jacobians are taken at a time
+_READ = 20  # examples of a data set with attributes that are read for each one wanted
 
 
 def load_data(config: ConfigDict) -> tuple[data.Data, str | None]:
@@ -39,12 +40,17 @@ def load_data(config: ConfigDict) -> tuple[data.Data, str | None]:
     try:
         if c.name == "synthetic":
             arrays = data.synthetic(
-                dimension=c.synthetic.dimension, rank=c.synthetic.rank, noise=c.synthetic.noise,
-                train_size=c.train_size, test_size=c.test_size, seed=c.synthetic.seed,
+                dimension=c.synthetic.dimension, rank=c.synthetic.rank, target=c.synthetic.target, noise=c.synthetic.noise,
+                train_size=c.train_size + c.validation_size, test_size=c.test_size, seed=c.synthetic.seed,
             )  # fmt: skip
         else:
             try:
-                arrays = data.read(c.name, directory=c.dir, tfds_dir=c.tfds_dir, download=c.download)
+                # Attributes are unevenly spread: enough examples that each side of one has its share.
+                limit = _READ * (c.train_size + c.validation_size + c.test_size) if c.attribute and c.test_size else 0
+                arrays = data.read(
+                    c.name, directory=c.dir, tfds_dir=c.tfds_dir, download=c.download,
+                    attribute=c.attribute, image_size=c.image_size, limit=limit,
+                )  # fmt: skip
             except data.DataUnavailable as error:
                 if c.strict or not c.stand_in:
                     raise configs.ConfigError(configs.one_line(error)) from error
@@ -55,64 +61,120 @@ def load_data(config: ConfigDict) -> tuple[data.Data, str | None]:
                     file=sys.stderr,
                 )
         prepared = data.prepare(
-            arrays, classes=classes, train_size=c.train_size, test_size=c.test_size, scaling=c.scaling, coding=c.coding
-        )
+            arrays, classes=classes, train_size=c.train_size, test_size=c.test_size, validation_size=c.validation_size,
+            scaling=c.scaling, coding=c.coding,
+        )  # fmt: skip
     except ValueError as error:
         raise configs.ConfigError(configs.one_line(error)) from error
     return prepared, stand_in_for
 
 
-def build_model(config: ConfigDict, outputs: int):
-    c = config.model
-    shared = dict(depth=c.depth, width=c.width, outputs=outputs, activation=c.activation, gain=c.gain, bias=c.bias)
-    if c.name == "cnn":
-        return models.CNN(**shared, strides=tuple(c.strides), readout=c.readout)
+def build_model(c: ConfigDict, outputs: int):
+    """``c``: the model's part of a config, or the same as a dictionary."""
+    shared = {name: c[name] for name in ("depth", "width", "activation", "gain", "bias")} | {"outputs": outputs}
+    if c["name"] == "cnn":
+        return models.CNN(**shared, strides=tuple(c["strides"]), readout=c["readout"])
+    if c["name"] == "wide_resnet":
+        return models.WideResNet(**shared, stem_stride=c["stem_stride"])
+    if c["name"] == "vit":
+        return models.ViT(**shared, patch_size=c["patch_size"])
     return models.FCN(**shared)
 
 
-def build_trainer(config: ConfigDict, model, arrays: data.Data) -> training.Trainer:
+def agop_reference(config: ConfigDict, arrays: data.Data) -> tuple[np.ndarray, dict]:
+    """Rows of the reference's input Jacobian on the points of the AGOP, and what the reference is.
+
+    Raises:
+      ConfigError: no such model, or one for other data.
+    """
+    name, x = config.measure.agop_reference, arrays.x_train[: config.measure.agop_size]
+    if name == "closed_form":
+        target = data.target_function(config.data.synthetic.target, config.data.synthetic.rank)
+        return np.asarray(jax.vmap(jax.grad(target))(x.reshape(len(x), -1))), {"name": "gradient of the target"}
+    try:
+        params, about, checksum = checkpoints.load_model(name)
+    except FileNotFoundError as error:
+        raise configs.ConfigError(
+            f"measure.agop_reference={name!r} is not there; allowed: the model.npz of a run with run.save_model, as made by: "
+            f"python -m experiments.main --config=configs/reference.py:VARIANT --workdir={Path(name).parent}"
+        ) from error
+    except ValueError as error:
+        raise configs.ConfigError(configs.one_line(error)) from error
+    mine = {"name": arrays.name, "shape": list(arrays.x_train.shape[1:]), "outputs": arrays.outputs}
+    theirs = {key: about["data"][key] for key in mine}
+    settings = {key: json.loads(config.data.to_json())[key] for key in ("classes", "scaling", "attribute")}
+    mine, theirs = mine | settings, theirs | {key: about["config"]["data"][key] for key in settings}
+    if mine != theirs:
+        key = next(key for key in mine if mine[key] != theirs[key])
+        raise configs.ConfigError(
+            f"measure.agop_reference={name!r} is a model for data with {key} {theirs[key]!r}; allowed here: {mine[key]!r}"
+        )
+    model = build_model(about["config"]["model"], arrays.outputs)
+    rows = jax.jit(partial(input_jacobian, model.apply, chunk_size=_CHUNK))(params, x)
+    return np.asarray(rows), {
+        "name": f"{about['config']['model']['name']} trained on {about['data']['train']} examples",
+        "sha256": checksum,
+        "error_test": about["error_test"],
+    }
+
+
+def build_trainer(config: ConfigDict, model, arrays: data.Data, reference=None) -> training.Trainer:
     m, full = config.measure, config.optimizer.batch_size in (0, config.data.train_size)
-    loss, apply_fn = config.loss, model.apply
+    loss, apply_fn, momentum = config.loss, model.apply, config.optimizer.momentum
     chosen = {}
     if m.batch_kernel_every:
-        chosen["batch_kernel"] = instruments.batch_kernel(apply_fn, loss=loss, every=m.batch_kernel_every, k=m.top_k)
+        chosen["batch_kernel"] = instruments.batch_kernel(
+            apply_fn, loss=loss, every=m.batch_kernel_every, k=m.top_k, momentum=momentum
+        )
     if m.train_loss_every and not full:
         chosen["train_loss"] = instruments.train_loss(apply_fn, loss=loss, every=m.train_loss_every)
     if m.train_kernel_every:
         chosen["train_kernel"] = instruments.train_kernel(
-            apply_fn, loss=loss, every=m.train_kernel_every, probe_size=m.probe_size
+            apply_fn, loss=loss, every=m.train_kernel_every, probe_size=m.probe_size, k=m.top_k, momentum=momentum
         )
     if m.loss_after_every:
         chosen["loss_after"] = instruments.loss_after(apply_fn, loss=loss, every=m.loss_after_every)
     if m.test_every:
-        chosen["test"] = instruments.test_scores(apply_fn, loss=loss, every=m.test_every, coding=config.data.coding)
-    s = config.schedule
-    schedule = schedules.constant()
-    if s.name == "staircase":
-        schedule = schedules.staircase(
-            raises=s.raises, raise_to=s.raise_to, settle_fraction=s.settle_fraction, settle_steps=s.settle_steps
+        for split in ("test", "val") if config.data.validation_size else ("test",):
+            chosen[split] = instruments.scores(apply_fn, loss=loss, every=m.test_every, coding=config.data.coding, split=split)
+    if m.agop_every:
+        chosen["agop"] = instruments.agop(
+            apply_fn, every=m.agop_every, reference=jax.numpy.asarray(reference), size=m.agop_size, chunk_size=_CHUNK
         )
+    s = config.schedule
+    schedule = {
+        "constant": lambda: schedules.constant(cap_from=s.cap_from),
+        "cyclic": lambda: schedules.cyclic(low=s.low, period=s.period, cap_from=s.cap_from),
+        "staircase": lambda: schedules.staircase(
+            raise_to=s.raise_to, settle_fraction=s.settle_fraction, settle_steps=s.settle_steps, cap_from=s.cap_from
+        ),
+    }[s.name]()
     e = config.events
     return training.trainer(
         model,
         arrays,
         loss=loss,
-        optimizer=getattr(optax, config.optimizer.name),
+        optimizer=partial(getattr(optax, config.optimizer.name), momentum=momentum or None),
         schedule=schedule,
-        detector=events.detector(factor=e.factor, delta=e.delta, horizon=e.horizon),
+        detector=events.detector(
+            factor=e.factor, delta=e.delta, horizon=e.horizon, momentum_horizon=events.momentum_horizon(momentum)
+        ),
         instruments=chosen,
         batch_size=config.optimizer.batch_size,
         probe_size=m.probe_size,
+        momentum=momentum,
+        stop_loss=config.run.stop_loss,
     )
 
 
 def build_members(config: ConfigDict) -> training.Members:
-    absolute, relative = configs.learning_rates(config)
-    seeds = tuple(config.members.seed) or (config.seed,)
-    pairs = list(itertools.product(absolute or relative, seeds))
-    rates = np.array([rate for rate, _ in pairs], np.float32)
-    seed = np.array([seed for _, seed in pairs], np.int32)
-    return training.Members(seed, rates if absolute else None, rates if relative else None)
+    axes = configs.member_axes(config)
+    columns = dict(zip(axes, zip(*itertools.product(*axes.values()), strict=True), strict=True))
+    dtypes = {"seed": np.int32, "raises": np.int32}
+    arrays = {name: np.array(column, dtypes.get(name, np.float32)) for name, column in columns.items()}
+    return training.Members(
+        arrays["seed"], arrays.get("lr"), arrays.get("lr_relative"), arrays.get("raises"), arrays.get("cap")
+    )
 
 
 def check_kernel(model, params, x) -> dict:
@@ -129,7 +191,7 @@ def check_kernel(model, params, x) -> dict:
         return {"examples": len(x), "relative_error": None, "text": f"skipped: {error}"}
     error = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
     if not error <= _CHECK_LIMIT:
-        raise RunError(
+        raise configs.RunError(
             f"kernel differs from neural_tangents by {error:.2e} relative on {len(x)} examples; allowed: {_CHECK_LIMIT}"
         )
     return {"examples": len(x), "relative_error": error, "text": f"relative error {error:.1e}"}
@@ -162,12 +224,13 @@ def run(config: ConfigDict, workdir: Path) -> list[report.Verdict]:
         raise configs.ConfigError(
             f"workdir={str(workdir)!r} holds a run on other data (SHA-256 differs); allowed: another workdir"
         )
-    if earlier and records.steps_done(workdir) == config.steps:
+    if earlier and earlier["status"] != "running":
         print("already complete")
         return report.build(workdir)
-    model, members = build_model(config, arrays.outputs), build_members(config)
-    trainer = build_trainer(config, model, arrays)
+    model, members = build_model(config.model, arrays.outputs), build_members(config)
+    reference, about_reference = agop_reference(config, arrays) if config.measure.agop_every else (None, None)
     try:
+        trainer = build_trainer(config, model, arrays, reference)
         state, start = trainer.init(members)
     except ValueError as error:  # a model and data that do not fit
         raise configs.ConfigError(configs.one_line(error)) from error
@@ -188,8 +251,9 @@ def run(config: ConfigDict, workdir: Path) -> list[report.Verdict]:
         "status": "running",
         "data": {
             "name": arrays.name, "source": arrays.source, "stand_in_for": stand_in_for, "sha256": arrays.checksum,
-            "train": len(arrays.x_train), "test": len(arrays.x_test),
+            "train": len(arrays.x_train), "test": len(arrays.x_test), "shape": list(arrays.x_train.shape[1:]), "outputs": arrays.outputs,
         },
+        "agop_reference": about_reference,
         "kernel_check": check,
         "environment": records.environment(),
     }  # fmt: skip
@@ -211,21 +275,54 @@ def run(config: ConfigDict, workdir: Path) -> list[report.Verdict]:
         "lr_relative": np.asarray(relative, np.float32),
         "lr_init": np.asarray(start.lr, np.float32),
         "critical_lr_init": np.asarray(start.critical_lr, np.float32),
-    }
+    } | {name: getattr(members, name) for name in ("raises", "cap") if getattr(members, name) is not None}
     attributes = {
         "title": title,
         "data": arrays.name,
         "stand_in_for": stand_in_for or "",
         "data_sha256": arrays.checksum,
+        "agop_reference_sha256": (about_reference or {}).get("sha256", ""),
     }
-    _train(config, workdir, trainer, state, members, coordinates, attributes)
-    alive = records.open_record(workdir)["alive"].values[:, -1]
+    state = _train(config, workdir, trainer, state, members, coordinates, attributes)
+    record = records.open_record(workdir)
+    alive = record["alive"].values[:, -1]
+    if config.run.save_model:
+        last = {
+            name: float(record[name].values[0][np.isfinite(record[name].values[0])][-1])
+            for name in ("error_test", "loss_test")
+            if name in record
+        }
+        checkpoints.save_model(
+            workdir / "model.npz",
+            jax.device_get(jax.tree.map(lambda a: a[0], state.members.params)),
+            {"config": as_json, "data": about["data"]} | {"error_test": None, "loss_test": None} | last,
+        )
+    if config.measure.agop_every:
+        _write_directions(config, workdir, model, state, coordinates, arrays, reference)
     records.write_json(workdir / "run.json", about | {"status": "complete" if alive.any() else "diverged"})
     return report.build(workdir)
 
 
-def _train(config, workdir: Path, trainer: training.Trainer, state, members, coordinates, attributes) -> None:
+def _write_directions(config, workdir: Path, model, state, coordinates, arrays, reference) -> None:
+    """agop.npz: top eigenvectors of the AGOP of the reference, and at the end of training of the first seed of each setting."""
+    x = jax.numpy.asarray(arrays.x_train[: config.measure.agop_size])
+    jacobian = jax.jit(partial(input_jacobian, model.apply, chunk_size=_CHUNK))
+    names, rows = ["reference"], [jax.numpy.asarray(reference)]
+    first = coordinates["seed"][0]
+    for m in np.flatnonzero((coordinates["seed"] == first) & np.asarray(state.members.alive)):
+        names.append(
+            ", ".join(f"{axis} {coordinates[axis][m]:.3g}" for axis in ("rate", "raises", "cap") if axis in coordinates)
+        )
+        rows.append(jacobian(jax.tree.map(lambda a, m=m: a[m], state.members.params), x))
+    k = min(_DIRECTIONS, x[0].size, *(len(r) for r in rows))
+    vectors = [np.asarray(agop_eigenvectors(r, len(x), k=k)[1].T) for r in rows]
+    np.savez(workdir / "agop.npz", names=np.array(names), vectors=np.stack(vectors), shape=np.array(x.shape[1:]))
+
+
+def _train(config, workdir: Path, trainer: training.Trainer, state, members, coordinates, attributes):
+    """Runs to the last step, or until every member is done; returns the last state."""
     first, saved = int(state.step), int(state.step)
+    ended = np.asarray(state.members.done | ~state.members.alive)
     bar = tqdm(total=config.steps, initial=first, unit="step", disable=None, file=sys.stderr)
     while int(state.step) < config.steps:
         at = int(state.step)
@@ -242,7 +339,7 @@ def _train(config, workdir: Path, trainer: training.Trainer, state, members, coo
             )
         records.write(workdir, at, measured)
         at += steps
-        if at - saved >= config.run.checkpoint_every or at == config.steps:
+        if at - saved >= config.run.checkpoint_every or at == config.steps or (config.run.stop_loss and bool(ended.all())):
             checkpoints.save(workdir / "checkpoints", at, state)
             saved = at
         ratio = measured["lr"][:, -1] * measured.get("lambda_max_batch", np.full_like(measured["lr"], np.nan))[:, -1] / 2
@@ -250,15 +347,20 @@ def _train(config, workdir: Path, trainer: training.Trainer, state, members, coo
             f"loss {np.median(measured['loss_batch'][:, -1]):.3g}, lr/critical {np.median(ratio):.2f}, events {measured['spikes'][:, -1].sum()}"
         )
         bar.update(steps)
+        # All were done, or lost, before this chunk began: so it holds every measurement of where they ended.
+        if config.run.stop_loss and bool(ended.all()):
+            break
+        ended = np.asarray(state.members.done | ~state.members.alive)
     bar.close()
+    return state
 
 
-def default_workdir(argv: list[str], config: ConfigDict) -> Path:
-    """``runs/NAME-VARIANT-IDENTITY``: the same command has the same directory, another config another one."""
+def default_workdir(argv: list[str], config: ConfigDict, kind: str = "") -> Path:
+    """``runs/KIND-NAME-VARIANT-IDENTITY``: the same command has the same directory, another config another one."""
     given = itertools.pairwise([*argv, ""])
     path = next(b if a.lstrip("-") == "config" else a.split("=", 1)[1] for a, b in given if re.match(r"--?config(=|$)", a))
     file, _, variant = path.partition(":")
-    name = "-".join(part for part in (Path(file).stem, variant.replace(",", "-")) if part)
+    name = "-".join(part for part in (kind, Path(file).stem, variant.replace(",", "-")) if part)
     return Path("runs", f"{name}-{configs.identity(config)}")
 
 
@@ -272,17 +374,5 @@ def main(_argv: list[str]) -> int:
     return 0
 
 
-def cli() -> None:
-    logging.set_verbosity(logging.ERROR)  # Orbax and TFDS tell of every file at the levels below
-    try:
-        app.run(main, flags_parser=configs.parse)
-    except configs.ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-
-
 if __name__ == "__main__":
-    cli()
+    configs.program(main)

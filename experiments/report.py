@@ -13,7 +13,17 @@ import numpy as np
 from catapult_jax import records
 from catapult_jax.events import FACTORS
 from experiments import figures
-from experiments.claims import CLAIMS, Verdict, rise_predictions, run_events
+from experiments.verdicts import (
+    OF_RUN,
+    Verdict,
+    by_rate,
+    catapult_counts,
+    finished,
+    last,
+    rise_predictions,
+    run_events,
+    text_of,
+)
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}
@@ -26,26 +36,52 @@ pre{background:#f5f5f5;padding:.8rem;overflow-x:auto;font-size:.8rem}
 """
 
 
+ENDS = ("loss_train", "loss_test", "error_test", "loss_val", "agop_alignment", "agop_pearson")
+
+
 def _number(value) -> str:
     if isinstance(value, (float, np.floating)):
         return "&ndash;" if np.isnan(value) else f"{value:.4g}"
     return escape(str(value))
 
 
-def _table(header, rows, kind="") -> str:
+def table_html(header, rows, kind="") -> str:
     head = "".join(f"<th>{escape(str(h))}</th>" for h in header)
     body = "".join("<tr>" + "".join(f"<td>{_number(v)}</td>" for v in row) + "</tr>" for row in rows)
     return f'<table class="{kind}"><tr>{head}</tr>{body}</table>'
 
 
-def _image(path: Path, caption: str) -> str:
+def image_html(path: Path, caption: str) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
     return f'<figure><img alt="{escape(path.stem)}" src="data:image/png;base64,{data}"><figcaption>{escape(caption)}</figcaption></figure>'
+
+
+def verdict_html(v: Verdict) -> str:
+    return (
+        f'<p><span class="{v.verdict.replace(" ", "-")}">{escape(v.verdict)}</span>: {escape(v.statement)}.<br>'
+        f"<em>{escape(v.effect)}.</em></p>"
+    )
+
+
+def page(title: str, parts: list[str]) -> str:
+    """A whole page; its parts are HTML."""
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>'
 
 
 def title_of(config: dict, run: dict) -> str:
     """Title with the net and the data that were used, which need not be those that the config names."""
     return f"{config['title']}: {config['model']['name'].upper()} on {run['data']['name']}"
+
+
+def _alignment(record, m: int, event) -> dict[str, float]:
+    """AGOP alignment before and after a spike: the last value measured at its onset, the first one at its end or later."""
+    if "agop_alignment" not in record:
+        return {}
+    values = record["agop_alignment"].values[m]
+    before, after = values[: event.onset + 1], values[event.end :] if event.end >= 0 else values[:0]
+    pick = lambda found, i: float(found[np.isfinite(found)][i]) if np.isfinite(found).any() else float("nan")
+    return {"alignment_before": pick(before, -1), "alignment_after": pick(after, 0)}
 
 
 def build(run_dir: str | Path) -> list[Verdict]:
@@ -66,12 +102,12 @@ def build(run_dir: str | Path) -> list[Verdict]:
     records.write_json_lines(
         run_dir / "events.jsonl",
         [
-            member | {"factor": config["events"]["factor"]} | event._asdict()
+            member | {"factor": config["events"]["factor"]} | event._asdict() | _alignment(record, member["member"], event)
             for member, found in zip(members, events, strict=True)
             for event in found
         ],
     )
-    verdicts = [CLAIMS[name](record, config) for name in config["claims"]]
+    verdicts = [OF_RUN[name](record, config) for name in config["claims"] if name in OF_RUN]
     drawn = figures.write_all(record, config, title, run_dir / "figures")
 
     parts = [f"<h1>{escape(title)}</h1>"]
@@ -89,27 +125,33 @@ def build(run_dir: str | Path) -> list[Verdict]:
     )
     if verdicts:
         parts.append("<h2>Claims</h2>")
-        for v in verdicts:
-            parts.append(
-                f'<p><span class="{v.verdict.replace(" ", "-")}">{escape(v.verdict)}</span>: {escape(v.statement)}.<br>'
-                f"<em>{escape(v.effect)}.</em></p>"
-            )
+        parts += [verdict_html(v) for v in verdicts]
     parts.append("<h2>Critical learning rate at initialisation</h2>")
-    rows = [
-        (
-            m["member"],
-            m["seed"],
-            m["lr_relative"],
-            float(record["lr_init"].values[m["member"]]),
-            float(record["critical_lr_init"].values[m["member"]]),
-        )
-        for m in members
-    ]
-    parts.append(_table(("member", "seed", "lr / critical lr", "lr", "critical lr"), rows))
+    # raises and cap only where the schedule has them
+    axes = [axis for axis in ("seed", "raises", "cap", "lr_relative", "lr_init", "critical_lr_init") if axis in record.coords]
+    rows = [(m["member"], *(record[axis].values[m["member"]].item() for axis in axes)) for m in members]
+    header = {"lr_relative": "lr / critical lr", "lr_init": "lr", "critical_lr_init": "critical lr"}
+    parts.append(table_html(("member", *(header.get(axis, axis) for axis in axes)), rows))
     if config["published_critical_lr"]:
         parts.append(f"<p>Published for the network of this figure: {config['published_critical_lr']} (Zhu et al. 2024).</p>")
     for path, caption in drawn.values():
-        parts.append(_image(path, caption))
+        parts.append(image_html(path, caption))
+    ends = [name for name in ENDS if name in record]
+    if len(ends) > 1:
+        parts.append("<h2>Where training ended</h2>")
+        values, counts, ok = (
+            {name: last(record, name) for name in ends},
+            catapult_counts(record, config),
+            finished(record, config),
+        )
+        rows = [
+            (label, f"{ok[m].sum()} of {len(m)}", *(text_of(found[m[ok[m]]]) for found in (counts, *values.values())))
+            for label, m in by_rate(record, config)
+        ]
+        parts.append(table_html(("setting", "members that finished", "catapults", *ends), rows))
+        parts.append("<p>Mean over seeds with its 95 % bootstrap interval.</p>")
+    if run.get("agop_reference"):
+        parts.append("<h2>AGOP reference</h2>" + table_html(("", ""), list(run["agop_reference"].items()), "text"))
     parts.append(f"<h2>Spikes above {config['events']['factor']} times the level</h2>")
     header = (
         "member",
@@ -123,6 +165,7 @@ def build(run_dir: str | Path) -> list[Verdict]:
         "critical lr",
         "lambda before",
         "lambda after",
+        *(("alignment before", "alignment after") if "agop_alignment" in record else ()),
     )
     rows = [
         (
@@ -137,23 +180,24 @@ def build(run_dir: str | Path) -> list[Verdict]:
             e.critical_lr,
             e.lambda_max_before,
             e.lambda_max_after,
+            *_alignment(record, m["member"], e).values(),
         )
         for m, found in zip(members, events, strict=True)
         for e in found
     ]
-    parts.append(_table(header, rows[:200]) if rows else "<p>None.</p>")
+    parts.append(table_html(header, rows[:200]) if rows else "<p>None.</p>")
     if len(rows) > 200:
         parts.append(f"<p>The first 200 of {len(rows)}; all are in events.jsonl.</p>")
     parts.append("<h2>Number of spikes for each factor</h2>")
     counts = {f: [len(found) for found in run_events(record, config, factor=f)] for f in FACTORS}
     parts.append(
-        _table(
+        table_html(
             ("member", *(f"above {f}" for f in FACTORS)), [(m, *(counts[f][m] for f in FACTORS)) for m in range(len(members))]
         )
     )
-    if "loss_batch_after" in record:
+    if "loss_batch_after" in record and "loss_train" in record:
         parts.append("<h2>Exceedance as a predictor of a rise in the step</h2>")
-        for name, tables in rise_predictions(record).items():
+        for name, tables in rise_predictions(record, config).items():
             rows = [(m, *table) for m, table in enumerate(tables)]
             header = (
                 "member",
@@ -166,16 +210,15 @@ def build(run_dir: str | Path) -> list[Verdict]:
                 "F1",
                 "base rate",
             )
-            parts.append(f"<h3>{escape(name)}</h3>" + _table(header, rows))
+            parts.append(f"<h3>{escape(name)}</h3>" + table_html(header, rows))
     parts.append("<h2>Data, kernel check, environment</h2>")
-    parts.append(_table(("", ""), list(run["data"].items()), "text"))
+    parts.append(table_html(("", ""), list(run["data"].items()), "text"))
     parts.append(
         f"<p>Kernel against neural_tangents on {run['kernel_check']['examples']} examples: {escape(run['kernel_check']['text'])}.</p>"
     )
     parts.append(f"<pre>{escape(json.dumps(run['environment'], indent=2))}</pre>")
     parts.append(f"<h2>Config</h2><pre>{escape(json.dumps(config, indent=2))}</pre>")
-    html = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style></head><body>{"".join(parts)}</body></html>'
-    (run_dir / "report.html").write_text(html)
+    (run_dir / "report.html").write_text(page(title, parts))
     return verdicts
 
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from catapult_jax import CNN, FCN
+from catapult_jax.models import ViT, WideResNet
 from catapult_jax.schedules import staircase
+from tests.zoo import QUICK
 
 
 def _run(schedule, losses, critical=2.0):
@@ -70,3 +72,42 @@ def test_cnn_shapes():
     ):
         params = model.init(jax.random.key(0), images)["params"]
         assert params["readout"]["kernel"].shape == (size, 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (WideResNet(depth=12), r"depth=12; allowed: 6 n \+ 4"),
+        (WideResNet(depth=4), r"depth=4; allowed: 6 n \+ 4"),
+        (WideResNet(width=6), "groups=4; allowed: a divisor of width=6"),
+        (ViT(patch_size=3), "patch_size=3; allowed: a divisor of both sides of 8x6 images"),
+        (ViT(patch_size=4), "patch_size=4; allowed: a divisor of both sides of 8x6 images"),
+        (ViT(patch_size=2, heads=3), "heads=3; allowed: a divisor of width=64"),
+    ],
+)
+def test_sizes_that_do_not_fit(model, message):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.ones((2, 8, 6, 3)))
+
+
+def test_wide_resnet_counts_its_convolutions_as_the_source():
+    model = WideResNet(depth=16, width=8, widen_factor=2, stem_stride=2)
+    init = lambda key, x: model.init(key, x, capture_intermediates=True)
+    variables = jax.eval_shape(init, jax.random.key(0), jnp.ones((2, 32, 32, 3)))
+    kernels = {name: p["kernel"].shape for name, p in variables["params"].items() if "conv" in name}
+    assert len(kernels) == model.depth  # the three of the shortcuts included
+    assert kernels["group_2_block_1_second_conv"] == (3, 3, 64, 64)
+    maps = {name: p["__call__"][0].shape for name, p in variables["intermediates"].items() if name.endswith("second_conv")}
+    assert [maps[f"group_{g}_block_1_second_conv"] for g in range(3)] == [(2, 16, 16, 16), (2, 8, 8, 32), (2, 4, 4, 64)]
+
+
+@pytest.mark.parametrize(
+    "model", [WideResNet(depth=10, width=16), ViT(depth=1, width=32, patch_size=2)], ids=["wide resnet", "vit"]
+)
+def test_image_models_start_from_unit_normals(model):
+    params = jax.jit(model.init, compiler_options=QUICK)(jax.random.key(0), jnp.ones((2, 8, 8, 3)))["params"]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if path[0].key.endswith("norm"):
+            assert np.all(leaf == (path[1].key == "scale"))
+        elif leaf.size >= 256:
+            assert np.std(leaf) == pytest.approx(1, abs=0.15)

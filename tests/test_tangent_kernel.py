@@ -1,5 +1,7 @@
 """The kernel of every model in the zoo against a float64 Jacobian and neural_tangents."""
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,8 +10,9 @@ import pytest
 
 from catapult_jax import CNN, FCN, CoupledExamplesError, tangent_kernel
 from catapult_jax.tangent_kernel import exact, neural_tangents
+from catapult_jax.tangent_kernel.coupling import refuse_coupled_examples
 from catapult_jax.testing import explicit_kernel, relative_error
-from tests.zoo import ZOO, build
+from tests.zoo import QUICK, ZOO, build
 
 
 def widen(tree):
@@ -26,8 +29,8 @@ def test_kernel_is_exact_and_agrees_with_neural_tangents(name):
     assert relative_error(single, oracle) <= 1e-5
     with jax.enable_x64():
         params, x = widen((params, x))
-        double = jax.jit(ours)(params, x)
-        reference = jax.jit(lambda p, x: neural_tangents.empirical_kernel(apply_fn, p, x))(params, x)
+        double = jax.jit(ours, compiler_options=QUICK)(params, x)
+        reference = jax.jit(lambda p, x: neural_tangents.empirical_kernel(apply_fn, p, x), compiler_options=QUICK)(params, x)
         assert double.dtype == jnp.float64
     assert relative_error(double, oracle) <= 1e-12
     assert relative_error(double, np.asarray(reference)) <= 1e-12
@@ -67,6 +70,16 @@ def test_structured_covers_what_it_can_and_names_what_it_cannot(name, uncovered)
         with pytest.raises(ValueError, match=r"no rule for parameters \["):
             tangent_kernel(apply_fn, params, x, method="structured")
     else:
+        tangent_kernel(apply_fn, params, x, method="structured")
+
+
+@pytest.mark.parametrize("name", ["wide resnet, bias, two outputs", "vit, bias, three outputs"])
+def test_of_image_models_only_norms_and_positions_have_no_rule(name):
+    apply_fn, params, x = build(name)
+    refuse_coupled_examples(apply_fn, params, x)
+    own = lambda path: path[0].key == "positions" or path[0].key.endswith("norm")
+    expected = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params) if own(path)]
+    with pytest.raises(ValueError, match=re.escape(f"no rule for parameters {', '.join(expected)}; allowed")):
         tangent_kernel(apply_fn, params, x, method="structured")
 
 

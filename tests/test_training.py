@@ -18,11 +18,11 @@ def build(model=None, *, batch_size=0, every=1, scale=1.0, n=8, probe=0, scanned
     chosen = {
         "batch_kernel": instruments.batch_kernel(f, loss="mse", every=every, k=2),
         "loss_after": instruments.loss_after(f, loss="mse", every=1),
-        "test": instruments.test_scores(f, loss="mse", every=3, coding="sign"),
+        "test": instruments.scores(f, loss="mse", every=3, coding="sign"),
     }
     if batch_size:
         chosen["train_loss"] = instruments.train_loss(f, loss="mse", every=1)
-        chosen["train_kernel"] = instruments.train_kernel(f, loss="mse", every=4, probe_size=probe)
+        chosen["train_kernel"] = instruments.train_kernel(f, loss="mse", every=4, probe_size=probe, k=2)
     made = training.trainer(
         model, arrays, loss="mse", optimizer=optax.sgd, schedule=schedules.constant(), detector=events.detector(),
         instruments=chosen, batch_size=batch_size,

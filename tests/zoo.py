@@ -1,10 +1,14 @@
 """Models that the kernel must be right for, each with inputs, by name."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
 from catapult_jax import CNN, FCN
+from catapult_jax.models import ViT, WideResNet
 
 
 class OverAxes(nn.Module):
@@ -123,6 +127,7 @@ _key = jax.random.key(0)
 _vectors = jax.random.normal(_key, (5, 6))
 _sequences = jax.random.normal(_key, (5, 3, 6))
 _images = jax.random.normal(_key, (3, 8, 6, 4))
+_colours = jax.random.normal(_key, (3, 8, 8, 3))
 _words = jax.random.randint(_key, (5, 4), 0, 7)
 
 ZOO = {
@@ -141,6 +146,10 @@ ZOO = {
     "parameters outside a module": (Tied(), _vectors),
     "remat, jit, scan": (Lifted(), _vectors),
     "running batch norm": (RunningNorm(), _vectors),
+    "wide resnet": (WideResNet(depth=10, width=4, groups=2), _colours),
+    "wide resnet, bias, two outputs": (WideResNet(depth=10, width=4, groups=2, bias=True, outputs=2, stem_stride=2), _colours),
+    "vit": (ViT(depth=1, width=8, heads=2, patch_size=4), _colours),
+    "vit, bias, three outputs": (ViT(depth=1, width=8, heads=2, patch_size=4, bias=True, outputs=3), _colours),
 } | {
     f"conv {kwargs}": (Convolutions(kwargs), _images)
     for kwargs in (
@@ -156,14 +165,22 @@ ZOO = {
 }
 
 
+# Compiles in a fraction of the time, for what is not itself under test.
+QUICK = {"xla_backend_optimization_level": 0}
+
+
+@functools.cache
 def build(name: str):
     """``(apply_fn, params, x)``, the parameters moved off their start so that no bias is zero and no scale one."""
     model, x = ZOO[name]
-    variables = model.init(jax.random.key(1), x)
-    state = {k: v for k, v in variables.items() if k != "params"}
-    leaves, tree = jax.tree.flatten(variables["params"])
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    params = jax.tree.unflatten(tree, [a + 0.1 * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)])
+
+    def start():
+        variables = model.init(jax.random.key(1), x)
+        flat, unravel = ravel_pytree(variables["params"])
+        return variables | {"params": unravel(flat + 0.1 * jax.random.normal(jax.random.key(2), flat.shape))}
+
+    variables = jax.jit(start, compiler_options=QUICK)()
+    params, state = variables["params"], {k: v for k, v in variables.items() if k != "params"}
 
     def apply_fn(params, x):
         held = jax.tree.map(lambda a: a.astype(jax.tree.leaves(params)[0].dtype), state)

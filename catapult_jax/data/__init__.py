@@ -2,17 +2,19 @@
 
 from catapult_jax.data.prepare import CODINGS, CODINGS_OF_LOSS, SCALINGS, Data, prepare
 from catapult_jax.data.sources import EMBEDDED, Arrays, DataUnavailable, read
-from catapult_jax.data.synthetic import synthetic
+from catapult_jax.data.synthetic import TARGETS, synthetic, target_function
 
 __all__ = [
     "CODINGS",
     "CODINGS_OF_LOSS",
     "EMBEDDED",
     "SCALINGS",
+    "TARGETS",
     "Arrays",
     "Data",
     "DataUnavailable",
     "prepare",
     "read",
     "synthetic",
+    "target_function",
 ]

@@ -28,16 +28,25 @@ class Data(NamedTuple):
     outputs: int  # o of the model
     name: str
     source: str
-    checksum: str  # SHA-256 of the four arrays
+    checksum: str  # SHA-256 of the arrays
+    x_val: np.ndarray | None = None  # validation examples, from the source's training examples; None: there are none
+    y_val: np.ndarray | None = None
 
 
 def prepare(
-    arrays: Arrays, *, classes: tuple[int, ...] = (), train_size: int, test_size: int, scaling: str, coding: str
+    arrays: Arrays,
+    *,
+    classes: tuple[int, ...] = (),
+    train_size: int,
+    test_size: int,
+    scaling: str,
+    coding: str,
+    validation_size: int = 0,
 ) -> Data:
     """Selects, scales and codes.
 
     Examples are the first of each class in the order of the source, as many from each class (one more from the first ones
-    where the size does not divide).
+    where the size does not divide). With ``coding="value"`` they are the first of all.
 
     Args:
       arrays: data as found.
@@ -46,10 +55,14 @@ def prepare(
       scaling: ``"sqrt_d"`` scales every example to norm ``sqrt(d)``, without centring; ``"standardize"`` takes mean and
         standard deviation per channel from the training examples; ``"none"``.
       coding: ``"sign"`` -1, +1; ``"one_hot"``; ``"integer"``; ``"binary"`` 0, 1; ``"value"``: targets as they are.
+      validation_size: number of examples for validation, chosen like the training examples from those that they leave of the
+        source's training split: of each class the ones right after them.
 
     Raises:
       ValueError: a class that is not there, too few examples, two-class coding of other than two classes.
     """
+    if validation_size < 0:
+        raise ValueError(f"data.validation_size={validation_size!r}; allowed: 0 or more")
     x_train, y_train, x_test, y_test = arrays[:4]
     if coding == "value":
         if classes:
@@ -58,6 +71,13 @@ def prepare(
         for split, take, x in (("train", take_train, x_train), ("test", take_test, x_test)):
             if len(take) > len(x):
                 raise ValueError(f"data.{split}_size={len(take)}; allowed for {arrays.name}: 1 to {len(x)}")
+        left = np.arange(train_size, len(x_train))
+        if validation_size > len(left):
+            raise ValueError(
+                f"data.validation_size={validation_size}; allowed for {arrays.name} after data.train_size={train_size}: up to "
+                f"{len(left)}"
+            )
+        take_val = left[:validation_size]
         outputs, code = 1, lambda y: y.reshape(-1, 1).astype(np.float32)
     else:
         present = np.unique(y_train)
@@ -69,6 +89,12 @@ def prepare(
             raise ValueError(f"data.coding={coding!r} with {len(kept)} classes; allowed: 2 classes, or one_hot, integer")
         take_train = _first_of_each(y_train, kept, train_size, "data.train_size", arrays.name)
         take_test = _first_of_each(y_test, kept, test_size, "data.test_size", arrays.name)
+        # Disjoint by construction, and in the order of the source like the others.
+        left = np.setdiff1d(np.arange(len(y_train)), take_train)
+        after = f"{arrays.name} after data.train_size={train_size}"
+        take_val = left[:0]
+        if validation_size:
+            take_val = left[_first_of_each(y_train[left], kept, validation_size, "data.validation_size", after)]
         place = {int(c): i for i, c in enumerate(kept)}
         number = lambda y: np.array([place[int(c)] for c in y], np.int32)
         outputs, code = {
@@ -77,13 +103,18 @@ def prepare(
             "one_hot": (len(kept), lambda y: np.eye(len(kept), dtype=np.float32)[number(y)]),
             "integer": (len(kept), number),
         }[coding]
-    x_train, x_test = _scale(x_train[take_train], x_test[take_test], scaling)
-    y_train, y_test = code(y_train[take_train]), code(y_test[take_test])
-    prepared = (x_train, y_train, x_test, y_test)
-    for name, array in zip(("x_train", "y_train", "x_test", "y_test"), prepared, strict=True):
+    rows = {"train": (x_train, y_train, take_train), "test": (x_test, y_test, take_test)}
+    if validation_size:
+        rows["val"] = (x_train, y_train, take_val)
+    scaled = _scale([x[take] for x, _, take in rows.values()], scaling)
+    prepared = {}
+    for (split, (_, y, take)), x in zip(rows.items(), scaled, strict=True):
+        prepared |= {f"x_{split}": x, f"y_{split}": code(y[take])}
+    for name, array in prepared.items():
         if not np.isfinite(array).all():
             raise ValueError(f"{arrays.name}: {name} holds numbers that are not finite; allowed: finite numbers")
-    return Data(*prepared, outputs, arrays.name, arrays.source, _checksum(prepared))
+    checksum = _checksum(tuple(prepared.values()))
+    return Data(**prepared, outputs=outputs, name=arrays.name, source=arrays.source, checksum=checksum)
 
 
 def _first_of_each(y: np.ndarray, classes: np.ndarray, size: int, field: str, name: str) -> np.ndarray:
@@ -98,8 +129,9 @@ def _first_of_each(y: np.ndarray, classes: np.ndarray, size: int, field: str, na
     return np.sort(np.concatenate(places))
 
 
-def _scale(x_train: np.ndarray, x_test: np.ndarray, scaling: str) -> tuple[np.ndarray, np.ndarray]:
-    x_train, x_test = x_train.astype(np.float32), x_test.astype(np.float32)
+def _scale(splits: list[np.ndarray], scaling: str) -> list[np.ndarray]:
+    """The training examples come first."""
+    splits = [x.astype(np.float32) for x in splits]
     if scaling == "sqrt_d":
 
         def to_sqrt_d(x):
@@ -108,13 +140,13 @@ def _scale(x_train: np.ndarray, x_test: np.ndarray, scaling: str) -> tuple[np.nd
                 raise ValueError("data.scaling='sqrt_d': an example is all zero; allowed: standardize, none")
             return x * (np.sqrt(x[0].size) / norm).reshape(-1, *([1] * (x.ndim - 1))).astype(np.float32)
 
-        return to_sqrt_d(x_train), to_sqrt_d(x_test)
+        return [to_sqrt_d(x) for x in splits]
     if scaling == "standardize":
-        axes = tuple(range(x_train.ndim - 1))
-        mean, std = x_train.mean(axes), x_train.std(axes)
+        axes = tuple(range(splits[0].ndim - 1))
+        mean, std = splits[0].mean(axes), splits[0].std(axes)
         std = np.where(std > 0, std, 1)
-        return (x_train - mean) / std, (x_test - mean) / std
-    return x_train, x_test
+        return [(x - mean) / std for x in splits]
+    return splits
 
 
 def _checksum(arrays: tuple[np.ndarray, ...]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 
 EMBEDDED = ("digits", "natural_patches", "synthetic")
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
-_TFDS_NAMES = {"svhn": "svhn_cropped"}
+_TFDS_NAMES = {"celeba": "celeb_a", "svhn": "svhn_cropped"}
 
 
 class DataUnavailable(Exception):
@@ -30,55 +31,123 @@ class Arrays(NamedTuple):
     source: str  # where it came from
 
 
-def read(name: str, *, directory: str | None = None, tfds_dir: str | None = None, download: bool = False) -> Arrays:
+def read(
+    name: str,
+    *,
+    directory: str | None = None,
+    tfds_dir: str | None = None,
+    download: bool = False,
+    attribute: str | None = None,
+    image_size: int = 0,
+    limit: int = 0,
+) -> Arrays:
     """Reads an image data set: embedded ones directly, others from a folder of ``.npz`` files, then from TFDS.
 
     Args:
       name: ``"digits"``, ``"natural_patches"``, or the name of a file (``NAME.npz``) or of a TFDS data set.
-      directory: folder with ``NAME.npz`` (arrays x_train, y_train, x_test, y_test); default: ``$CATAPULT_DATA_DIR``.
+      directory: folder with ``NAME.npz`` (arrays x_train, y_train, x_test, y_test); default: ``$CATAPULT_DATA_DIR``. Where y_*
+        are (n, k), one column per attribute, an array ``attributes`` names the columns.
       tfds_dir: TFDS folder; default: the package's own.
       download: let TFDS download and prepare what is missing.
+      attribute: for a data set that has attributes in place of class labels (CelebA): the one that y holds, as 0 or 1.
+      image_size: crops every image to its central square and resizes that to so many pixels a side; 0: as they are.
+      limit: reads so many examples of each split at most, the first in the order of the source; 0: all.
 
     Raises:
       DataUnavailable: with the ways out.
-      ValueError: a file that is there but not of the form above.
+      ValueError: a file that is there but not of the form above, an attribute that the data set does not have, an image size
+        for what is no images.
     """
-    if name == "digits":
-        return _digits()
-    if name == "natural_patches":
-        return _natural_patches()
+    for field, value in (("data.image_size", image_size), ("limit", limit)):
+        if value < 0:
+            raise ValueError(f"{field}={value!r}; allowed: 0 or more")
     directory = directory or os.environ.get("CATAPULT_DATA_DIR") or None
     file = Path(directory, f"{name}.npz") if directory else None
-    if file and file.is_file():
-        return _read_npz(file, name)
-    tried = f"no file {file}" if file else "neither data.dir nor CATAPULT_DATA_DIR names a folder"
-    try:
-        return _read_tfds(name, tfds_dir, download)
-    except DataUnavailable as error:
-        raise DataUnavailable(
-            f"data.name={name!r} can't be had: {tried}; {error}. Ways out: a folder with {name}.npz (x_train, y_train, x_test, "
-            "y_test) in data.dir or CATAPULT_DATA_DIR; a TFDS data set prepared as array_record in data.tfds_dir; "
-            "data.download=True; or data.name=" + " | ".join(EMBEDDED)
-        ) from error
+    if name in ("digits", "natural_patches"):
+        _check_attribute(attribute, (), name)
+        arrays = _shrink(_digits() if name == "digits" else _natural_patches(), image_size, limit)
+    elif file and file.is_file():
+        arrays = _shrink(_read_npz(file, name, attribute), image_size, limit)
+    else:
+        tried = f"no file {file}" if file else "neither data.dir nor CATAPULT_DATA_DIR names a folder"
+        try:
+            arrays = _read_tfds(name, tfds_dir, download, attribute, image_size, limit)
+        except DataUnavailable as error:
+            raise DataUnavailable(
+                f"data.name={name!r} can't be had: {tried}; {error}. Ways out: a folder with {name}.npz (x_train, y_train, "
+                "x_test, y_test) in data.dir or CATAPULT_DATA_DIR; a TFDS data set prepared as array_record in data.tfds_dir; "
+                "data.download=True; or data.name=" + " | ".join(EMBEDDED)
+            ) from error
+    source = arrays.source
+    source += f", attribute {attribute}" if attribute is not None else ""
+    source += f", images {image_size}x{image_size}" if image_size else ""
+    source += f", first {limit} of each split" if limit else ""
+    return arrays._replace(source=source)
 
 
-def _read_npz(file: Path, name: str) -> Arrays:
+def _check_attribute(attribute: str | None, names: Sequence[str], name: str) -> None:
+    """``names`` are those of the data set's attributes; none: it has class labels."""
+    if names and attribute not in names:
+        raise ValueError(f"data.attribute={attribute!r}; allowed: {', '.join(names)}")
+    if not names and attribute is not None:
+        raise ValueError(f"data.attribute={attribute!r}; allowed: None, {name} has class labels")
+
+
+def _resize(image: np.ndarray, size: int, name: str) -> np.ndarray:
+    """The central square of an image (h, w) or (h, w, channels), resized; as it is if ``size`` is 0."""
+    if not size:
+        return image
+    if image.ndim not in (2, 3):
+        raise ValueError(f"data.image_size={size}; allowed for {name}, examples of shape {image.shape}: 0")
+    from PIL import Image
+
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = image[top : top + side, left : left + side].reshape(side, side, -1).astype(np.float32)
+    # Channel by channel in floating point, which Pillow has for one channel only, so that any dtype and number will do.
+    resized = [Image.fromarray(square[:, :, c]).resize((size, size), Image.Resampling.BILINEAR) for c in range(square.shape[2])]
+    pixels = np.stack([np.asarray(channel) for channel in resized], -1)
+    if np.issubdtype(image.dtype, np.integer):
+        pixels = np.rint(pixels)
+    return pixels.astype(image.dtype).reshape(size, size, *image.shape[2:])
+
+
+def _shrink(arrays: Arrays, image_size: int, limit: int) -> Arrays:
+    x_train, y_train, x_test, y_test = (array[: limit or None] for array in arrays[:4])
+    if image_size:
+        x_train, x_test = (np.stack([_resize(image, image_size, arrays.name) for image in x]) for x in (x_train, x_test))
+    return Arrays(x_train, y_train, x_test, y_test, arrays.name, arrays.source)
+
+
+def _read_npz(file: Path, name: str, attribute: str | None) -> Arrays:
     try:
         with file.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
             missing = [key for key in _ARRAYS if key not in stored]
-            if missing:
-                raise ValueError(f"{file} lacks {', '.join(missing)}; allowed: a file with {', '.join(_ARRAYS)}")
-            arrays = {key: stored[key] for key in _ARRAYS}
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, TypeError, AttributeError) as error:
+            arrays = {key: stored[key] for key in _ARRAYS if key in stored}
+            attributes = stored["attributes"] if "attributes" in stored else None
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{file} can't be read ({error}); allowed: an .npz file with {', '.join(_ARRAYS)}") from error
+    if missing:
+        raise ValueError(f"{file} lacks {', '.join(missing)}; allowed: a file with {', '.join(_ARRAYS)}")
+    names, columns = [], ()
+    if attributes is not None and arrays["y_train"].ndim == 2:
+        if attributes.ndim != 1 or attributes.dtype.kind != "U" or not attributes.size:
+            raise ValueError(f"{file}: attributes {attributes.dtype} {attributes.shape}; allowed: text (k,), k above 0")
+        names, columns = attributes.tolist(), attributes.shape
     for split in ("train", "test"):
         x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
-        if y.ndim != 1 or len(x) != len(y) or x.ndim < 2 or len(x) == 0:
-            raise ValueError(f"{file}: x_{split} {x.shape} and y_{split} {y.shape}; allowed: (n, ...) and (n,), n above 0")
+        if x.ndim < 2 or len(x) == 0 or y.shape != (len(x), *columns):
+            allowed = f"(n, {len(names)}), n above 0" if names else "(n,), n above 0, or (n, k) with attributes, their k names"
+            raise ValueError(f"{file}: x_{split} {x.shape} and y_{split} {y.shape}; allowed: (n, ...) and {allowed}")
+    _check_attribute(attribute, names, name)
+    if names:
+        for key in ("y_train", "y_test"):  # above 0: booleans, 0 and 1, or the -1 and 1 of the original CelebA lists
+            arrays[key] = (arrays[key][:, names.index(attribute)] > 0).astype(np.int32)
     return Arrays(*(arrays[key] for key in _ARRAYS), name=name, source=f"npz file {file.name}")
 
 
-def _read_tfds(name: str, tfds_dir: str | None, download: bool) -> Arrays:
+def _read_tfds(name: str, tfds_dir: str | None, download: bool, attribute: str | None, image_size: int, limit: int) -> Arrays:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
@@ -110,11 +179,19 @@ def _read_tfds(name: str, tfds_dir: str | None, download: bool) -> Arrays:
         ) from error
     read = []
     for split in splits:
-        records = [split[i] for i in range(len(split))]
-        missing = {"image", "label"} - set(records[0])
+        first = split[0]
+        attributes = first.get("attributes")
+        names = list(attributes) if isinstance(attributes, dict) and "label" not in first else []
+        missing = {"image", *([] if names else ["label"])} - set(first)
         if missing:
             raise DataUnavailable(f"TFDS data set {tfds_name!r} lacks the features {', '.join(sorted(missing))}")
-        read += [np.stack([r["image"] for r in records]), np.array([r["label"] for r in records])]
+        _check_attribute(attribute, names, name)
+        x, y = [], []
+        for i in range(min(len(split), limit or len(split))):  # one at a time: only what is kept is held
+            record = split[i]
+            x.append(_resize(record["image"], image_size, name))
+            y.append(int(record["attributes"][attribute]) if names else record["label"])
+        read += [np.stack(x), np.array(y)]
     return Arrays(*read, name=name, source=f"TFDS {builder.info.full_name}")
 
 

@@ -1,0 +1,166 @@
+"""Average Gradient Outer Product (AGOP): which directions of the input a model has learnt to use, and how well they agree
+with a reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, PyTree
+
+
+def input_jacobian(
+    apply_fn: Callable, params: PyTree, x: Float[Array, "n *d"], *, chunk_size: int | None = None
+) -> Float[Array, "no d"]:
+    """Jacobians of the outputs in the inputs, one row for each example and output: ``J_x f(x_i)``, example-major.
+
+    Every function below works on these rows, so that no ``d x d`` matrix is needed.
+
+    Args:
+      apply_fn: ``apply_fn(params, x) -> (n, ...)``; must treat each example alone.
+      params: parameters.
+      x: ``(n, ...)`` floating-point inputs; ``d`` is the number of entries of one.
+      chunk_size: examples that are differentiated at a time; None: all. Bounds the memory of the backward pass; the rows
+        themselves take ``n * o * d`` numbers.
+
+    Units: output per input.
+
+    Raises:
+      ValueError: integer inputs, no examples, a chunk size below 1.
+
+    >>> linear = lambda w, x: x @ w
+    >>> input_jacobian(linear, jnp.array([[3.0], [4.0]]), jnp.ones((2, 2))).tolist()
+    [[3.0, 4.0], [3.0, 4.0]]
+    """
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x has dtype {x.dtype}; allowed: floating-point inputs")
+    if x.ndim < 2 or len(x) == 0:
+        raise ValueError(f"x has shape {x.shape}; allowed: (n, ...) with n above 0")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size!r}; allowed: None, or 1 or more")
+
+    def one_example(example):
+        rows = jax.jacrev(lambda z: apply_fn(params, z[None]).reshape(-1))(example)
+        return rows.reshape(rows.shape[0], -1)
+
+    with jax.default_matmul_precision("highest"):
+        if chunk_size is None or chunk_size >= len(x):
+            rows = jax.vmap(one_example)(x)
+        else:
+            rows = lax.map(one_example, x, batch_size=chunk_size)
+    return rows.reshape(-1, math.prod(x.shape[1:]))
+
+
+def agop(apply_fn: Callable, params: PyTree, x: Float[Array, "n *d"], *, chunk_size: int | None = None) -> Float[Array, "d d"]:
+    """Average Gradient Outer Product, ``G = (1/n) sum_i J_x f(x_i)^T J_x f(x_i)``, summed over outputs.
+
+    For inputs of many dimensions use :func:`agop_alignment` and :func:`agop_eigenvectors`, which never form it.
+
+    Args, Raises: as :func:`input_jacobian`.
+
+    Units: squared output per squared input.
+
+    Source: Radhakrishnan et al. (2024), arXiv 2212.13881; Zhu et al. (2024), arXiv 2306.04815.
+
+    >>> linear = lambda w, x: x @ w
+    >>> agop(linear, jnp.array([[3.0], [4.0]]), jnp.ones((2, 2))).tolist()  # w w^T
+    [[9.0, 12.0], [12.0, 16.0]]
+    """
+    rows = input_jacobian(apply_fn, params, x, chunk_size=chunk_size)
+    with jax.default_matmul_precision("highest"):
+        return rows.T @ rows / len(x)
+
+
+def agop_alignment(jacobian: Float[Array, "m d"], reference: Float[Array, "r d"]) -> Float[Array, ""]:
+    """Alignment of two AGOPs, the uncentred cosine ``<G_f, G_g>_F / (||G_f||_F ||G_g||_F)``, between 0 and 1.
+
+    From the rows ``A``, ``B`` of the two Jacobians it is ``||A B^T||_F^2 / (||A A^T||_F ||B B^T||_F)``: no ``d x d`` matrix is
+    formed, except where ``d`` is smaller than the number of rows and it is the smaller one.
+
+    Args:
+      jacobian: rows of the model, from :func:`input_jacobian`.
+      reference: rows of the reference, on the same points.
+
+    Returns:
+      A scalar without units; NaN where one of the AGOPs is zero.
+
+    Raises:
+      ValueError: rows of different length.
+
+    Source: Zhu et al. (2024), arXiv 2306.04815; the Gram form is the cyclic property of the trace.
+
+    >>> rows = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> round(float(agop_alignment(rows, rows[:1])), 4)  # <I, e e^T> / (sqrt(2) * 1)
+    0.7071
+    """
+    return _cosine(jacobian, reference, centred=False)
+
+
+def agop_pearson(jacobian: Float[Array, "m d"], reference: Float[Array, "r d"]) -> Float[Array, ""]:
+    """Pearson correlation of the entries of two AGOPs: as :func:`agop_alignment`, with the mean entry taken from each.
+
+    The mean entry of ``G = A^T A / n`` is ``||A 1||^2 / (n d^2)``, so this needs no ``d x d`` matrix either.
+
+    Raises:
+      ValueError: rows of different length.
+
+    >>> rows = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> round(float(agop_pearson(rows, rows[:1])), 4)
+    0.5774
+    """
+    return _cosine(jacobian, reference, centred=True)
+
+
+def _cosine(a, b, *, centred: bool):
+    if jnp.ndim(a) != 2 or jnp.ndim(b) != 2 or a.shape[1] != b.shape[1]:
+        raise ValueError(f"reference has shape {jnp.shape(b)}; allowed for a jacobian {jnp.shape(a)}: rows of the same length")
+    d = a.shape[1]
+    with jax.default_matmul_precision("highest"):
+        # Both are brought to size one, so that no square overflows or vanishes.
+        a, b = (rows / jnp.linalg.norm(rows) for rows in (a, b))
+
+        if d < max(len(a), len(b)):
+            square_a, square_b = a.T @ a, b.T @ b
+            inner = lambda p, q: jnp.sum((square_a if p is a else square_b) * (square_a if q is a else square_b))
+        else:
+            inner = lambda p, q: jnp.sum((p @ q.T) ** 2)
+        sums = {id(rows): jnp.sum(jnp.sum(rows, axis=1) ** 2) / d for rows in (a, b)} if centred else {}
+
+        def product(p, q):
+            return inner(p, q) - (sums[id(p)] * sums[id(q)] if centred else 0)
+
+        return product(a, b) / jnp.sqrt(product(a, a) * product(b, b))
+
+
+def agop_eigenvectors(jacobian: Float[Array, "m d"], n: int, *, k: int) -> tuple[Float[Array, " k"], Float[Array, "d k"]]:
+    """Largest eigenvalues of the AGOP, in descending order, and their eigenvectors, from the rows of the Jacobian.
+
+    With ``A = U s V^T`` the singular value decomposition of the rows, ``G = V (s^2 / n) V^T``. Signs are such that the entry of the
+    largest size is positive.
+
+    Args:
+      jacobian: rows, from :func:`input_jacobian`.
+      n: number of examples that they are of.
+      k: how many; at most the smaller side of ``jacobian``.
+
+    Raises:
+      ValueError: ``k`` out of its range.
+
+    >>> values, vectors = agop_eigenvectors(jnp.array([[2.0, 0.0], [0.0, 1.0]]), 1, k=1)
+    >>> values.tolist(), vectors.tolist()
+    ([4.0], [[1.0], [0.0]])
+    """
+    if not 1 <= k <= min(jacobian.shape):
+        raise ValueError(f"k={k!r}; allowed for a jacobian {jacobian.shape}: 1 to {min(jacobian.shape)}")
+    with jax.default_matmul_precision("highest"):
+        _, singular, rows = jnp.linalg.svd(jacobian, full_matrices=False)
+    vectors = rows[:k].T
+    largest = jnp.take_along_axis(vectors, jnp.argmax(jnp.abs(vectors), axis=0)[None], axis=0)
+    return singular[:k] ** 2 / n, vectors * jnp.where(largest < 0, -1, 1).astype(vectors.dtype)

@@ -1,0 +1,56 @@
+"""Batch size: catapults, AGOP alignment and test loss, at one shared lr and at an lr tuned for each batch size.
+
+    python -m experiments.sweep --config=configs/batch_size.py:rank2         # also rank3, rank4, cifar2, svhn2, fmnist2, usps, celeba
+    python -m experiments.sweep --config=configs/batch_size.py:rank2,ce      # images only: logistic loss
+    python -m experiments.sweep --config=configs/batch_size.py:rank2,momentum
+    python -m experiments.main --config=configs/batch_size.py:rank2          # one batch size alone
+    python -m experiments.sweep --config=configs/batch_size.py:rank2,smoke   # seconds
+
+One run for each batch size, in each five seeds at every lr of one grid, which is the same for all batch sizes: multiples of the
+critical lr at initialisation. Every run ends at the same training loss. (a) takes the largest lr of the grid at which every seed of
+every batch size gets there, (b) for each batch size the lr with the smallest mean loss on validation examples: since a smaller batch has
+a smaller critical lr, (a) alone would confound batch size with lr / critical lr.
+
+From the published text: the claim, and the names of the data sets. Everything else is our choice.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default, tasks
+
+
+def get_config(variant: str = "rank2") -> ConfigDict:
+    task, words = tasks.split(variant, ("ce", "momentum", "smoke"))
+    c = default.get_config()
+    c.title = (
+        f"Batch size, {task}" + (", logistic loss" if "ce" in words else "") + (", momentum" if "momentum" in words else "")
+    )
+    tasks.choose(c, task)
+    if "ce" in words and c.data.coding != "sign":
+        raise ValueError(f"variant {variant!r}; allowed: ce with a task of two classes")
+    c.data.validation_size = 256
+    c.steps = 3000
+    c.sweep = ("optimizer.batch_size=4,8,16,32,64",)
+    c.members.seed = (0, 1, 2, 3, 4)
+    c.members.lr_relative = (0.1, 0.2, 0.4, 0.8)
+    c.optimizer.batch_size = 16
+    c.measure.test_every = 20
+    c.measure.agop_every = 20
+    c.run.chunk_steps = 100
+    c.run.checkpoint_every = 1000
+    c.run.stop_loss = 0.01
+    c.claims = ("small_batches_help",)
+    if "ce" in words:
+        c.loss, c.data.coding = "logistic", "binary"
+        c.run.stop_loss = 0.05
+    if "momentum" in words:
+        c.optimizer.momentum = 0.9
+        c.members.lr_relative = (0.01, 0.02, 0.04, 0.08)
+    if "smoke" in words:
+        tasks.smoke(c)
+        c.data.validation_size, c.optimizer.batch_size, c.sweep = 10, 5, ("optimizer.batch_size=5,10",)
+        c.members.lr_relative, c.measure.test_every, c.measure.agop_every = (0.1, 0.2), 2, 2
+        c.run.stop_loss = 0.9
+        if task in tasks.IMAGES:
+            c.measure.agop_reference = f"runs/reference-{task}-smoke/model.npz"
+    return c

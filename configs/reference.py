@@ -1,0 +1,52 @@
+"""The reference models of the AGOP on images: a convolutional net trained on many more examples than the runs that use it.
+
+    python -m experiments.main --config=configs/reference.py:cifar2 --workdir=runs/reference-cifar2
+    # also svhn2, fmnist2, usps, celeba; cifar2,smoke takes seconds
+
+The trained parameters are the run's model.npz; the test error of the last step is in it, and its SHA-256 is in the record of every run
+that uses it. All choices are ours.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default, tasks
+
+# training and test examples: all that the data sets have of these classes, or as many as train in minutes
+_SIZES = {
+    "cifar2": (10000, 2000),
+    "svhn2": (10000, 2000),
+    "fmnist2": (12000, 2000),
+    "usps": (5000, 1470),
+    "celeba": (10000, 2000),
+}
+
+
+def get_config(variant: str = "cifar2") -> ConfigDict:
+    task, words = tasks.split(variant, ("smoke",))
+    if task in tasks.SYNTHETIC:
+        raise ValueError(
+            f"variant {variant!r}; allowed: one of {', '.join(tasks.IMAGES)}, since synthetic targets have a closed form"
+        )
+    c = default.get_config()
+    c.title = f"AGOP reference, {task}"
+    tasks.images(c, task)
+    c.data.train_size, c.data.test_size = _SIZES[task]
+    c.steps = 1500
+    c.model.name, c.model.depth, c.model.width = "cnn", 4, 64
+    c.model.strides = (2, 2, 2)
+    c.optimizer.batch_size = 64
+    c.optimizer.momentum = 0.9
+    c.optimizer.lr_relative = 0.1
+    c.measure.batch_kernel_every = 0
+    c.measure.train_loss_every = 0
+    c.measure.test_every = 100
+    c.measure.probe_size = 64
+    c.run.chunk_steps = 50
+    c.run.checkpoint_every = 1500
+    c.run.save_model = True
+    if "smoke" in words:
+        tasks.smoke(c)
+        c.members.seed = ()
+        c.data.train_size, c.optimizer.batch_size, c.measure.probe_size, c.measure.test_every = 40, 10, 10, 1
+        c.model.name, c.model.depth, c.model.strides = "fcn", 2, ()
+    return c

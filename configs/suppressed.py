@@ -1,0 +1,40 @@
+"""The causal test: the same SGD run with catapults allowed and, from one step on, forbidden, compared at equal training loss.
+
+    python -m experiments.main --config=configs/suppressed.py           # rank2; also rank3, rank4, and the image tasks
+    python -m experiments.main --config=configs/suppressed.py:rank2,smoke
+
+Both arms of a seed have the same initialisation and batches and are equal to the bit up to step 20; from there on one of them is
+held at 0.9 times the critical lr *of the batch of each step* wherever its lr would be higher. This is a fork from one
+checkpoint, run as members of one program. All choices are ours.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default, tasks
+
+
+def get_config(variant: str = "rank2") -> ConfigDict:
+    task, words = tasks.split(variant, ("smoke",))
+    c = default.get_config()
+    c.title = f"Catapults forbidden, {task}"
+    tasks.choose(c, task)
+    c.steps = 3000
+    c.members.seed = tuple(range(8))
+    c.members.cap = (0.0, 0.9)
+    c.optimizer.batch_size = 16
+    c.optimizer.lr_relative = 0.5
+    c.schedule.cap_from = 20
+    c.measure.batch_kernel_every = 1
+    c.measure.test_every = 10
+    c.measure.agop_every = 10
+    c.run.chunk_steps = 100
+    c.run.checkpoint_every = 1000
+    c.run.stop_loss = 0.01
+    c.claims = ("forbidding_catapults_hurts",)
+    if "smoke" in words:
+        tasks.smoke(c)
+        c.optimizer.batch_size, c.schedule.cap_from, c.measure.test_every, c.measure.agop_every = 5, 2, 2, 2
+        c.run.stop_loss = 0.9
+        if task in tasks.IMAGES:
+            c.measure.agop_reference = f"runs/reference-{task}-smoke/model.npz"
+    return c

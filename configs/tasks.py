@@ -1,0 +1,64 @@
+"""The tasks that several configs share: data, and a net that learns them in seconds. Not a config of its own.
+
+Synthetic: ``x ~ N(0, I_20)``, 256 points, a two-layer net of width 512. Images: two classes (ten for USPS), few training
+examples, a three-layer net of width 256; the AGOP reference is the model that ``reference.py`` trains. All are our choices; the
+published text names CelebA, SVHN and CIFAR-10 and no sizes.
+"""
+
+from ml_collections import ConfigDict
+
+IMAGES = {
+    # name: (data set, classes, side of an image, training examples, test examples)
+    "cifar2": ("cifar10", (0, 2), 128, 1000),
+    "svhn2": ("svhn", (0, 1), 128, 1000),
+    "fmnist2": ("fashion_mnist", (2, 4), 128, 1000),
+    "usps": ("usps", (), 100, 1000),
+    "celeba": ("celeba", (0, 1), 128, 1000),
+}
+SYNTHETIC = {"rank2": ("product", 2), "rank3": ("pairs", 3), "rank4": ("pairs", 4)}
+TASKS = (*SYNTHETIC, *IMAGES)
+
+
+def split(variant: str, flags: tuple[str, ...]) -> tuple[str, set[str]]:
+    """The task and the other words of a variant such as ``rank2,smoke``.
+
+    Raises:
+      ValueError: an unknown word, or not exactly one task.
+    """
+    words = variant.split(",")
+    unknown = set(words) - set(TASKS) - set(flags)
+    tasks = [word for word in words if word in TASKS]
+    if unknown or len(tasks) != 1:
+        allowed = f"one of {', '.join(TASKS)}" + (f"; with it, joined by commas, {', '.join(flags)}" if flags else "")
+        raise ValueError(f"variant {variant!r}; allowed: {allowed}")
+    return tasks[0], set(words) - set(tasks)
+
+
+def images(c: ConfigDict, task: str) -> None:
+    """Sets the data of an image task."""
+    c.data.name, c.data.classes, c.data.train_size, c.data.test_size = IMAGES[task]
+    if task == "celeba":
+        c.data.attribute, c.data.image_size = "Smiling", 96
+    c.data.coding = "one_hot" if task == "usps" else "sign"
+    c.data.stand_in = "digits" if task == "usps" else "natural_patches"
+    c.data.stand_in_classes = () if task == "usps" else (0, 1)
+
+
+def choose(c: ConfigDict, task: str) -> None:
+    """Sets data, model and AGOP reference of a task."""
+    c.model.depth, c.model.width = (2, 512) if task in SYNTHETIC else (3, 256)
+    if task in SYNTHETIC:
+        c.data.name, c.data.coding, c.data.scaling = "synthetic", "value", "none"
+        c.data.synthetic.target, c.data.synthetic.rank = SYNTHETIC[task]
+        c.data.train_size, c.data.test_size = 256, 1024
+        c.measure.agop_reference = "closed_form"
+    else:
+        images(c, task)
+        c.measure.agop_reference = f"runs/reference-{task}/model.npz"
+
+
+def smoke(c: ConfigDict) -> None:
+    """Makes any of these configs one of seconds."""
+    c.steps, c.model.width, c.members.seed = 12, 32, (0, 1)
+    c.data.train_size, c.data.test_size = 20, 20
+    c.run.chunk_steps = c.run.checkpoint_every = 6

@@ -1,0 +1,231 @@
+"""Runs a config over a grid: python -m experiments.sweep --config=configs/batch_size.py:rank2 [--grid=FIELD=v1,v2 ...].
+
+Axes that only change numbers of a member (seed, learning rate, raises, cap) become members of one vmapped program; every other axis makes
+runs. Runs that are complete are skipped, unfinished ones go on where they stopped, and one table and one figure tell of all.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import itertools
+import json
+import multiprocessing
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from html import escape
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from catapult_jax import records
+from experiments import config as configs
+from experiments import figures, report, verdicts
+from experiments.config import ConfigError, RunError
+from experiments.main import default_workdir, run
+
+_GRID = flags.DEFINE_multi_string("grid", [], "FIELD=v1,v2,...; may be given several times. Default: the config's own sweep.")
+_PROCESSES = flags.DEFINE_integer("processes", 1, "Runs at a time.", lower_bound=1)
+
+# Fields of one member, and the tuple of all members that stands before them.
+_OF_MEMBERS = {
+    "seed": "members.seed",
+    "optimizer.lr": "members.lr",
+    "optimizer.lr_relative": "members.lr_relative",
+    "schedule.raises": "members.raises",
+    "schedule.cap": "members.cap",
+}
+
+
+def parse_axis(text: str, config: ConfigDict) -> tuple[str, tuple]:
+    """``"FIELD=v1,v2"`` as a field and its values, of the type that the field has.
+
+    Raises:
+      ConfigError: no such field, no values, a value twice, or one of another type.
+    """
+    name, _, values = text.partition("=")
+    fields = configs.flat(config)
+    if name not in fields:
+        raise ConfigError(configs.no_field(name))
+    like = fields[name]
+    if name in _OF_MEMBERS.values():
+        like = 0 if name in ("members.seed", "members.raises") else 0.0
+    elif isinstance(like, tuple):
+        raise ConfigError(f"grid={text!r}; allowed: fields of one value, or members.*")
+    parsed = tuple(_value(part.strip(), like, text) for part in values.split(",") if part.strip())
+    if not parsed or len(set(parsed)) < len(parsed):
+        raise ConfigError(f"grid={text!r}; allowed: FIELD=v1,v2,... with each value once")
+    return name, parsed
+
+
+def _value(part: str, like, text: str):
+    if isinstance(like, str) or like is None:
+        return part
+    try:
+        value = ast.literal_eval(part)
+    except (ValueError, SyntaxError):
+        value = None
+    if isinstance(like, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not type(like):
+        raise ConfigError(f"grid={text!r}: {part!r} is no {type(like).__name__}; allowed: values of that type")
+    return value
+
+
+def plan(config: ConfigDict, grid: list[str]) -> tuple[list[tuple[dict, ConfigDict]], list[str]]:
+    """The runs of a sweep: ``[(values of its axes, config)]``, and the names of the axes that make runs.
+
+    Raises:
+      ConfigError: an axis that can't be, or a config that can't be run; nothing has been started then.
+    """
+    axes = [parse_axis(text, config) for text in grid or config.sweep]
+    names = [name for name, _ in axes]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"grid={names}; allowed: each field once")
+    base = ConfigDict(config)
+    structural = []
+    for name, values in axes:
+        if name in _OF_MEMBERS or name in _OF_MEMBERS.values():
+            base.update_from_flattened_dict({_OF_MEMBERS.get(name, name): values})
+        else:
+            structural.append((name, values))
+    runs = []
+    for values in itertools.product(*(values for _, values in structural)):
+        chosen = dict(zip((name for name, _ in structural), values, strict=True))
+        one = ConfigDict(base)
+        one.update_from_flattened_dict(chosen)
+        configs.check(one)
+        runs.append((chosen, one))
+    return runs, [name for name, _ in structural]
+
+
+def _directory(workdir: Path, chosen: dict, config: ConfigDict) -> Path:
+    label = "-".join(f"{name.rsplit('.', 1)[-1]}={value}" for name, value in chosen.items()).replace("/", "_")
+    return workdir / f"{label or 'run'}-{configs.identity(config)}"
+
+
+def is_complete(directory: Path) -> bool:
+    status = directory / "run.json"
+    return status.is_file() and json.loads(status.read_text())["status"] != "running"
+
+
+def _one(config: dict, directory: str) -> str | None:
+    """Runs one config, perhaps in a process of its own; returns what went wrong, if it did."""
+    try:
+        run(ConfigDict(config), Path(directory))
+    except (ConfigError, RunError) as error:
+        return configs.one_line(error)
+    return None
+
+
+def summary(runs: list[tuple[dict, ConfigDict]], workdir: Path) -> list[dict]:
+    """One row for each member of each run that is complete."""
+    rows = []
+    for chosen, one in runs:
+        directory = _directory(workdir, chosen, one)
+        if not is_complete(directory):
+            continue
+        record, config = records.open_record(directory).load(), json.loads((directory / "config.json").read_text())
+        ends = {name: verdicts.last(record, name) for name in report.ENDS if name in record}
+        catapults, ok = verdicts.catapult_counts(record, config), verdicts.finished(record, config)
+        spikes = [len(found) for found in verdicts.run_events(record, config)]
+        label = {m: name for name, members in verdicts.by_rate(record, config) for m in members}
+        coordinates = [name for name in ("seed", "rate", "lr_init", "raises", "cap") if name in record.coords]
+        for m in range(record.sizes["member"]):
+            # The end of a member that is done is the first step at which it was.
+            steps = int(record["done"].values[m].argmax()) if "done" in record and ok[m] else record.sizes["step"]
+            rows.append(
+                chosen
+                | {name: record[name].values[m].item() for name in coordinates}
+                | {"setting": label[m], "finished": bool(ok[m]), "alive": bool(record["alive"].values[m, -1]), "steps": steps}
+                | {"catapults": int(catapults[m]), "spikes": spikes[m]}
+                | {name: float(values[m]) for name, values in ends.items()}
+                | {"run": directory.name}
+            )
+    return rows
+
+
+def write_summary(rows: list[dict], axes: list[str], config: ConfigDict, workdir: Path, title: str, failures: dict[str, str]):
+    """summary.csv, summary.png and summary.html; returns the verdicts."""
+    with (workdir / "summary.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    found = [verdicts.OF_SWEEP[name](rows, config.to_dict()) for name in config.claims if name in verdicts.OF_SWEEP]
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        *(f'<p class="warning">{escape(f"{name}: {why}")}</p>' for name, why in failures.items()),
+    ]
+    parts += [report.verdict_html(v) for v in found]
+    axis = axes[0] if axes else "rate"
+    picture = figures.save(figures.sweep_figure(rows, axis, title), workdir / "summary")
+    parts.append(report.image_html(picture, figures.sweep_figure.__doc__))
+    settings = list(dict.fromkeys(tuple(row[name] for name in (*axes, "setting")) for row in rows))
+    metrics = [name for name in ("catapults", "spikes", "steps", *report.ENDS) if name in rows[0]]
+    table = []
+    for setting in settings:
+        own = [row for row in rows if tuple(row[name] for name in (*axes, "setting")) == setting]
+        ended = [row for row in own if row["finished"]]
+        table.append(
+            (*setting, f"{len(ended)} of {len(own)}", *(verdicts.text_of([row[name] for row in ended]) for name in metrics))
+        )
+    parts.append("<h2>Mean over the seeds that finished, with its 95 % bootstrap interval</h2>")
+    parts.append(report.table_html((*axes, "setting", "finished", *metrics), table))
+    parts.append("<h2>Runs</h2><ul>")
+    parts += [
+        f'<li><a href="{escape(name)}/report.html">{escape(name)}</a></li>' for name in dict.fromkeys(r["run"] for r in rows)
+    ]
+    parts.append("</ul>")
+    (workdir / "summary.html").write_text(report.page(title, parts))
+    return found
+
+
+def run_sweep(config: ConfigDict, grid: list[str], workdir: Path, processes: int) -> list[verdicts.Verdict]:
+    """Runs what is not complete yet, then writes the summary.
+
+    Raises:
+      ConfigError: before anything is started.
+      RunError: no run was completed.
+    """
+    runs, axes = plan(config, grid)
+    if workdir.exists() and not workdir.is_dir():
+        raise ConfigError(f"workdir={str(workdir)!r} is a file; allowed: a directory")
+    todo = [(chosen, one) for chosen, one in runs if not is_complete(_directory(workdir, chosen, one))]
+    print(f"{len(runs)} runs, {len(runs) - len(todo)} already complete")
+    work = [(one.to_dict(), str(_directory(workdir, chosen, one))) for chosen, one in todo]
+    failures = {}
+    if processes == 1 or len(work) < 2:
+        for one, directory in work:
+            failures[Path(directory).name] = _one(one, directory)
+    else:
+        # A forked process would share the threads of a JAX that is already running.
+        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+            for (_, directory), failure in zip(work, pool.map(_one, *zip(*work, strict=True)), strict=True):
+                failures[Path(directory).name] = failure
+    failures = {name: why for name, why in failures.items() if why}
+    for name, why in failures.items():
+        print(f"error: {name}: {why}", file=sys.stderr)
+    rows = summary(runs, workdir)
+    if not rows:
+        raise RunError("no run of the sweep was completed")
+    title = f"Sweep: {config.title}" if not axes else f"Sweep over {', '.join(axes)}: {config.title}"
+    about = json.loads((workdir / rows[0]["run"] / "run.json").read_text())["data"]
+    found = write_summary(rows, axes, config, workdir, f"{title}, on {about['name']}", failures)
+    if failures:
+        raise RunError(f"{len(failures)} of {len(runs)} runs failed; the summary is of the others: {workdir / 'summary.html'}")
+    return found
+
+
+def main(_argv: list[str]) -> int:
+    config = flags.FLAGS.config
+    given = flags.FLAGS.workdir
+    workdir = Path(given) if given else default_workdir(sys.argv, config, kind="sweep")
+    for verdict in run_sweep(config, _GRID.value, workdir, _PROCESSES.value):
+        print(f"{verdict.verdict}: {verdict.claim}: {verdict.effect}")
+    print(f"summary: {workdir / 'summary.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    configs.program(main)
