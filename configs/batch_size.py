@@ -32,20 +32,25 @@ def get_config(variant: str = "rank2") -> ConfigDict:
     c.steps = 3000
     c.sweep = ("optimizer.batch_size=4,8,16,32,64",)
     c.members.seed = (0, 1, 2, 3, 4)
-    c.members.lr_relative = (0.1, 0.2, 0.4, 0.8)
+    c.members.lr_relative = (0.4, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0)
     c.optimizer.batch_size = 16
     c.measure.test_every = 20
     c.measure.agop_every = 20
     c.run.chunk_steps = 100
     c.run.checkpoint_every = 1000
     c.run.stop_loss = 0.01
+    if task in tasks.IMAGES:  # larger nets, and a loss that falls more slowly
+        c.members.lr_relative = (0.4, 0.8, 1.2, 1.6)
+        c.run.stop_loss = 0.05 if task == "usps" else 0.2
+        c.sweep = ("optimizer.batch_size=5,10,20,40" if task == "usps" else "optimizer.batch_size=8,16,32,64",)
+        c.steps = 1000
     c.claims = ("small_batches_help",)
     if "ce" in words:
         c.loss, c.data.coding = "logistic", "binary"
-        c.run.stop_loss = 0.05
+        c.run.stop_loss = 0.2
     if "momentum" in words:
         c.optimizer.momentum = 0.9
-        c.members.lr_relative = (0.01, 0.02, 0.04, 0.08)
+        c.members.lr_relative = tuple(0.1 * rate for rate in c.members.lr_relative)
     if "smoke" in words:
         tasks.smoke(c)
         c.data.validation_size, c.optimizer.batch_size, c.sweep = 10, 5, ("optimizer.batch_size=5,10",)

@@ -8,8 +8,8 @@ published text names CelebA, SVHN and CIFAR-10 and no sizes.
 from ml_collections import ConfigDict
 
 IMAGES = {
-    # name: (data set, classes, side of an image, training examples, test examples)
-    "cifar2": ("cifar10", (0, 2), 128, 1000),
+    # name: (data set, classes, training examples, test examples)
+    "cifar2": ("cifar10", (0, 2), 128, 580),
     "svhn2": ("svhn", (0, 1), 128, 1000),
     "fmnist2": ("fashion_mnist", (2, 4), 128, 1000),
     "usps": ("usps", (), 100, 1000),

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def load_data(config: ConfigDict) -> tuple[data.Data, str | None]:
       ConfigError: data that can't be had, or that the config does not fit.
     """
     c, stand_in_for, classes = config.data, None, tuple(config.data.classes)
+    sizes = {name: c[name] for name in ("train_size", "validation_size", "test_size")}
     try:
         if c.name == "synthetic":
             arrays = data.synthetic(
@@ -54,16 +56,19 @@ def load_data(config: ConfigDict) -> tuple[data.Data, str | None]:
             except data.DataUnavailable as error:
                 if c.strict or not c.stand_in:
                     raise configs.ConfigError(configs.one_line(error)) from error
-                arrays, stand_in_for, classes = data.read(c.stand_in), c.name, tuple(c.stand_in_classes)
+                arrays, stand_in_for = data.read(c.stand_in, image_size=c.image_size), c.name
+                classes = tuple(c.stand_in_classes)
+                # A stand-in may be smaller than what it stands for.
+                most = data.most_examples(arrays.y_train, classes)
+                sizes["validation_size"] = min(sizes["validation_size"], most // 4)
+                sizes["train_size"] = min(sizes["train_size"], most - sizes["validation_size"])
+                sizes["test_size"] = min(sizes["test_size"], data.most_examples(arrays.y_test, classes))
                 print(
                     f"{'!' * 78}\nWARNING: {c.name} could not be had; this run is on {c.stand_in} instead, and says nothing about {c.name}."
                     f"\n{error}\n{'!' * 78}",
                     file=sys.stderr,
                 )
-        prepared = data.prepare(
-            arrays, classes=classes, train_size=c.train_size, test_size=c.test_size, validation_size=c.validation_size,
-            scaling=c.scaling, coding=c.coding,
-        )  # fmt: skip
+        prepared = data.prepare(arrays, classes=classes, **sizes, scaling=c.scaling, coding=c.coding)
     except ValueError as error:
         raise configs.ConfigError(configs.one_line(error)) from error
     return prepared, stand_in_for
@@ -205,6 +210,7 @@ def run(config: ConfigDict, workdir: Path) -> list[report.Verdict]:
       RunError: the run can't go on.
     """
     configs.check(config)
+    begin = time.monotonic()
     as_json = json.loads(config.to_json())
     stored = workdir / "config.json"
     if stored.is_file():
@@ -256,6 +262,7 @@ def run(config: ConfigDict, workdir: Path) -> list[report.Verdict]:
         "agop_reference": about_reference,
         "kernel_check": check,
         "environment": records.environment(),
+        "seconds": 0.0,  # of the sittings that were not interrupted
     }  # fmt: skip
     if earlier:  # what the first steps were made with stays on record
         about = earlier | {"resumed_with": [*earlier.get("resumed_with", []), about["environment"]], "status": "running"}
@@ -299,7 +306,10 @@ def run(config: ConfigDict, workdir: Path) -> list[report.Verdict]:
         )
     if config.measure.agop_every:
         _write_directions(config, workdir, model, state, coordinates, arrays, reference)
-    records.write_json(workdir / "run.json", about | {"status": "complete" if alive.any() else "diverged"})
+    records.write_json(
+        workdir / "run.json",
+        about | {"status": "complete" if alive.any() else "diverged", "seconds": about["seconds"] + time.monotonic() - begin},
+    )
     return report.build(workdir)
 
 

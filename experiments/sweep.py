@@ -83,7 +83,7 @@ def plan(config: ConfigDict, grid: list[str]) -> tuple[list[tuple[dict, ConfigDi
     names = [name for name, _ in axes]
     if len(set(names)) < len(names):
         raise ConfigError(f"grid={names}; allowed: each field once")
-    base = ConfigDict(config)
+    base = config.copy_and_resolve_references()
     structural = []
     for name, values in axes:
         if name in _OF_MEMBERS or name in _OF_MEMBERS.values():
@@ -93,14 +93,14 @@ def plan(config: ConfigDict, grid: list[str]) -> tuple[list[tuple[dict, ConfigDi
     runs = []
     for values in itertools.product(*(values for _, values in structural)):
         chosen = dict(zip((name for name, _ in structural), values, strict=True))
-        one = ConfigDict(base)
+        one = base.copy_and_resolve_references()
         one.update_from_flattened_dict(chosen)
         configs.check(one)
         runs.append((chosen, one))
     return runs, [name for name, _ in structural]
 
 
-def _directory(workdir: Path, chosen: dict, config: ConfigDict) -> Path:
+def directory_of(workdir: Path, chosen: dict, config: ConfigDict) -> Path:
     label = "-".join(f"{name.rsplit('.', 1)[-1]}={value}" for name, value in chosen.items()).replace("/", "_")
     return workdir / f"{label or 'run'}-{configs.identity(config)}"
 
@@ -123,7 +123,7 @@ def summary(runs: list[tuple[dict, ConfigDict]], workdir: Path) -> list[dict]:
     """One row for each member of each run that is complete."""
     rows = []
     for chosen, one in runs:
-        directory = _directory(workdir, chosen, one)
+        directory = directory_of(workdir, chosen, one)
         if not is_complete(directory):
             continue
         record, config = records.open_record(directory).load(), json.loads((directory / "config.json").read_text())
@@ -191,9 +191,9 @@ def run_sweep(config: ConfigDict, grid: list[str], workdir: Path, processes: int
     runs, axes = plan(config, grid)
     if workdir.exists() and not workdir.is_dir():
         raise ConfigError(f"workdir={str(workdir)!r} is a file; allowed: a directory")
-    todo = [(chosen, one) for chosen, one in runs if not is_complete(_directory(workdir, chosen, one))]
+    todo = [(chosen, one) for chosen, one in runs if not is_complete(directory_of(workdir, chosen, one))]
     print(f"{len(runs)} runs, {len(runs) - len(todo)} already complete")
-    work = [(one.to_dict(), str(_directory(workdir, chosen, one))) for chosen, one in todo]
+    work = [(one.to_dict(), str(directory_of(workdir, chosen, one))) for chosen, one in todo]
     failures = {}
     if processes == 1 or len(work) < 2:
         for one, directory in work:

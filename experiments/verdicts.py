@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from catapult_jax.events import Event, Prediction, find_events, momentum_horizon, prediction, scores
+from catapult_jax.events import FACTORS, Event, Prediction, find_events, momentum_horizon, prediction, scores
 
 REPRODUCED, NOT_REPRODUCED, NOT_TESTED = "reproduced", "not reproduced", "not tested"
 
@@ -276,6 +276,28 @@ def _rank_correlation(x, y) -> float:
     return float(stats.spearmanr(x, y).statistic)
 
 
+class _OnTheWay(NamedTuple):
+    """Spikes of one factor, and the exceedances from their onset to their peak."""
+
+    hits: list[bool]  # one on the way
+    base: list[float]  # share of all windows of that length in that run that hold one
+    strict: int  # at the very onset
+    shares: list[float]  # of the rise in the top space
+
+
+def _on_the_way(record, config, factor: float) -> _OnTheWay:
+    found = _OnTheWay([], [], 0, [])
+    above = record["lr"].values > record["critical_lr_batch"].values
+    for m, events in enumerate(run_events(record, config, factor=factor)):
+        for e in events:
+            length = max(e.peak - e.onset, 1)
+            found.hits.append(above[m, e.onset : e.onset + length].any())
+            found.base.append(np.lib.stride_tricks.sliding_window_view(above[m], length).any(1).mean())
+            found.shares.append(e.share_top)
+            found = found._replace(strict=found.strict + (e.kind == "catapult"))
+    return found
+
+
 def sgd_spikes_are_catapults(record, config) -> Verdict:
     """Spikes of the full training loss of SGD: an exceedance on the way up, and the rise in the top eigenspace."""
     k, factor = config["measure"]["top_k"], config["events"]["factor"]
@@ -284,28 +306,25 @@ def sgd_spikes_are_catapults(record, config) -> Verdict:
         "the critical lr of its batch, more than windows of the same length anywhere in the same runs have (the base rate), and "
         f"on average at least 90 % of the rise lies in the top-{k} eigenspace of the kernel of the training set"
     )
-    name, events = "sgd_spikes_are_catapults", run_events(record, config)
+    name = "sgd_spikes_are_catapults"
     above = record["lr"].values > record["critical_lr_batch"].values
-    hits, base, shares, strict, per_rate = [], [], [], 0, []
-    for label, members in by_rate(record, config):
-        total = sum(len(events[m]) for m in members)
-        per_rate.append(f"{label}: {total} spikes, {above[members].mean():.3g} of the steps critical")
-    for m, found in enumerate(events):
-        for e in found:
-            length = max(e.peak - e.onset, 1)
-            windows = np.lib.stride_tricks.sliding_window_view(above[m], length).any(1)
-            hits.append(above[m, e.onset : e.onset + length].any())
-            base.append(windows.mean())
-            shares.append(e.share_top)
-            strict += e.kind == "catapult"
-    if not hits:
-        return Verdict(name, statement, NOT_TESTED, "no spike; " + "; ".join(per_rate))
-    shares = np.array(shares)[np.isfinite(shares)]
+    found = _on_the_way(record, config, factor)
+    if not found.hits:
+        return Verdict(name, statement, NOT_TESTED, f"no spike; {above.mean():.3g} of the steps critical")
+    shares = np.array(found.shares)[np.isfinite(found.shares)]
+    by_factor = []
+    for other in FACTORS:
+        at = _on_the_way(record, config, other)
+        if at.hits:
+            by_factor.append(f"factor {other}: {np.mean(at.hits):.0%} of {len(at.hits)} (base rate {np.mean(at.base):.0%})")
     effect = (
-        f"{sum(hits)} of {len(hits)} spikes have one on the way (base rate {np.mean(base):.3g}), {strict} at the very onset; "
-        f"share of the rise in the top space {text_of(shares)}; " + "; ".join(per_rate)
+        f"{np.mean(found.hits):.0%} of {len(found.hits)} spikes have one on the way (base rate {np.mean(found.base):.0%}), share of the "
+        f"rise in the top space {text_of(shares)}; {found.strict} have one at the very onset; {', '.join(by_factor)}; "
+        f"{above.mean():.1%} of all steps are critical"
     )
-    holds = np.mean(hits) >= 0.95 and np.mean(hits) > np.mean(base) and len(shares) > 0 and shares.mean() >= 0.9
+    holds = (
+        np.mean(found.hits) >= 0.95 and np.mean(found.hits) > np.mean(found.base) and len(shares) > 0 and shares.mean() >= 0.9
+    )
     return Verdict(name, statement, REPRODUCED if holds else NOT_REPRODUCED, effect)
 
 
@@ -342,6 +361,9 @@ def cycles_cause_catapults(record, config) -> Verdict:
     return Verdict(name, statement, REPRODUCED if holds else NOT_REPRODUCED, effect)
 
 
+_SAME_LOSS = 0.8  # a member that ends below this multiple of the loss to stop at went past it in its last catapult
+
+
 def catapults_raise_alignment(record, config) -> Verdict:
     """More catapults, trained to the same loss: higher AGOP alignment, lower test loss."""
     statement = (
@@ -350,7 +372,8 @@ def catapults_raise_alignment(record, config) -> Verdict:
     )
     name = "catapults_raise_alignment"
     counts, ok, seeds = catapult_counts(record, config), finished(record, config), record["seed"].values
-    series = {key: last(record, key) for key in ("agop_alignment", "loss_test", "error_test") if key in record}
+    ok &= last(record, "loss_train") >= _SAME_LOSS * config["run"]["stop_loss"]
+    series = {key: last(record, key) for key in ("loss_train", "agop_alignment", "loss_test", "error_test") if key in record}
     parts = []
     for label, members in by_rate(record, config):
         members = members[ok[members]]
@@ -358,7 +381,7 @@ def catapults_raise_alignment(record, config) -> Verdict:
             shown = ", ".join(f"{key} {text_of(values[members])}" for key, values in series.items())
             parts.append(f"{label}: {len(members)} members, {text_of(counts[members])} catapults, {shown}")
     correlations = {}
-    for key, values in series.items():
+    for key, values in list(series.items())[1:]:
         rho = [_rank_correlation(counts[own], values[own]) for seed in np.unique(seeds) for own in [(seeds == seed) & ok]]
         correlations[key] = [r for r in rho if np.isfinite(r)]
     lost = int((~ok).sum())
@@ -366,7 +389,7 @@ def catapults_raise_alignment(record, config) -> Verdict:
         "; ".join(f"rank correlation with {key} {text_of(rho)}" for key, rho in correlations.items())
         + "; "
         + "; ".join(parts)
-        + (f"; {lost} members did not come to that loss and are left out" if lost else "")
+        + (f"; {lost} members did not end between {_SAME_LOSS} and 1 times that loss and are left out" if lost else "")
     )
     if min(len(rho) for rho in correlations.values()) < 2:
         return Verdict(name, statement, NOT_TESTED, "too few members with different numbers of catapults; " + effect)
@@ -384,6 +407,8 @@ def forbidding_catapults_hurts(record, config) -> Verdict:
     name, caps, ok = "forbidding_catapults_hurts", record["cap"].values, finished(record, config)
     counts, events = catapult_counts(record, config), run_events(record, config)
     spikes = np.array([len(found) for found in events])
+    ratio, going = record["lr"].values / record["critical_lr_batch"].values, ~record["done"].values
+    ratios = np.array([row[own].mean() if own.any() else np.nan for row, own in zip(ratio, going, strict=True)])
     pairs = [
         (free, held)
         for free in np.flatnonzero(np.isinf(caps) & ok)
@@ -399,6 +424,8 @@ def forbidding_catapults_hurts(record, config) -> Verdict:
         + ", ".join(f"{key} {text_of(found)}" for key, found in differences.items())
         + "; held: "
         + ", ".join(f"{key} {text_of(values[held])}" for key, values in series.items())
+        + "; mean lr / critical lr of the steps "
+        + ", ".join(f"{text_of(ratios[side])} {word}" for side, word in ((free, "allowed"), (held, "held")))
         + f"; {int((~ok).sum())} members did not come to that loss"
     )
     if len(pairs) < 3:

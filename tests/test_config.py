@@ -7,7 +7,20 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from configs import cifar_gd, cifar_gd_multi, default, quickstart, synthetic_sgd_b1
+from configs import (
+    batch_size,
+    catapults_agop,
+    cifar_cyclic,
+    cifar_gd,
+    cifar_gd_multi,
+    cifar_sgd,
+    default,
+    quickstart,
+    reference,
+    suppressed,
+    synthetic_sgd_b1,
+    tasks,
+)
 from experiments import config as configs
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +41,7 @@ def command(*arguments, cwd=ROOT):
         ),
         (["--config=configs/quickstart.py", "--config.steps=many"], "config.steps=many"),
         (["--config=configs/quickstart.py:huge"], "variant 'huge'; allowed: full, smoke"),
-        (["--config=configs/quickstart.py", "--config.model.depth=1"], "model.depth=1; allowed: 2 or more"),
+        (["--config=configs/quickstart.py", "--config.model.depth=0"], "model.depth=0; allowed: 1 or more"),
         ([], "--config is missing"),
     ],
 )
@@ -62,7 +75,28 @@ def changed(**fields) -> ConfigDict:
         ({"members__seed": (0.5,)}, r"members.seed=\(0.5,\)"),
         ({"members__lr_relative": (-1.0,)}, "members.lr_relative.*above 0"),
         ({"members__lr_relative": ("a",)}, "members.lr_relative"),
-        ({"model__name": "mlp"}, "model.name='mlp'; allowed: cnn, fcn"),
+        ({"model__name": "mlp"}, "model.name='mlp'; allowed: cnn, fcn, vit, wide_resnet"),
+        ({"model__depth": 1}, "model.name='fcn', model.depth=1; allowed for fcn and cnn: 2"),
+        ({"optimizer__momentum": 1.0}, "optimizer.momentum=1.0; allowed: 0 or more, below 1"),
+        ({"members__raises": (1, 2)}, "schedule.name='constant', members.raises=.*staircase"),
+        (
+            {"members__cap": (0.5,), "measure__batch_kernel_every": 0, "claims": ()},
+            "members.cap=.*allowed with a cap: 1 or more",
+        ),
+        ({"measure__agop_every": 1}, "measure.agop_every=1, measure.agop_reference=''; allowed: both or none"),
+        ({"measure__agop_every": 1, "measure__agop_reference": "closed_form"}, "closed_form for synthetic targets"),
+        (
+            {"run__stop_loss": 0.1, "measure__test_every": 20},
+            "run.chunk_steps=10, measure.test_every=20; allowed .* no shorter",
+        ),
+        (
+            {"optimizer__batch_size": 4, "measure__train_loss_every": 0, "run__stop_loss": 0.1, "claims": ()},
+            "loss to stop at: 1",
+        ),
+        ({"data__name": "celeba"}, "data.attribute=None; allowed for celeba"),
+        ({"data__synthetic__target": "sine"}, "data.synthetic.target='sine'; allowed: pairs, product, squares"),
+        ({"sweep": ("steps",)}, r"sweep=\('steps',\); allowed"),
+        ({"schedule__period": 1}, "schedule.period=1; allowed: 2 or more"),
         ({"optimizer__name": "adam"}, "optimizer.name='adam'; allowed: sgd"),
         ({"optimizer__lr": 1.0}, "optimizer.lr=1.0, members.lr_relative=.*not both"),
         ({"members__lr_relative": ()}, "one of them above 0"),
@@ -73,9 +107,12 @@ def changed(**fields) -> ConfigDict:
         ({"data__stand_in": "digits"}, "no stand-in for embedded data"),
         ({"events__factor": 1.05}, "factor above 1"),
         ({"events__factor": float("nan")}, "events.factor=nan"),
-        ({"model__strides": (2,)}, "allowed for fcn: none"),
+        ({"model__strides": (2,)}, "allowed for models other than cnn: none"),
         ({"model__name": "cnn", "model__strides": (2,)}, "one for each of the 4 convolutions"),
-        ({"schedule__name": "staircase", "measure__batch_kernel_every": 2}, "relative to the critical lr of its step"),
+        (
+            {"schedule__name": "staircase", "measure__batch_kernel_every": 0, "claims": ()},
+            "relative to the critical lr of its step",
+        ),
         ({"claims": ("everything",)}, "claims=.*a tuple of"),
         ({"measure__probe_size": 1000}, "probe no larger"),
         ({"data__classes": (0, 0)}, "data.classes=.* each value once"),
@@ -100,6 +137,12 @@ def test_values_out_of_range_and_fields_that_contradict(fields, message):
         (cifar_gd_multi, ("fcn", "cnn", "smoke", "cnn,smoke")),
         (synthetic_sgd_b1, ("full", "smoke")),
         (quickstart, ("full", "smoke")),
+        (cifar_sgd, [f"{net}{word}" for net in ("fcn", "cnn", "wrn", "vit") for word in ("", ",ce", ",momentum", ",smoke")]),
+        (cifar_cyclic, ("fcn", "smoke")),
+        (catapults_agop, [f"{task}{word}" for task in tasks.TASKS for word in ("", ",smoke")]),
+        (suppressed, [f"{task}{word}" for task in tasks.TASKS for word in ("", ",smoke")]),
+        (batch_size, [f"{task}{word}" for task in tasks.TASKS for word in ("", ",momentum", ",smoke")] + ["cifar2,ce,smoke"]),
+        (reference, [f"{task}{word}" for task in tasks.IMAGES for word in ("", ",smoke")]),
     ],
 )
 def test_configs_of_the_house_are_valid(module, variants):
@@ -115,6 +158,7 @@ def test_every_number_and_choice_has_a_rule():
     unchecked = {n for n in configs.flat(default.get_config()) if n not in configs._RULES}
     assert unchecked == {
         "title", "published_critical_lr", "data.name", "data.dir", "data.tfds_dir", "data.download", "data.strict", "model.bias",
+        "data.attribute", "measure.agop_reference", "run.save_model",
     }  # fmt: skip
 
 
@@ -134,6 +178,29 @@ def test_a_field_that_the_default_does_not_have():
         config.model.widht = 3
     with pytest.raises(configs.ConfigError, match=r"no field .model\.widht.; nearest: .model\.width."):
         configs.check(config)
+
+
+@pytest.mark.parametrize(
+    ("module", "variant", "message"),
+    [
+        (catapults_agop, "rank5", "allowed: one of rank2, rank3"),
+        (catapults_agop, "rank2,rank3", "allowed: one of"),
+        (reference, "rank2", "since synthetic targets have a closed form"),
+        (batch_size, "usps,ce", "ce with a task of two classes"),
+        (cifar_sgd, "fcn,vit", "allowed: one of fcn, cnn, wrn, vit"),
+    ],
+)
+def test_variants_that_are_none(module, variant, message):
+    with pytest.raises(ValueError, match=message):
+        module.get_config(variant)
+
+
+def test_members_are_the_product_of_their_axes():
+    axes = configs.member_axes(catapults_agop.get_config("rank2"))
+    assert list(axes) == ["lr_relative", "raises", "cap", "seed"]
+    assert axes["raises"] == (0, 1, 2, 3, 4) and axes["cap"] == (0.9,)
+    assert configs.member_axes(suppressed.get_config("rank2"))["cap"] == (float("inf"), 0.9)
+    assert list(configs.member_axes(cifar_gd.get_config())) == ["lr_relative", "seed"]
 
 
 def test_an_absolute_rate_takes_the_place_of_a_relative_one():

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from catapult_jax import FCN, critical_lr, critical_lr_from_lambda, loss_weighted_kernel, tangent_kernel
@@ -53,6 +54,29 @@ def test_descent_decays_just_below_and_grows_just_above(spectrum, factor):
         w = w - lr * gradient(w)
         errors.append(float(jnp.abs(w - 1)[0, 0]))  # the top mode, by construction
     assert (errors[-1] < errors[0]) == (factor < 1)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("factor", [0.99, 1.01])
+def test_heavy_ball_decays_just_below_and_grows_just_above(momentum, factor):
+    """On a quadratic with a prescribed spectrum, with optax's own momentum."""
+    spectrum = jnp.array([3.0, 1.0, 0.1])
+    lr = factor * critical_lr_from_lambda(spectrum[0], momentum=momentum)
+    optimizer = optax.sgd(lr, momentum=momentum)
+
+    def step(carry, _):
+        w, state = carry
+        updates, state = optimizer.update(spectrum * w, state)
+        return (w + updates, state), jnp.abs(w[0])
+
+    w = jnp.ones(3)
+    _, size = jax.lax.scan(step, (w, optimizer.init(w)), length=3000)
+    assert (float(size[-1]) < float(size[1000])) == (factor < 1)
+
+
+def test_momentum_out_of_range():
+    with pytest.raises(ValueError, match=r"momentum=1.0; allowed: 0 or more, below 1"):
+        critical_lr_from_lambda(jnp.ones(()), momentum=1.0)
 
 
 def test_critical_lr_of_a_network_is_two_over_lambda_max():

@@ -1,5 +1,6 @@
 """The program, as a user meets it: every config's smoke variant, resuming, stand-ins, the report."""
 
+import hashlib
 import json
 import shutil
 
@@ -9,7 +10,18 @@ import pytest
 import catapult_jax
 from catapult_jax import records, training
 from catapult_jax.tangent_kernel import neural_tangents
-from configs import cifar_gd, cifar_gd_multi, quickstart, synthetic_sgd_b1
+from configs import (
+    catapults_agop,
+    cifar_cyclic,
+    cifar_gd,
+    cifar_gd_multi,
+    cifar_sgd,
+    quickstart,
+    reference,
+    suppressed,
+    synthetic_sgd_b1,
+    tasks,
+)
 from experiments import config as configs
 from experiments import main, report
 
@@ -158,7 +170,7 @@ def test_a_kernel_that_disagrees_with_neural_tangents_stops_the_run(tmp_path, mo
     monkeypatch.setattr(
         main, "tangent_kernel", lambda f, p, x, method="auto": right(f, p, x, method=method) * (1 + 0.01 * (method == "auto"))
     )
-    with pytest.raises(main.RunError, match="kernel differs from neural_tangents by"):
+    with pytest.raises(configs.RunError, match="kernel differs from neural_tangents by"):
         main.run(smoke(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -186,3 +198,70 @@ def test_report_of_nothing(tmp_path, capsys):
 def test_report_escapes_what_comes_from_outside(tmp_path):
     main.run(smoke(title="<script>alert(1)</script>"), tmp_path / "run")
     assert "<script>" not in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("module", "variant"),
+    [
+        *((cifar_sgd, f"{variant},smoke") for variant in ("fcn", "cnn", "wrn", "vit", "fcn,ce", "fcn,momentum")),
+        (cifar_cyclic, "smoke"),
+        (suppressed, "rank2,smoke"),
+        *((catapults_agop, f"{task},smoke") for task in tasks.SYNTHETIC),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.__name__.removeprefix("configs."),
+)
+def test_smoke_of_the_later_experiments(module, variant, tmp_path, no_data):
+    config = module.get_config(variant)
+    verdicts = main.run(config, tmp_path / "run")
+    record = catapult_jax.open_record(tmp_path / "run")
+    assert [v.claim for v in verdicts] == list(config.claims)
+    assert np.isfinite(record["loss_batch"].values[:, 0]).all()
+    html = (tmp_path / "run" / "report.html").read_text()
+    assert ("Where training ended" in html) == (config.measure.test_every > 0)
+    if module is catapults_agop:
+        assert record["raises"].values.tolist() == [0, 0, 1, 1] and np.isfinite(record["agop_alignment"].values[:, 0]).all()
+        assert {"agop_directions.png", "against_catapults.png"} <= {p.name for p in (tmp_path / "run" / "figures").iterdir()}
+        assert "gradient of the target" in html
+
+
+@pytest.mark.parametrize("task", tasks.IMAGES)
+def test_smoke_of_images_with_a_reference(task, tmp_path, no_data, capsys):
+    """Train the reference, then use it: its checksum and its test error are on record."""
+    config = catapults_agop.get_config(f"{task},smoke")
+    with pytest.raises(configs.ConfigError, match=r"agop_reference=.*is not there; allowed: the model.npz"):
+        main.run(config, tmp_path / "run")
+    main.run(reference.get_config(f"{task},smoke"), tmp_path / "reference")
+    config.measure.agop_reference = str(tmp_path / "reference" / "model.npz")
+    main.run(config, tmp_path / "run")
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    checksum = hashlib.sha256((tmp_path / "reference" / "model.npz").read_bytes()).hexdigest()
+    assert about["agop_reference"]["sha256"] == checksum
+    assert about["seconds"] > 0
+    record = catapult_jax.open_record(tmp_path / "run")
+    assert record.attrs["agop_reference_sha256"] == checksum
+    error = catapult_jax.open_record(tmp_path / "reference")["error_test"].values[0, -1]
+    assert about["agop_reference"]["error_test"] == pytest.approx(float(error))
+    alignment = record["agop_alignment"].values
+    assert ((alignment[np.isfinite(alignment)] >= 0) & (alignment[np.isfinite(alignment)] <= 1 + 1e-5)).all()
+    if task == "usps":
+        other = catapults_agop.get_config("cifar2,smoke")
+        other.measure.agop_reference = config.measure.agop_reference
+        with pytest.raises(
+            configs.ConfigError, match="is a model for data with name 'digits'; allowed here: 'natural_patches'"
+        ):
+            main.run(other, tmp_path / "other")
+
+
+def test_a_run_ends_when_all_members_are_done(tmp_path):
+    """The record ends with a whole chunk after the last of them, and going on finds the run complete."""
+    config = smoke(steps=60, run__stop_loss=1.0, run__chunk_steps=10, measure__test_every=10)
+    main.run(config, tmp_path / "run")
+    record = catapult_jax.open_record(tmp_path / "run")
+    done = record["done"].values
+    assert done[:, -1].all() and record.sizes["step"] < 60
+    assert (record["loss_train"].values[done] <= 1.0).all()
+    last = done.argmax(1).max() // 10  # chunk in which the last member came down
+    assert record.sizes["step"] == 10 * (last + 2)
+    before = (tmp_path / "run" / "report.html").read_text()
+    main.run(config, tmp_path / "run")
+    assert (tmp_path / "run" / "report.html").read_text() == before

@@ -1,4 +1,4 @@
-"""The staircase schedule, and the parameterisation of the models."""
+"""The schedules, and the parameterisation of the models."""
 
 import jax
 import jax.numpy as jnp
@@ -7,12 +7,12 @@ import pytest
 
 from catapult_jax import CNN, FCN
 from catapult_jax.models import ViT, WideResNet
-from catapult_jax.schedules import staircase
+from catapult_jax.schedules import constant, cyclic, staircase
 from tests.zoo import QUICK
 
 
-def _run(schedule, losses, critical=2.0):
-    state, seen = schedule.init(0.1), []
+def _run(schedule, losses, critical=2.0, **knobs):
+    state, seen = schedule.init(0.1, **knobs), []
     for step, loss in enumerate(losses):
         state = schedule.update(state, step, loss, critical)
         seen.append((round(float(state.lr), 4), int(state.stage)))
@@ -20,24 +20,63 @@ def _run(schedule, losses, critical=2.0):
 
 
 def test_staircase_raises_when_the_loss_has_settled_and_only_so_often():
-    schedule = staircase(raises=2, raise_to=1.5, settle_fraction=0.5, settle_steps=2)
+    schedule = staircase(raise_to=1.5, settle_fraction=0.5, settle_steps=2)
     losses = [1.0, 0.4, 0.3, 0.9, 0.5, 0.14, 0.1, 0.01, 0.001]
-    seen = _run(schedule, losses)
+    seen = _run(schedule, losses, raises=2)
     assert [stage for _, stage in seen] == [0, 0, 1, 1, 1, 2, 2, 2, 2]
     assert seen[2][0] == 3.0  # 1.5 times critical
 
 
 def test_staircase_waits_out_a_spike_and_never_lowers_the_rate():
-    schedule = staircase(raises=1, raise_to=1.5, settle_fraction=0.5, settle_steps=1)
-    assert [stage for _, stage in _run(schedule, [1.0, 0.6, 0.55, 0.9, 0.8])] == [0] * 5
-    spike = _run(schedule, [1.0, 0.51, 0.2, 3.0])
+    schedule = staircase(raise_to=1.5, settle_fraction=0.5, settle_steps=1)
+    assert [stage for _, stage in _run(schedule, [1.0, 0.6, 0.55, 0.9, 0.8], raises=1)] == [0] * 5
+    spike = _run(schedule, [1.0, 0.51, 0.2, 3.0], raises=1)
     assert [stage for _, stage in spike] == [0, 0, 1, 1]
-    assert _run(schedule, [1.0, 0.4], critical=0.001)[-1] == (0.1, 1)
+    assert _run(schedule, [1.0, 0.4], critical=0.001, raises=1)[-1] == (0.1, 1)
 
 
-@pytest.mark.parametrize("field,value", [("raises", -1), ("raise_to", 0.0), ("settle_fraction", 1.5), ("settle_steps", 0)])
+def test_a_cap_waits_for_the_spike_of_a_raise_and_for_no_other():
+    """Critical lr 2, cap 0.5: the rate is at most 1, but for the raise to 3 until its spike is back at 1.1 times the level."""
+    schedule = staircase(raise_to=1.5, settle_fraction=0.5, settle_steps=1)
+    losses = [1.0, 0.4, 0.4, 0.7, 5.0, 0.45, 0.43, 0.3, 0.2]
+    seen = _run(schedule, losses, raises=1, cap=0.5)
+    assert [rate for rate, _ in seen] == [0.1, 3.0, 3.0, 3.0, 3.0, 3.0, 1.0, 1.0, 1.0]
+    assert [stage for _, stage in _run(schedule, losses, raises=2, cap=0.5)][-2:] == [1, 2]
+    free = _run(schedule, losses, raises=1)
+    assert [rate for rate, _ in free][1:] == [3.0] * 8
+
+
+def test_a_cap_follows_the_critical_lr_from_its_first_step_on():
+    schedule, seen = constant(cap_from=2), []
+    state = schedule.init(1.0, cap=0.9)
+    for step, critical in enumerate([0.1, 0.1, 0.1, jnp.nan, 5.0, jnp.nan]):
+        state = schedule.update(state, step, 1.0, critical)
+        seen.append(round(float(state.lr), 4))
+    assert seen == [1.0, 1.0, 0.09, 0.09, 1.0, 1.0]  # where none was measured, as it was
+
+
+def test_cycles():
+    schedule = cyclic(low=0.2, period=10)
+    state, rates = schedule.init(2.0), []
+    for step in range(30):
+        state = schedule.update(state, step, 1.0, 1.0)
+        rates.append(float(state.lr))
+    rates = np.array(rates)
+    np.testing.assert_allclose(rates[:10], rates[10:20], rtol=1e-5)
+    assert rates.min() == pytest.approx(0.4) and rates.max() == pytest.approx(2.0)
+    np.testing.assert_allclose(np.abs(np.diff(rates)), 0.32, rtol=1e-4)
+    assert np.argmax(rates) == 5
+
+
+@pytest.mark.parametrize(("field", "value"), [("low", -0.1), ("low", 1.1), ("period", 1)])
+def test_bad_cycles(field, value):
+    with pytest.raises(ValueError, match=f"{field}={value}; allowed"):
+        cyclic(**dict(low=0.1, period=10) | {field: value})
+
+
+@pytest.mark.parametrize("field,value", [("raise_to", 0.0), ("settle_fraction", 1.5), ("settle_steps", 0)])
 def test_bad_staircase(field, value):
-    good = dict(raises=1, raise_to=1.5, settle_fraction=0.5, settle_steps=1)
+    good = dict(raise_to=1.5, settle_fraction=0.5, settle_steps=1)
     with pytest.raises(ValueError, match=f"{field}={value}"):
         staircase(**good | {field: value})
 

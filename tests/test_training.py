@@ -5,10 +5,23 @@ import numpy as np
 import optax
 import pytest
 
-from catapult_jax import CNN, FCN, checkpoints, data, events, find_events, instruments, schedules, training
+from catapult_jax import (
+    CNN,
+    FCN,
+    agop_alignment,
+    agop_pearson,
+    checkpoints,
+    data,
+    events,
+    find_events,
+    input_jacobian,
+    instruments,
+    schedules,
+    training,
+)
 
 
-def build(model=None, *, batch_size=0, every=1, scale=1.0, n=8, probe=0, scanned=None):
+def build(model=None, *, batch_size=0, every=1, scale=1.0, n=8, probe=0, schedule=None, **settings):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2 * n, 4, 4, 1)).astype(np.float32)
     y = np.sign(x.sum((1, 2)) + 0.1).astype(np.float32) * scale
@@ -24,8 +37,8 @@ def build(model=None, *, batch_size=0, every=1, scale=1.0, n=8, probe=0, scanned
         chosen["train_loss"] = instruments.train_loss(f, loss="mse", every=1)
         chosen["train_kernel"] = instruments.train_kernel(f, loss="mse", every=4, probe_size=probe, k=2)
     made = training.trainer(
-        model, arrays, loss="mse", optimizer=optax.sgd, schedule=schedules.constant(), detector=events.detector(),
-        instruments=chosen, batch_size=batch_size,
+        model, arrays, loss="mse", optimizer=optax.sgd, schedule=schedule or schedules.constant(), detector=events.detector(),
+        instruments=chosen, batch_size=batch_size, **settings,
     )  # fmt: skip
     return made, arrays
 
@@ -154,3 +167,109 @@ def test_split_adds_up_and_gd_names_are_aliases():
 def test_batch_larger_than_the_data():
     with pytest.raises(ValueError, match="batch_size=9; allowed: 0"):
         build(batch_size=9)
+
+
+@pytest.mark.parametrize("batch_size", [0, 4])
+def test_a_member_stops_at_the_loss_and_keeps_those_weights(batch_size):
+    """It is frozen at the first step whose training loss is at most the loss to stop at; the others go on."""
+    trainer, arrays = build(batch_size=batch_size, stop_loss=0.5)
+    of = members((0,), (0.4, 1e-4))
+    state, _ = trainer.init(of)
+    state, measured = trainer.run(state, of, 30)
+    done, loss = measured["done"], measured["loss_train"]
+    first = int(done[0].argmax())
+    assert done[0, first:].all() and loss[0, first] <= 0.5 and (loss[0, :first] > 0.5).all()
+    np.testing.assert_array_equal(loss[0, first:], loss[0, first])
+    assert not done[1].any()
+    weights = jax.tree.map(lambda a: a[0], state.members.params)
+    final = float(((FCN(depth=2, width=32).apply(weights, arrays.x_train) - arrays.y_train) ** 2).mean())
+    assert final == pytest.approx(loss[0, first], rel=1e-5)
+
+
+def test_raises_and_caps_of_members():
+    """Arms of one program: no raise, one raise, and held below the critical lr of each step from step 3 on."""
+    schedule = schedules.staircase(raise_to=1.3, settle_fraction=1.0, settle_steps=4, cap_from=3)
+    trainer, _ = build(schedule=schedule)
+    of = training.Members(
+        np.zeros(3, np.int32), None, np.array([0.5, 0.5, 1.1], np.float32), np.array([0, 1, 0]), np.array([np.inf, np.inf, 0.5])
+    )
+    measured = run(trainer, of, 12)[1]
+    ratio = measured["lr"] / measured["critical_lr_batch"]
+    assert measured["stage"][:, -1].tolist() == [0, 1, 0]
+    raised = int(measured["stage"][1].argmax())
+    assert ratio[1, raised] == pytest.approx(1.3, rel=1e-5)
+    np.testing.assert_array_equal(measured["loss_batch"][0, : raised + 1], measured["loss_batch"][1, : raised + 1])
+    assert ratio[2, :3].max() > 0.9 and ratio[2, 3:].max() <= 0.5 * (1 + 1e-5)
+
+
+def test_a_cap_that_is_never_reached_changes_nothing():
+    trainer, _ = build(batch_size=3)
+    of = members((0, 1), (0.05,))
+    plain = run(trainer, of, 6)[1]
+    capped = run(trainer, of._replace(cap=np.array([1e6, 1e6], np.float32)), 6)[1]
+    np.testing.assert_array_equal(plain["loss_batch"], capped["loss_batch"])
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_momentum_is_that_of_optax_and_moves_the_critical_lr(momentum):
+    f = FCN(depth=2, width=32).apply
+    made, arrays = build()
+    chosen = {"batch_kernel": instruments.batch_kernel(f, loss="mse", every=1, k=2, momentum=momentum)}
+    trainer = training.trainer(
+        FCN(depth=2, width=32), arrays, loss="mse", optimizer=lambda learning_rate: optax.sgd(learning_rate, momentum=momentum),
+        schedule=schedules.constant(), detector=events.detector(), instruments=chosen, momentum=momentum,
+    )  # fmt: skip
+    of = members((0,), (0.3,))
+    start = trainer.init(of)[1]
+    assert start.critical_lr[0] == pytest.approx((1 + momentum) * made.init(of)[1].critical_lr[0], rel=1e-5)
+    measured = run(trainer, of, 3)[1]
+    np.testing.assert_allclose(measured["critical_lr_batch"] * measured["lambda_max_batch"], 2 * (1 + momentum), rtol=1e-5)
+
+
+def test_agop_and_validation_instruments():
+    """Against the same numbers taken outside the program."""
+    model = FCN(depth=2, width=32)
+    arrays = build()[1]
+    arrays = arrays._replace(x_val=arrays.x_test[:3], y_val=arrays.y_test[:3])
+    reference = np.random.default_rng(0).standard_normal((6, 16)).astype(np.float32)
+    chosen = {
+        "agop": instruments.agop(model.apply, every=2, reference=reference, size=6),
+        "val": instruments.scores(model.apply, loss="mse", every=1, coding="sign", split="val"),
+        "train_kernel": instruments.train_kernel(model.apply, loss="mse", every=1, probe_size=0, k=2),
+    }
+    trainer = training.trainer(
+        model, arrays, loss="mse", optimizer=optax.sgd, schedule=schedules.constant(), detector=events.detector(),
+        instruments=chosen, batch_size=4,
+    )  # fmt: skip
+    of = members((0, 1), (0.1,))
+    state, _ = trainer.init(of)
+    start = jax.tree.map(np.asarray, state.members.params)
+    measured = trainer.run(state, of, 3)[1]
+    for m in range(2):
+        params = jax.tree.map(lambda a, m=m: a[m], start)
+        rows = input_jacobian(model.apply, params, arrays.x_train[:6])
+        assert measured["agop_alignment"][m, 0] == pytest.approx(float(agop_alignment(rows, reference)), rel=1e-5)
+        assert measured["agop_pearson"][m, 0] == pytest.approx(float(agop_pearson(rows, reference)), rel=1e-4)
+        error = (model.apply(params, arrays.x_val) > 0) != (arrays.y_val > 0)
+        assert measured["error_val"][m, 0] == pytest.approx(float(error.mean()))
+        expected = ((model.apply(params, arrays.x_train) - arrays.y_train) ** 2).mean()
+        parts = measured["loss_train_top"][m, 0] + measured["loss_train_rest"][m, 0]
+        assert parts == pytest.approx(float(expected), rel=1e-4)
+    assert np.isnan(measured["agop_alignment"][:, 1]).all()
+
+
+def test_a_model_as_a_file(tmp_path):
+    model = FCN(depth=2, width=4)
+    params = model.init(jax.random.key(0), np.ones((1, 3)))
+    checkpoints.save_model(tmp_path / "model.npz", params, {"error_test": 0.25})
+    again, about, checksum = checkpoints.load_model(tmp_path / "model.npz")
+    assert about == {"error_test": 0.25} and len(checksum) == 64
+    assert jax.tree.structure(again) == jax.tree.structure(params)
+    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(a, b)
+    (tmp_path / "model.npz").write_bytes((tmp_path / "model.npz").read_bytes()[:100])
+    with pytest.raises(ValueError, match="is no saved model"):
+        checkpoints.load_model(tmp_path / "model.npz")
+    np.savez(tmp_path / "other.npz", x=np.ones(3))
+    with pytest.raises(ValueError, match=r"other.npz is no saved model \(.*about"):
+        checkpoints.load_model(tmp_path / "other.npz")

@@ -1,6 +1,6 @@
 """Data sets: one small interface over a folder of .npz files, TFDS, embedded images and synthetic targets."""
 
-from catapult_jax.data.prepare import CODINGS, CODINGS_OF_LOSS, SCALINGS, Data, prepare
+from catapult_jax.data.prepare import CODINGS, CODINGS_OF_LOSS, SCALINGS, Data, most_examples, prepare
 from catapult_jax.data.sources import EMBEDDED, Arrays, DataUnavailable, read
 from catapult_jax.data.synthetic import TARGETS, synthetic, target_function
 
@@ -13,6 +13,7 @@ __all__ = [
     "Arrays",
     "Data",
     "DataUnavailable",
+    "most_examples",
     "prepare",
     "read",
     "synthetic",

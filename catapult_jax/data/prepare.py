@@ -117,14 +117,24 @@ def prepare(
     return Data(**prepared, outputs=outputs, name=arrays.name, source=arrays.source, checksum=checksum)
 
 
+def most_examples(y: np.ndarray, classes: tuple[int, ...] = ()) -> int:
+    """The largest number of examples that labels have in equal shares of some classes, or of all.
+
+    >>> most_examples(np.array([0, 0, 0, 1, 1, 2]), (0, 1))
+    4
+    """
+    kept = np.array(classes) if len(classes) else np.unique(y)
+    return min(int((y == c).sum()) for c in kept) * len(kept)
+
+
 def _first_of_each(y: np.ndarray, classes: np.ndarray, size: int, field: str, name: str) -> np.ndarray:
     """Sorted positions of the first examples of each class; all of them if ``size`` is 0."""
     places = [np.flatnonzero(y == c) for c in classes]
     if size:
         wanted = [size // len(classes) + (i < size % len(classes)) for i in range(len(classes))]
         if any(len(p) < n for p, n in zip(places, wanted, strict=True)):
-            least = min(len(p) for p in places) * len(classes)
-            raise ValueError(f"{field}={size}; allowed for {name}, classes {classes.tolist()}: up to {least}")
+            most = most_examples(y, classes)
+            raise ValueError(f"{field}={size}; allowed for {name}, classes {classes.tolist()}: up to {most}")
         places = [p[:n] for p, n in zip(places, wanted, strict=True)]
     return np.sort(np.concatenate(places))
 

@@ -1,0 +1,282 @@
+"""Reruns the claims of the source studies: python -m experiments.claims [--scale=smoke|cpu|gpu] [--only=NAME,...].
+
+Each experiment is one config (or one sweep) with its verdicts. What is complete is not run again; what is not chosen and not there is
+listed as not run. The page has one row for each claim, those that are not tested here included, with the reason.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from absl import app, flags, logging
+from ml_collections import ConfigDict
+
+from experiments import config as configs
+from experiments import main as single
+from experiments import report, sweep, verdicts
+
+_SCALES = ("smoke", "cpu", "gpu")
+_SCALE = flags.DEFINE_enum("scale", "cpu", _SCALES, "smoke: seconds each; cpu: an hour on two cores; gpu: the configs in full.")
+_ONLY = flags.DEFINE_list("only", [], "Experiments to run; default: all.")
+_CLAIMS_DIR = flags.DEFINE_string("claims_dir", None, "Directory of the runs; default: runs/claims-SCALE.")
+_PAGE = flags.DEFINE_string("page", None, "Page to write; default: docs/claims.md (smoke: claims.md beside the runs).")
+
+ZHU = "Zhu et al. 2024"
+MNIST = "MNIST study"
+
+
+class Experiment(NamedTuple):
+    name: str  # CONFIG or CONFIG:VARIANT
+    claims: dict[str, tuple[str, str]]  # verdict -> (what is claimed, where)
+    figure: str = "loss"
+    is_sweep: bool = False
+    reference: str = ""  # variant of configs/reference.py that must be there first
+    cpu: dict[str, Any] = {}  # what is smaller than in the config at that scale  # noqa: RUF012
+
+    @property
+    def directory(self) -> str:
+        return self.name.replace(":", "-").replace(",", "-")
+
+
+_RATIOS = "A spike needs a learning rate above the critical one of that moment, whatever it was at the start"
+_EXCEEDS = "The loss of a batch rises in a step whose learning rate is above the critical one of that batch"
+_SPIKES = "Spikes in the training loss of SGD are catapults, in the top eigenspace of the kernel"
+_ALIGNMENT = "More catapults, higher AGOP alignment, better test performance"
+_BATCHES = "Smaller batches, more catapults, higher AGOP alignment, better test performance"
+_CAUSE = "Catapults are the cause of the better features (our addition: the same run with catapults forbidden)"
+
+
+def _sgd(variant: str, where: str) -> Experiment:
+    claims = {"sgd_spikes_are_catapults": (_SPIKES, where), "exceedance_predicts_rise": (_EXCEEDS, where)}
+    return Experiment(f"cifar_sgd:{variant}", claims)
+
+
+def _task(config: str, verdict: str, text: str, task: str, figure: str, is_sweep=False) -> Experiment:
+    reference = "" if task.startswith("rank") else task.split(",")[0]
+    sizes = "5,15,40" if task == "usps" else "8,24,64" if reference else "4,16,64"
+    cpu = {"sweep": (f"optimizer.batch_size={sizes}",)} if is_sweep else {}
+    return Experiment(f"{config}:{task}", {verdict: (text, ZHU)}, figure, is_sweep, reference, cpu)
+
+
+EXPERIMENTS = (
+    Experiment(
+        "cifar_gd:fcn", {"first_catapult": ("Above the critical learning rate a catapult comes at once, in the top eigenspace (FCN)", f"{ZHU}, Fig. 3")}
+    ),
+    Experiment(
+        "cifar_gd:cnn", {"first_catapult": ("The same for a CNN", f"{ZHU}, Fig. 3")}, cpu={"members.seed": (0, 1, 2)}
+    ),
+    Experiment(
+        "cifar_gd:ratios",
+        {"spikes_are_catapults": (_RATIOS, ZHU)},
+        "lr_over_critical_lr",
+        cpu={"members.seed": (0, 1, 2), "members.lr_relative": (0.5, 1.67)},
+    ),
+    Experiment("cifar_gd_multi:fcn", {"catapult_follows_raise": ("Raising the learning rate again makes another catapult (FCN)", f"{ZHU}, Fig. 4")}),
+    Experiment(
+        "cifar_gd_multi:cnn",
+        {"catapult_follows_raise": ("The same for a CNN", f"{ZHU}, Fig. 4")},
+        cpu={"members.seed": (0,)},
+    ),
+    Experiment("synthetic_sgd_b1:full", {"exceedance_predicts_rise": (_EXCEEDS + " (batch size one)", f"{ZHU}, Fig. 5")}, "lr_over_critical_lr"),
+    _sgd("fcn", ZHU),
+    _sgd("cnn", ZHU),
+    _sgd("wrn", f"{ZHU} (net), our setting"),
+    _sgd("vit", f"{ZHU} (net), our setting"),
+    _sgd("fcn,ce", "our variant: logistic loss"),
+    _sgd("fcn,momentum", "our variant: heavy ball"),
+    Experiment("cifar_cyclic:fcn", {"cycles_cause_catapults": ("Cyclical learning rates cause catapults", f"{ZHU}; {MNIST}")}),
+    *(
+        _task("catapults_agop", "catapults_raise_alignment", _ALIGNMENT, task, "against_catapults")
+        for task in ("rank2", "rank3", "rank4", "cifar2", "svhn2", "fmnist2", "usps", "celeba")
+    ),
+    *(
+        _task("batch_size", "small_batches_help", _BATCHES, task, "summary", True)
+        for task in ("rank2", "rank3", "rank4", "cifar2", "svhn2", "fmnist2", "usps", "celeba", "cifar2,ce", "rank2,momentum")
+    ),
+    *(_task("suppressed", "forbidding_catapults_hurts", _CAUSE, task, "agop_alignment") for task in ("rank2", "cifar2")),
+)  # fmt: skip
+
+# Claims that no experiment here tests, and why.
+UNTESTED = (
+    ("Test accuracy of a two-layer net on MNIST: SGD 95.38, with catapults 97.65, AdaGrad 97.09, with catapults 95.91, Adam 98.12 %",
+     MNIST, "the critical lr of AdaGrad and Adam is not built yet"),
+    ("The condition number and the norm of the NTK fall in catapult phases", MNIST, "no instrument for the condition number yet"),
+    ("With AdaGrad the critical lr grows until catapults die out", MNIST, "the critical lr of AdaGrad is not built yet"),
+    ("Over optimizers, AGOP alignment and test performance go together", ZHU, "optimizers other than SGD are not built yet"),
+)  # fmt: skip
+
+
+def config_of(experiment: Experiment, scale: str, workdir: Path) -> ConfigDict:
+    """The config of an experiment at a scale."""
+    module, _, variant = experiment.name.partition(":")
+    variants = [word for word in variant.split(",") if word not in ("full",)] + (["smoke"] if scale == "smoke" else [])
+    module = importlib.import_module(f"configs.{module}")
+    config = module.get_config(",".join(variants)) if variants else module.get_config()
+    if scale == "cpu":
+        config.update_from_flattened_dict(experiment.cpu)
+    config.data.strict = scale != "smoke"  # a claim about a data set is not checked on another one
+    if experiment.reference:
+        config.measure.agop_reference = str(_reference_dir(experiment, workdir) / "model.npz")
+    return config
+
+
+def _reference_dir(experiment: Experiment, workdir: Path) -> Path:
+    return workdir / f"reference-{experiment.reference}"
+
+
+def run_experiment(experiment: Experiment, scale: str, workdir: Path) -> str | None:
+    """Runs what is not complete; returns why it can't be run, if it can't."""
+    try:
+        if experiment.reference:
+            reference = importlib.import_module("configs.reference").get_config(
+                experiment.reference + (",smoke" if scale == "smoke" else "")
+            )
+            reference.data.strict = scale != "smoke"
+            single.run(reference, _reference_dir(experiment, workdir))
+        config, directory = config_of(experiment, scale, workdir), workdir / experiment.directory
+        if experiment.is_sweep:
+            sweep.run_sweep(config, [], directory, 1)
+        else:
+            single.run(config, directory)
+    except (configs.ConfigError, configs.RunError) as error:
+        return configs.one_line(error)
+    return None
+
+
+def results(experiment: Experiment, scale: str, workdir: Path) -> tuple[list[verdicts.Verdict], dict] | None:
+    """Verdicts of an experiment that is complete, and what they were found on; None where it is not."""
+    config, directory = config_of(experiment, scale, workdir), workdir / experiment.directory
+    if experiment.is_sweep:
+        runs, _ = sweep.plan(config, [])
+        directories = [sweep.directory_of(directory, chosen, one) for chosen, one in runs]
+        if not all(sweep.is_complete(d) for d in directories):
+            return None
+        rows = sweep.summary(runs, directory)
+        found = [verdicts.OF_SWEEP[name](rows, config.to_dict()) for name in experiment.claims]
+        figure = directory / "summary.png"
+    else:
+        directories = [directory]
+        if not sweep.is_complete(directory):
+            return None
+        found = [v for v in report.build(directory) if v.claim in experiment.claims]
+        figure = directory / "figures" / f"{experiment.figure}.png"
+    about = [json.loads((d / "run.json").read_text()) for d in directories]
+    return found, {
+        "data": about[0]["data"]["name"],
+        "reference": about[0].get("agop_reference"),
+        "seeds": len(config.members.seed) or 1,
+        "seconds": sum(run["seconds"] for run in about),
+        "commits": sorted({str(run["environment"]["commit"])[:10] for run in about}),
+        "figure": figure,
+    }
+
+
+_ANCHORS = str.maketrans({c: "" for c in ":,_."})
+
+
+def write_page(page: Path, scale: str, workdir: Path, failures: dict[str, str]) -> list[tuple]:
+    """Writes the page and copies its figures beside it; returns the rows of its table."""
+    table, details, figures = [], [], page.parent / "figures" / "claims"
+    for experiment in EXPERIMENTS:
+        outcome = results(experiment, scale, workdir) if experiment.name not in failures else None
+        program = "sweep" if experiment.is_sweep else "main"
+        if outcome is None:
+            why = failures.get(experiment.name, "not run")
+            for text, source in experiment.claims.values():
+                table.append((text, source, experiment.name, "-", verdicts.NOT_TESTED, why))
+            continue
+        found, about = outcome
+        heading = experiment.name
+        details.append(f"## {heading}\n")
+        changed = (
+            f" --grid={experiment.cpu['sweep'][0]}"
+            if "sweep" in experiment.cpu
+            else "".join(
+                f" --config.{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in experiment.cpu.items()
+            )
+        )
+        variant = (
+            experiment.name.removesuffix(":full").replace(":", ".py:", 1)
+            if ":" in experiment.name.removesuffix(":full")
+            else experiment.name.removesuffix(":full") + ".py"
+        )
+        details.append(f"`python -m experiments.{program} --config=configs/{variant}{changed if scale == 'cpu' else ''}`\n")
+        reference = about["reference"]
+        facts = f"Data: {about['data']}; {about['seeds']} seeds; {about['seconds']:.0f} s; code {', '.join(about['commits'])}."
+        if reference:
+            facts += f" AGOP reference: {reference['name']}"
+            facts += (
+                f", test error {reference['error_test']:.3g}, SHA-256 {reference['sha256'][:16]}."
+                if "sha256" in reference
+                else "."
+            )
+        details.append(facts + "\n")
+        for verdict in found:
+            text, source = experiment.claims[verdict.claim]
+            anchor = heading.lower().translate(_ANCHORS)
+            table.append(
+                (text, source, f"[{experiment.name}](#{anchor})", about["seeds"], verdict.verdict, short(verdict.effect))
+            )
+            details.append(f"**{verdict.verdict}**: {text} ({source}). Tested as: {verdict.statement}.\n\n{verdict.effect}.\n")
+        if about["figure"].is_file():
+            figures.mkdir(parents=True, exist_ok=True)
+            target = figures / f"{experiment.directory}.png"
+            shutil.copyfile(about["figure"], target)
+            details.append(f"![{experiment.name}]({target.relative_to(page.parent)})\n")
+    for text, source, why in UNTESTED:
+        table.append((text, source, "-", "-", verdicts.NOT_TESTED, why))
+    lines = [
+        "# Claims\n",
+        f"Written by `python -m experiments.claims --scale={scale}`, from the runs whose commands stand below. An effect is the mean over seeds "
+        "with its 95 % bootstrap interval, unless it says otherwise. \"Not reproduced\" means that the statement under the claim, "
+        "with its thresholds, does not hold here; the statements are ours.\n",
+        "| claim | source | config | seeds | verdict | effect, or why not |",
+        "|---|---|---|---|---|---|",
+        *("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in table),
+        "",
+        *details,
+    ]  # fmt: skip
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("\n".join(lines))
+    return table
+
+
+def short(effect: str) -> str:
+    """The part of an effect before its first semicolon: the number that decides."""
+    return effect.split(";")[0]
+
+
+def main(_argv: list[str]) -> int:
+    scale = _SCALE.value
+    names = [experiment.name for experiment in EXPERIMENTS]
+    for name in _ONLY.value:
+        if not any(name in (known, known.partition(":")[0]) for known in names):
+            print(f"error: only={name!r}; allowed: {', '.join(names)}", file=sys.stderr)
+            return 2
+    workdir = Path(_CLAIMS_DIR.value or Path("runs", f"claims-{scale}"))
+    page = Path(_PAGE.value) if _PAGE.value else workdir / "claims.md" if scale == "smoke" else Path("docs", "claims.md")
+    chosen = [e for e in EXPERIMENTS if not _ONLY.value or e.name in _ONLY.value or e.name.partition(":")[0] in _ONLY.value]
+    failures, start = {}, time.time()
+    for experiment in chosen:
+        print(f"=== {experiment.name} ({time.time() - start:.0f} s since the start)")
+        why = run_experiment(experiment, scale, workdir)
+        if why:
+            print(f"not tested: {experiment.name}: {why}", file=sys.stderr)
+            failures[experiment.name] = why
+        jax.clear_caches()  # programs of one experiment are of no use to the next
+    for row in write_page(page, scale, workdir, failures):
+        print(f"{row[4]}: {row[2]}: {row[0]}")
+    print(f"page: {page}; {time.time() - start:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    logging.set_verbosity(logging.ERROR)
+    app.run(main)

@@ -1,0 +1,127 @@
+"""Sweeps: axes, resuming, summary; and the program that reruns the claims."""
+
+import csv
+import json
+
+import pytest
+
+from configs import batch_size, quickstart
+from experiments import claims, main, sweep, verdicts
+from experiments.config import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def no_data(monkeypatch):
+    monkeypatch.delenv("CATAPULT_DATA_DIR", raising=False)
+
+
+def table(directory):
+    return list(csv.DictReader((directory / "summary.csv").read_text().splitlines()))
+
+
+def test_numbers_of_a_member_make_members_and_the_rest_makes_runs():
+    runs, axes = sweep.plan(
+        quickstart.get_config("smoke"),
+        ["seed=3,4", "optimizer.lr_relative=1,2.5", "model.width=8,16", "model.activation=relu,tanh"],
+    )
+    assert axes == ["model.width", "model.activation"]
+    assert [tuple(chosen.values()) for chosen, _ in runs] == [(8, "relu"), (8, "tanh"), (16, "relu"), (16, "tanh")]
+    assert [(one.model.width, one.model.activation) for _, one in runs] == [tuple(chosen.values()) for chosen, _ in runs]
+    config = runs[3][1]
+    assert (config.model.width, config.model.activation) == (16, "tanh")
+    assert config.members.seed == (3, 4) and config.members.lr_relative == (1.0, 2.5)
+    alone, axes = sweep.plan(quickstart.get_config("smoke"), ["members.seed=1,2"])
+    assert len(alone) == 1 and axes == []
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        (["model.widht=8"], "no field 'model.widht'; nearest: 'model.width'"),
+        (["model.width=8,8"], "each value once"),
+        (["model.width="], "allowed: FIELD=v1,v2"),
+        (["model.width=8,wide"], "'wide' is no int"),
+        (["model.width=8", "model.width=16"], "each field once"),
+        (["model.strides=1,2"], "fields of one value"),
+        (["model.width=8,0"], "model.width=0; allowed: 1 or more"),
+    ],
+)
+def test_axes_that_can_not_be(grid, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        sweep.run_sweep(quickstart.get_config("smoke"), grid, tmp_path / "sweep", 1)
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_sweep_resumes_skips_and_sums_up(tmp_path, monkeypatch, capsys):
+    config = batch_size.get_config("rank2,smoke")
+    whole, calls = sweep.run, []
+
+    def dies(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return whole(*arguments)
+
+    monkeypatch.setattr(sweep, "run", dies)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run_sweep(config, [], tmp_path / "s", 1)
+    (found,) = sweep.run_sweep(config, [], tmp_path / "s", 1)
+    assert "2 runs, 1 already complete" in capsys.readouterr().out
+    assert found.claim == "small_batches_help" and len(calls) == 3
+    rows = table(tmp_path / "s")
+    assert [row["optimizer.batch_size"] for row in rows] == ["5"] * 4 + ["10"] * 4
+    assert {"seed", "rate", "finished", "catapults", "loss_test", "loss_val", "agop_alignment", "run"} <= set(rows[0])
+    html = (tmp_path / "s" / "summary.html").read_text()
+    assert html.count("/report.html") == 2 and (tmp_path / "s" / "summary.png").is_file()
+    sweep.run_sweep(config, [], tmp_path / "s", 1)
+    assert len(calls) == 3
+    # The members of a run are those of the run alone.
+    alone = main.build_members(sweep.plan(config, [])[0][0][1])
+    assert alone.seed.tolist() == [0, 1, 0, 1]
+
+
+def test_a_run_that_fails_leaves_the_others(tmp_path, monkeypatch):
+    whole = sweep.run
+
+    def fails(config, directory):
+        if config.model.width == 8:
+            raise ConfigError("no")
+        return whole(config, directory)
+
+    monkeypatch.setattr(sweep, "run", fails)
+    with pytest.raises(sweep.RunError, match="1 of 2 runs failed"):
+        sweep.run_sweep(quickstart.get_config("smoke"), ["model.width=8,32"], tmp_path / "s", 1)
+    assert [row["model.width"] for row in table(tmp_path / "s")] == ["32", "32"]
+    assert "no</p>" in (tmp_path / "s" / "summary.html").read_text()
+
+
+@pytest.mark.parametrize("scale", ["smoke", "cpu", "gpu"])
+def test_every_experiment_of_the_claims_is_a_valid_config(scale, tmp_path):
+    for experiment in claims.EXPERIMENTS:
+        config = claims.config_of(experiment, scale, tmp_path)
+        sweep.plan(config, [])
+        assert set(experiment.claims) <= set(config.claims), experiment.name
+        assert all((name in verdicts.OF_SWEEP) == experiment.is_sweep for name in experiment.claims)
+    assert len({e.name for e in claims.EXPERIMENTS}) == len(claims.EXPERIMENTS)
+
+
+def test_the_page_of_claims(tmp_path):
+    """A run, a sweep with a reference, data that can't be had, and everything else not run."""
+    chosen = [e for e in claims.EXPERIMENTS if e.name in ("cifar_gd:fcn", "batch_size:cifar2,ce", "catapults_agop:svhn2")]
+    failures = {}
+    for experiment in chosen:
+        scale = "cpu" if experiment.name.endswith("svhn2") else "smoke"
+        why = claims.run_experiment(experiment, scale, tmp_path / "runs")
+        if why:
+            failures[experiment.name] = why
+    assert list(failures) == ["catapults_agop:svhn2"] and "svhn" in failures["catapults_agop:svhn2"]
+    claims.write_page(tmp_path / "docs" / "claims.md", "smoke", tmp_path / "runs", failures)
+    page = (tmp_path / "docs" / "claims.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == sum(len(e.claims) for e in claims.EXPERIMENTS) + len(claims.UNTESTED)
+    assert sum("not run" in row for row in rows) == len(rows) - 3 - len(claims.UNTESTED)
+    assert (tmp_path / "docs" / "figures" / "claims" / "cifar_gd-fcn.png").is_file()
+    assert (tmp_path / "docs" / "figures" / "claims" / "batch_size-cifar2-ce.png").is_file()
+    assert "Data: natural_patches" in page and "SHA-256" in page
+    record = json.loads((tmp_path / "runs" / "cifar_gd-fcn" / "run.json").read_text())
+    assert record["data"]["stand_in_for"] == "cifar10"

@@ -1,0 +1,203 @@
+"""Verdicts on records with a known answer."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from configs import batch_size, catapults_agop, cifar_cyclic, cifar_gd, cifar_gd_multi, cifar_sgd, suppressed, synthetic_sgd_b1
+from experiments import verdicts
+
+
+def record(loss, lr, critical, *, top=None, rate=1.67, **more):
+    loss, lr, critical = (np.atleast_2d(np.asarray(v, float)) for v in (loss, lr, critical))
+    lr, critical = np.broadcast_to(lr, loss.shape), np.broadcast_to(critical, loss.shape)
+    arrays = {"loss_batch": loss, "loss_train": loss, "lr": lr, "critical_lr_batch": critical, "lambda_max_batch": 2 / critical}
+    arrays |= {"loss_top": loss * 0.99 if top is None else np.atleast_2d(top), "stage": np.zeros(loss.shape, int)}
+    arrays |= {"alive": np.isfinite(loss)} | more
+    members = {"lr_relative": ("member", np.full(len(loss), rate)), "seed": ("member", np.arange(len(loss)))}
+    members["rate"] = members["lr_relative"]
+    return xr.Dataset({k: (("member", "step"), v) for k, v in arrays.items()}, members)
+
+
+FIG3, FIG4, FIG5 = (m.get_config().to_dict() for m in (cifar_gd, cifar_gd_multi, synthetic_sgd_b1))
+SPIKE, FALLING = [1.0, 2.0, 4.0, 1.5, 0.9, 0.8], [1.0, 0.9, 0.8, 0.7, 0.6, 0.5]
+DROPS = [1.0, 1.0, 2.0, 4.0, 4.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("made", "verdict"),
+    [
+        (record(SPIKE, 1.5, DROPS), verdicts.REPRODUCED),
+        (record(SPIKE, 1.5, 1.0), verdicts.NOT_REPRODUCED),  # lambda_max does not fall
+        (record(SPIKE, 1.5, DROPS, top=np.array(SPIKE) * 0.5), verdicts.NOT_REPRODUCED),  # half of the rise is elsewhere
+        (record(FALLING, 1.5, DROPS), verdicts.NOT_REPRODUCED),
+        (record([SPIKE, FALLING], 1.5, DROPS), verdicts.NOT_REPRODUCED),  # one of two members
+        (record(SPIKE, 1.5, DROPS, rate=0.5), verdicts.NOT_TESTED),
+    ],
+)
+def test_first_catapult(made, verdict):
+    assert verdicts.first_catapult(made, FIG3).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("critical", "verdict"),
+    [(DROPS, verdicts.REPRODUCED), ([9.0, 1, 1, 9, 9, 9], verdicts.NOT_REPRODUCED), ([9.0] * 6, verdicts.NOT_REPRODUCED)],
+)
+def test_spikes_are_catapults(critical, verdict):
+    found = verdicts.spikes_are_catapults(record(SPIKE, 1.5, critical), FIG3)
+    assert found.verdict == verdict
+    assert verdicts.spikes_are_catapults(record(FALLING, 1.5, critical), FIG3).verdict == verdicts.NOT_TESTED
+
+
+def test_catapult_follows_raise():
+    loss = [1.0, 0.5, 0.4, 2.0, 0.4, 0.3, 0.2, 2.0, 0.2]
+    lr = [0.5, 0.5, 3, 3, 3, 3, 6, 6, 6]
+    stage = np.array([[0, 0, 1, 1, 1, 1, 2, 2, 2]])
+    critical = [2.0, 2, 2, 4, 4, 4, 4, 9, 9]
+    assert verdicts.catapult_follows_raise(record(loss, lr, critical, stage=stage), FIG4).verdict == verdicts.REPRODUCED
+    quiet = [1.0, 0.5, 0.4, 2.0, 0.4, 0.3, 0.2, 0.1, 0.1]
+    assert verdicts.catapult_follows_raise(record(quiet, lr, critical, stage=stage), FIG4).verdict == verdicts.NOT_REPRODUCED
+    assert verdicts.catapult_follows_raise(record(quiet, lr, critical), FIG4).verdict == verdicts.NOT_TESTED
+
+
+def test_exceedance_predicts_rise():
+    before = np.ones((1, 20))
+    critical = np.where(np.arange(20) % 2, 0.5, 2.0)
+    rises = np.where(np.arange(20) % 2, 2.0, 0.5)[None]
+    same = record(before, 1.0, critical, loss_batch_after=rises)
+    assert verdicts.exceedance_predicts_rise(same, FIG5).verdict == verdicts.REPRODUCED
+    opposite = record(before, 1.0, critical, loss_batch_after=1 / rises)
+    assert verdicts.exceedance_predicts_rise(opposite, FIG5).verdict == verdicts.NOT_REPRODUCED
+    never = record(before, 1.0, 9.0, loss_batch_after=before * 0.5)
+    assert verdicts.exceedance_predicts_rise(never, FIG5).verdict == verdicts.NOT_TESTED
+
+
+SGD, CYCLIC, AGOP, FORBIDDEN, BATCH = (
+    m.get_config(v).to_dict()
+    for m, v in (
+        (cifar_sgd, "fcn"),
+        (cifar_cyclic, "fcn"),
+        (catapults_agop, "rank2"),
+        (suppressed, "rank2"),
+        (batch_size, "rank2"),
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("critical", "share", "verdict"),
+    [
+        ([1.0, 1.0, 9.0, 9, 9, 9, 9, 9], 0.95, verdicts.REPRODUCED),
+        ([1.0, 1.0, 9.0, 9, 9, 9, 9, 9], 0.5, verdicts.NOT_REPRODUCED),  # half of the rise is elsewhere
+        ([9.0, 9.0, 9, 1.0, 1, 1, 1, 1], 0.95, verdicts.NOT_REPRODUCED),  # critical after the peak alone
+        (1.0, 0.95, verdicts.NOT_REPRODUCED),  # every step is critical: no better than the base rate
+    ],
+)
+def test_spikes_of_sgd(critical, share, verdict):
+    loss = np.array([[1.0, 2.0, 4.0, 1.0, 0.9, 0.8, 0.7, 0.6]])
+    made = record(loss, 1.5, critical, loss_train_top=loss * share, loss_batch_after=loss)
+    assert verdicts.sgd_spikes_are_catapults(made, SGD).verdict == verdict
+
+
+def test_no_events_without_the_training_loss():
+    """The noise of the batch loss is no spike."""
+    made = record(SPIKE, 1.5, DROPS).drop_vars("loss_train")
+    assert verdicts.run_events(made, SGD) == [[]] and len(verdicts.run_events(made, FIG3)[0]) == 1
+
+
+def test_cycles_cause_catapults():
+    config = CYCLIC | {"schedule": CYCLIC["schedule"] | {"period": 4}}
+    loss = [1.0, 3.0, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5]
+    where = [1.0, 1, 9, 9, 9, 9, 9, 9]
+    assert verdicts.cycles_cause_catapults(record(loss, 1.5, where), config).verdict == verdicts.REPRODUCED
+    assert verdicts.cycles_cause_catapults(record(loss, 1.5, where[::-1]), config).verdict == verdicts.NOT_REPRODUCED
+    assert verdicts.cycles_cause_catapults(record(loss, 1.5, 1.0), config).verdict == verdicts.NOT_TESTED
+
+
+def ends(name, values, steps=8):
+    """A series that ends at the given value of each member."""
+    return {name: np.repeat(np.asarray(values, float)[:, None], steps, 1)}
+
+
+def spikes(count):
+    """A loss with that many catapults of factor 3, and the critical lr that makes them so."""
+    loss, critical = np.ones(8), np.full(8, 9.0)
+    for i in range(count):
+        loss[2 * i + 1], critical[2 * i] = 3.0, 1.0
+    return loss, critical
+
+
+def members_with(counts, seeds, **finals):
+    loss, critical = (np.stack(found) for found in zip(*(spikes(c) for c in counts), strict=True))
+    more = {k: v for name, values in finals.items() for k, v in ends(name, values).items()}
+    made = record(loss, 1.5, critical, **more)
+    made["loss_train"][:, -1] = 0.01
+    done = np.zeros(loss.shape, bool)
+    done[:, -1] = True
+    return made.assign(done=(("member", "step"), done)).assign_coords(seed=("member", np.asarray(seeds)))
+
+
+def test_catapults_raise_alignment():
+    counts, seeds = [0, 1, 2, 3] * 3, np.repeat([0, 1, 2], 4)
+    rng = np.random.default_rng(0)
+    better = np.array(counts) * 0.1 + rng.uniform(0, 0.01, 12)
+    check = lambda **finals: verdicts.catapults_raise_alignment(members_with(counts, seeds, **finals), AGOP).verdict
+    assert check(agop_alignment=better, loss_test=-better) == verdicts.REPRODUCED
+    assert check(agop_alignment=better, loss_test=better) == verdicts.NOT_REPRODUCED
+    noise = rng.permuted(better.reshape(3, 4), axis=1).ravel()
+    assert check(agop_alignment=noise, loss_test=-noise) == verdicts.NOT_REPRODUCED
+    for name, value in (("loss_train", 0.005), ("done", False)):
+        made = members_with(counts, seeds, agop_alignment=better, loss_test=-better)
+        made[name][:, -1] = value  # went past the loss, or did not come to it
+        assert verdicts.catapults_raise_alignment(made, AGOP).verdict == verdicts.NOT_TESTED
+
+
+def test_forbidding_catapults():
+    seeds, caps = [0, 0, 1, 1, 2, 2], np.array([np.inf, 0.9] * 3)
+    free = np.isinf(caps)
+
+    def check(gain, counts=(2, 0) * 3):
+        made = members_with(counts, seeds, agop_alignment=0.5 + gain * free, loss_test=0.5 - gain * free)
+        return verdicts.forbidding_catapults_hurts(made.assign_coords(cap=("member", caps)), FORBIDDEN)
+
+    assert check(0.1).verdict == verdicts.REPRODUCED
+    assert "allowed minus held: agop_alignment 0.1 [0.1, 0.1], loss_test -0.1" in check(0.1).effect
+    assert check(-0.1).verdict == verdicts.NOT_REPRODUCED
+    assert check(0.0).verdict == verdicts.NOT_REPRODUCED
+    assert check(0.1, counts=(0, 0) * 3).verdict == verdicts.NOT_TESTED
+
+
+def batch_rows(effect_shared, effect_tuned):
+    """Batches 4, 8, 16 at lr 0.1 (shared, all finish) and at lrs that only one of them stands, best on validation."""
+    rows, rng = [], np.random.default_rng(0)
+    for i, size in enumerate((4, 8, 16)):
+        for rate in (0.1, 0.2 + i):
+            for seed in range(3):
+                gain = (effect_shared if rate == 0.1 else effect_tuned) * i + rng.uniform(0, 1e-3)
+                row = {"optimizer.batch_size": size, "rate": rate, "seed": seed, "finished": True, "catapults": 3 - i}
+                rows.append(
+                    row | {"loss_test": 1 + gain, "agop_alignment": 0.9 - gain, "loss_val": 1.0 if rate == 0.1 else 0.5}
+                )
+                if rate != 0.1:  # the other batch sizes do not come down at this lr
+                    rows += [row | {"optimizer.batch_size": other, "finished": False} for other in (4, 8, 16) if other != size]
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("effects", "verdict"),
+    [((0.1, 0.1), verdicts.REPRODUCED), ((0.1, -0.1), verdicts.NOT_REPRODUCED), ((-0.1, 0.1), verdicts.NOT_REPRODUCED)],
+)
+def test_small_batches(effects, verdict):
+    found = verdicts.small_batches_help(batch_rows(*effects), BATCH)
+    assert found.verdict == verdict
+    assert "shared lr 0.1" in found.effect and "batch 16 (lr 2.2)" in found.effect
+    few = [row for row in batch_rows(*effects) if row["optimizer.batch_size"] < 16]
+    assert verdicts.small_batches_help(few, BATCH).verdict == verdicts.NOT_TESTED
+
+
+def test_interval_holds_the_mean_and_is_the_same_every_time():
+    values = np.random.default_rng(1).standard_normal(20)
+    mean, low, high = verdicts.interval(values)
+    assert low < mean < high and verdicts.interval(values) == (mean, low, high)
+    assert 0.5 < (high - low) / (2 * 1.96 * values.std() / 20**0.5) < 1.5
+    assert np.isnan(verdicts.interval([1.0])[1]) and np.isnan(verdicts.interval([])[0])
