@@ -45,7 +45,7 @@ lint: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 bench: $(READY)
-	@$(BIN)/python -m benchmarks.run
+	@$(BIN)/python -m benchmarks.run && $(BIN)/python -m benchmarks.experiments
 
 clean:
 	rm -rf $(VENV)

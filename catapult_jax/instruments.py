@@ -109,7 +109,8 @@ def scores(apply_fn: Callable, *, loss: str, every: int, coding: str, split: str
             "one_hot": lambda: outputs.argmax(-1) != y.argmax(-1),
             "integer": lambda: outputs.argmax(-1) != y,
         }[coding]()
-        return measured | {f"error_{split}": jnp.mean(wrong.astype(jnp.float32))}
+        known = jnp.isfinite(outputs).all()  # an output that is not a number is no answer
+        return measured | {f"error_{split}": jnp.where(known, jnp.mean(wrong.astype(jnp.float32)), jnp.nan)}
 
     return Instrument(every, measure)
 

@@ -14,11 +14,14 @@ if TYPE_CHECKING:
 SCHEDULES = ("constant", "staircase", "cyclic")
 
 _SPIKE, _BACK = 1.5, 1.1  # a raise is over when the loss has been above the first and is back below the second, times its level
+_PATIENCE = 5  # settling times that a raise is given to make its spike
 
 
 class ScheduleState(NamedTuple):
     lr: Array  # learning rate of the step
-    rate: Array  # the same before the cap
+    rate: Array  # the same before cap and raise
+    raise_lr: Array  # learning rate of the last raise
+    critical_lr: Array  # last one that was measured, NaN before the first
     lr_start: Array  # learning rate that the run was given
     raises: Array  # most raises that this member makes
     cap: Array  # multiple of the critical learning rate that is not exceeded; infinite: no cap
@@ -26,7 +29,7 @@ class ScheduleState(NamedTuple):
     start: Array  # step at which the stage began
     loss_start: Array  # loss at that step
     level: Array  # smallest loss of the stage
-    raised: Array  # a raise is in force: its spike is not over, and the cap waits for it
+    raised: Array  # a raise of a capped member is in force: its spike is not over
     risen: Array  # that spike has begun
 
 
@@ -42,21 +45,19 @@ class Schedule(NamedTuple):
 
 def _init(lr, raises=0, cap=jnp.inf) -> ScheduleState:
     number, infinite, no = jnp.float32, jnp.float32(jnp.inf), jnp.asarray(False)
-    lr = jnp.asarray(lr, number)
-    zero = jnp.int32(0)
-    return ScheduleState(
-        lr, lr, lr, jnp.asarray(raises, jnp.int32), jnp.asarray(cap, number), zero, zero, infinite, infinite, no, no
-    )
+    lr, zero, unknown = jnp.asarray(lr, number), jnp.int32(0), number(jnp.nan)
+    raises, cap = jnp.asarray(raises, jnp.int32), jnp.asarray(cap, number)
+    return ScheduleState(lr, lr, lr, unknown, lr, raises, cap, zero, zero, infinite, infinite, no, no)
 
 
 def _capped(state: ScheduleState, step, critical_lr, cap_from: int) -> ScheduleState:
-    """Holds the rate at ``cap`` times the critical lr. Where none was measured, a capped member keeps the lr that it had."""
+    """Sets the learning rate: that of the raise in force, otherwise ``rate``, at most ``cap`` times the critical lr, which is
+    the last one known where none was measured."""
     critical_lr = jnp.asarray(critical_lr, jnp.float32)
-    free = state.raised | (jnp.asarray(step) < cap_from) | jnp.isinf(state.cap)
-    held = jnp.where(
-        jnp.isnan(critical_lr), jnp.minimum(state.lr, state.rate), jnp.minimum(state.rate, state.cap * critical_lr)
-    )
-    return state._replace(lr=jnp.where(free, state.rate, held))
+    critical_lr = jnp.where(jnp.isnan(critical_lr), state.critical_lr, critical_lr)
+    free = (jnp.asarray(step) < cap_from) | jnp.isinf(state.cap) | jnp.isnan(critical_lr)
+    held = jnp.where(free, state.rate, jnp.minimum(state.rate, state.cap * critical_lr))
+    return state._replace(lr=jnp.where(state.raised, state.raise_lr, held), critical_lr=critical_lr)
 
 
 def constant(*, cap_from: int = 0) -> Schedule:
@@ -110,8 +111,9 @@ def staircase(*, raise_to: float, settle_fraction: float, settle_steps: int, cap
     The loss has settled when its stage is at least ``settle_steps`` old and the loss is at most ``settle_fraction`` times what
     it was when the stage began, and is the smallest of the stage up to one percent: it came down, and is not in the middle
     of a spike. The new rate is ``max(lr, raise_to * critical_lr)``. Each member makes as many raises as it was started with.
-    A capped member is raised to ``raise_to * critical_lr`` exactly, and held below its cap again once the spike that follows
-    (1.5 times the level) is back at 1.1 times the level: one raise above the critical learning rate, one catapult.
+    A capped member is raised to ``raise_to * critical_lr`` exactly, and goes back to what it had, held below its cap, once the
+    spike that follows (1.5 times the level) is back at 1.1 times the level: one raise above the critical learning rate, one
+    catapult. A raise that has made no spike in ``5 * settle_steps`` steps, at a new smallest loss, is over too.
 
     Args:
       raise_to: multiple of the current critical learning rate; above 0.
@@ -149,23 +151,26 @@ def staircase(*, raise_to: float, settle_fraction: float, settle_steps: int, cap
             level=jnp.where(state.risen, state.level, jnp.minimum(state.level, loss)),
         )
         risen = state.raised & (state.risen | (loss > _SPIKE * state.level))
-        over = risen & (loss <= _BACK * state.level)
+        calm = (step - state.start >= _PATIENCE * settle_steps) & (loss <= state.level)
+        over = jnp.where(risen, loss <= _BACK * state.level, calm)
         state = state._replace(risen=risen & ~over, raised=state.raised & ~over)
         settled = (
             (step - state.start >= settle_steps)
             & (loss <= settle_fraction * state.loss_start)
             & (loss <= 1.01 * state.level)
             & (state.stage < state.raises)
-            & ~(state.raised & jnp.isfinite(state.cap))
+            & ~state.raised
             & jnp.isfinite(critical_lr)
         )
+        capped, target = jnp.isfinite(state.cap), raise_to * critical_lr
         raised = state._replace(
-            rate=jnp.where(jnp.isinf(state.cap), jnp.maximum(state.rate, raise_to * critical_lr), raise_to * critical_lr),
+            rate=jnp.where(capped, state.rate, jnp.maximum(state.rate, target)),
+            raise_lr=target,
             stage=state.stage + 1,
             start=step,
             loss_start=loss,
             level=loss,
-            raised=jnp.asarray(True),
+            raised=capped,
             risen=jnp.asarray(False),
         )
         state = jax.tree.map(lambda a, b: jnp.where(settled, a, b), raised, state)

@@ -182,7 +182,7 @@ def trainer(
             measured |= measure({"loss_after": instruments["loss_after"]}, before._replace(new_params=params), **when)
 
         alive = state.alive & jnp.isfinite(value)
-        settled = (rate.stage >= rate.raises) & ~(rate.raised & jnp.isfinite(rate.cap)) & ~spikes.is_open
+        settled = (rate.stage >= rate.raises) & ~rate.raised & ~spikes.is_open
         done = state.done | (settled & (tracked <= stop_loss)) if stop_loss else state.done
         keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(alive & ~done, a, b), new, old)
         measured |= {"lr": rate.lr, "stage": rate.stage, "alive": alive, "spikes": spikes.closed + spikes.is_open}

@@ -1,9 +1,9 @@
-"""The reference models of the AGOP on images: a convolutional net trained on many more examples than the runs that use it.
+"""The reference models of the AGOP on images: a wider net, trained on many more examples than the runs that use it.
 
     python -m experiments.main --config=configs/reference.py:cifar2 --workdir=runs/reference-cifar2
     # also svhn2, fmnist2, usps, celeba; cifar2,smoke takes seconds
 
-The trained parameters are the run's model.npz; the test error of the last step is in it, and its SHA-256 is in the record of every run
+The trained parameters are the run's model.npz; their test error is in it, and its SHA-256 is in the record of every run
 that uses it. All choices are ours.
 """
 

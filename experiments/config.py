@@ -344,6 +344,13 @@ def check(config: ConfigDict) -> None:
             why="allowed with a loss to stop at: chunks no shorter than the cadences, so that the end is measured",
         )
     refuse(
+        config.run.stop_loss and config.run.checkpoint_every % config.run.chunk_steps,
+        "run.stop_loss",
+        "run.chunk_steps",
+        "run.checkpoint_every",
+        why="allowed with a loss to stop at: checkpoints after whole chunks",
+    )
+    refuse(
         config.data.attribute is None and config.data.name == "celeba",
         "data.name",
         "data.attribute",

@@ -75,7 +75,8 @@ def loss_figure(record, config, title):
 
 
 def lambda_figure(record, config, title):
-    """Top eigenvalue of the loss-weighted kernel of the batch, with the line 2 / lr that it must cross."""
+    """Top eigenvalue of the loss-weighted kernel of the batch, with the line 2 (1 + momentum) / lr that it must cross."""
+    momentum = config["optimizer"]["momentum"]
     figure, axes = _axes(record, config, title, r"$\lambda_{\max}$ of the loss-weighted kernel")
     style = dict(ls="", marker=".", ms=2) if is_stochastic(config) else dict(lw=1.6)
     for axis, members in axes:
@@ -87,7 +88,8 @@ def lambda_figure(record, config, title):
             if name in record and is_stochastic(config):
                 values = record[name].values[m]
                 axis.plot(record.step[np.isfinite(values)], values[np.isfinite(values)], color="tab:green", label=name[11:])
-        axis.plot(record.step, 2 / record["lr"].values[m], color="tab:red", ls="--", lw=1.2, label="2 / lr")
+        label = f"{2 * (1 + momentum):g} / lr"
+        axis.plot(record.step, 2 * (1 + momentum) / record["lr"].values[m], color="tab:red", ls="--", lw=1.2, label=label)
         axis.set_yscale("log")
         axis.legend(fontsize=7)
     return figure
@@ -98,7 +100,7 @@ def ratio_figure(record, config, title):
     figure, axes = _axes(record, config, title, "lr / critical lr of the batch")
     style = dict(ls="", marker=".", ms=2) if is_stochastic(config) else dict(lw=1.6)
     for axis, members in axes:
-        ratio = _positive(record["lr"].values * record["lambda_max_batch"].values / 2)
+        ratio = _positive(record["lr"].values / record["critical_lr_batch"].values)
         for m in members[1:] if not is_stochastic(config) else ():
             axis.plot(record.step, ratio[m], color="0.8", lw=0.8)
         axis.plot(record.step, ratio[members[0]], color="tab:blue", **style)

@@ -28,7 +28,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; default: 
 _CHECK_EXAMPLES, _CHECK_LIMIT = 8, 1e-3
 _DIRECTIONS = 3  # top eigenvectors of the AGOP that are kept
 _CHUNK = 256  # examples whose input Jacobians are taken at a time
-_READ = 20  # examples of a data set with attributes that are read for each one wanted
+_READ = 3  # examples of a data set with attributes that are read for each one wanted
 
 
 def load_data(config: ConfigDict) -> tuple[data.Data, str | None]:
@@ -115,11 +115,13 @@ def agop_reference(config: ConfigDict, arrays: data.Data) -> tuple[np.ndarray, d
             f"measure.agop_reference={name!r} is a model for data with {key} {theirs[key]!r}; allowed here: {mine[key]!r}"
         )
     model = build_model(about["config"]["model"], arrays.outputs)
-    rows = jax.jit(partial(input_jacobian, model.apply, chunk_size=_CHUNK))(params, x)
-    return np.asarray(rows), {
+    rows = np.asarray(jax.jit(partial(input_jacobian, model.apply, chunk_size=_CHUNK))(params, x))
+    if not np.isfinite(rows).all():
+        raise configs.ConfigError(f"measure.agop_reference={name!r} has gradients that are not finite; allowed: finite ones")
+    return rows, {
         "name": f"{about['config']['model']['name']} trained on {about['data']['train']} examples",
         "sha256": checksum,
-        "error_test": about["error_test"],
+        "error_test": about.get("error_test"),  # none for targets that are values
     }
 
 
@@ -235,6 +237,10 @@ def run(config: ConfigDict, workdir: Path) -> list[report.Verdict]:
         return report.build(workdir)
     model, members = build_model(config.model, arrays.outputs), build_members(config)
     reference, about_reference = agop_reference(config, arrays) if config.measure.agop_every else (None, None)
+    if earlier and earlier.get("agop_reference") != about_reference:
+        raise configs.ConfigError(
+            f"workdir={str(workdir)!r} holds a run with another model in measure.agop_reference; allowed: another workdir"
+        )
     try:
         trainer = build_trainer(config, model, arrays, reference)
         state, start = trainer.init(members)
@@ -294,16 +300,7 @@ def run(config: ConfigDict, workdir: Path) -> list[report.Verdict]:
     record = records.open_record(workdir)
     alive = record["alive"].values[:, -1]
     if config.run.save_model:
-        last = {
-            name: float(record[name].values[0][np.isfinite(record[name].values[0])][-1])
-            for name in ("error_test", "loss_test")
-            if name in record
-        }
-        checkpoints.save_model(
-            workdir / "model.npz",
-            jax.device_get(jax.tree.map(lambda a: a[0], state.members.params)),
-            {"config": as_json, "data": about["data"]} | {"error_test": None, "loss_test": None} | last,
-        )
+        _write_model(workdir, model, state, arrays, {"config": as_json, "data": about["data"]})
     if config.measure.agop_every:
         _write_directions(config, workdir, model, state, coordinates, arrays, reference)
     records.write_json(
@@ -311,6 +308,25 @@ def run(config: ConfigDict, workdir: Path) -> list[report.Verdict]:
         about | {"status": "complete" if alive.any() else "diverged", "seconds": about["seconds"] + time.monotonic() - begin},
     )
     return report.build(workdir)
+
+
+def _write_model(workdir: Path, model, state, arrays: data.Data, about: dict) -> None:
+    """model.npz: the first member's parameters after the last step, and their test scores.
+
+    Raises:
+      RunError: that member was lost.
+    """
+    params = jax.device_get(jax.tree.map(lambda a: a[0], state.members.params))
+    if not bool(state.members.alive[0]) or not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
+        raise configs.RunError(
+            "run.save_model: the first member diverged; allowed: a run whose first member ends with finite parameters"
+        )
+    config = about["config"]
+    scores = instruments.scores(model.apply, loss=config["loss"], every=1, coding=config["data"]["coding"])
+    x_test, y_test = jax.numpy.asarray(arrays.x_test), jax.numpy.asarray(arrays.y_test)
+    moment = instruments.Moment(params, params, None, None, {"x_test": x_test, "y_test": y_test}, None)
+    measured = {name: float(value) for name, value in jax.jit(scores.measure)(moment).items()}
+    checkpoints.save_model(workdir / "model.npz", params, about | measured)
 
 
 def _write_directions(config, workdir: Path, model, state, coordinates, arrays, reference) -> None:
@@ -349,16 +365,17 @@ def _train(config, workdir: Path, trainer: training.Trainer, state, members, coo
             )
         records.write(workdir, at, measured)
         at += steps
-        if at - saved >= config.run.checkpoint_every or at == config.steps or (config.run.stop_loss and bool(ended.all())):
+        # All were done, or lost, before this chunk began: so it holds every measurement of where they ended.
+        over = config.run.stop_loss > 0 and bool(ended.all())
+        if at - saved >= config.run.checkpoint_every or at == config.steps or over:
             checkpoints.save(workdir / "checkpoints", at, state)
             saved = at
-        ratio = measured["lr"][:, -1] * measured.get("lambda_max_batch", np.full_like(measured["lr"], np.nan))[:, -1] / 2
+        ratio = measured["lr"][:, -1] / measured.get("critical_lr_batch", np.full_like(measured["lr"], np.nan))[:, -1]
         bar.set_postfix_str(
             f"loss {np.median(measured['loss_batch'][:, -1]):.3g}, lr/critical {np.median(ratio):.2f}, events {measured['spikes'][:, -1].sum()}"
         )
         bar.update(steps)
-        # All were done, or lost, before this chunk began: so it holds every measurement of where they ended.
-        if config.run.stop_loss and bool(ended.all()):
+        if over:
             break
         ended = np.asarray(state.members.done | ~state.members.alive)
     bar.close()

@@ -130,7 +130,7 @@ def build(run_dir: str | Path) -> list[Verdict]:
     # raises and cap only where the schedule has them
     axes = [axis for axis in ("seed", "raises", "cap", "lr_relative", "lr_init", "critical_lr_init") if axis in record.coords]
     rows = [(m["member"], *(record[axis].values[m["member"]].item() for axis in axes)) for m in members]
-    header = {"lr_relative": "lr / critical lr", "lr_init": "lr", "critical_lr_init": "critical lr"}
+    header = {"lr_relative": "lr asked for / critical lr", "lr_init": "lr asked for", "critical_lr_init": "critical lr"}
     parts.append(table_html(("member", *(header.get(axis, axis) for axis in axes)), rows))
     if config["published_critical_lr"]:
         parts.append(f"<p>Published for the network of this figure: {config['published_critical_lr']} (Zhu et al. 2024).</p>")

@@ -57,7 +57,7 @@ def by_rate(record, config: dict[str, Any]) -> list[tuple[str, np.ndarray]]:
         "raises": "{} raises",
         "cap": "cap {:.3g}",
     }
-    axes = [name for name in labels if name in record.coords and (name == "rate" or len(np.unique(record[name])) > 1)]
+    axes = [name for name in labels if name in record.coords and len(np.unique(record[name])) > 1] or ["rate"]
     settings = list(zip(*(record[name].values for name in axes), strict=True))
     label = lambda setting: ", ".join(labels[name].format(value) for name, value in zip(axes, setting, strict=True))
     # In the order of the members, which is that of the config.

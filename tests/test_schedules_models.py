@@ -35,24 +35,31 @@ def test_staircase_waits_out_a_spike_and_never_lowers_the_rate():
     assert _run(schedule, [1.0, 0.4], critical=0.001, raises=1)[-1] == (0.1, 1)
 
 
-def test_a_cap_waits_for_the_spike_of_a_raise_and_for_no_other():
-    """Critical lr 2, cap 0.5: the rate is at most 1, but for the raise to 3 until its spike is back at 1.1 times the level."""
+def test_a_cap_waits_for_the_spike_of_a_raise():
+    """Critical lr 2, cap 0.5: the rate is 0.1, but for the raise to 3 until its spike is back at 1.1 times the level."""
     schedule = staircase(raise_to=1.5, settle_fraction=0.5, settle_steps=1)
     losses = [1.0, 0.4, 0.4, 0.7, 5.0, 0.45, 0.43, 0.3, 0.2]
     seen = _run(schedule, losses, raises=1, cap=0.5)
-    assert [rate for rate, _ in seen] == [0.1, 3.0, 3.0, 3.0, 3.0, 3.0, 1.0, 1.0, 1.0]
+    assert [rate for rate, _ in seen] == [0.1, 3.0, 3.0, 3.0, 3.0, 3.0, 0.1, 0.1, 0.1]
     assert [stage for _, stage in _run(schedule, losses, raises=2, cap=0.5)][-2:] == [1, 2]
     free = _run(schedule, losses, raises=1)
     assert [rate for rate, _ in free][1:] == [3.0] * 8
 
 
+def test_a_raise_without_a_spike_is_over_after_a_while():
+    schedule = staircase(raise_to=1.5, settle_fraction=0.5, settle_steps=2)
+    losses = [1.0, 0.6, 0.4, 0.5, *np.linspace(0.39, 0.2, 12)]
+    rates = [rate for rate, _ in _run(schedule, losses, raises=1, cap=0.5)]
+    assert rates == [0.1, 0.1] + [3.0] * 10 + [0.1] * 4
+
+
 def test_a_cap_follows_the_critical_lr_from_its_first_step_on():
     schedule, seen = constant(cap_from=2), []
     state = schedule.init(1.0, cap=0.9)
-    for step, critical in enumerate([0.1, 0.1, 0.1, jnp.nan, 5.0, jnp.nan]):
+    for step, critical in enumerate([0.1, jnp.nan, jnp.nan, 0.2, jnp.nan, 5.0]):
         state = schedule.update(state, step, 1.0, critical)
         seen.append(round(float(state.lr), 4))
-    assert seen == [1.0, 1.0, 0.09, 0.09, 1.0, 1.0]  # where none was measured, as it was
+    assert seen == [1.0, 1.0, 0.09, 0.18, 0.18, 1.0]  # where none was measured, the last one known
 
 
 def test_cycles():

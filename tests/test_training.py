@@ -88,6 +88,25 @@ def test_members_together_equal_members_alone(batch_size):
             i += 1
 
 
+def test_arms_together_equal_arms_alone():
+    """Raises, caps and the end at a loss: each member is what it would be by itself."""
+    schedule = schedules.staircase(raise_to=1.2, settle_fraction=1.0, settle_steps=3)
+    trainer, _ = build(schedule=schedule, stop_loss=0.3)
+    axes = [(seed, raises) for raises in (0, 2) for seed in (0, 1)]
+    of = lambda pairs: training.Members(
+        np.array([s for s, _ in pairs], np.int32), None, np.full(len(pairs), 0.5, np.float32),
+        np.array([r for _, r in pairs], np.int32), np.full(len(pairs), 0.9, np.float32),
+    )  # fmt: skip
+    together = run(trainer, of(axes), 25)[1]
+    for i, pair in enumerate(axes):
+        alone = run(trainer, of([pair]), 25)[1]
+        np.testing.assert_array_equal(together["stage"][i], alone["stage"][0])
+        np.testing.assert_array_equal(together["done"][i], alone["done"][0])
+        for name in ("loss_batch", "lr", "critical_lr_batch"):
+            np.testing.assert_allclose(together[name][i], alone[name][0], rtol=1e-5, err_msg=f"{name} {pair}")
+    assert together["stage"][2:, -1].min() > 0
+
+
 @pytest.mark.parametrize("model", [None, CNN(depth=2, width=4)], ids=["scanned", "stepped"])
 def test_stopped_and_resumed_from_disk_is_the_same_to_the_bit(model, tmp_path):
     trainer, _ = build(model, batch_size=3)
