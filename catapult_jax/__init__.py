@@ -6,7 +6,7 @@ from catapult_jax.critical_lr import critical_lr, critical_lr_from_lambda, loss_
 from catapult_jax.eigenspace import LossSplit, split_loss
 from catapult_jax.events import Detector, Event, count_spikes, detector, find_events, prediction
 from catapult_jax.losses import batch_loss
-from catapult_jax.models import CNN, FCN
+from catapult_jax.models import CNN, FCN, ViT, WideResNet
 from catapult_jax.records import open_record
 from catapult_jax.tangent_kernel import CoupledExamplesError, NeuralTangentsMissing, tangent_kernel
 
@@ -18,6 +18,8 @@ __all__ = [
     "Event",
     "LossSplit",
     "NeuralTangentsMissing",
+    "ViT",
+    "WideResNet",
     "__version__",
     "agop",
     "agop_alignment",

@@ -1,7 +1,7 @@
 """Batch size: catapults, AGOP alignment and test loss, at one shared lr and at an lr tuned for each batch size.
 
     python -m experiments.sweep --config=configs/batch_size.py:rank2         # also rank3, rank4, cifar2, svhn2, fmnist2, usps, celeba
-    python -m experiments.sweep --config=configs/batch_size.py:rank2,ce      # images only: logistic loss
+    python -m experiments.sweep --config=configs/batch_size.py:cifar2,ce     # two classes: logistic loss
     python -m experiments.sweep --config=configs/batch_size.py:rank2,momentum
     python -m experiments.main --config=configs/batch_size.py:rank2          # one batch size alone
     python -m experiments.sweep --config=configs/batch_size.py:rank2,smoke   # seconds

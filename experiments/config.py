@@ -19,7 +19,7 @@ from catapult_jax.losses import LOSSES
 from catapult_jax.models import ACTIVATIONS, READOUTS
 from catapult_jax.schedules import SCHEDULES
 from configs import default
-from experiments.verdicts import NEEDS, VERDICTS
+from experiments.verdicts import NEEDS, NEEDS_SOME, VERDICTS
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with a variant after a colon.")
 
@@ -363,8 +363,23 @@ def check(config: ConfigDict) -> None:
         why="allowed with batches: 0 or 1, since the critical lr of one batch says nothing about another",
     )
     for claim in config.claims:
-        for name in NEEDS[claim]:
+        for name in NEEDS.get(claim, ()):
             refuse(fields[name] != 1, "claims", name, why=f"allowed with the claim {claim}: 1")
+        for name in NEEDS_SOME.get(claim, ()):
+            refuse(not fields[name], "claims", name, why=f"allowed with the claim {claim}: a value other than 0 or none")
+    caps = config.members.cap
+    refuse(
+        "forbidding_catapults_hurts" in config.claims and (0 not in caps or not any(0 < cap < 1 for cap in caps)),
+        "claims",
+        "members.cap",
+        why="allowed with the claim forbidding_catapults_hurts: 0, no cap, and one below 1",
+    )
+    refuse(
+        "sgd_spikes_are_catapults" in config.claims and config.measure.probe_size,
+        "claims",
+        "measure.probe_size",
+        why="allowed with the claim sgd_spikes_are_catapults: 0, since its split is of the whole training loss",
+    )
     refuse(
         not full and config.measure.train_loss_every > 1,
         "optimizer.batch_size",

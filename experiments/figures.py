@@ -176,8 +176,9 @@ def directions_figure(directory: Path, title: str):
 
 
 def sweep_figure(rows: list[dict], axis_name: str, title: str):
-    """Where the runs of a sweep ended, against its first axis: the mean over seeds with its 95 % interval, for each other setting."""
-    metrics = [name for name in ("catapults", *_METRICS) if name in rows[0]]
+    """Where the runs of a sweep ended, against its first axis: the mean with its 95 % interval over seeds (and over the other axes that make runs, if there are
+    any), for each setting of the members."""
+    metrics = [name for name in ("catapults", *_METRICS) if any(name in row for row in rows)]
     settings = list(dict.fromkeys(row["setting"] for row in rows))
     figure, axes = plt.subplots(1, len(metrics), figsize=(1 + 3.6 * len(metrics), 3.6), squeeze=False)
     figure.suptitle(title, fontsize=10)
@@ -187,7 +188,9 @@ def sweep_figure(rows: list[dict], axis_name: str, title: str):
         for setting in settings:
             x, y = [], []
             for i, place in enumerate(places):
-                own = [r[name] for r in rows if r[axis_name] == place and r["setting"] == setting and r["finished"]]
+                own = [
+                    r[name] for r in rows if r[axis_name] == place and r["setting"] == setting and r["finished"] and name in r
+                ]
                 if own:
                     x.append(place if numeric else i)
                     y.append(interval(own))

@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from html import escape
 from pathlib import Path
 
+import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -80,7 +81,7 @@ def plan(config: ConfigDict, grid: list[str]) -> tuple[list[tuple[dict, ConfigDi
       ConfigError: an axis that can't be, or a config that can't be run; nothing has been started then.
     """
     axes = [parse_axis(text, config) for text in grid or config.sweep]
-    names = [name for name, _ in axes]
+    names = [_OF_MEMBERS.get(name, name) for name, _ in axes]
     if len(set(names)) < len(names):
         raise ConfigError(f"grid={names}; allowed: each field once")
     base = config.copy_and_resolve_references()
@@ -106,8 +107,10 @@ def directory_of(workdir: Path, chosen: dict, config: ConfigDict) -> Path:
 
 
 def is_complete(directory: Path) -> bool:
+    """The run ended, and its report, which is written last, is there."""
     status = directory / "run.json"
-    return status.is_file() and json.loads(status.read_text())["status"] != "running"
+    ended = status.is_file() and json.loads(status.read_text())["status"] != "running"
+    return ended and (directory / "report.html").is_file()
 
 
 def _one(config: dict, directory: str) -> str | None:
@@ -116,7 +119,14 @@ def _one(config: dict, directory: str) -> str | None:
         run(ConfigDict(config), Path(directory))
     except (ConfigError, RunError) as error:
         return configs.one_line(error)
+    except Exception as error:  # one run that is too large for the machine must not take the others with it
+        return f"{type(error).__name__}: {configs.one_line(error)}"
     return None
+
+
+def _short(value):
+    """0.4 rather than the nearest number of 32 bits."""
+    return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
 def summary(runs: list[tuple[dict, ConfigDict]], workdir: Path) -> list[dict]:
@@ -134,10 +144,11 @@ def summary(runs: list[tuple[dict, ConfigDict]], workdir: Path) -> list[dict]:
         coordinates = [name for name in ("seed", "rate", "lr_init", "raises", "cap") if name in record.coords]
         for m in range(record.sizes["member"]):
             # The end of a member that is done is the first step at which it was.
-            steps = int(record["done"].values[m].argmax()) if "done" in record and ok[m] else record.sizes["step"]
+            done = record["done"].values[m] if "done" in record else np.zeros(1, bool)
+            steps = int(done.argmax()) if done.any() else record.sizes["step"]
             rows.append(
                 chosen
-                | {name: record[name].values[m].item() for name in coordinates}
+                | {name: _short(record[name].values[m].item()) for name in coordinates}
                 | {"setting": label[m], "finished": bool(ok[m]), "alive": bool(record["alive"].values[m, -1]), "steps": steps}
                 | {"catapults": int(catapults[m]), "spikes": spikes[m]}
                 | {name: float(values[m]) for name, values in ends.items()}
@@ -146,10 +157,15 @@ def summary(runs: list[tuple[dict, ConfigDict]], workdir: Path) -> list[dict]:
     return rows
 
 
+def _columns(rows: list[dict]) -> list[str]:
+    """The columns of all rows: runs of one sweep need not measure the same."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
 def write_summary(rows: list[dict], axes: list[str], config: ConfigDict, workdir: Path, title: str, failures: dict[str, str]):
     """summary.csv, summary.png and summary.html; returns the verdicts."""
     with (workdir / "summary.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, _columns(rows))
         writer.writeheader()
         writer.writerows(rows)
     found = [verdicts.OF_SWEEP[name](rows, config.to_dict()) for name in config.claims if name in verdicts.OF_SWEEP]
@@ -162,13 +178,17 @@ def write_summary(rows: list[dict], axes: list[str], config: ConfigDict, workdir
     picture = figures.save(figures.sweep_figure(rows, axis, title), workdir / "summary")
     parts.append(report.image_html(picture, figures.sweep_figure.__doc__))
     settings = list(dict.fromkeys(tuple(row[name] for name in (*axes, "setting")) for row in rows))
-    metrics = [name for name in ("catapults", "spikes", "steps", *report.ENDS) if name in rows[0]]
+    metrics = [name for name in ("catapults", "spikes", "steps", *report.ENDS) if name in _columns(rows)]
     table = []
     for setting in settings:
         own = [row for row in rows if tuple(row[name] for name in (*axes, "setting")) == setting]
         ended = [row for row in own if row["finished"]]
         table.append(
-            (*setting, f"{len(ended)} of {len(own)}", *(verdicts.text_of([row[name] for row in ended]) for name in metrics))
+            (
+                *setting,
+                f"{len(ended)} of {len(own)}",
+                *(verdicts.text_of([row[name] for row in ended if name in row]) for name in metrics),
+            )
         )
     parts.append("<h2>Mean over the seeds that finished, with its 95 % bootstrap interval</h2>")
     parts.append(report.table_html((*axes, "setting", "finished", *metrics), table))
@@ -220,7 +240,7 @@ def run_sweep(config: ConfigDict, grid: list[str], workdir: Path, processes: int
 def main(_argv: list[str]) -> int:
     config = flags.FLAGS.config
     given = flags.FLAGS.workdir
-    workdir = Path(given) if given else default_workdir(sys.argv, config, kind="sweep")
+    workdir = Path(given) if given else default_workdir(sys.argv, config, "-".join(["sweep", *_GRID.value]).replace("/", "_"))
     for verdict in run_sweep(config, _GRID.value, workdir, _PROCESSES.value):
         print(f"{verdict.verdict}: {verdict.claim}: {verdict.effect}")
     print(f"summary: {workdir / 'summary.html'}")

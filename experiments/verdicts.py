@@ -33,29 +33,37 @@ def run_events(record, config: dict[str, Any], *, factor: float | None = None) -
     events = []
     for m in range(record.sizes["member"]):
         critical = pick("critical_lr_batch", m)
-        events.append(
-            find_events(
-                loss.values[m],
-                record["lr"].values[m],
-                missing if critical is None else critical,
-                lambda_max=pick("lambda_max_batch", m),
-                loss_top=pick("loss_train_top" if is_stochastic(config) else "loss_top", m),
-                factor=settings["factor"] if factor is None else factor,
-                delta=min(settings["delta"], ((settings["factor"] if factor is None else factor) - 1) / 2),
-                horizon=settings["horizon"],
-                momentum_horizon=momentum_horizon(config["optimizer"]["momentum"]),
-            )
+        found = find_events(
+            loss.values[m],
+            record["lr"].values[m],
+            missing if critical is None else critical,
+            lambda_max=pick("lambda_max_batch", m),
+            factor=settings["factor"] if factor is None else factor,
+            delta=min(settings["delta"], ((settings["factor"] if factor is None else factor) - 1) / 2),
+            horizon=settings["horizon"],
+            momentum_horizon=momentum_horizon(config["optimizer"]["momentum"]),
         )
+        top, rest = (pick(f"{'loss_train' if is_stochastic(config) else 'loss'}_{part}", m) for part in ("top", "rest"))
+        events.append([_with_share(e, top, rest) for e in found])
     return events
+
+
+def _with_share(event: Event, top, rest) -> Event:
+    """The share of the rise in the top eigenspace, from both parts of the split: for losses other than mse they do not add up to
+    the loss but to half the Newton decrement, and the share is one of that."""
+    if top is None:
+        return event
+    inside, outside = (float(part[event.peak] - part[event.onset]) for part in (top, rest))
+    return event._replace(share_top=inside / (inside + outside) if inside + outside else float("nan"))
 
 
 def by_rate(record, config: dict[str, Any]) -> list[tuple[str, np.ndarray]]:
     """Members of each setting that was asked for, all seeds of it: (label, member numbers)."""
     absolute = config["optimizer"]["lr"] or config["members"]["lr"]
     labels = {
-        "rate": "lr {:.4g}" if absolute else "{:.3g} x critical lr at start",
+        "rate": "lr {:.4g}" if absolute else "{:.4g} x critical lr at start",
         "raises": "{} raises",
-        "cap": "cap {:.3g}",
+        "cap": "cap {:.4g}",
     }
     axes = [name for name in labels if name in record.coords and len(np.unique(record[name])) > 1] or ["rate"]
     settings = list(zip(*(record[name].values for name in axes), strict=True))
@@ -151,7 +159,7 @@ def catapult_follows_raise(record, config) -> Verdict:
     """Fig. 4: each raise of the lr above the current critical lr brings a catapult."""
     statement = "Each of the raises above the current critical lr is followed within 10 steps by the onset of a catapult (spike factor 1.2)"
     stage = record["stage"].values
-    wanted = config["schedule"]["raises"]
+    wanted = int(record["raises"].values.sum())
     events = run_events(record, config, factor=1.2)
     raises = [(m, int(t)) for m in range(len(stage)) for t in np.flatnonzero(np.diff(stage[m])) + 1]
     above = [(m, t) for m, t in raises if record["lr"].values[m, t] > record["critical_lr_batch"].values[m, t]]
@@ -160,14 +168,14 @@ def catapult_follows_raise(record, config) -> Verdict:
         after = [e.onset - t for e in events[m] if e.kind == "catapult" and t <= e.onset <= t + 10]
         delays += after[:1]
     effect = (
-        f"{len(raises)} of {wanted * len(stage)} raises were made, {len(above)} above the current critical lr; "
+        f"{len(raises)} of {wanted} raises were made, {len(above)} above the current critical lr; "
         f"{len(delays)} followed by a catapult; delay in steps {_spread(delays)}"
     )
     if not above:
         return Verdict("catapult_follows_raise", statement, NOT_TESTED, effect)
-    if len(above) == len(delays) < wanted * len(stage):
+    if len(above) == len(delays) < wanted:
         return Verdict("catapult_follows_raise", statement, NOT_TESTED, "too short for all raises; " + effect)
-    holds = len(delays) == wanted * len(stage)
+    holds = len(delays) == wanted
     return Verdict("catapult_follows_raise", statement, REPRODUCED if holds else NOT_REPRODUCED, effect)
 
 
@@ -231,6 +239,10 @@ def _pooled_spread(tables: list[Prediction], score: str) -> str:
     return f"{getattr(_pooled(tables), score):.3g}" + (f" (seeds {min(values):.3g} to {max(values):.3g})" if values else "")
 
 
+_SEEDS = 5  # fewer decide nothing
+_BEYOND = "95 % interval over seeds and sign test"
+
+
 def interval(values) -> tuple[float, float, float]:
     """Mean, and its 95 % percentile bootstrap interval over the values (seeds); NaN limits for fewer than two.
 
@@ -240,8 +252,26 @@ def interval(values) -> tuple[float, float, float]:
     values = np.asarray(values, float)
     if len(values) < 2:
         return (float(values.mean()) if len(values) else float("nan")), float("nan"), float("nan")
+    if np.ptp(values) == 0 or np.isnan(values).any():
+        return float(values.mean()), float(values.mean()), float(values.mean())
     found = stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
     return float(values.mean()), float(found.low), float(found.high)
+
+
+def beyond_zero(values, sign: int) -> bool | None:
+    """Whether values, one for each seed, lie on one side of zero; None for fewer than five, or if one is not known.
+
+    Both must hold: the 95 % bootstrap interval of the mean lies on that side, and so do so many seeds that a sign test gives
+    p <= 0.05 (5 of 5, 7 of 8). With few seeds the interval alone is too narrow.
+
+    >>> beyond_zero([0.1, 0.2, 0.1, 0.3, 0.2], 1), beyond_zero([0.1, 0.2, 0.1, 0.3, -0.1], 1), beyond_zero([0.1], 1)
+    (True, False, None)
+    """
+    values = sign * np.asarray(values, float)
+    if len(values) < _SEEDS or not np.isfinite(values).all():
+        return None
+    test = stats.binomtest(int((values > 0).sum()), len(values), alternative="greater")
+    return bool(interval(values)[1] > 0 and test.pvalue <= 0.05)
 
 
 def text_of(values) -> str:
@@ -250,8 +280,11 @@ def text_of(values) -> str:
 
 
 def last(record, name: str) -> np.ndarray:
-    """The last measured value of each member, NaN where there is none or the member was lost."""
-    values, alive = record[name].values, record["alive"].values[:, -1]
+    """The last measured value of each member, for one that came to the loss to stop at the last one since; NaN where there is
+    none, or the member was lost."""
+    values, alive = record[name].values.astype(float), record["alive"].values[:, -1]
+    done = record["done"].values if "done" in record else np.zeros(values.shape, bool)
+    values = np.where(done.any(1, keepdims=True) & ~done, np.nan, values)
     found = [
         row[np.isfinite(row)][-1] if ok and np.isfinite(row).any() else np.nan for row, ok in zip(values, alive, strict=True)
     ]
@@ -263,69 +296,92 @@ def catapult_counts(record, config) -> np.ndarray:
     return np.array([sum(e.kind == "catapult" for e in found) for found in run_events(record, config)])
 
 
+_SAME_LOSS = 0.8  # a member that ends below this multiple of the loss to stop at went past it
+
+
 def finished(record, config) -> np.ndarray:
-    """Members that came down to the loss to stop at; without such a loss, those that were not lost."""
+    """Members that ended at the loss to stop at, between 0.8 and 1 times it; without such a loss, those that were not lost."""
     alive = record["alive"].values[:, -1]
-    return record["done"].values[:, -1] & alive if "done" in record else alive
+    if "done" not in record:
+        return alive.copy()
+    return record["done"].values[:, -1] & alive & (last(record, "loss_train") >= _SAME_LOSS * config["run"]["stop_loss"])
 
 
 def _rank_correlation(x, y) -> float:
-    """Spearman's; NaN where one of the two does not vary."""
-    if len(x) < 3 or len(np.unique(x)) < 2 or len(np.unique(y)) < 2:
+    """Spearman's; 0 where ``y`` does not vary, NaN where ``x`` takes fewer than three values."""
+    if len(np.unique(x)) < 3:
         return float("nan")
-    return float(stats.spearmanr(x, y).statistic)
+    return float(stats.spearmanr(x, y).statistic) if len(np.unique(y)) > 1 else 0.0
+
+
+def _decide(*tests: bool | None) -> str:
+    """One that fails decides; otherwise one that can't be told."""
+    return NOT_REPRODUCED if False in tests else NOT_TESTED if None in tests else REPRODUCED
 
 
 class _OnTheWay(NamedTuple):
-    """Spikes of one factor, and the exceedances from their onset to their peak."""
+    """Spikes of one factor, member by member, and the exceedances from their onset to their peak."""
 
-    hits: list[bool]  # one on the way
-    base: list[float]  # share of all windows of that length in that run that hold one
-    strict: int  # at the very onset
+    hits: list[list[bool]]  # one on the way
+    base: list[list[float]]  # share of all windows of that length in the steps of that member that hold one
     shares: list[float]  # of the rise in the top space
 
 
 def _on_the_way(record, config, factor: float) -> _OnTheWay:
-    found = _OnTheWay([], [], 0, [])
-    above = record["lr"].values > record["critical_lr_batch"].values
+    found = _OnTheWay([], [], [])
     for m, events in enumerate(run_events(record, config, factor=factor)):
+        going = record["alive"].values[m] & (~record["done"].values[m] if "done" in record else True)
+        above = (record["lr"].values[m] > record["critical_lr_batch"].values[m])[: going.sum()]
+        hits, base = [], []
         for e in events:
-            length = max(e.peak - e.onset, 1)
-            found.hits.append(above[m, e.onset : e.onset + length].any())
-            found.base.append(np.lib.stride_tricks.sliding_window_view(above[m], length).any(1).mean())
-            found.shares.append(e.share_top)
-            found = found._replace(strict=found.strict + (e.kind == "catapult"))
+            if e.kind != "divergence":
+                length = max(e.peak - e.onset, 1)
+                hits.append(bool(above[e.onset : e.onset + length].any()))
+                base.append(float(np.lib.stride_tricks.sliding_window_view(above, length).any(1).mean()))
+                found.shares.append(e.share_top)
+        found.hits.append(hits)
+        found.base.append(base)
     return found
+
+
+_SPIKES = 10  # fewer decide nothing
 
 
 def sgd_spikes_are_catapults(record, config) -> Verdict:
     """Spikes of the full training loss of SGD: an exceedance on the way up, and the rise in the top eigenspace."""
     k, factor = config["measure"]["top_k"], config["events"]["factor"]
+    part = "of the rise" if config["loss"] == "mse" else "of the rise of the Newton decrement"
     statement = (
-        f"At least 95 % of the spikes of the full training loss (factor {factor}) have, from onset to peak, a step with lr above "
-        "the critical lr of its batch, more than windows of the same length anywhere in the same runs have (the base rate), and "
-        f"on average at least 90 % of the rise lies in the top-{k} eigenspace of the kernel of the training set"
+        f"At least 95 % of the spikes of the full training loss (factor {factor}, divergences apart) have, from onset to peak, a step "
+        "with lr above the critical lr of its batch, more often than windows of the same length anywhere in the same runs (the base "
+        f"rate; {_BEYOND}), and on average at least 90 % {part} lies in the top-{k} eigenspace of the kernel of the training set"
     )
     name = "sgd_spikes_are_catapults"
     above = record["lr"].values > record["critical_lr_batch"].values
     found = _on_the_way(record, config, factor)
-    if not found.hits:
+    flat = lambda lists: np.array([value for values in lists for value in values], float)
+    hits, base = flat(found.hits), flat(found.base)
+    if not len(hits):
         return Verdict(name, statement, NOT_TESTED, f"no spike; {above.mean():.3g} of the steps critical")
+    gain = [np.mean(h) - np.mean(b) for h, b in zip(found.hits, found.base, strict=True) if h]
     shares = np.array(found.shares)[np.isfinite(found.shares)]
+    at_onset = sum(e.kind == "catapult" for events in run_events(record, config, factor=factor) for e in events)
     by_factor = []
     for other in FACTORS:
         at = _on_the_way(record, config, other)
-        if at.hits:
-            by_factor.append(f"factor {other}: {np.mean(at.hits):.0%} of {len(at.hits)} (base rate {np.mean(at.base):.0%})")
+        if any(at.hits):
+            count, rates = sum(map(len, at.hits)), (flat(at.hits).mean(), flat(at.base).mean())
+            by_factor.append(f"factor {other}: {rates[0]:.0%} of {count} (base rate {rates[1]:.0%})")
     effect = (
-        f"{np.mean(found.hits):.0%} of {len(found.hits)} spikes have one on the way (base rate {np.mean(found.base):.0%}), share of the "
-        f"rise in the top space {text_of(shares)}; {found.strict} have one at the very onset; {', '.join(by_factor)}; "
-        f"{above.mean():.1%} of all steps are critical"
+        f"{hits.mean():.0%} of {len(hits)} spikes have one on the way (base rate {base.mean():.0%}, difference over seeds {text_of(gain)}), "
+        f"share of the rise in the top space {text_of(shares)}; {at_onset} have one at the very onset, or within the momentum's memory "
+        f"before it; {', '.join(by_factor)}; {above.mean():.1%} of all steps are critical"
     )
-    holds = (
-        np.mean(found.hits) >= 0.95 and np.mean(found.hits) > np.mean(found.base) and len(shares) > 0 and shares.mean() >= 0.9
+    if len(hits) < _SPIKES or not len(shares):
+        return Verdict(name, statement, NOT_TESTED, f"fewer than {_SPIKES} spikes, or no split of the training loss; " + effect)
+    return Verdict(
+        name, statement, _decide(bool(hits.mean() >= 0.95), bool(shares.mean() >= 0.9), beyond_zero(gain, 1)), effect
     )
-    return Verdict(name, statement, REPRODUCED if holds else NOT_REPRODUCED, effect)
 
 
 def cycles_cause_catapults(record, config) -> Verdict:
@@ -355,85 +411,83 @@ def cycles_cause_catapults(record, config) -> Verdict:
         f"{len(with_spike[False])} without; {kinds.count('catapult')} of {len(kinds)} spikes have an exceedance at onset; "
         + "; ".join(per_rate)
     )
-    if not with_spike[True] or not with_spike[False]:
-        return Verdict(name, statement, NOT_TESTED, "all cycles are of one kind; " + effect)
+    if min(map(len, with_spike.values())) < _SPIKES:
+        return Verdict(name, statement, NOT_TESTED, f"fewer than {_SPIKES} cycles of one kind; " + effect)
     holds = share[True] >= 0.9 and share[False] <= 0.1
     return Verdict(name, statement, REPRODUCED if holds else NOT_REPRODUCED, effect)
-
-
-_SAME_LOSS = 0.8  # a member that ends below this multiple of the loss to stop at went past it in its last catapult
 
 
 def catapults_raise_alignment(record, config) -> Verdict:
     """More catapults, trained to the same loss: higher AGOP alignment, lower test loss."""
     statement = (
-        f"Among runs trained to the same loss ({config['run']['stop_loss']:g}), the rank correlation, within a seed, of the number "
-        "of catapults with the AGOP alignment is positive and with the test loss negative: 95 % intervals over seeds on that side of 0"
+        f"Among runs trained to the same loss ({_SAME_LOSS} to 1 times {config['run']['stop_loss']:g}), the rank correlation, within a "
+        f"seed, of the number of catapults with the AGOP alignment is positive and with the test loss negative ({_BEYOND}), and at "
+        "most one member in five did not end there"
     )
     name = "catapults_raise_alignment"
     counts, ok, seeds = catapult_counts(record, config), finished(record, config), record["seed"].values
-    ok &= last(record, "loss_train") >= _SAME_LOSS * config["run"]["stop_loss"]
-    series = {key: last(record, key) for key in ("loss_train", "agop_alignment", "loss_test", "error_test") if key in record}
+    series = {key: last(record, key) for key in ("agop_alignment", "loss_test", "error_test", "loss_train") if key in record}
     parts = []
     for label, members in by_rate(record, config):
-        members = members[ok[members]]
-        if len(members):
-            shown = ", ".join(f"{key} {text_of(values[members])}" for key, values in series.items())
-            parts.append(f"{label}: {len(members)} members, {text_of(counts[members])} catapults, {shown}")
-    correlations = {}
-    for key, values in list(series.items())[1:]:
-        rho = [_rank_correlation(counts[own], values[own]) for seed in np.unique(seeds) for own in [(seeds == seed) & ok]]
-        correlations[key] = [r for r in rho if np.isfinite(r)]
-    lost = int((~ok).sum())
-    effect = (
-        "; ".join(f"rank correlation with {key} {text_of(rho)}" for key, rho in correlations.items())
-        + "; "
-        + "; ".join(parts)
-        + (f"; {lost} members did not end between {_SAME_LOSS} and 1 times that loss and are left out" if lost else "")
-    )
-    if min(len(rho) for rho in correlations.values()) < 2:
-        return Verdict(name, statement, NOT_TESTED, "too few members with different numbers of catapults; " + effect)
-    holds = interval(correlations["agop_alignment"])[1] > 0 and interval(correlations["loss_test"])[2] < 0
-    return Verdict(name, statement, REPRODUCED if holds else NOT_REPRODUCED, effect)
+        ended = members[ok[members]]
+        shown = ", ".join(f"{key} {text_of(values[ended])}" for key, values in series.items())
+        parts.append(f"{label}: {len(ended)} of {len(members)} members, {text_of(counts[ended])} catapults, {shown}")
+    correlations = {
+        key: [_rank_correlation(counts[own], series[key][own]) for seed in np.unique(seeds) for own in [(seeds == seed) & ok]]
+        for key in ("agop_alignment", "loss_test", "error_test")
+        if key in series
+    }
+    effect = ", ".join(f"rank correlation of catapults with {key} {text_of(rho)}" for key, rho in correlations.items())
+    effect += "; " + "; ".join(parts)
+    if (~ok).mean() > 0.2:
+        return Verdict(name, statement, NOT_TESTED, f"{(~ok).sum()} of {len(ok)} members did not end at that loss; " + effect)
+    tests = beyond_zero(correlations["agop_alignment"], 1), beyond_zero(correlations["loss_test"], -1)
+    return Verdict(name, statement, _decide(*tests), effect)
 
 
 def forbidding_catapults_hurts(record, config) -> Verdict:
     """The causal test: the same run with catapults forbidden from one step on, compared at equal training loss."""
+    start = config["schedule"]["cap_from"]
     statement = (
-        f"At equal training loss ({config['run']['stop_loss']:g}), a run that may have catapults has a higher AGOP alignment and a "
-        "lower test loss than the same run (seed, batches, first steps) held below the critical lr: 95 % intervals of the paired "
-        "difference over seeds on that side of 0"
+        f"At equal training loss ({_SAME_LOSS} to 1 times {config['run']['stop_loss']:g}), a run that may have catapults has more of them "
+        f"from step {start} on, a higher AGOP alignment and a lower test loss than the same run (seed, batches, first {start} steps) held "
+        f"below the critical lr: {_BEYOND} on the paired differences"
     )
     name, caps, ok = "forbidding_catapults_hurts", record["cap"].values, finished(record, config)
-    counts, events = catapult_counts(record, config), run_events(record, config)
-    spikes = np.array([len(found) for found in events])
+    events = run_events(record, config)
+    counts = np.array([sum(e.kind == "catapult" and e.onset >= start for e in found) for found in events])
     ratio, going = record["lr"].values / record["critical_lr_batch"].values, ~record["done"].values
     ratios = np.array([row[own].mean() if own.any() else np.nan for row, own in zip(ratio, going, strict=True)])
-    pairs = [
-        (free, held)
-        for free in np.flatnonzero(np.isinf(caps) & ok)
-        for held in np.flatnonzero(np.isfinite(caps) & ok)
-        if all(record[axis].values[free] == record[axis].values[held] for axis in ("seed", "rate"))
-    ]
-    series = {key: last(record, key) for key in ("agop_alignment", "loss_test", "error_test") if key in record}
-    differences = {key: [values[free] - values[held] for free, held in pairs] for key, values in series.items()}
-    free, held = (list(side) for side in zip(*pairs, strict=True)) if pairs else ([], [])
+    series = {"catapults": counts} | {
+        key: last(record, key) for key in ("agop_alignment", "loss_test", "error_test", "loss_train") if key in record
+    }
+    series["lr / critical lr"] = ratios
+    members = {
+        (seed, rate, cap): m
+        for m, (seed, rate, cap) in enumerate(zip(record["seed"].values, record["rate"].values, caps, strict=True))
+    }
+    by_seed: dict[Any, list[tuple[int, int]]] = {}  # pairs of one seed are no independent ones
+    for (seed, rate, cap), held in members.items():
+        free = members.get((seed, rate, np.float32(np.inf)))
+        if cap < 1 and free is not None and ok[free] and ok[held]:
+            by_seed.setdefault(seed, []).append((free, held))
+    differences = {
+        key: [np.mean([values[free] - values[held] for free, held in pairs]) for pairs in by_seed.values()]
+        for key, values in series.items()
+    }
+    sides = {word: [pair[i] for pairs in by_seed.values() for pair in pairs] for i, word in enumerate(("allowed", "held"))}
     effect = (
-        f"{len(pairs)} pairs; catapults {text_of(counts[free])} allowed, {text_of(counts[held])} held "
-        f"(spikes {text_of(spikes[free])}, {text_of(spikes[held])}); allowed minus held: "
+        "allowed minus held: "
         + ", ".join(f"{key} {text_of(found)}" for key, found in differences.items())
-        + "; held: "
-        + ", ".join(f"{key} {text_of(values[held])}" for key, values in series.items())
-        + "; mean lr / critical lr of the steps "
-        + ", ".join(f"{text_of(ratios[side])} {word}" for side, word in ((free, "allowed"), (held, "held")))
-        + f"; {int((~ok).sum())} members did not come to that loss"
+        + "; "
+        + "; ".join(f"{word}: " + ", ".join(f"{k} {text_of(v[own])}" for k, v in series.items()) for word, own in sides.items())
+        + f"; {len(by_seed)} seeds; {int((~ok).sum())} of {len(ok)} members did not end at that loss"
     )
-    if len(pairs) < 3:
-        return Verdict(name, statement, NOT_TESTED, "fewer than three pairs; " + effect)
-    if counts[free].sum() == 0:
-        return Verdict(name, statement, NOT_TESTED, "no catapult where they are allowed; " + effect)
-    holds = interval(differences["agop_alignment"])[1] > 0 and interval(differences["loss_test"])[2] < 0
-    return Verdict(name, statement, REPRODUCED if holds else NOT_REPRODUCED, effect)
+    more = beyond_zero(differences["catapults"], 1)
+    if not more:
+        return Verdict(name, statement, NOT_TESTED, "too few seeds, or no more catapults where they are allowed; " + effect)
+    tests = beyond_zero(differences["agop_alignment"], 1), beyond_zero(differences["loss_test"], -1)
+    return Verdict(name, statement, _decide(*tests), effect)
 
 
 # Verdicts on a whole sweep: rows of its summary, one for each member of each run.
@@ -457,53 +511,40 @@ def small_batches_help(rows: list[dict], config) -> Verdict:
     """Smaller batches: more catapults, higher alignment, lower test loss; at one shared lr, and at lrs tuned on validation."""
     name, axis = "small_batches_help", "optimizer.batch_size"
     statement = (
-        f"Trained to the same loss ({config['run']['stop_loss']:g}), the rank correlation, within a seed, of the batch size with the "
-        "test loss is positive and with the AGOP alignment negative (95 % intervals over seeds), (a) at the largest lr at which "
-        "every seed of every batch size gets there, and (b) at the lr of each batch size that has the smallest mean validation "
-        "loss over seeds, the same grid for all"
+        f"Trained to the same loss ({_SAME_LOSS} to 1 times {config['run']['stop_loss']:g}), the rank correlation, within a seed, of the "
+        f"batch size with the test loss is positive, with the AGOP alignment and the number of catapults negative ({_BEYOND}), (a) at "
+        "the largest lr of the grid at which every seed of every batch size ends there, and (b) at the lr of each batch size that has "
+        "the smallest mean validation loss over seeds, the same grid for all"
     )
-    sizes = list(dict.fromkeys(row[axis] for row in rows))
-    rates = dict.fromkeys(row["rate"] for row in rows)
+    sizes = list(dict.fromkeys(row.get(axis) for row in rows))
+    if len(sizes) < 3 or len({row["run"] for row in rows}) > len(sizes):
+        return Verdict(
+            name, statement, NOT_TESTED, "allowed: a sweep over three or more batch sizes and nothing else but members"
+        )
+    rates = list(dict.fromkeys(row["rate"] for row in rows))
     shared = [rate for rate in rates if all(row["finished"] for row in rows if row["rate"] == rate)]
     arms = {
-        f"(a) shared lr {max(shared, default=float('nan')):.3g}": {size: max(shared) for size in sizes} if shared else {},
+        "(a) shared lr": {size: max(shared) for size in sizes} if shared else {},
         "(b) tuned lr": _tuned(rows, axis, "loss_val"),
     }
-    parts, holds, told = [], True, True
+    signs = {"loss_test": 1, "agop_alignment": -1, "catapults": -1}
+    heads, parts, tests = [], [], []
     for label, chosen in arms.items():
         own = [row for row in rows if chosen.get(row[axis]) == row["rate"]]
-        correlations = {
-            key: [
-                rho
-                for seed in dict.fromkeys(row["seed"] for row in own)
-                for mine in [[row for row in own if row["seed"] == seed]]
-                for rho in [_rank_correlation([row[axis] for row in mine], [row[key] for row in mine])]
-                if np.isfinite(rho)
-            ]
-            for key in ("loss_test", "agop_alignment")
-        }
-        if len(chosen) < 3 or min(len(rho) for rho in correlations.values()) < 2:
-            told = False
-            parts.append(f"{label}: too few batch sizes came to that loss")
+        seeds = [[row for row in own if row["seed"] == seed] for seed in dict.fromkeys(row["seed"] for row in own)]
+        rho = {key: [_rank_correlation([r[axis] for r in mine], [r[key] for r in mine]) for mine in seeds] for key in signs}
+        if len(chosen) < len(sizes):
+            heads.append(f"{label}: only {len(chosen)} of {len(sizes)} batch sizes came to that loss")
+            tests.append(None)
             continue
-        holds &= interval(correlations["loss_test"])[1] > 0 and interval(correlations["agop_alignment"])[2] < 0
-        by_size = []
+        tests += [beyond_zero(rho[key], sign) for key, sign in signs.items()]
+        heads.append(f"{label}: rank correlation of batch size with " + ", ".join(f"{k} {text_of(v)}" for k, v in rho.items()))
         for size, rate in chosen.items():
             mine = [row for row in own if row[axis] == size]
-            shown = ", ".join(
-                f"{key} {text_of([row[key] for row in mine])}"
-                for key in ("catapults", "agop_alignment", "loss_test", "error_test")
-                if key in mine[0]
-            )
-            by_size.append(f"batch {size} (lr {rate:.3g}): {shown}")
-        parts.append(
-            f"{label}: "
-            + ", ".join(f"rank correlation of batch size with {key} {text_of(rho)}" for key, rho in correlations.items())
-            + "; "
-            + "; ".join(by_size)
-        )
-    verdict = NOT_TESTED if not told else REPRODUCED if holds else NOT_REPRODUCED
-    return Verdict(name, statement, verdict, ". ".join(parts))
+            shown = ", ".join(f"{k} {text_of([row[k] for row in mine])}" for k in (*signs, "error_test") if k in mine[0])
+            edge = ", an end of the grid" if label.startswith("(b)") and rate in (min(rates), max(rates)) else ""
+            parts.append(f"{label}, batch {size} ({rate:.3g}{edge}): {shown}")
+    return Verdict(name, statement, _decide(*tests), ", ".join(heads) + "; " + "; ".join(parts))
 
 
 # Instruments that must run at every step for a claim to be checked.
@@ -514,10 +555,16 @@ NEEDS = {
     "exceedance_predicts_rise": ("measure.batch_kernel_every", "measure.loss_after_every", "measure.train_loss_every"),
     "sgd_spikes_are_catapults": ("measure.batch_kernel_every", "measure.train_loss_every", "measure.train_kernel_every"),
     "cycles_cause_catapults": ("measure.batch_kernel_every", "measure.train_loss_every"),
-    "catapults_raise_alignment": (),
     "forbidding_catapults_hurts": ("measure.batch_kernel_every", "measure.train_loss_every"),
-    "small_batches_help": (),
 }
+# Fields that must not be 0 for one.
+NEEDS_SOME = {
+    "catapults_raise_alignment": ("run.stop_loss", "measure.test_every", "measure.agop_every", "measure.batch_kernel_every"),
+    "forbidding_catapults_hurts": ("run.stop_loss", "measure.test_every", "measure.agop_every", "members.cap"),
+    "small_batches_help": (
+        "run.stop_loss", "measure.test_every", "measure.agop_every", "measure.batch_kernel_every", "data.validation_size",
+    ),
+}  # fmt: skip
 
 OF_RUN = {
     "first_catapult": first_catapult,

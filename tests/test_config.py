@@ -96,6 +96,12 @@ def changed(**fields) -> ConfigDict:
         ({"data__name": "celeba"}, "data.attribute=None; allowed for celeba"),
         ({"data__synthetic__target": "sine"}, "data.synthetic.target='sine'; allowed: pairs, product, squares"),
         ({"sweep": ("steps",)}, r"sweep=\('steps',\); allowed"),
+        ({"claims": ("catapults_raise_alignment",)}, "run.stop_loss=0.0; allowed with the claim catapults_raise_alignment"),
+        (
+            {"claims": ("small_batches_help",), "run__stop_loss": 0.1, "run__chunk_steps": 50},
+            "measure.agop_every=0; allowed with",
+        ),
+        ({"run__stop_loss": 0.1, "run__chunk_steps": 20}, "run.checkpoint_every=50; allowed .* after whole chunks"),
         ({"schedule__period": 1}, "schedule.period=1; allowed: 2 or more"),
         ({"optimizer__name": "adam"}, "optimizer.name='adam'; allowed: sgd"),
         ({"optimizer__lr": 1.0}, "optimizer.lr=1.0, members.lr_relative=.*not both"),
@@ -193,6 +199,14 @@ def test_a_field_that_the_default_does_not_have():
 def test_variants_that_are_none(module, variant, message):
     with pytest.raises(ValueError, match=message):
         module.get_config(variant)
+
+
+def test_the_causal_test_needs_both_arms():
+    config = suppressed.get_config("rank2")
+    for caps in ((), (0.9,), (0.0, 1.5)):
+        config.members.cap = caps
+        with pytest.raises(configs.ConfigError, match=r"members.cap=.*; allowed with the claim forbidding_catapults_hurts"):
+            configs.check(config)
 
 
 def test_members_are_the_product_of_their_axes():

@@ -42,6 +42,7 @@ def test_numbers_of_a_member_make_members_and_the_rest_makes_runs():
         (["model.width="], "allowed: FIELD=v1,v2"),
         (["model.width=8,wide"], "'wide' is no int"),
         (["model.width=8", "model.width=16"], "each field once"),
+        (["seed=1", "members.seed=2"], "each field once"),
         (["model.strides=1,2"], "fields of one value"),
         (["model.width=8,0"], "model.width=0; allowed: 1 or more"),
     ],
@@ -113,13 +114,17 @@ def test_the_page_of_claims(tmp_path):
         scale = "cpu" if experiment.name.endswith("svhn2") else "smoke"
         why = claims.run_experiment(experiment, scale, tmp_path / "runs")
         if why:
-            failures[experiment.name] = why
+            failures[experiment.name] = claims._public(why)
     assert list(failures) == ["catapults_agop:svhn2"] and "svhn" in failures["catapults_agop:svhn2"]
     claims.write_page(tmp_path / "docs" / "claims.md", "smoke", tmp_path / "runs", failures)
     page = (tmp_path / "docs" / "claims.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| ")][1:]
     assert len(rows) == sum(len(e.claims) for e in claims.EXPERIMENTS) + len(claims.UNTESTED)
-    assert sum("not run" in row for row in rows) == len(rows) - 3 - len(claims.UNTESTED)
+    assert sum("| not run |" in row for row in rows) == len(rows) - 3 - len(claims.UNTESTED)
+    assert "no file" not in page and str(tmp_path / "docs") not in page
+    assert "(#cifar_gdfcn)" in page and "--config=configs/batch_size.py:cifar2,ce,smoke" in page
+    with_other = next(e for e in chosen if e.name == "cifar_gd:fcn")._replace(cpu={"steps": 7})
+    assert claims.results(with_other, "cpu", tmp_path / "runs") == "run with another config"
     assert (tmp_path / "docs" / "figures" / "claims" / "cifar_gd-fcn.png").is_file()
     assert (tmp_path / "docs" / "figures" / "claims" / "batch_size-cifar2-ce.png").is_file()
     assert "Data: natural_patches" in page and "SHA-256" in page

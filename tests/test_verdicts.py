@@ -12,10 +12,12 @@ def record(loss, lr, critical, *, top=None, rate=1.67, **more):
     loss, lr, critical = (np.atleast_2d(np.asarray(v, float)) for v in (loss, lr, critical))
     lr, critical = np.broadcast_to(lr, loss.shape), np.broadcast_to(critical, loss.shape)
     arrays = {"loss_batch": loss, "loss_train": loss, "lr": lr, "critical_lr_batch": critical, "lambda_max_batch": 2 / critical}
-    arrays |= {"loss_top": loss * 0.99 if top is None else np.atleast_2d(top), "stage": np.zeros(loss.shape, int)}
+    top = loss * 0.99 if top is None else np.atleast_2d(top)
+    arrays |= {"loss_top": top, "loss_rest": loss - top, "stage": np.zeros(loss.shape, int)}
     arrays |= {"alive": np.isfinite(loss)} | more
     members = {"lr_relative": ("member", np.full(len(loss), rate)), "seed": ("member", np.arange(len(loss)))}
     members["rate"] = members["lr_relative"]
+    members["raises"] = ("member", np.full(len(loss), 2))
     return xr.Dataset({k: (("member", "step"), v) for k, v in arrays.items()}, members)
 
 
@@ -84,19 +86,49 @@ SGD, CYCLIC, AGOP, FORBIDDEN, BATCH = (
 )
 
 
+def sgd_record(critical, share, seeds=5, spikes=2):
+    """In each seed that many spikes, one after the other, in eight steps each."""
+    loss = np.tile([1.0, 2.0, 4.0, 1.0, 0.9, 0.8, 0.7, 0.6], (seeds, spikes)) * np.repeat(0.5 ** np.arange(spikes), 8)
+    critical = np.tile(np.broadcast_to(critical, 8), (seeds, spikes))
+    parts = {"loss_train_top": loss * share, "loss_train_rest": loss * (1 - share)}
+    return record(loss, 1.5, critical, loss_batch_after=loss, **parts)
+
+
+BEFORE, AFTER = [1.0, 1.0, 9.0, 9, 9, 9, 9, 9], [9.0, 9.0, 9, 1.0, 1, 1, 1, 1]
+
+
 @pytest.mark.parametrize(
-    ("critical", "share", "verdict"),
+    ("made", "verdict"),
     [
-        ([1.0, 1.0, 9.0, 9, 9, 9, 9, 9], 0.95, verdicts.REPRODUCED),
-        ([1.0, 1.0, 9.0, 9, 9, 9, 9, 9], 0.5, verdicts.NOT_REPRODUCED),  # half of the rise is elsewhere
-        ([9.0, 9.0, 9, 1.0, 1, 1, 1, 1], 0.95, verdicts.NOT_REPRODUCED),  # critical after the peak alone
-        (1.0, 0.95, verdicts.NOT_REPRODUCED),  # every step is critical: no better than the base rate
+        (sgd_record(BEFORE, 0.95), verdicts.REPRODUCED),
+        (sgd_record(BEFORE, 0.5), verdicts.NOT_REPRODUCED),  # half of the rise is elsewhere
+        (sgd_record(AFTER, 0.95), verdicts.NOT_REPRODUCED),  # critical after the peak alone
+        (sgd_record(1.0, 0.95), verdicts.NOT_REPRODUCED),  # every step is critical: no better than the base rate
+        (sgd_record(BEFORE, 0.95, seeds=4, spikes=3), verdicts.NOT_TESTED),
+        (sgd_record(BEFORE, 0.95, spikes=1), verdicts.NOT_TESTED),
+        (sgd_record(BEFORE, 0.95).drop_vars(["loss_train_top", "loss_train_rest"]), verdicts.NOT_TESTED),
     ],
 )
-def test_spikes_of_sgd(critical, share, verdict):
-    loss = np.array([[1.0, 2.0, 4.0, 1.0, 0.9, 0.8, 0.7, 0.6]])
-    made = record(loss, 1.5, critical, loss_train_top=loss * share, loss_batch_after=loss)
+def test_spikes_of_sgd(made, verdict):
     assert verdicts.sgd_spikes_are_catapults(made, SGD).verdict == verdict
+
+
+def test_the_base_rate_is_that_of_the_steps_before_a_member_was_lost():
+    """Critical at every step that it lived: the windows of its spikes are no better than any other."""
+    made = sgd_record(1.0, 0.95).copy(deep=True)
+    made["alive"][:, 12:] = False
+    made["critical_lr_batch"][:, 12:] = np.nan
+    made["loss_train"][:, 12:] = np.nan
+    found = verdicts._on_the_way(made, SGD, 1.5)
+    assert all(np.mean(base) == 1 for base in found.base)
+
+
+def test_shares_of_other_losses_are_of_the_split_itself():
+    """The parts of a loss that is no mse add up to half the Newton decrement, here ten times the loss."""
+    loss = np.array([SPIKE])
+    made = record(loss, 1.5, DROPS, top=loss * 3.0).assign(loss_rest=(("member", "step"), loss * 7.0))
+    (event,) = verdicts.run_events(made, FIG3)[0]
+    assert event.share_top == pytest.approx(0.3)
 
 
 def test_no_events_without_the_training_loss():
@@ -107,11 +139,12 @@ def test_no_events_without_the_training_loss():
 
 def test_cycles_cause_catapults():
     config = CYCLIC | {"schedule": CYCLIC["schedule"] | {"period": 4}}
-    loss = [1.0, 3.0, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5]
+    loss = np.tile([1.0, 3.0, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5], (10, 1))
     where = [1.0, 1, 9, 9, 9, 9, 9, 9]
     assert verdicts.cycles_cause_catapults(record(loss, 1.5, where), config).verdict == verdicts.REPRODUCED
     assert verdicts.cycles_cause_catapults(record(loss, 1.5, where[::-1]), config).verdict == verdicts.NOT_REPRODUCED
     assert verdicts.cycles_cause_catapults(record(loss, 1.5, 1.0), config).verdict == verdicts.NOT_TESTED
+    assert verdicts.cycles_cause_catapults(record(loss[:9], 1.5, where), config).verdict == verdicts.NOT_TESTED
 
 
 def ends(name, values, steps=8):
@@ -138,61 +171,92 @@ def members_with(counts, seeds, **finals):
 
 
 def test_catapults_raise_alignment():
-    counts, seeds = [0, 1, 2, 3] * 3, np.repeat([0, 1, 2], 4)
+    counts, seeds = np.array([0, 1, 2, 3] * 5), np.repeat(np.arange(5), 4)
     rng = np.random.default_rng(0)
-    better = np.array(counts) * 0.1 + rng.uniform(0, 0.01, 12)
-    check = lambda **finals: verdicts.catapults_raise_alignment(members_with(counts, seeds, **finals), AGOP).verdict
-    assert check(agop_alignment=better, loss_test=-better) == verdicts.REPRODUCED
-    assert check(agop_alignment=better, loss_test=better) == verdicts.NOT_REPRODUCED
-    noise = rng.permuted(better.reshape(3, 4), axis=1).ravel()
-    assert check(agop_alignment=noise, loss_test=-noise) == verdicts.NOT_REPRODUCED
-    for name, value in (("loss_train", 0.005), ("done", False)):
-        made = members_with(counts, seeds, agop_alignment=better, loss_test=-better)
-        made[name][:, -1] = value  # went past the loss, or did not come to it
-        assert verdicts.catapults_raise_alignment(made, AGOP).verdict == verdicts.NOT_TESTED
+    better = counts * 0.1 + rng.uniform(0, 0.01, 20)
+    made = lambda **finals: members_with(counts, seeds, **finals)
+    check = lambda found: verdicts.catapults_raise_alignment(found, AGOP).verdict
+    assert check(made(agop_alignment=better, loss_test=-better)) == verdicts.REPRODUCED
+    assert check(made(agop_alignment=better, loss_test=better)) == verdicts.NOT_REPRODUCED
+    noise = rng.permuted(better.reshape(5, 4), axis=1).ravel()
+    assert check(made(agop_alignment=noise, loss_test=-noise)) == verdicts.NOT_REPRODUCED
+    constant = made(agop_alignment=better, loss_test=-better, error_test=np.ones(20))
+    assert check(constant) == verdicts.REPRODUCED  # what the statement does not name does not decide
+    assert check(made(agop_alignment=better, loss_test=np.ones(20))) == verdicts.NOT_REPRODUCED
+    one_seed_against = np.where(seeds == 0, -better, better)
+    assert check(made(agop_alignment=one_seed_against, loss_test=-better)) == verdicts.NOT_REPRODUCED
+    few = members_with(counts[:16], seeds[:16], agop_alignment=better[:16], loss_test=-better[:16])
+    assert check(few) == verdicts.NOT_TESTED
+    for name, value in (("loss_train", 0.005), ("done", False)):  # went past the loss, or did not come to it
+        spoilt = made(agop_alignment=better, loss_test=-better)
+        spoilt[name][:5, -1] = value
+        assert check(spoilt) == verdicts.NOT_TESTED
+
+
+def test_the_last_value_of_a_member_that_stopped_is_one_of_its_end():
+    made = members_with([0, 0], [0, 1], loss_test=[1.0, 2.0])
+    made["loss_test"][0, -1] = np.nan  # measured before its end alone
+    assert np.isnan(verdicts.last(made, "loss_test")[0]) and verdicts.last(made, "loss_test")[1] == 2
 
 
 def test_forbidding_catapults():
-    seeds, caps = [0, 0, 1, 1, 2, 2], np.array([np.inf, 0.9] * 3)
+    seeds, caps = np.repeat(np.arange(5), 2), np.array([np.inf, 0.9] * 5, np.float32)
     free = np.isinf(caps)
+    early = FORBIDDEN | {"schedule": FORBIDDEN["schedule"] | {"cap_from": 0}}
 
-    def check(gain, counts=(2, 0) * 3):
+    def check(gain, counts=(2, 0) * 5, config=early, keep=slice(None)):
         made = members_with(counts, seeds, agop_alignment=0.5 + gain * free, loss_test=0.5 - gain * free)
-        return verdicts.forbidding_catapults_hurts(made.assign_coords(cap=("member", caps)), FORBIDDEN)
+        return verdicts.forbidding_catapults_hurts(made.assign_coords(cap=("member", caps)).isel(member=keep), config)
 
     assert check(0.1).verdict == verdicts.REPRODUCED
-    assert "allowed minus held: agop_alignment 0.1 [0.1, 0.1], loss_test -0.1" in check(0.1).effect
+    assert "catapults 2 [2, 2], agop_alignment 0.1 [0.1, 0.1], loss_test -0.1" in check(0.1).effect
     assert check(-0.1).verdict == verdicts.NOT_REPRODUCED
     assert check(0.0).verdict == verdicts.NOT_REPRODUCED
-    assert check(0.1, counts=(0, 0) * 3).verdict == verdicts.NOT_TESTED
+    assert check(0.1, counts=(1, 1) * 5).verdict == verdicts.NOT_TESTED
+    assert check(0.1, counts=(1, 3) * 5).verdict == verdicts.NOT_TESTED
+    assert check(0.1, config=FORBIDDEN).verdict == verdicts.NOT_TESTED  # all were before the fork
+    assert check(0.1, keep=slice(8)).verdict == verdicts.NOT_TESTED  # four seeds
 
 
-def batch_rows(effect_shared, effect_tuned):
+def batch_rows(effect_shared, effect_tuned, catapults=-1):
     """Batches 4, 8, 16 at lr 0.1 (shared, all finish) and at lrs that only one of them stands, best on validation."""
     rows, rng = [], np.random.default_rng(0)
     for i, size in enumerate((4, 8, 16)):
         for rate in (0.1, 0.2 + i):
-            for seed in range(3):
+            for seed in range(5):
                 gain = (effect_shared if rate == 0.1 else effect_tuned) * i + rng.uniform(0, 1e-3)
-                row = {"optimizer.batch_size": size, "rate": rate, "seed": seed, "finished": True, "catapults": 3 - i}
-                rows.append(
-                    row | {"loss_test": 1 + gain, "agop_alignment": 0.9 - gain, "loss_val": 1.0 if rate == 0.1 else 0.5}
-                )
+                row = {"optimizer.batch_size": size, "rate": rate, "seed": seed, "finished": True, "run": f"b{size}"}
+                row |= {"catapults": 3 + catapults * i, "loss_val": 1.0 if rate == 0.1 else 0.5}
+                rows.append(row | {"loss_test": 1 + gain, "agop_alignment": 0.9 - gain})
                 if rate != 0.1:  # the other batch sizes do not come down at this lr
-                    rows += [row | {"optimizer.batch_size": other, "finished": False} for other in (4, 8, 16) if other != size]
+                    others = [other for other in (4, 8, 16) if other != size]
+                    rows += [row | {"optimizer.batch_size": o, "run": f"b{o}", "finished": False} for o in others]
     return rows
 
 
 @pytest.mark.parametrize(
     ("effects", "verdict"),
-    [((0.1, 0.1), verdicts.REPRODUCED), ((0.1, -0.1), verdicts.NOT_REPRODUCED), ((-0.1, 0.1), verdicts.NOT_REPRODUCED)],
+    [
+        ((0.1, 0.1), verdicts.REPRODUCED),
+        ((0.1, -0.1), verdicts.NOT_REPRODUCED),
+        ((-0.1, 0.1), verdicts.NOT_REPRODUCED),
+        ((0.1, 0.1, 0), verdicts.NOT_REPRODUCED),  # no more catapults with smaller batches
+        ((0.1, 0.1, 1), verdicts.NOT_REPRODUCED),
+    ],
 )
 def test_small_batches(effects, verdict):
-    found = verdicts.small_batches_help(batch_rows(*effects), BATCH)
+    rows = batch_rows(*effects)
+    found = verdicts.small_batches_help(rows, BATCH)
     assert found.verdict == verdict
-    assert "shared lr 0.1" in found.effect and "batch 16 (lr 2.2)" in found.effect
-    few = [row for row in batch_rows(*effects) if row["optimizer.batch_size"] < 16]
+    assert (
+        "(a) shared lr, batch 16 (0.1)" in found.effect and "(b) tuned lr, batch 16 (2.2, an end of the grid)" in found.effect
+    )
+    few = [row for row in rows if row["optimizer.batch_size"] < 16]
     assert verdicts.small_batches_help(few, BATCH).verdict == verdicts.NOT_TESTED
+    two_axes = rows + [row | {"run": row["run"] + "wide"} for row in rows]
+    assert verdicts.small_batches_help(two_axes, BATCH).verdict == verdicts.NOT_TESTED
+    other_axis = [{k: v for k, v in row.items() if k != "optimizer.batch_size"} for row in rows]
+    assert verdicts.small_batches_help(other_axis, BATCH).verdict == verdicts.NOT_TESTED
 
 
 def test_interval_holds_the_mean_and_is_the_same_every_time():
