@@ -63,7 +63,9 @@ def loss_figure(record, config, title):
         if f"{prefix}_top" in record:
             k = config["measure"]["top_k"]
             for part, color, label in (("top", "tab:orange", f"in top-{k}"), ("rest", "tab:green", "outside")):
-                axis.plot(record.step, _positive(record[f"{prefix}_{part}"].values[m]), color=color, label=label, lw=1.1)
+                values = _positive(record[f"{prefix}_{part}"].values[m])
+                known = np.isfinite(values)  # it may be measured at some of the steps alone
+                axis.plot(record.step[known], values[known], color=color, label=label, lw=1.1)
         for step in np.flatnonzero(np.diff(record["stage"].values[m])) + 1:
             axis.axvline(step, color="0.3", ls=":", lw=1, label="lr raised")
         _mark_events(axis, events[m])
@@ -80,10 +82,12 @@ def lambda_figure(record, config, title):
     figure, axes = _axes(record, config, title, r"$\lambda_{\max}$ of the loss-weighted kernel")
     style = dict(ls="", marker=".", ms=2) if is_stochastic(config) else dict(lw=1.6)
     for axis, members in axes:
+        known = np.isfinite(record["lambda_max_batch"].values).any(0)  # it may be measured at some of the steps alone
+        values = _positive(record["lambda_max_batch"].values)
         for m in members[1:] if not is_stochastic(config) else ():
-            axis.plot(record.step, _positive(record["lambda_max_batch"].values[m]), color="0.8", lw=0.8)
+            axis.plot(record.step[known], values[m, known], color="0.8", lw=0.8)
         m = members[0]
-        axis.plot(record.step, _positive(record["lambda_max_batch"].values[m]), color="tab:blue", label="batch", **style)
+        axis.plot(record.step[known], values[m, known], color="tab:blue", label="batch", **style)
         for name in ("lambda_max_train", "lambda_max_probe"):
             if name in record and is_stochastic(config):
                 values = record[name].values[m]
@@ -101,9 +105,10 @@ def ratio_figure(record, config, title):
     style = dict(ls="", marker=".", ms=2) if is_stochastic(config) else dict(lw=1.6)
     for axis, members in axes:
         ratio = _positive(record["lr"].values / record["critical_lr_batch"].values)
+        known = np.isfinite(ratio).any(0)
         for m in members[1:] if not is_stochastic(config) else ():
-            axis.plot(record.step, ratio[m], color="0.8", lw=0.8)
-        axis.plot(record.step, ratio[members[0]], color="tab:blue", **style)
+            axis.plot(record.step[known], ratio[m, known], color="0.8", lw=0.8)
+        axis.plot(record.step[known], ratio[members[0], known], color="tab:blue", **style)
         axis.axhline(1, color="tab:red", ls="--", lw=1.2)
         axis.set_yscale("log")
     return figure
@@ -147,7 +152,8 @@ def against_catapults_figure(record, config, title):
                 axis.errorbar(counts[members].mean(), mean, yerr=error, marker="o", capsize=3, label=label)
         axis.set_xlabel("catapults")
         axis.set_ylabel(_METRICS[name])
-    axes[0, 0].legend(fontsize=6)
+    if axes[0, 0].get_legend_handles_labels()[0]:  # none where no member came to its end
+        axes[0, 0].legend(fontsize=6)
     return figure
 
 
@@ -204,7 +210,8 @@ def sweep_figure(rows: list[dict], axis_name: str, title: str):
             axis.set_xticks(range(len(places)), [str(place) for place in places], fontsize=7)
         axis.set_xlabel(axis_name)
         axis.set_ylabel(_METRICS.get(name, name))
-    axes[0, 0].legend(fontsize=6)
+    if axes[0, 0].get_legend_handles_labels()[0]:  # none where no member came to its end
+        axes[0, 0].legend(fontsize=6)
     return figure
 
 

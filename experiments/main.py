@@ -335,10 +335,9 @@ def _write_directions(config, workdir: Path, model, state, coordinates, arrays, 
     jacobian = jax.jit(partial(input_jacobian, model.apply, chunk_size=_CHUNK))
     names, rows = ["reference"], [jax.numpy.asarray(reference)]
     first = coordinates["seed"][0]
+    axes = [axis for axis in ("rate", "raises", "cap") if len(np.unique(coordinates.get(axis, 0))) > 1]
     for m in np.flatnonzero((coordinates["seed"] == first) & np.asarray(state.members.alive)):
-        names.append(
-            ", ".join(f"{axis} {coordinates[axis][m]:.3g}" for axis in ("rate", "raises", "cap") if axis in coordinates)
-        )
+        names.append(", ".join(f"{axis} {coordinates[axis][m]:.3g}" for axis in axes) or "trained")
         rows.append(jacobian(jax.tree.map(lambda a, m=m: a[m], state.members.params), x))
     k = min(_DIRECTIONS, x[0].size, *(len(r) for r in rows))
     vectors = [np.asarray(agop_eigenvectors(r, len(x), k=k)[1].T) for r in rows]

@@ -307,7 +307,7 @@ def test_another_reference_in_the_same_directory_is_refused(tmp_path, no_data):
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     records.write_json(tmp_path / "run" / "run.json", about | {"status": "running"})  # as if it had been killed at the end
     shutil.copy(tmp_path / "reference-1" / "model.npz", tmp_path / "model.npz")
-    with pytest.raises(configs.ConfigError, match="another model in measure.agop_reference"):
+    with pytest.raises(configs.ConfigError, match=r"another model in measure\.agop_reference"):
         main.run(config, tmp_path / "run")
     shutil.copy(tmp_path / "reference-0" / "model.npz", tmp_path / "model.npz")
     before = catapult_jax.open_record(tmp_path / "run")

@@ -96,6 +96,12 @@ def test_a_run_that_fails_leaves_the_others(tmp_path, monkeypatch):
     assert "no</p>" in (tmp_path / "s" / "summary.html").read_text()
 
 
+def test_two_processes_at_a_time(tmp_path):
+    runs = ["model.activation=relu,tanh"]
+    assert sweep.run_sweep(quickstart.get_config("smoke"), runs, tmp_path / "s", 2) == []
+    assert [row["model.activation"] for row in table(tmp_path / "s")] == ["relu", "relu", "tanh", "tanh"]
+
+
 @pytest.mark.parametrize("scale", ["smoke", "cpu", "gpu"])
 def test_every_experiment_of_the_claims_is_a_valid_config(scale, tmp_path):
     for experiment in claims.EXPERIMENTS:
