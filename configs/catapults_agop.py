@@ -9,6 +9,15 @@ The lr is held at 0.9 times the critical lr *of that moment*, in every arm, and 
 the spike is over: so the arms differ in the raises alone, and the one without has no catapult. Every run ends at the same training
 loss.
 
+Measured on 2 CPU cores, five seeds, every member with as many catapults as raises (usps: 0 to 0.2 fewer on average):
+
+- rank2, 27 s: from 0 to 4 catapults AGOP alignment 0.939, 0.956, 0.968, 0.978, 0.985, test loss 0.338, 0.286, 0.240, 0.195, 0.165; the order
+  is the same in every seed. rank3 (24 s): alignment 0.842 to 0.918, test loss 0.214 to 0.122; rank4 (25 s): 0.859 to 0.907, 0.410 to
+  0.288; both monotone.
+- usps, 169 s: alignment 0.195 to 0.229, test loss 0.724 to 0.637, test error 0.323 to 0.299, monotone. fmnist2, 49 s: alignment 0.026 to 0.045,
+  test loss 0.594 to 0.583 and not in every seed, test error unchanged: not reproduced. cifar2, 140 s: test loss 0.823 to 0.763, test error
+  0.269 to 0.254, alignment 0.0013 to 0.0019 and not in every seed: not reproduced. svhn2 and celeba were not run: no data.
+
 From the published text: gradient descent, several catapults, AGOP alignment against test performance. Everything else is our
 choice.
 """

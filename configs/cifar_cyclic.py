@@ -6,6 +6,9 @@
 Each cycle takes the lr from a tenth of its peak to the peak and back in 30 steps. The peaks are 0.3, 1 and 2 times the critical lr at
 initialisation.
 
+Measured on 2 CPU cores, 82 s, five seeds: a spike in 42 of 50 cycles (84 %) whose lr exceeds the current critical lr, and in none of the 40
+others; all 42 spikes have an exceedance at their onset. The statement asks for 90 %, so it is reported as not reproduced.
+
 From the published text: the claim alone. Everything else is our choice.
 """
 

@@ -4,7 +4,10 @@
     # also svhn2, fmnist2, usps, celeba; cifar2,smoke takes seconds
 
 The trained parameters are the run's model.npz; their test error is in it, and its SHA-256 is in the record of every run
-that uses it. All choices are ours.
+that uses it.
+
+Measured on 2 CPU cores, 20 to 40 s each: test error 0.205 (cifar2, 2000 training examples), 0.123 (fmnist2, 12,000), 0.071 (usps, 5000); the test
+error of the runs that use them is 0.25 to 0.27, 0.20 and 0.30 to 0.32. All choices are ours.
 """
 
 from ml_collections import ConfigDict

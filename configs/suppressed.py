@@ -5,7 +5,12 @@
 
 Both arms of a seed have the same initialisation and batches and are equal to the bit up to step 10; from there on one of them is
 held at 0.9 times the critical lr *of the batch of each step* wherever its lr would be higher. This is a fork from one
-checkpoint, run as members of one program. All choices are ours.
+checkpoint, run as members of one program.
+
+Measured on 2 CPU cores, eight seeds: rank2, 10 s, 4.3 catapults where they are allowed and none where they are not; AGOP alignment 0.972
+against 0.963, test loss 0.194 against 0.248, difference -0.054 [-0.083, -0.027]. The lr of the arm that is held is lower as well, 0.92
+against 0.98 times critical on average: what is forbidden is lr above the critical one, not the spike by itself. cifar2, 61 s: no more
+catapults where they are allowed, so nothing is tested. All choices are ours.
 """
 
 from ml_collections import ConfigDict

@@ -36,3 +36,16 @@ def real_data() -> str:
     if not folder or not Path(folder, "cifar10.npz").is_file():
         pytest.skip("CATAPULT_DATA_DIR names no folder with cifar10.npz")
     return folder
+
+
+@pytest.fixture
+def plain_figures(monkeypatch):
+    """Figures are drawn, but without layout, small and as PNG alone: seconds a run. Other tests look at them in full."""
+    from experiments import figures
+
+    def save(figure, path):
+        figure.savefig(path.with_suffix(".png"), dpi=20)
+        figures.plt.close(figure)
+        return path.with_suffix(".png")
+
+    monkeypatch.setattr(figures, "save", save)

@@ -160,7 +160,7 @@ def test_a_directory_with_another_run_or_other_files_is_left_alone(tmp_path):
     ],
     ids=str,
 )
-def test_other_losses_codings_and_instruments(fields, present, tmp_path):
+def test_other_losses_codings_and_instruments(fields, present, tmp_path, plain_figures):
     main.run(smoke(**fields), tmp_path / "run")
     record = catapult_jax.open_record(tmp_path / "run")
     assert np.isfinite(record[present].values[:, 0]).all()
@@ -208,11 +208,13 @@ def test_report_escapes_what_comes_from_outside(tmp_path):
         *((cifar_sgd, f"{variant},smoke") for variant in ("fcn", "cnn", "wrn", "vit", "fcn,ce", "fcn,momentum")),
         (cifar_cyclic, "smoke"),
         (batch_size, "rank2,momentum,smoke"),
-        *((module, f"{task},smoke") for module in (catapults_agop, suppressed, batch_size) for task in tasks.SYNTHETIC),
+        (batch_size, "rank2,smoke"),
+        (suppressed, "rank2,smoke"),
+        *((catapults_agop, f"{task},smoke") for task in tasks.SYNTHETIC),
     ],
     ids=lambda value: value if isinstance(value, str) else value.__name__.removeprefix("configs."),
 )
-def test_smoke_of_the_other_experiments(module, variant, tmp_path, no_data):
+def test_smoke_of_the_other_experiments(module, variant, tmp_path, no_data, plain_figures):
     config = module.get_config(variant)
     verdicts = main.run(config, tmp_path / "run")
     record = catapult_jax.open_record(tmp_path / "run")
@@ -227,7 +229,7 @@ def test_smoke_of_the_other_experiments(module, variant, tmp_path, no_data):
 
 
 @pytest.mark.parametrize("task", tasks.IMAGES)
-def test_smoke_of_images_with_a_reference(task, tmp_path, no_data, capsys):
+def test_smoke_of_images_with_a_reference(task, tmp_path, no_data, capsys, plain_figures):
     """Train the reference, then use it: its checksum and its test error are on record."""
     config = catapults_agop.get_config(f"{task},smoke")
     with pytest.raises(configs.ConfigError, match=r"agop_reference=.*is not there; allowed: the model.npz"):
@@ -244,7 +246,7 @@ def test_smoke_of_images_with_a_reference(task, tmp_path, no_data, capsys):
     assert 0 <= about["agop_reference"]["error_test"] <= 1
     alignment = record["agop_alignment"].values
     assert ((alignment[np.isfinite(alignment)] >= 0) & (alignment[np.isfinite(alignment)] <= 1 + 1e-5)).all()
-    for module in (batch_size, suppressed):
+    for module in (batch_size, suppressed) if task == "cifar2" else ():  # the others differ from it as those above do
         config = module.get_config(f"{task},smoke")
         config.measure.agop_reference = str(tmp_path / "reference" / "model.npz")
         main.run(config, tmp_path / module.__name__)
@@ -260,7 +262,7 @@ def test_smoke_of_images_with_a_reference(task, tmp_path, no_data, capsys):
 
 def test_a_run_ends_when_all_members_are_done(tmp_path):
     """The record ends with a whole chunk after the last of them, and going on finds the run complete."""
-    config = smoke(steps=60, run__stop_loss=1.0, run__chunk_steps=10, measure__test_every=10)
+    config = smoke(steps=60, run__stop_loss=1.0, run__chunk_steps=10, run__checkpoint_every=10, measure__test_every=10)
     main.run(config, tmp_path / "run")
     record = catapult_jax.open_record(tmp_path / "run")
     done = record["done"].values
@@ -294,7 +296,7 @@ def test_a_model_that_diverged_is_not_saved(tmp_path):
     assert not (tmp_path / "run" / "model.npz").exists()
 
 
-def test_another_reference_in_the_same_directory_is_refused(tmp_path, no_data):
+def test_another_reference_in_the_same_directory_is_refused(tmp_path, no_data, plain_figures):
     config = catapults_agop.get_config("cifar2,smoke")
     made = reference.get_config("cifar2,smoke")
     for seed in (0, 1):

@@ -11,7 +11,7 @@ from experiments.config import ConfigError
 
 
 @pytest.fixture(autouse=True)
-def no_data(monkeypatch):
+def no_data(monkeypatch, plain_figures):
     monkeypatch.delenv("CATAPULT_DATA_DIR", raising=False)
 
 
