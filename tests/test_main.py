@@ -146,7 +146,6 @@ def test_a_directory_with_another_run_or_other_files_is_left_alone(tmp_path):
     ("fields", "present"),
     [
         ({"loss": "softmax_cross_entropy", "data__coding": "integer"}, "loss_top"),
-        ({"loss": "logistic", "data__coding": "binary", "model__bias": True}, "loss_top"),
         ({"data__name": "digits", "data__classes": (), "data__coding": "one_hot", "data__scaling": "standardize"}, "loss_top"),
         (
             {"members__lr_relative": (), "optimizer__lr": 0.5, "measure__batch_kernel_every": 2, "claims": ()},
@@ -228,7 +227,7 @@ def test_smoke_of_the_other_experiments(module, variant, tmp_path, no_data, plai
         assert "gradient of the target" in html
 
 
-@pytest.mark.parametrize("task", tasks.IMAGES)
+@pytest.mark.parametrize("task", ["cifar2", "usps", "celeba"])  # without data svhn2 and fmnist2 are cifar2 over again
 def test_smoke_of_images_with_a_reference(task, tmp_path, no_data, capsys, plain_figures):
     """Train the reference, then use it: its checksum and its test error are on record."""
     config = catapults_agop.get_config(f"{task},smoke")
