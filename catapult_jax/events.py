@@ -35,7 +35,7 @@ class Event(NamedTuple):
     loss_onset: float
     loss_peak: float
     peak_ratio: float  # loss_peak / level before the spike
-    share_top: float  # share of the rise, onset to peak, inside the top-k eigenspace; NaN without loss_top
+    share_top: float  # share of the rise, onset to peak, inside the top-k eigenspace; NaN without both parts of the split
     lr: float  # at onset
     critical_lr: float  # at onset
     lambda_max_before: float  # at onset
@@ -46,6 +46,7 @@ class _Moment(NamedTuple):
     step: Array
     loss: Array
     loss_top: Array
+    loss_rest: Array
     lr: Array
     critical_lr: Array
     lambda_max: Array
@@ -70,7 +71,8 @@ class Detector(NamedTuple):
     """Online detector, for use inside a training step; works under jit, vmap and scan."""
 
     init: Callable  # () -> state
-    update: Callable  # (state, loss, lr, critical_lr, lambda_max=nan, loss_top=nan) -> (state, event); kind 0: nothing closed
+    # (state, loss, lr, critical_lr, lambda_max=nan, loss_top=nan, loss_rest=nan) -> (state, event); kind 0: nothing closed
+    update: Callable
     finish: Callable  # state -> event that is still open; kind 0: none
 
 
@@ -110,7 +112,7 @@ def _detector(factor, delta, horizon, momentum_horizon) -> Detector:
     """The detector itself; its settings may be traced."""
     number = jnp.float32
     nan, zero = number(jnp.nan), jnp.int32(0)
-    nowhere = _Moment(jnp.int32(-1), nan, nan, nan, nan, nan, jnp.asarray(False))
+    nowhere = _Moment(jnp.int32(-1), nan, nan, nan, nan, nan, nan, jnp.asarray(False))
     far = jnp.int32(np.iinfo(np.int32).max // 2)
 
     def init() -> DetectorState:
@@ -122,6 +124,7 @@ def _detector(factor, delta, horizon, momentum_horizon) -> Detector:
 
     def event(kind, state: DetectorState, end, lambda_max) -> Event:
         onset, peak = state.onset, state.peak
+        inside, outside = peak.loss_top - onset.loss_top, peak.loss_rest - onset.loss_rest
         return Event(
             kind=jnp.int32(kind),
             onset=onset.step,
@@ -130,22 +133,22 @@ def _detector(factor, delta, horizon, momentum_horizon) -> Detector:
             loss_onset=onset.loss,
             loss_peak=peak.loss,
             peak_ratio=peak.loss / state.level,
-            share_top=(peak.loss_top - onset.loss_top) / (peak.loss - onset.loss),
+            share_top=inside / (inside + outside),
             lr=onset.lr,
             critical_lr=onset.critical_lr,
             lambda_max_before=onset.lambda_max,
             lambda_max_after=lambda_max,
         )
 
-    def update(state: DetectorState, loss, lr, critical_lr, lambda_max=nan, loss_top=nan):
-        loss, lr, critical_lr, lambda_max, loss_top = (
-            jnp.asarray(v).astype(number) for v in (loss, lr, critical_lr, lambda_max, loss_top)
+    def update(state: DetectorState, loss, lr, critical_lr, lambda_max=nan, loss_top=nan, loss_rest=nan):
+        loss, lr, critical_lr, lambda_max, loss_top, loss_rest = (
+            jnp.asarray(v).astype(number) for v in (loss, lr, critical_lr, lambda_max, loss_top, loss_rest)
         )
         # A critical lr that was not measured at this step is the last one that was.
         critical_lr = jnp.where(jnp.isnan(critical_lr), state.critical_lr, critical_lr)
         lambda_max = jnp.where(jnp.isnan(lambda_max), state.lambda_max, lambda_max)
         since = jnp.where(lr > critical_lr, 0, jnp.minimum(state.since_exceedance + 1, far))
-        now = _Moment(state.step, loss, loss_top, lr, critical_lr, lambda_max, since <= momentum_horizon)
+        now = _Moment(state.step, loss, loss_top, loss_rest, lr, critical_lr, lambda_max, since <= momentum_horizon)
         pick = lambda condition, a, b: jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
 
         finite = jnp.isfinite(loss)
@@ -205,6 +208,7 @@ def find_events(
     *,
     lambda_max: Float[Array, " t"] | None = None,
     loss_top: Float[Array, " t"] | None = None,
+    loss_rest: Float[Array, " t"] | None = None,
     factor: float = 1.5,
     delta: float = 0.1,
     horizon: int = 1000,
@@ -217,7 +221,8 @@ def find_events(
 
     Args:
       loss, lr, critical_lr: series of one length.
-      lambda_max, loss_top: optional, for the attributes of the events.
+      lambda_max, loss_top, loss_rest: optional, for the attributes of the events. The share of a rise in the top eigenspace is
+        taken of both parts together: for ``mse`` they are the loss, for other losses half the Newton decrement.
       factor, delta, horizon, momentum_horizon: see :func:`detector`.
 
     Raises:
@@ -235,7 +240,7 @@ def find_events(
     if loss.ndim != 1:
         raise ValueError(f"loss has shape {loss.shape}; allowed: one-dimensional")
     missing = np.full(loss.shape, np.nan, np.float32)
-    named = {"lr": lr, "critical_lr": critical_lr, "lambda_max": lambda_max, "loss_top": loss_top}
+    named = {"lr": lr, "critical_lr": critical_lr, "lambda_max": lambda_max, "loss_top": loss_top, "loss_rest": loss_rest}
     series = {name: missing if value is None else np.asarray(value, np.float32) for name, value in named.items()}
     for name, value in series.items():
         if value.shape != loss.shape:

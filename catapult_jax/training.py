@@ -25,8 +25,8 @@ class Members(NamedTuple):
     seed: np.ndarray  # (m,)
     lr: np.ndarray | None  # (m,)
     lr_relative: np.ndarray | None  # (m,) multiple of the critical lr at initialisation, on the training (or probe) examples
-    raises: np.ndarray | None = None  # (m,) raises that the schedule makes; None: as the schedule has it
-    cap: np.ndarray | None = None  # (m,) multiple of the critical lr that the schedule does not exceed; infinite: no cap
+    raises: np.ndarray | None = None  # (m,) raises that the schedule makes; None: none
+    cap: np.ndarray | None = None  # (m,) multiple of the critical lr that the schedule keeps to; infinite, or None: no cap
 
 
 class MemberState(NamedTuple):
@@ -174,6 +174,7 @@ def trainer(
             critical,
             measured.get("lambda_max_batch", jnp.float32(jnp.nan)),
             measured.get("loss_top", jnp.float32(jnp.nan)),
+            measured.get("loss_rest", jnp.float32(jnp.nan)),
         )
         opt_state = state.opt_state._replace(hyperparams=state.opt_state.hyperparams | {"learning_rate": rate.lr})
         updates, opt_state = optimizer.update(gradient, opt_state, state.params)

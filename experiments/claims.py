@@ -1,4 +1,4 @@
-"""Reruns the claims of the source studies: python -m experiments.claims [--scale=smoke|cpu|gpu] [--only=NAME,...].
+"""Reruns the claims of the source studies: python -m experiments.claims [--scale=smoke|cpu|gpu] [--only=NAME ...].
 
 Each experiment is one config (or one sweep) with its verdicts. What is complete is not run again; what is not chosen and not there is
 listed as not run. The page has one row for each claim, those that are not tested here included, with the reason.
@@ -12,7 +12,9 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -22,11 +24,11 @@ from ml_collections import ConfigDict
 from catapult_jax import records
 from experiments import config as configs
 from experiments import main as single
-from experiments import report, sweep, verdicts
+from experiments import sweep, verdicts
 
 _SCALES = ("smoke", "cpu", "gpu")
 _SCALE = flags.DEFINE_enum("scale", "cpu", _SCALES, "smoke: seconds each; cpu: an hour on two cores; gpu: the configs in full.")
-_ONLY = flags.DEFINE_list("only", [], "Experiments to run; default: all.")
+_ONLY = flags.DEFINE_multi_string("only", [], "Experiment or config to run; may be given several times. Default: all.")
 _CLAIMS_DIR = flags.DEFINE_string("claims_dir", None, "Directory of the runs; default: runs/claims-SCALE.")
 _PAGE = flags.DEFINE_string("page", None, "Page to write; default: docs/claims.md (smoke: claims.md beside the runs).")
 
@@ -40,7 +42,7 @@ class Experiment(NamedTuple):
     figure: str = "loss"
     is_sweep: bool = False
     reference: str = ""  # variant of configs/reference.py that must be there first
-    cpu: dict[str, Any] = {}  # what is smaller than in the config at that scale  # noqa: RUF012
+    cpu: Mapping[str, Any] = MappingProxyType({})  # what is smaller than in the config at that scale
 
     @property
     def directory(self) -> str:
@@ -115,14 +117,23 @@ UNTESTED = (
 )  # fmt: skip
 
 
+def _words(experiment: Experiment, scale: str) -> tuple[str, str]:
+    """Config and variant of an experiment at a scale."""
+    module, _, variant = experiment.name.partition(":")
+    words = [variant] if variant and variant != "full" else []
+    return module, ",".join([*words, "smoke"] if scale == "smoke" else words)
+
+
+def _load(module: str, variant: str) -> ConfigDict:
+    get_config = importlib.import_module(f"configs.{module}").get_config
+    return get_config(variant) if variant else get_config()
+
+
 def config_of(experiment: Experiment, scale: str, workdir: Path) -> ConfigDict:
     """The config of an experiment at a scale."""
-    module, _, variant = experiment.name.partition(":")
-    variants = [word for word in variant.split(",") if word not in ("full",)] + (["smoke"] if scale == "smoke" else [])
-    module = importlib.import_module(f"configs.{module}")
-    config = module.get_config(",".join(variants)) if variants else module.get_config()
+    config = _load(*_words(experiment, scale))
     if scale == "cpu":
-        config.update_from_flattened_dict(experiment.cpu)
+        config.update_from_flattened_dict(dict(experiment.cpu))
     config.data.strict = scale != "smoke"  # a claim about a data set is not checked on another one
     if experiment.reference:
         config.measure.agop_reference = str(_reference_dir(experiment, workdir) / "model.npz")
@@ -137,9 +148,7 @@ def run_experiment(experiment: Experiment, scale: str, workdir: Path) -> str | N
     """Runs what is not complete; returns why it can't be run, if it can't."""
     try:
         if experiment.reference:
-            reference = importlib.import_module("configs.reference").get_config(
-                experiment.reference + (",smoke" if scale == "smoke" else "")
-            )
+            reference = _load("reference", experiment.reference + (",smoke" if scale == "smoke" else ""))
             reference.data.strict = scale != "smoke"
             single.run(reference, _reference_dir(experiment, workdir))
         config, directory = config_of(experiment, scale, workdir), workdir / experiment.directory
@@ -167,7 +176,8 @@ def results(experiment: Experiment, scale: str, workdir: Path) -> tuple[list[ver
         found = [verdicts.OF_SWEEP[name](rows, config.to_dict()) for name in experiment.claims]
         figure = directory / "summary.png"
     else:
-        found = [v for v in report.build(directory) if v.claim in experiment.claims]
+        record = records.open_record(directory).load()
+        found = [verdicts.OF_RUN[name](record, config.to_dict()) for name in experiment.claims]
         figure = directory / "figures" / f"{experiment.figure}.png"
     about = [json.loads((d / "run.json").read_text()) for d in directories]
     only = lambda values: ", ".join(sorted(set(values)))
@@ -191,9 +201,8 @@ def _code(commit: str | None) -> str:
 
 def _commands(experiment: Experiment, scale: str, workdir: Path) -> list[str]:
     """What to type for it: the reference, if there is one, then the run."""
-    module, _, variant = experiment.name.partition(":")
-    words = [word for word in variant.split(",") if word != "full"] + (["smoke"] if scale == "smoke" else [])
-    name = f"configs/{module}.py" + (f":{','.join(words)}" if words else "")
+    module, variant = _words(experiment, scale)
+    name = f"configs/{module}.py" + (f":{variant}" if variant else "")
     changed = dict(experiment.cpu) if scale == "cpu" else {}
     grid = [f" --grid={axis}" for axis in changed.pop("sweep", ())]
     commands = []

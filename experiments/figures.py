@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.verdicts import by_rate, catapult_counts, finished, interval, is_stochastic, last, run_events, spike_series
+from experiments.verdicts import by_setting, catapult_counts, finished, interval, is_stochastic, last, run_events, spike_series
 
 _COLORS = {"catapult": "tab:red", "unexplained": "tab:purple", "divergence": "black", "unknown": "0.5"}
 
@@ -22,7 +22,7 @@ _PANELS = 4
 
 def _axes(record, config, title: str, ylabel: str):
     """One panel for each setting: [(axis, members)], the first member to be drawn in full."""
-    groups = by_rate(record, config)
+    groups = by_setting(record, config)
     if len(groups) > _PANELS:
         title += f" (the first {_PANELS} of {len(groups)} settings)"
     groups = groups[:_PANELS]
@@ -144,7 +144,7 @@ def against_catapults_figure(record, config, title):
     for axis, name in zip(axes[0], metrics, strict=True):
         values = last(record, name)
         axis.plot(counts[ok], values[ok], ls="", marker=".", color="0.7")
-        for label, members in by_rate(record, config):
+        for label, members in by_setting(record, config):
             members = members[ok[members]]
             if len(members):
                 mean, low, high = interval(values[members])
@@ -182,8 +182,8 @@ def directions_figure(directory: Path, title: str):
 
 
 def sweep_figure(rows: list[dict], axis_name: str, title: str):
-    """Where the runs of a sweep ended, against its first axis: the mean with its 95 % interval over seeds (and over the other axes that make runs, if there are
-    any), for each setting of the members."""
+    """Where the runs of a sweep ended, against its first axis: the mean with its 95 % interval over seeds, and over the other axes
+    that make runs, if there are any, for each setting of the members."""
     metrics = [name for name in ("catapults", *_METRICS) if any(name in row for row in rows)]
     settings = list(dict.fromkeys(row["setting"] for row in rows))
     figure, axes = plt.subplots(1, len(metrics), figsize=(1 + 3.6 * len(metrics), 3.6), squeeze=False)

@@ -16,7 +16,7 @@ from experiments import figures
 from experiments.verdicts import (
     OF_RUN,
     Verdict,
-    by_rate,
+    by_setting,
     catapult_counts,
     finished,
     last,
@@ -146,7 +146,7 @@ def build(run_dir: str | Path) -> list[Verdict]:
         )
         rows = [
             (label, f"{ok[m].sum()} of {len(m)}", *(text_of(found[m[ok[m]]]) for found in (counts, *values.values())))
-            for label, m in by_rate(record, config)
+            for label, m in by_setting(record, config)
         ]
         parts.append(table_html(("setting", "members that finished", "catapults", *ends), rows))
         parts.append("<p>Mean over seeds with its 95 % bootstrap interval.</p>")

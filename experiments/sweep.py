@@ -12,6 +12,7 @@ import itertools
 import json
 import multiprocessing
 import sys
+import traceback
 from concurrent.futures import ProcessPoolExecutor
 from html import escape
 from pathlib import Path
@@ -120,6 +121,7 @@ def _one(config: dict, directory: str) -> str | None:
     except (ConfigError, RunError) as error:
         return configs.one_line(error)
     except Exception as error:  # one run that is too large for the machine must not take the others with it
+        traceback.print_exc()
         return f"{type(error).__name__}: {configs.one_line(error)}"
     return None
 
@@ -140,7 +142,7 @@ def summary(runs: list[tuple[dict, ConfigDict]], workdir: Path) -> list[dict]:
         ends = {name: verdicts.last(record, name) for name in report.ENDS if name in record}
         catapults, ok = verdicts.catapult_counts(record, config), verdicts.finished(record, config)
         spikes = [len(found) for found in verdicts.run_events(record, config)]
-        label = {m: name for name, members in verdicts.by_rate(record, config) for m in members}
+        label = {m: name for name, members in verdicts.by_setting(record, config) for m in members}
         coordinates = [name for name in ("seed", "rate", "lr_init", "raises", "cap") if name in record.coords]
         for m in range(record.sizes["member"]):
             # The end of a member that is done is the first step at which it was.
@@ -206,7 +208,7 @@ def run_sweep(config: ConfigDict, grid: list[str], workdir: Path, processes: int
 
     Raises:
       ConfigError: before anything is started.
-      RunError: no run was completed.
+      RunError: a run failed; the others have been run, and the summary is of those.
     """
     runs, axes = plan(config, grid)
     if workdir.exists() and not workdir.is_dir():

@@ -27,37 +27,30 @@ def run_events(record, config: dict[str, Any], *, factor: float | None = None) -
     settings = config["events"]
     if is_stochastic(config) and "loss_train" not in record:
         return [[] for _ in range(record.sizes["member"])]
-    loss = record[spike_series(record)]
+    loss, split = record[spike_series(record)], "loss_train" if is_stochastic(config) else "loss"
     pick = lambda name, m: record[name].values[m] if name in record else None
     missing = np.full(record.sizes["step"], np.nan)
     events = []
     for m in range(record.sizes["member"]):
         critical = pick("critical_lr_batch", m)
-        found = find_events(
-            loss.values[m],
-            record["lr"].values[m],
-            missing if critical is None else critical,
-            lambda_max=pick("lambda_max_batch", m),
-            factor=settings["factor"] if factor is None else factor,
-            delta=min(settings["delta"], ((settings["factor"] if factor is None else factor) - 1) / 2),
-            horizon=settings["horizon"],
-            momentum_horizon=momentum_horizon(config["optimizer"]["momentum"]),
+        events.append(
+            find_events(
+                loss.values[m],
+                record["lr"].values[m],
+                missing if critical is None else critical,
+                lambda_max=pick("lambda_max_batch", m),
+                loss_top=pick(f"{split}_top", m),
+                loss_rest=pick(f"{split}_rest", m),
+                factor=settings["factor"] if factor is None else factor,
+                delta=min(settings["delta"], ((settings["factor"] if factor is None else factor) - 1) / 2),
+                horizon=settings["horizon"],
+                momentum_horizon=momentum_horizon(config["optimizer"]["momentum"]),
+            )
         )
-        top, rest = (pick(f"{'loss_train' if is_stochastic(config) else 'loss'}_{part}", m) for part in ("top", "rest"))
-        events.append([_with_share(e, top, rest) for e in found])
     return events
 
 
-def _with_share(event: Event, top, rest) -> Event:
-    """The share of the rise in the top eigenspace, from both parts of the split: for losses other than mse they do not add up to
-    the loss but to half the Newton decrement, and the share is one of that."""
-    if top is None:
-        return event
-    inside, outside = (float(part[event.peak] - part[event.onset]) for part in (top, rest))
-    return event._replace(share_top=inside / (inside + outside) if inside + outside else float("nan"))
-
-
-def by_rate(record, config: dict[str, Any]) -> list[tuple[str, np.ndarray]]:
+def by_setting(record, config: dict[str, Any]) -> list[tuple[str, np.ndarray]]:
     """Members of each setting that was asked for, all seeds of it: (label, member numbers)."""
     absolute = config["optimizer"]["lr"] or config["members"]["lr"]
     labels = {
@@ -134,7 +127,7 @@ def spikes_are_catapults(record, config) -> Verdict:
         early += sum(e.onset < first for e in found)
         explained += sum(e.lr > e.critical_lr for e in found)
         total += len(found)
-    for label, members in by_rate(record, config):
+    for label, members in by_setting(record, config):
         firsts = [events[m][0].onset for m in members if events[m]]
         crossings = [int(np.argmax(above[m])) for m in members if above[m].any()]
         per_rate.append(
@@ -210,7 +203,7 @@ def exceedance_predicts_rise(record, config) -> Verdict:
     name = "exceedance_predicts_rise"
     tables, alive = rise_predictions(record, config), record["alive"].values[:, -1]
     parts, holds, told = [], True, True
-    for label, members in by_rate(record, config):
+    for label, members in by_setting(record, config):
         members = [m for m in members if alive[m]]
         batch, full, spikes = ([tables[kind][m] for m in members] for kind in tables)
         batch_sum, full_sum, spikes_sum = _pooled(batch), _pooled(full), _pooled(spikes)
@@ -239,7 +232,7 @@ def _pooled_spread(tables: list[Prediction], score: str) -> str:
     return f"{getattr(_pooled(tables), score):.3g}" + (f" (seeds {min(values):.3g} to {max(values):.3g})" if values else "")
 
 
-_SEEDS = 5  # fewer decide nothing
+_MIN_SEEDS = 5  # fewer decide nothing
 _BEYOND = "95 % interval over seeds and sign test"
 
 
@@ -268,7 +261,7 @@ def beyond_zero(values, sign: int) -> bool | None:
     (True, False, None)
     """
     values = sign * np.asarray(values, float)
-    if len(values) < _SEEDS or not np.isfinite(values).all():
+    if len(values) < _MIN_SEEDS or not np.isfinite(values).all():
         return None
     test = stats.binomtest(int((values > 0).sum()), len(values), alternative="greater")
     return bool(interval(values)[1] > 0 and test.pvalue <= 0.05)
@@ -344,7 +337,7 @@ def _on_the_way(record, config, factor: float) -> _OnTheWay:
     return found
 
 
-_SPIKES = 10  # fewer decide nothing
+_MIN_SPIKES = 10  # fewer decide nothing
 
 
 def sgd_spikes_are_catapults(record, config) -> Verdict:
@@ -377,8 +370,10 @@ def sgd_spikes_are_catapults(record, config) -> Verdict:
         f"share of the rise in the top space {text_of(shares)}; {at_onset} have one at the very onset, or within the momentum's memory "
         f"before it; {', '.join(by_factor)}; {above.mean():.1%} of all steps are critical"
     )
-    if len(hits) < _SPIKES or not len(shares):
-        return Verdict(name, statement, NOT_TESTED, f"fewer than {_SPIKES} spikes, or no split of the training loss; " + effect)
+    if len(hits) < _MIN_SPIKES or not len(shares):
+        return Verdict(
+            name, statement, NOT_TESTED, f"fewer than {_MIN_SPIKES} spikes, or no split of the training loss; " + effect
+        )
     return Verdict(
         name, statement, _decide(bool(hits.mean() >= 0.95), bool(shares.mean() >= 0.9), beyond_zero(gain, 1)), effect
     )
@@ -396,7 +391,7 @@ def cycles_cause_catapults(record, config) -> Verdict:
     alive = record["alive"].values
     with_spike: dict[bool, list[bool]] = {True: [], False: []}
     per_rate = []
-    for label, members in by_rate(record, config):
+    for label, members in by_setting(record, config):
         per_rate.append(f"{label}: {sum(len(events[m]) for m in members)} spikes in {len(members)} members")
         for m in members:
             for start in range(0, record.sizes["step"] - period + 1, period):
@@ -411,8 +406,8 @@ def cycles_cause_catapults(record, config) -> Verdict:
         f"{len(with_spike[False])} without; {kinds.count('catapult')} of {len(kinds)} spikes have an exceedance at onset; "
         + "; ".join(per_rate)
     )
-    if min(map(len, with_spike.values())) < _SPIKES:
-        return Verdict(name, statement, NOT_TESTED, f"fewer than {_SPIKES} cycles of one kind; " + effect)
+    if min(map(len, with_spike.values())) < _MIN_SPIKES:
+        return Verdict(name, statement, NOT_TESTED, f"fewer than {_MIN_SPIKES} cycles of one kind; " + effect)
     holds = share[True] >= 0.9 and share[False] <= 0.1
     return Verdict(name, statement, REPRODUCED if holds else NOT_REPRODUCED, effect)
 
@@ -428,7 +423,7 @@ def catapults_raise_alignment(record, config) -> Verdict:
     counts, ok, seeds = catapult_counts(record, config), finished(record, config), record["seed"].values
     series = {key: last(record, key) for key in ("agop_alignment", "loss_test", "error_test", "loss_train") if key in record}
     parts = []
-    for label, members in by_rate(record, config):
+    for label, members in by_setting(record, config):
         ended = members[ok[members]]
         shown = ", ".join(f"{key} {text_of(values[ended])}" for key, values in series.items())
         parts.append(f"{label}: {len(ended)} of {len(members)} members, {text_of(counts[ended])} catapults, {shown}")

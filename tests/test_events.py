@@ -65,19 +65,19 @@ def test_online_and_offline_are_identical_and_vmap_over_factors_too():
     rng = np.random.default_rng(0)
     loss = np.exp(np.cumsum(rng.standard_normal(300) * 0.4)).astype(np.float32)
     lr, critical = np.ones(300, np.float32), rng.uniform(0.5, 1.5, 300).astype(np.float32)
-    top, lam = (loss * 0.7).astype(np.float32), (2 / critical).astype(np.float32)
+    top, rest, lam = ((loss * 0.7).astype(np.float32), (loss * 0.2).astype(np.float32), (2 / critical).astype(np.float32))
     for factor in FACTORS:
         d = detector(factor=factor)
         update = jax.jit(d.update)
         state, online = d.init(), []
-        for values in zip(loss, lr, critical, lam, top, strict=True):
+        for values in zip(loss, lr, critical, lam, top, rest, strict=True):
             state, event = update(state, *map(jnp.asarray, values))
             if int(event.kind):
                 online.append(event)
         last = d.finish(state)
         online += [last] if int(last.kind) else []
         online = [Event(KINDS[int(e.kind)], *(v.item() for v in e[1:])) for e in online]
-        saved = find_events(loss, lr, critical, lambda_max=lam, loss_top=top, factor=factor)
+        saved = find_events(loss, lr, critical, lambda_max=lam, loss_top=top, loss_rest=rest, factor=factor)
         assert len(saved) > 0
         np.testing.assert_equal([e._asdict() for e in online], [e._asdict() for e in saved])
         assert int(state.closed) == len([e for e in saved if e.end >= 0 or e.kind == "divergence"])
@@ -88,7 +88,14 @@ def test_attributes_of_one_catapult():
     top = [0.5, 0.1, 0.1, 0.4, 1.5, 0.6, 0.05, 0.0]
     lr = [1, 1, 2, 2, 2, 2, 2, 2]
     critical = [1.5] * 6 + [4.0, 4.0]
-    (event,) = find_events(loss, lr, critical, lambda_max=[2 / c for c in critical], loss_top=top)
+    (event,) = find_events(
+        loss,
+        lr,
+        critical,
+        lambda_max=[2 / c for c in critical],
+        loss_top=top,
+        loss_rest=[a - b for a, b in zip(loss, top, strict=True)],
+    )
     assert (event.kind, event.onset, event.peak, event.end) == ("catapult", 2, 4, 6)  # 0.502 is still the level
     assert event.peak_ratio == pytest.approx(4.0)
     assert event.share_top == pytest.approx(1.4 / 1.498, rel=1e-5)
