@@ -8,13 +8,22 @@ from catapult_jax.events import Detector, Event, count_spikes, detector, find_ev
 from catapult_jax.losses import batch_loss
 from catapult_jax.models import CNN, FCN, ViT, WideResNet
 from catapult_jax.records import open_record
-from catapult_jax.tangent_kernel import CoupledExamplesError, NeuralTangentsMissing, tangent_kernel
+from catapult_jax.tangent_kernel import (
+    CoupledExamplesError,
+    Directions,
+    Eigenpairs,
+    NeuralTangentsMissing,
+    tangent_kernel,
+    top_eigenpairs,
+)
 
 __all__ = [
     "CNN",
     "FCN",
     "CoupledExamplesError",
     "Detector",
+    "Directions",
+    "Eigenpairs",
     "Event",
     "LossSplit",
     "NeuralTangentsMissing",
@@ -37,6 +46,7 @@ __all__ = [
     "prediction",
     "split_loss",
     "tangent_kernel",
+    "top_eigenpairs",
 ]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from catapult_jax.losses import hessian_root
+from catapult_jax.losses import hessian_range, hessian_root
 from catapult_jax.tangent_kernel import tangent_kernel
 
 if TYPE_CHECKING:
@@ -53,6 +53,49 @@ def loss_weighted_kernel(
         blocks = kernel.reshape(b, o, b, o)
         blocks = jnp.einsum("ipo,iojq,jqr->ipjr", root, blocks, root) / b
         return blocks.reshape(b * o, b * o)
+
+
+def weighted_tangent_kernel(
+    apply_fn: Callable,
+    params: PyTree,
+    batch: tuple[Array, Array],
+    outputs: Float[Array, "b *o"],
+    *,
+    loss: str,
+    method: str = "auto",
+    preconditioner: PyTree | None = None,
+    chunk_size: int | None = None,
+) -> Float[Array, "br br"]:
+    """Loss-weighted kernel of a batch, ``(1/b) B^T S^(1/2) K S^(1/2) B``, with the basis ``B`` of :func:`hessian_range`.
+
+    The same non-zero spectrum as :func:`loss_weighted_kernel`, from as many backward passes as the rank of the loss Hessian:
+    one in place of two for two classes. Its eigenvectors times ``B`` are those of the loss-weighted kernel.
+
+    Args:
+      apply_fn, params, batch, loss: as in :func:`critical_lr`.
+      outputs: ``apply_fn(params, x)``, which a training step has anyway.
+      method, preconditioner, chunk_size: as in :func:`tangent_kernel`.
+
+    Units: inverse learning rate.
+
+    Raises:
+      ValueError: as :func:`tangent_kernel` and :func:`loss_weighted_kernel`.
+
+    Source: the Gauss-Newton identity.
+
+    >>> linear, x = lambda w, x: x @ w, jnp.eye(2)
+    >>> batch, outputs = (x, jnp.array([0, 1])), jnp.zeros((2, 2))
+    >>> weighted_tangent_kernel(linear, outputs, batch, outputs, loss="softmax_cross_entropy").round(3).tolist()
+    [[0.25, 0.0], [0.0, 0.25]]
+    """
+    x, targets = batch
+    options = dict(method=method, preconditioner=preconditioner, chunk_size=chunk_size)
+    if loss == "mse" or method == "neural_tangents":
+        return loss_weighted_kernel(tangent_kernel(apply_fn, params, x, **options), outputs, targets, loss=loss)
+    with jax.default_matmul_precision("highest"):
+        root = hessian_root(outputs, targets, loss=loss)
+        root = root @ hessian_range(root.shape[1], loss=loss).astype(root.dtype)
+    return tangent_kernel(apply_fn, params, x, cotangents=root, **options) / len(x)
 
 
 def critical_lr_from_lambda(lambda_max: Float[Array, "*m"], *, momentum: float = 0.0) -> Float[Array, "*m"]:
@@ -106,7 +149,6 @@ def critical_lr(
     >>> round(float(critical_lr(linear, jnp.zeros(2), batch, loss="mse")), 6)  # 1 / |x|^2
     0.04
     """
-    x, targets = batch
-    kernel = tangent_kernel(apply_fn, params, x, method=method)
-    weighted = loss_weighted_kernel(kernel, apply_fn(params, x), targets, loss=loss)
+    x, _ = batch
+    weighted = weighted_tangent_kernel(apply_fn, params, batch, apply_fn(params, x), loss=loss, method=method)
     return critical_lr_from_lambda(jnp.linalg.eigvalsh(weighted)[-1], momentum=momentum)

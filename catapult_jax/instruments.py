@@ -7,6 +7,7 @@ batch of the step, ``_train`` on all training examples, ``_probe`` on the first 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,9 +16,9 @@ from jax import lax
 
 from catapult_jax.agop import agop_alignment, agop_pearson, input_jacobian
 from catapult_jax.critical_lr import critical_lr_from_lambda
-from catapult_jax.eigenspace import split_loss
+from catapult_jax.eigenspace import share_of, split_batch_loss, weighted_residual
 from catapult_jax.losses import batch_loss
-from catapult_jax.tangent_kernel import tangent_kernel
+from catapult_jax.tangent_kernel import Directions, top_eigenpairs
 
 
 class Moment(NamedTuple):
@@ -28,44 +29,98 @@ class Moment(NamedTuple):
     batch: tuple  # (x, y)
     outputs: jax.Array  # of the batch, before the update
     data: dict  # x_train, y_train, x_test, y_test; x_val, y_val where there are any
-    eigenvectors: jax.Array | None  # of the step before, where they can be followed
 
 
 class Instrument(NamedTuple):
     every: int  # cadence in steps, 1 or more
-    measure: Callable[[Moment], dict[str, jax.Array]]
+    # now -> measurements; where there is a start: (now, carried) -> (measurements, carried)
+    measure: Callable[..., Any]
+    start: Callable[[Moment], Any] | None = None  # what it carries from one measurement to the next, before the first one
 
 
-def batch_kernel(apply_fn: Callable, *, loss: str, every: int, k: int, momentum: float = 0.0) -> Instrument:
-    """Critical lr of the batch, top eigenvalues, and the loss split over the top-``k`` eigenspace.
+def batch_kernel(
+    apply_fn: Callable,
+    *,
+    loss: str,
+    every: int,
+    k: int,
+    momentum: float = 0.0,
+    follow: bool = True,
+    chunk_size: int | None = None,
+) -> Instrument:
+    """Critical lr of the batch, top eigenvalues, and the loss split over the top-``k`` eigenspace, from the exact kernel.
 
-    Cost: about half a training step for a fully connected net, one for a convolutional one.
+    ``follow``: eigenvectors keep their order and sign from one measurement to the next, where the batch is always the same.
+    ``chunk_size``: as in :func:`tangent_kernel`. Cost: about half a training step for a fully connected net, one for a
+    convolutional one, and an eigendecomposition of one row for each output of the batch.
     """
 
-    def measure(now: Moment):
-        x, y = now.batch
-        kernel = tangent_kernel(apply_fn, now.params, x)
-        split = split_loss(kernel, now.outputs, y, loss=loss, k=k, previous=now.eigenvectors)
+    def split(now: Moment, previous):
+        return split_batch_loss(
+            apply_fn, now.params, now.batch, now.outputs, loss=loss, k=k, previous=previous, chunk_size=chunk_size
+        )
+
+    def measure(now: Moment, previous=None):
+        found = split(now, previous)
         return {
-            "lambda_max_batch": split.lambda_max,
-            "critical_lr_batch": critical_lr_from_lambda(split.lambda_max, momentum=momentum),
-            "loss_top": split.top,
-            "loss_rest": split.rest,
-            "eigenvalues": split.eigenvalues,
-            "eigenvectors": split.eigenvectors,
-        }
+            "lambda_max_batch": found.lambda_max,
+            "critical_lr_batch": critical_lr_from_lambda(found.lambda_max, momentum=momentum),
+            "loss_top": found.top,
+            "loss_rest": found.rest,
+            "eigenvalues": found.eigenvalues,
+        }, found.eigenvectors
 
-    return Instrument(every, measure)
+    def start(now: Moment):
+        shape = jax.eval_shape(lambda now: split(now, None).eigenvectors, now)
+        return jnp.zeros(shape.shape, shape.dtype)
+
+    return Instrument(every, measure, start) if follow else Instrument(every, lambda now: measure(now)[0])
 
 
-def train_kernel(apply_fn: Callable, *, loss: str, every: int, probe_size: int, k: int, momentum: float = 0.0) -> Instrument:
+def batch_products(
+    apply_fn: Callable,
+    *,
+    loss: str,
+    every: int,
+    k: int,
+    momentum: float = 0.0,
+    tol: float = 0.01,
+    max_products: int = 60,
+    chunk_size: int | None = None,
+) -> Instrument:
+    """What :func:`batch_kernel` measures, from kernel-vector products, each eigenvalue to a relative error of ``tol``; with it the
+    bound on the error of the largest one and the number of products.
+
+    Starts from the directions of the measurement before, also on another batch. Cost: about four forward passes of the batch a
+    product; one to two products for ``k = 1``, and one and a half or more for each vector of a larger ``k``.
+    """
+
+    def measure(now: Moment, directions):
+        found, top, rest = _top(apply_fn, now.params, now.batch, now.outputs, directions)
+        return {
+            "lambda_max_batch": found.eigenvalues[0],
+            "critical_lr_batch": critical_lr_from_lambda(found.eigenvalues[0], momentum=momentum),
+            "loss_top": top,
+            "loss_rest": rest,
+            "eigenvalues": found.eigenvalues,
+            "lambda_max_bound": found.bounds[0],
+            "products": found.products,
+        }, found.directions
+
+    _top = partial(_top_space, loss=loss, k=k, tol=tol, max_products=max_products, chunk_size=chunk_size)
+    return Instrument(every, measure, lambda now: _nowhere(now.params, k))
+
+
+def train_kernel(
+    apply_fn: Callable, *, loss: str, every: int, probe_size: int, k: int, momentum: float = 0.0, chunk_size: int | None = None
+) -> Instrument:
     """Critical lr on the whole training set, or on its first ``probe_size`` examples, and the loss on them split over the
     top-``k`` eigenspace of their kernel. Cost: that of the kernel of so many, with its eigenvectors."""
     name = "probe" if probe_size else "train"
 
     def measure(now: Moment):
         x, y = (now.data[key][: probe_size or None] for key in ("x_train", "y_train"))
-        split = split_loss(tangent_kernel(apply_fn, now.params, x), apply_fn(now.params, x), y, loss=loss, k=k)
+        split = split_batch_loss(apply_fn, now.params, (x, y), apply_fn(now.params, x), loss=loss, k=k, chunk_size=chunk_size)
         return {
             f"lambda_max_{name}": split.lambda_max,
             f"critical_lr_{name}": critical_lr_from_lambda(split.lambda_max, momentum=momentum),
@@ -74,6 +129,63 @@ def train_kernel(apply_fn: Callable, *, loss: str, every: int, probe_size: int, 
         }
 
     return Instrument(every, measure)
+
+
+def train_products(
+    apply_fn: Callable,
+    *,
+    loss: str,
+    every: int,
+    probe_size: int,
+    k: int,
+    momentum: float = 0.0,
+    tol: float = 0.01,
+    max_products: int = 60,
+    chunk_size: int | None = None,
+) -> Instrument:
+    """What :func:`train_kernel` measures, from kernel-vector products as in :func:`batch_products`: for training sets whose
+    kernel does not fit."""
+    name = "probe" if probe_size else "train"
+
+    def measure(now: Moment, directions):
+        x, y = (now.data[key][: probe_size or None] for key in ("x_train", "y_train"))
+        found, top, rest = _top_space(
+            apply_fn, now.params, (x, y), apply_fn(now.params, x), directions,
+            loss=loss, k=k, tol=tol, max_products=max_products, chunk_size=chunk_size,
+        )  # fmt: skip
+        return {
+            f"lambda_max_{name}": found.eigenvalues[0],
+            f"critical_lr_{name}": critical_lr_from_lambda(found.eigenvalues[0], momentum=momentum),
+            f"loss_{name}_top": top,
+            f"loss_{name}_rest": rest,
+            f"lambda_max_{name}_bound": found.bounds[0],
+            f"products_{name}": found.products,
+        }, found.directions
+
+    return Instrument(every, measure, lambda now: _nowhere(now.params, k))
+
+
+def _top_space(apply_fn, params, batch, outputs, directions, *, loss, k, tol, max_products, chunk_size):
+    found = top_eigenpairs(
+        apply_fn,
+        params,
+        batch,
+        k=k,
+        loss=loss,
+        warm_start=directions,
+        tol=tol,
+        max_products=max_products,
+        chunk_size=chunk_size,
+    )
+    with jax.default_matmul_precision("highest"):
+        residual = weighted_residual(outputs, batch[1], loss=loss).reshape(-1).astype(found.vectors.dtype)
+        return found, *share_of(found.vectors, residual, len(outputs))
+
+
+def _nowhere(params, k: int) -> Directions:
+    """Directions before the first search, which then starts at random."""
+    zeros = jax.tree.map(lambda p: jnp.zeros((k, *jnp.shape(p)), jnp.result_type(p)), params)
+    return Directions(zeros, jnp.int32(k), jnp.float32(0), jnp.float32(jnp.inf))
 
 
 def train_loss(apply_fn: Callable, *, loss: str, every: int) -> Instrument:
@@ -129,21 +241,29 @@ def agop(apply_fn: Callable, *, every: int, reference: jax.Array, size: int, chu
     return Instrument(every, measure)
 
 
-def measure(instruments: dict[str, Instrument], now: Moment, step, *, static: bool) -> dict[str, jax.Array]:
-    """Runs the instruments that are due at ``step``; what is not due is NaN.
+def measure(
+    instruments: dict[str, Instrument], now: Moment, carried: dict[str, Any], step, *, static: bool
+) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+    """Runs the instruments that are due at ``step``; what is not due is NaN, and what it carries stays.
 
     ``static``: ``step`` is a Python number, and what is not due is not compiled; otherwise it is traced, under ``lax.cond``.
     """
-    measured = {}
-    for instrument in instruments.values():
-        if instrument.every == 1:
-            measured |= instrument.measure(now)
-            continue
-        shapes = jax.eval_shape(instrument.measure, now)
-        nothing = lambda _, shapes=shapes: jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), shapes)
-        due = step % instrument.every == 0
-        if static:
-            measured |= instrument.measure(now) if due else nothing(now)
+    measured, after = {}, dict(carried)
+    for name, instrument in instruments.items():
+        if instrument.start is None:
+            run = lambda now, nothing, instrument=instrument: (instrument.measure(now), nothing)
         else:
-            measured |= lax.cond(due, instrument.measure, nothing, now)
-    return measured
+            run = instrument.measure
+        before = carried.get(name)
+        shapes = jax.eval_shape(run, now, before)[0]
+        skip = lambda _, before, shapes=shapes: (jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), shapes), before)
+        if instrument.every == 1:
+            values, kept = run(now, before)
+        elif static:
+            values, kept = (run if step % instrument.every == 0 else skip)(now, before)
+        else:
+            values, kept = lax.cond(step % instrument.every == 0, run, skip, now, before)
+        measured |= values
+        if instrument.start is not None:
+            after[name] = kept
+    return measured, after

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 if TYPE_CHECKING:
@@ -103,3 +104,18 @@ def hessian_root(outputs: Float[Array, "b *o"], targets: Array, *, loss: str, in
     root = jnp.sqrt(jnp.where(kept, values, 1))
     root = jnp.where(kept, 1 / root if inverse else root, 0)
     return (vectors * root[:, None, :]) @ jnp.swapaxes(vectors, 1, 2)
+
+
+def hessian_range(outputs: int, *, loss: str) -> Float[np.ndarray, "o r"]:
+    """Orthonormal basis, the same for all outputs, of a space that holds the range of ``S_i``; ``r = o``, or ``o - 1`` for
+    ``softmax_cross_entropy``, which does not change when the same number is added to all logits.
+
+    >>> (hessian_range(2, loss="softmax_cross_entropy") * 2**0.5).round(3).tolist()
+    [[1.0], [-1.0]]
+    """
+    if loss != "softmax_cross_entropy":
+        return np.eye(outputs, dtype=np.float32)
+    basis = np.tril(np.ones((outputs, outputs)), 0).T[:, : outputs - 1]  # Helmert: mean of the first ones against the next
+    j = np.arange(1, outputs)
+    basis[j, j - 1] = -j
+    return (basis / np.sqrt(j * (j + 1))).astype(np.float32)

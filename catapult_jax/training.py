@@ -17,6 +17,7 @@ from catapult_jax.events import Detector, DetectorState
 from catapult_jax.instruments import Instrument, Moment, measure
 from catapult_jax.losses import batch_loss
 from catapult_jax.schedules import Schedule, ScheduleState
+from catapult_jax.tangent_kernel.exact import loops_are_slow
 
 
 class Members(NamedTuple):
@@ -34,7 +35,7 @@ class MemberState(NamedTuple):
     opt_state: Any
     schedule: ScheduleState
     detector: DetectorState
-    eigenvectors: jax.Array | None  # of the last kernel of the batch, where the batch is always the same
+    carried: dict[str, Any]  # by instrument: what it carries from one measurement to the next
     alive: jax.Array  # False once a loss was not finite: the member is frozen from that step on
     done: jax.Array  # True once the training loss has come down to the loss to stop at: frozen as well, on those weights
 
@@ -55,7 +56,8 @@ class Start(NamedTuple):
 
 class Trainer(NamedTuple):
     init: Callable[[Members], tuple[State, Start]]
-    run: Callable[[State, Members, int], tuple[State, dict[str, np.ndarray]]]  # n steps; measurements (m, n, ...)
+    # (state, members, n, longest=None) -> (state, measurements (m, n, ...)); calls that share one longest n share one program
+    run: Callable[..., tuple[State, dict[str, np.ndarray]]]
     scanned: bool  # steps run inside one compiled scan, vmapped over members; otherwise one by one
 
 
@@ -101,20 +103,19 @@ def trainer(
     names = ("x_train", "y_train", "x_test", "y_test", "x_val", "y_val")
     arrays = {name: jnp.asarray(getattr(data, name)) for name in names if getattr(data, name) is not None}
     optimizer = optax.inject_hyperparams(optimizer)(learning_rate=0.0)
-    follows = full and "batch_kernel" in instruments  # eigenvectors of one batch are in no order with those of another
 
     def init_member(seed):
         params = model.init(jax.random.fold_in(jax.random.key(seed), 0), arrays["x_train"][:1])
         x, y = (arrays[key][: probe_size or None] for key in ("x_train", "y_train"))
         return params, critical_lr(apply_fn, params, (x, y), loss=loss, momentum=momentum)
 
-    def moment(params, eigenvectors=None):
+    def moment(params):
         batch = (
             (arrays["x_train"], arrays["y_train"])
             if full
             else tuple(arrays[key][:batch_size] for key in ("x_train", "y_train"))
         )
-        return Moment(params, params, batch, apply_fn(params, batch[0]), arrays, eigenvectors)
+        return Moment(params, params, batch, apply_fn(params, batch[0]), arrays)
 
     def init(members: Members) -> tuple[State, Start]:
         init_one = jax.jit(init_member)
@@ -122,20 +123,20 @@ def trainer(
         for i, seed in enumerate(members.seed):
             params, critical_i = init_one(int(seed))
             lr = members.lr[i] if members.lr is not None else members.lr_relative[i] * critical_i
-            vectors = None
-            if follows:
-                shape = jax.eval_shape(lambda p: instruments["batch_kernel"].measure(moment(p)), params)["eigenvectors"]
-                vectors = jnp.zeros(shape.shape, shape.dtype)
+            carried = {name: i.start(moment(params)) for name, i in instruments.items() if i.start is not None}
             knobs = {"raises": members.raises, "cap": members.cap}
             rate = schedule.init(lr, **{name: values[i] for name, values in knobs.items() if values is not None})
             yes, no = jnp.asarray(True), jnp.asarray(False)
-            states.append(MemberState(params, optimizer.init(params), rate, detector.init(), vectors, yes, no))
+            states.append(MemberState(params, optimizer.init(params), rate, detector.init(), carried, yes, no))
             critical.append(np.asarray(critical_i))
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
         return State(jnp.int32(0), stacked), Start(np.array(critical), np.asarray(stacked.schedule.lr_start))
 
-    def step_member(step, state: MemberState, seed, data: dict, *, due: int | None):
-        """One step of one member. ``due``: the step modulo all cadences as a Python number, or None: decide at run time."""
+    def step_member(step, state: MemberState, seed, data: dict, wanted=True, *, due: int | None):
+        """One step of one member, or none where it is not wanted.
+
+        ``due``: the step modulo all cadences as a Python number, or None: decide at run time.
+        """
         if full:
             batch = data["x_train"], data["y_train"]
         else:
@@ -150,12 +151,11 @@ def trainer(
             return batch_loss(outputs, batch[1], loss=loss), outputs
 
         (value, outputs), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        before = Moment(state.params, state.params, batch, outputs, data, state.eigenvectors)
+        before = Moment(state.params, state.params, batch, outputs, data)
         when = dict(step=step if due is None else due, static=due is not None)
-        measured = {"loss_batch": value} | measure(
-            {name: i for name, i in instruments.items() if name != "loss_after"}, before, **when
-        )
-        vectors = measured.pop("eigenvectors", None)
+        early = {name: i for name, i in instruments.items() if name != "loss_after"}
+        measured, carried = measure(early, before, state.carried, **when)
+        measured = {"loss_batch": value} | measured
         if full:
             same = {
                 "loss_train": "loss_batch",
@@ -180,48 +180,44 @@ def trainer(
         updates, opt_state = optimizer.update(gradient, opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         if "loss_after" in instruments:
-            measured |= measure({"loss_after": instruments["loss_after"]}, before._replace(new_params=params), **when)
+            late = {"loss_after": instruments["loss_after"]}
+            measured |= measure(late, before._replace(new_params=params), {}, **when)[0]
 
         alive = state.alive & jnp.isfinite(value)
         settled = (rate.stage >= rate.raises) & ~rate.raised & ~spikes.is_open
         done = state.done | (settled & (tracked <= stop_loss)) if stop_loss else state.done
-        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(alive & ~done, a, b), new, old)
+        moves = alive & ~done & wanted
+        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(moves, a, b), new, old)
+        also = lambda new, old: jax.tree.map(lambda a, b: jnp.where(wanted, a, b), new, old)
         measured |= {"lr": rate.lr, "stage": rate.stage, "alive": alive, "spikes": spikes.closed + spikes.is_open}
         measured |= {"done": done} if stop_loss else {}
-        if follows:
-            vectors = (
-                keep(vectors, state.eigenvectors)
-                if instruments["batch_kernel"].every == 1
-                else jnp.where(jnp.isnan(vectors).any() | ~alive, state.eigenvectors, vectors)
-            )
-        else:
-            vectors = None
         new = MemberState(
             keep(params, state.params),
             keep(opt_state, state.opt_state),
             keep(rate, state.schedule),
-            spikes,
-            vectors,
-            alive,
-            done,
+            also(spikes, state.detector),
+            keep(carried, state.carried),
+            also(alive, state.alive),
+            also(done, state.done),
         )
         return new, measured
 
     example = jax.eval_shape(lambda: init_member(0)[0])
-    convolutional = "conv_general_dilated" in str(jax.make_jaxpr(apply_fn)(example, arrays["x_train"][:1]))
-    # On the CPU, XLA runs convolutions inside loops 40 to 60 times slower, and batched over members twice as slow.
-    scanned = not (convolutional and jax.default_backend() == "cpu")
+    scanned = not loops_are_slow(apply_fn, example, arrays["x_train"])  # convolutions on the CPU, also batched over members
     cadence = int(np.lcm.reduce([instrument.every for instrument in instruments.values()], initial=1))
 
-    @partial(jax.jit, donate_argnums=0, static_argnums=3)
-    def scan_chunk(state: State, seeds, data, steps: int):
-        def body(state, _):
-            members, measured = jax.vmap(partial(step_member, due=None), in_axes=(None, 0, 0, None))(
-                state.step, state.members, seeds, data
-            )
-            return State(state.step + 1, members), measured
+    @partial(jax.jit, donate_argnums=0, static_argnames="longest")
+    def scan_chunk(state: State, seeds, data, steps, *, longest: int):
+        """``steps`` steps; a program for the longest chunk does for a shorter one, and what is over is computed in vain."""
 
-        state, measured = jax.lax.scan(body, state, length=steps)
+        def body(state, i):
+            wanted = i < steps
+            members, measured = jax.vmap(partial(step_member, due=None), in_axes=(None, 0, 0, None, None))(
+                state.step, state.members, seeds, data, wanted
+            )
+            return State(state.step + wanted, members), measured
+
+        state, measured = jax.lax.scan(body, state, jnp.arange(longest))
         return state, jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), measured)
 
     step_once = jax.jit(step_member, donate_argnums=1, static_argnames="due")
@@ -241,10 +237,12 @@ def trainer(
         series = [jax.tree.map(lambda *values: np.stack(values), *values) for values in jax.device_get(measured)]
         return State(jnp.int32(first + steps), stacked), jax.tree.map(lambda *values: np.stack(values), *series)
 
-    def run(state: State, members: Members, steps: int):
-        chunk = scan_chunk if scanned else loop_chunk
-        state, measured = chunk(state, jnp.asarray(members.seed), arrays, steps)
-        return state, jax.device_get(measured)
+    def run(state: State, members: Members, steps: int, longest: int | None = None):
+        seeds = jnp.asarray(members.seed)
+        if not scanned:
+            return loop_chunk(state, seeds, arrays, steps)
+        state, measured = scan_chunk(state, seeds, arrays, jnp.int32(steps), longest=max(steps, longest or 0))
+        return state, jax.tree.map(lambda a: a[:, :steps], jax.device_get(measured))
 
     return Trainer(init, run, scanned)
 

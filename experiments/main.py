@@ -324,7 +324,7 @@ def _write_model(workdir: Path, model, state, arrays: data.Data, about: dict) ->
     config = about["config"]
     scores = instruments.scores(model.apply, loss=config["loss"], every=1, coding=config["data"]["coding"])
     x_test, y_test = jax.numpy.asarray(arrays.x_test), jax.numpy.asarray(arrays.y_test)
-    moment = instruments.Moment(params, params, None, None, {"x_test": x_test, "y_test": y_test}, None)
+    moment = instruments.Moment(params, params, None, None, {"x_test": x_test, "y_test": y_test})
     measured = {name: float(value) for name, value in jax.jit(scores.measure)(moment).items()}
     checkpoints.save_model(workdir / "model.npz", params, about | measured)
 
@@ -352,7 +352,7 @@ def _train(config, workdir: Path, trainer: training.Trainer, state, members, coo
     while int(state.step) < config.steps:
         at = int(state.step)
         steps = min(config.run.chunk_steps, config.steps - at, config.run.checkpoint_every - (at - saved))
-        state, measured = trainer.run(state, members, steps)
+        state, measured = trainer.run(state, members, steps, config.run.chunk_steps)
         if at == 0:
             records.create(
                 workdir,

@@ -13,6 +13,7 @@ if jax.__version__ in _EXCLUDED:
     )
 
 jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)  # for what is shared over a mesh; everything else runs on the first
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -87,6 +87,17 @@ class Words(nn.Module):
         return embed.attend(jnp.tanh(nn.Dense(6)(embed(x))).mean(1))
 
 
+class Letters(nn.Module):
+    """An embedding looked up twice, with ids from the end too, and Dense over other axes than the last."""
+
+    @nn.compact
+    def __call__(self, x):
+        embed = nn.Embed(7, 6)
+        h = jnp.tanh(embed(x) + embed(-1 - x))
+        h = nn.DenseGeneral(5, axis=1)(h)  # over the places
+        return nn.DenseGeneral((2,), axis=(-1, 1))(jnp.tanh(h))
+
+
 class Tied(nn.Module):
     """The weights of a Dense layer read outside it."""
 
@@ -142,6 +153,7 @@ ZOO = {
     "conv 1d same": (OneDimensional("SAME"), _sequences),
     "conv 1d causal": (OneDimensional("CAUSAL"), _sequences),
     "attention and norms": (TinyTransformer(), _sequences),
+    "embedding": (Letters(), _words),
     "tied embedding": (Words(), _words),
     "parameters outside a module": (Tied(), _vectors),
     "remat, jit, scan": (Lifted(), _vectors),

@@ -3,5 +3,14 @@
 from catapult_jax.tangent_kernel.coupling import CoupledExamplesError
 from catapult_jax.tangent_kernel.exact import METHODS, tangent_kernel
 from catapult_jax.tangent_kernel.neural_tangents import NeuralTangentsMissing
+from catapult_jax.tangent_kernel.operator import Directions, Eigenpairs, top_eigenpairs
 
-__all__ = ["METHODS", "CoupledExamplesError", "NeuralTangentsMissing", "tangent_kernel"]
+__all__ = [
+    "METHODS",
+    "CoupledExamplesError",
+    "Directions",
+    "Eigenpairs",
+    "NeuralTangentsMissing",
+    "tangent_kernel",
+    "top_eigenpairs",
+]

@@ -5,17 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-import flax.core.tracers
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.linen.dtypes import promote_dtype
 from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 
-from catapult_jax.tangent_kernel import neural_tangents
+from catapult_jax.tangent_kernel import layers, neural_tangents
 from catapult_jax.tangent_kernel.coupling import refuse_coupled_examples
 
 if TYPE_CHECKING:
@@ -30,16 +29,20 @@ def tangent_kernel(
     x: Array,
     *,
     method: str = "auto",
-) -> Float[Array, "bo bo"]:
-    r"""Tangent kernel of a batch, ``K = J J^T`` with ``J = d f / d params``.
+    cotangents: Float[Array, "b o r"] | None = None,
+    preconditioner: PyTree | None = None,
+    chunk_size: int | None = None,
+    mesh: Mesh | None = None,
+) -> Float[Array, "br br"]:
+    r"""Tangent kernel of a batch, ``K = J J^T`` with ``J = d f / d params``; ``K = C^T J P^(-1) J^T C`` where those are given.
 
     ``structured`` uses, for a layer that is linear in its weights, ``J_l[i] = sum_p H[i, p] (x) D[i, p]``, with ``H`` the
     layer's inputs and ``D`` the derivatives of the outputs in its pre-activations: one forward and one backward pass to
     pre-activations, and no weight gradients where a layer is applied once per example:
-    ``K_l = (H H^T) * (D D^T)``. Layers are found by intercepting Flax's own module calls (Dense, DenseGeneral, Conv). A
+    ``K_l = (H H^T) * (D D^T)``. Layers are found by intercepting Flax's own module calls (Dense, DenseGeneral, Conv, Embed). A
     parameter counts as covered only when nothing else in the model uses it; ``auto`` takes every other parameter by its
-    per-example Jacobian, so the answer is exact for any model. Arithmetic runs at the highest matmul precision whatever the
-    default. The caller jits.
+    per-example Jacobian, so the answer is exact for any model. So are scales and biases of normalisations, whose Jacobian is small.
+    Arithmetic runs at the highest matmul precision whatever the default. The caller jits.
 
     Args:
       apply_fn: ``apply_fn(params, x) -> (b, ...)``; must treat each example alone.
@@ -47,14 +50,23 @@ def tangent_kernel(
       x: ``(b, ...)`` inputs.
       method: ``"auto"``, ``"structured"`` (an error where a parameter is not covered), ``"jacobian"`` (per-example
         Jacobians for every parameter), ``"neural_tangents"`` (its Jacobian contraction; the reference).
+      cotangents: ``C``, the ``r`` combinations of the outputs of each example whose kernel is wanted; None: the outputs. A loss
+        whose Hessian has rank ``r < o`` needs no more than ``r`` of them.
+      preconditioner: the diagonal of ``P``, a pytree like ``params``, positive; None: one. Every weight then takes its per-example
+        gradients, since the product form is lost: for one eigenvalue :func:`top_eigenpairs` is cheaper.
+      chunk_size: examples that are worked on at a time; derivatives are then taken again for every pair of chunks, and memory is
+        bounded by the chunk and the kernel itself. None: all. Where XLA is slow in loops (convolutions on the CPU), derivatives
+        are taken once for all examples, and only what is made of them is bounded.
+      mesh: a device mesh with one axis that divides ``b``: each device makes the rows of its share of the examples, which stay there.
 
     Returns:
-      ``(b*o, b*o)``, example-major: row ``i*o + j`` is output ``j`` of example ``i``. Units: squared output per squared
+      ``(b*r, b*r)``, example-major: row ``i*r + j`` is combination (output) ``j`` of example ``i``. Units: squared output per squared
       parameter.
 
     Raises:
       ValueError: unknown method; a parameter that is not floating point; outputs whose first axis is not the batch;
-        ``structured`` where a parameter is not covered.
+        ``structured`` where a parameter is not covered; shapes, a chunk size or a mesh that don't fit; options that
+        ``neural_tangents`` does not have.
       CoupledExamplesError: the outputs of one example depend on other examples (BatchNorm in training mode).
       NeuralTangentsMissing: that method without the package.
 
@@ -69,25 +81,49 @@ def tangent_kernel(
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r}; allowed: {', '.join(METHODS)}")
-    if hasattr(apply_fn, "lower") and hasattr(apply_fn, "__wrapped__"):
-        apply_fn = apply_fn.__wrapped__  # under a jit of its own no layer could be seen
-    _check(apply_fn, params, x)
+    apply_fn = seen_through(apply_fn)
+    check_arguments(apply_fn, params, x)
+    _check_options(apply_fn, params, x, method, cotangents, preconditioner, chunk_size, mesh)
     refuse_coupled_examples(apply_fn, params, x)
     if method == "neural_tangents":
         return neural_tangents.empirical_kernel(apply_fn, params, x)
     with jax.default_matmul_precision("highest"):
-        plan = _plan(apply_fn, params, x) if method != "jacobian" else _Plan((), frozenset())
+        plan = layers.plan(apply_fn, params, x) if method != "jacobian" else layers.NOTHING
         if method == "structured":
             paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-            missing = [path for i, path in enumerate(paths) if i not in plan.covered]
+            missing = [path for i, path in enumerate(paths) if i not in plan.covered | plan.norms]
             if missing:
                 raise ValueError(
                     f"method='structured' has no rule for parameters {', '.join(missing)}; allowed there: 'auto', 'jacobian'"
                 )
-        return _kernel(apply_fn, params, x, plan)
+        out = jax.eval_shape(apply_fn, params, x)
+        b, o = out.shape[0], math.prod(out.shape[1:])
+        if cotangents is None:
+            cotangents = jnp.broadcast_to(jnp.eye(o, dtype=out.dtype), (b, o, o))
+        derivatives = partial(_derivatives, apply_fn, params, plan)
+        block = partial(_block, plan, jax.tree.leaves(params), _inverse_roots(preconditioner))
+        if mesh is not None:
+            return _sharded(derivatives, block, x, cotangents, mesh)
+        if chunk_size is not None and chunk_size < b:
+            return _chunked(derivatives, block, x, cotangents, chunk_size, keep=loops_are_slow(apply_fn, params, x))
+        found = derivatives(x, cotangents)
+        return block(found, found, same=True)
 
 
-def _check(apply_fn, params, x) -> None:
+def seen_through(apply_fn: Callable) -> Callable:
+    """The function without a jit around it, under which no layer could be seen."""
+    return apply_fn.__wrapped__ if hasattr(apply_fn, "lower") and hasattr(apply_fn, "__wrapped__") else apply_fn
+
+
+def loops_are_slow(apply_fn: Callable, params, x) -> bool:
+    """XLA runs convolutions inside loops and branches 40 to 60 times slower on the CPU (jax issue 12868)."""
+    if jax.default_backend() != "cpu":
+        return False
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), (params, x[:1]))
+    return "conv_general_dilated" in str(jax.make_jaxpr(apply_fn)(*shapes))
+
+
+def check_arguments(apply_fn, params, x) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise ValueError(
@@ -102,188 +138,43 @@ def _check(apply_fn, params, x) -> None:
         raise ValueError(f"apply_fn returns shape {out.shape} for {jnp.shape(x)[0]} examples; allowed: (b, ...)")
 
 
-# Which module calls are linear in their weights, and what their inputs look like, one row per application of the weights.
+def _check_options(apply_fn, params, x, method, cotangents, preconditioner, chunk_size, mesh) -> None:
+    b, o = len(x), math.prod(jax.eval_shape(apply_fn, params, x).shape[1:])
+    if cotangents is not None and (jnp.ndim(cotangents) != 3 or jnp.shape(cotangents)[:2] != (b, o)):
+        raise ValueError(f"cotangents has shape {jnp.shape(cotangents)}; allowed: ({b}, {o}, r)")
+    check_preconditioner(preconditioner, params)
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size!r}; allowed: 1 or more, or None")
+    if mesh is not None and (len(mesh.axis_names) != 1 or b % mesh.size):
+        raise ValueError(f"mesh has axes {dict(mesh.shape)} for {b} examples; allowed: one axis, of a size that divides them")
+    if mesh is not None and chunk_size is not None:
+        raise ValueError(f"chunk_size={chunk_size!r} with a mesh; allowed: one of them")
+    if method == "neural_tangents" and any(a is not None for a in (cotangents, preconditioner, chunk_size, mesh)):
+        raise ValueError(
+            "method='neural_tangents' with cotangents, preconditioner, chunk_size or mesh; allowed: none of them, or another method"
+        )
 
 
-_CUSTOM = ("dot_general", "dot_general_cls", "mask", "conv_general_dilated", "conv_general_dilated_cls")
+def check_preconditioner(preconditioner, params) -> None:
+    """Raises ValueError unless it has one entry for each parameter."""
+    if preconditioner is not None and jax.tree.map(jnp.shape, preconditioner) != jax.tree.map(jnp.shape, params):
+        raise ValueError("preconditioner has other leaves or shapes than params; allowed: one entry for each parameter")
 
 
-def _is_plain(module: nn.Module) -> bool:
-    """The layer computes what its name says: nothing in it was replaced."""
-    return module.promote_dtype is promote_dtype and all(getattr(module, name, None) is None for name in _CUSTOM)
+def _inverse_roots(preconditioner) -> list | None:
+    return None if preconditioner is None else [p**-0.5 for p in jax.tree.leaves(preconditioner)]
 
 
-class _Inputs(NamedTuple):
-    """How the inputs of a layer enter its weights."""
+class _Derivatives(NamedTuple):
+    """What the kernel of any examples is made of; every array begins with their axis, and can be cut along it."""
 
-    rows: Callable  # (b, *input) -> (b, rows, groups, inputs): one row per application of the weights
-    products: Callable | None = None  # (b, *input) -> (b, rows, b, rows), inner products of the rows, where that is cheaper
-
-
-def _dense_rows(module: nn.Dense) -> _Inputs | None:
-    return _Inputs(lambda h: h.reshape(h.shape[0], -1, 1, h.shape[-1]))
+    inputs: list  # of each call in the plan
+    taps: list  # (b, r, *shape): derivatives of the combinations of outputs in the call's pre-activations
+    live: dict  # leaf -> (b, r, *leaf): Jacobian of the leaves that are in no call
 
 
-def _dense_general_rows(module: nn.DenseGeneral) -> _Inputs | None:
-    axes = (module.axis,) if isinstance(module.axis, int) else tuple(module.axis)
-    trailing = tuple(range(-len(axes), 0))
-    if module.batch_dims or axes != trailing:
-        return None
-    return _Inputs(lambda h: h.reshape(h.shape[0], -1, 1, math.prod(h.shape[h.ndim - len(axes) :])))
-
-
-def _conv_rows(module: nn.Conv) -> _Inputs | None:
-    size = (module.kernel_size,) if isinstance(module.kernel_size, int) else tuple(module.kernel_size)
-
-    def per_axis(value):
-        value = 1 if value is None else value
-        return (value,) * len(size) if isinstance(value, int) else tuple(value)
-
-    strides, dilation = per_axis(module.strides), per_axis(module.kernel_dilation)
-    input_dilation, groups = per_axis(module.input_dilation), module.feature_group_count
-    padding = module.padding
-    if isinstance(padding, str) and padding not in ("SAME", "VALID"):
-        return None
-    if isinstance(padding, int):
-        padding = ((padding, padding),) * len(size)
-    elif not isinstance(padding, str):
-        padding = tuple((p, p) if isinstance(p, int) else tuple(p) for p in padding)
-
-    def geometry(h):
-        """Padding of the space, and the strided slices of it, one for each place in the window."""
-        space = h.shape[h.ndim - len(size) - 1 : -1]
-        dilated = tuple((n - 1) * d + 1 for n, d in zip(space, input_dilation, strict=True))
-        window = tuple((k - 1) * d + 1 for k, d in zip(size, dilation, strict=True))
-        pads = lax.padtype_to_pads(dilated, window, strides, padding) if isinstance(padding, str) else padding
-        edges = [(lo, hi, d - 1) for (lo, hi), d in zip(pads, input_dilation, strict=True)]
-        padded = [lo + n + hi for (lo, hi, _), n in zip(edges, dilated, strict=True)]
-        counts = [(n - w) // s + 1 for n, w, s in zip(padded, window, strides, strict=True)]
-        starts = [[o * d for o, d in zip(offset, dilation, strict=True)] for offset in np.ndindex(*size)]
-        stops = [[a + (n - 1) * s + 1 for a, n, s in zip(start, counts, strides, strict=True)] for start in starts]
-        return space, edges, list(zip(starts, stops, strict=True)), math.prod(counts)
-
-    def rows(h):
-        space, edges, slices, _ = geometry(h)
-        channels = h.shape[-1]
-        images = h.reshape(-1, *space, channels)
-        images = lax.pad(images, jnp.zeros((), h.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
-        # Slices instead of XLA's patch extraction, which is itself a convolution.
-        places = [lax.slice(images, (0, *start, 0), (len(images), *stop, channels), (1, *strides, 1)) for start, stop in slices]
-        patches = jnp.stack(places, axis=-2)  # (images, *counts, places, channels)
-        patches = patches.reshape(*patches.shape[:-1], groups, channels // groups)
-        patches = jnp.moveaxis(patches, -2, -3)
-        return patches.reshape(h.shape[0], -1, groups, len(places) * channels // groups)
-
-    def products(h):
-        """Overlapping patches share pixels: their inner products are sums over the window of those of the pixels."""
-        space, edges, slices, count = geometry(h)
-        b, pixels, channels = h.shape[0], math.prod(space), h.shape[-1]
-        if groups > 1 or h.size != b * pixels * channels or pixels**2 >= count**2 * len(slices) // 2:
-            return None
-        gram = _gram(h.reshape(b * pixels, channels)).reshape(b, *space, b, *space)
-        gram = lax.pad(gram, jnp.zeros((), h.dtype), [(0, 0, 0), *edges, (0, 0, 0), *edges])
-        steps = (1, *strides, 1, *strides)
-        total = sum(lax.slice(gram, (0, *start, 0, *start), (b, *stop, b, *stop), steps) for start, stop in slices)
-        return total.reshape(b, count, b, count)
-
-    return _Inputs(rows, products)
-
-
-_ROWS = {nn.Dense: _dense_rows, nn.DenseGeneral: _dense_general_rows, nn.Conv: _conv_rows}
-
-
-class _Call(NamedTuple):
-    """One module call whose weights enter linearly; ``None`` leaves are not covered by it."""
-
-    kernel: int | None  # index of the weight among the leaves of params
-    bias: int | None
-    shape: tuple[int, ...]  # of the pre-activations of one example
-    dtype: np.dtype
-    groups: int
-    inputs: _Inputs
-
-
-class _Plan(NamedTuple):
-    calls: tuple[_Call | None, ...]  # every call of a known module, in order; None: left alone
-    covered: frozenset[int]  # leaves whose every use is in one of the calls
-
-
-def _watched(on_call: Callable):
-    """Flax context in which ``on_call(module, h, proceed)`` stands for each call of a known module.
-
-    Calls under an inner transformation (scan, remat, a nested jit) are not offered: their inputs could not leave it.
-    """
-    level = flax.core.tracers.current_trace()
-    inside = [False]
-
-    def interceptor(next_fun, args, kwargs, context):
-        known = type(context.module) in _ROWS and context.method_name == "__call__" and len(args) == 1 and not kwargs
-        # A caller's own interceptor may change what the layer returns before it comes here.
-        alone = len(list(getattr(nn.module, "_global_interceptor_stack", ()))) <= 1
-        if inside[0] or not known or not alone or flax.core.tracers.current_trace() != level:
-            return next_fun(*args, **kwargs)
-        inside[0] = True
-        try:
-            return on_call(context.module, args[0], lambda: next_fun(*args))
-        finally:
-            inside[0] = False
-
-    return nn.intercept_methods(interceptor)
-
-
-def _plan(apply_fn, params, x) -> _Plan:
-    """Finds the calls and the leaves that they cover, from shapes alone.
-
-    The model is traced with two copies of the parameters: a known call gets the second copy, so a leaf of the first copy
-    that still appears in the program is used elsewhere too (shared, tied, cast, or read outside a module), and is left to
-    the Jacobian.
-    """
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), params)
-    calls: list[_Call | None] = []
-
-    def traced(params, copy, example):
-        index = {id(leaf): i for i, leaf in enumerate(jax.tree.leaves(params))}
-        copies = jax.tree.leaves(copy)
-
-        def on_call(module, h, proceed):
-            own = dict(module.variables.get("params", {}))
-            kernel, bias = index.get(id(own.get("kernel"))), index.get(id(own.get("bias")))
-            known = _ROWS[type(module)](module) if _is_plain(module) else None
-            if kernel is None or known is None or h.dtype != copies[kernel].dtype:
-                calls.append(None)
-                return proceed()
-            own["kernel"] = copies[kernel]
-            if bias is not None:
-                own["bias"] = copies[bias]
-            y = module.clone(parent=None).apply({"params": own}, h)
-            groups = getattr(module, "feature_group_count", 1)
-            calls.append(_Call(kernel, bias, y.shape, y.dtype, groups, known))
-            return y
-
-        with _watched(on_call):
-            return apply_fn(params, example)
-
-    example = jax.ShapeDtypeStruct((1, *jnp.shape(x)[1:]), jnp.result_type(x))
-    jaxpr = jax.make_jaxpr(traced)(shapes, shapes, example).jaxpr
-    used = {id(v) for eqn in jaxpr.eqns for v in eqn.invars} | {id(v) for v in jaxpr.outvars}
-    leaves = jax.tree.leaves(shapes)
-    elsewhere = {i for i in range(len(leaves)) if id(jaxpr.invars[i]) in used}
-    # A leaf in a call of another precision is cast on the way; that call's derivative is taken by the Jacobian.
-    for call in calls:
-        if call is not None and call.dtype != leaves[call.kernel].dtype:
-            elsewhere |= {call.kernel, call.bias}
-    keep = lambda leaf: None if leaf in elsewhere else leaf
-    calls = [call and call._replace(kernel=keep(call.kernel), bias=keep(call.bias)) for call in calls]
-    calls = [call if call and (call.kernel, call.bias) != (None, None) else None for call in calls]
-    covered = {leaf for call in calls if call for leaf in (call.kernel, call.bias)} - {None}
-    return _Plan(tuple(calls), frozenset(covered))
-
-
-def _kernel(apply_fn, params, x, plan: _Plan):
+def _derivatives(apply_fn, params, plan: layers.Plan, x, cotangents) -> _Derivatives:
     leaves, tree = jax.tree.flatten(params)
-    out = jax.eval_shape(apply_fn, params, x)
-    b, o = out.shape[0], math.prod(out.shape[1:])
-    dtype = jnp.promote_types(out.dtype, jnp.float32)
     tapped = [call for call in plan.calls if call is not None]
     live = {i: leaf for i, leaf in enumerate(leaves) if i not in plan.covered}
 
@@ -301,71 +192,105 @@ def _kernel(apply_fn, params, x, plan: _Plan):
             return y + taps[len(inputs) - 1]
 
         merged = jax.tree.unflatten(tree, [live.get(i, leaf) for i, leaf in enumerate(leaves)])
-        with _watched(on_call):
+        with layers.watched(on_call):
             out = apply_fn(merged, example[None])
-        return out.reshape(o), inputs
+        return out.reshape(-1), inputs
 
-    def derivatives(example):
+    def of_one(example, cotangents):
         taps = [jnp.zeros(call.shape, call.dtype) for call in tapped]
-        _, pullback, inputs = jax.vjp(lambda taps, live: one_example(taps, live, example), taps, live, has_aux=True)
-        d_taps, d_live = jax.vmap(pullback)(jnp.eye(o, dtype=out.dtype))
-        return inputs, d_taps, d_live
+        out, pullback, inputs = jax.vjp(lambda taps, live: one_example(taps, live, example), taps, live, has_aux=True)
+        return _Derivatives(inputs, *jax.vmap(pullback)(cotangents.T.astype(out.dtype)))
 
-    inputs, d_taps, d_live = jax.vmap(derivatives)(x)
+    return jax.vmap(of_one)(x, cotangents)
 
-    weights: dict[int, list] = {}  # leaf -> [(rows (b, p, g, m), derivatives (b, o, p, g, c), call, its input)]
-    biases: dict[int, list] = {}  # leaf -> [derivative (b, o, c)]
-    for call, h, d in zip(tapped, inputs, d_taps, strict=True):
+
+def _block(plan: layers.Plan, leaves: list, scales: list | None, left: _Derivatives, right: _Derivatives, *, same: bool):
+    """``(a*r, b*r)`` kernel of the examples on the left with those on the right; ``same``: they are the same."""
+    tapped = [call for call in plan.calls if call is not None]
+    some = jax.tree.leaves((left.taps, left.live))[0]
+    a, r = some.shape[:2]
+    b = jax.tree.leaves((right.taps, right.live))[0].shape[0]
+    dtype = jnp.promote_types(some.dtype, jnp.float32)
+    uses: dict[int, list[int]] = {}  # leaf -> its calls
+    shifts: dict[int, list[int]] = {}
+    for i, call in enumerate(tapped):
         if call.kernel is not None:
-            size = math.prod(jnp.shape(leaves[call.kernel]))
-            rows = call.inputs.rows(h)
-            features = size // (rows.shape[2] * rows.shape[3])
-            weights.setdefault(call.kernel, []).append((rows, d.reshape(b, o, rows.shape[1], call.groups, features), call, h))
+            uses.setdefault(call.kernel, []).append(i)
         if call.bias is not None:
-            features = math.prod(jnp.shape(leaves[call.bias]))
-            biases.setdefault(call.bias, []).append(d.reshape(b, o, -1, features).sum(2))
+            shifts.setdefault(call.bias, []).append(i)
 
-    total = jnp.zeros((b * o, b * o), dtype)
-    for uses in weights.values():
-        rows, d = jnp.concatenate([use[0] for use in uses], 1), jnp.concatenate([use[1] for use in uses], 2)
-        _, _, call, h = uses[0]
-        products = call.inputs.products if len(uses) == 1 else None  # uses of one weight have products across them too
-        total += _weight_gram(rows.astype(dtype), d.astype(dtype), products and (lambda h=h, f=products: f(h.astype(dtype))))
-    for uses in biases.values():
-        total += _gram(sum(uses).reshape(b * o, -1).astype(dtype))
-    for jacobian in d_live.values():
-        total += _gram(jacobian.reshape(b * o, -1).astype(dtype))
+    def weight(side: _Derivatives, leaf: int, size: int):
+        """Rows (n, p, g, m) and derivatives (n, r, p, g, c) of all calls of a weight."""
+        rows, derivatives = [], []
+        for i in uses[leaf]:
+            rows.append(tapped[i].inputs.rows(side.inputs[i]).astype(dtype))
+            n, p, g, m = rows[-1].shape
+            derivatives.append(side.taps[i].reshape(n, r, p, g, size // (g * m)).astype(dtype))
+        return jnp.concatenate(rows, 1), jnp.concatenate(derivatives, 2)
+
+    def gram(of_side: Callable, leaf: int):
+        """Gram matrix of per-example gradients as small as the leaf itself."""
+        sides = []
+        for side, n in ((left, a), (right, b)):
+            gradients = of_side(side).reshape(n * r, -1).astype(dtype)
+            sides.append(gradients if scales is None else gradients * scales[leaf].reshape(1, -1))
+        return sides[0] @ sides[1].T
+
+    total = jnp.zeros((a * r, b * r), dtype)
+    for leaf, calls in uses.items():
+        size = math.prod(jnp.shape(leaves[leaf]))
+        mine, other = (weight(side, leaf, size) for side in (left, right))
+        products = None
+        if len(calls) == 1 and (of := tapped[calls[0]].inputs.products) is not None:  # uses of one weight have products across
+            hs = [side.inputs[calls[0]] for side in (left, right)]
+            hs = [h.astype(dtype) if jnp.issubdtype(h.dtype, jnp.floating) else h for h in hs]
+            products = partial(of, *hs)
+        total += _weight_gram(mine, other, products, None if scales is None else scales[leaf], same=same)
+    for leaf, calls in shifts.items():
+        features = math.prod(jnp.shape(leaves[leaf]))
+        summed = lambda side, calls=calls, c=features: sum(
+            side.taps[i].reshape(len(side.taps[i]), r, -1, c).sum(2) for i in calls
+        )
+        total += gram(summed, leaf)
+    for leaf in left.live:
+        total += gram(lambda side, leaf=leaf: side.live[leaf], leaf)
     return total
 
 
-def _gram(a):
-    return a @ a.T
+_SLICE = 2**24  # numbers in the per-example gradients that are held at a time
 
 
 def _weight_gram(
-    rows: Float[Array, "b p g m"], d: Float[Array, "b o p g c"], products: Callable | None = None
-) -> Float[Array, "bo bo"]:
-    """Gram matrix of ``J[i, o] = sum_p rows[i, p] (x) d[i, o, p]`` over groups, by the cheaper of two orders.
+    left: tuple[Float[Array, "a p g m"], Float[Array, "a r p g c"]],
+    right: tuple[Float[Array, "b p g m"], Float[Array, "b r p g c"]],
+    products: Callable | None = None,
+    scale: Float[Array, "..."] | None = None,
+    *,
+    same: bool = False,
+) -> Float[Array, "ar br"]:
+    """Inner products of ``J[i, o] = scale * sum_p rows[i, p] (x) d[i, o, p]`` over groups, by the cheaper of two orders.
 
-    ``products() -> (b, p, b, p)`` gives the inner products of the rows where they are to be had for less, or None.
+    ``products() -> (a, p, b, p)`` gives the inner products of the rows where they are to be had for less, or None.
     """
-    b, p, g, m = rows.shape
-    o, c = d.shape[1], d.shape[4]
-    if p == g == 1:  # (H H^T) * (D D^T)
-        rows, d = rows.reshape(b, m), d.reshape(b * o, c)
-        return (_gram(rows)[:, None, :, None] * _gram(d).reshape(b, o, b, o)).reshape(b * o, b * o)
-    by_gradients = b * o * g * m * c * (p + b * o)
-    by_pairs = b * b * p * p * g * (m + o * o * (c + 1))
-    if by_gradients <= by_pairs:  # per-example gradients of the weights, one matrix product for each example and group
-        d = jnp.moveaxis(d, 1, -2).reshape(b, p, g, o * c)
-        gradients = lax.dot_general(rows, d, (((1,), (1,)), ((0, 2), (0, 2))))  # (b, g, m, o*c)
-        return _gram(jnp.moveaxis(gradients.reshape(b, g * m, o, c), 2, 1).reshape(b * o, -1))
+    (rows, d), (other_rows, other_d) = left, right
+    a, p, g, m = rows.shape
+    b, r, c = len(other_rows), d.shape[1], d.shape[4]
+    if p == g == 1 and scale is None:  # (H H^T) * (D D^T)
+        inner = rows.reshape(a, m) @ other_rows.reshape(b, m).T
+        outer = d.reshape(a * r, c) @ other_d.reshape(b * r, c).T
+        return (inner[:, None, :, None] * outer.reshape(a, r, b, r)).reshape(a * r, b * r)
+    by_gradients = r * g * m * c * ((a + (not same) * b) * p + a * b * r)
+    by_pairs = a * b * p * p * g * (m + r * r * (c + 1))
+    if by_gradients <= by_pairs or scale is not None:
+        return _by_gradients(left, right, scale, same=same)
     inner = products() if products is not None else None
     if inner is not None:
-        outer = _gram(d.reshape(b * o * p, c)).reshape(b, o, p, b, o, p)
-        return jnp.sum(inner[:, None, :, :, None, :] * outer, axis=(2, 5)).reshape(b * o, b * o)
+        outer = (d.reshape(a * r * p, c) @ other_d.reshape(b * r * p, c).T).reshape(a, r, p, b, r, p)
+        return jnp.sum(inner[:, None, :, :, None, :] * outer, axis=(2, 5)).reshape(a * r, b * r)
+    if not same:
+        return _pair_sums(rows, d, other_rows, other_d).reshape(a * r, b * r)
     # The sum over pairs is symmetric in the examples: four strips, each from its diagonal block on, are 10/16 of the work.
-    upper, edges = jnp.zeros((b, o, b, o), rows.dtype), [b * s // 4 for s in range(5)]
+    upper, edges = jnp.zeros((b, r, b, r), rows.dtype), [b * s // 4 for s in range(5)]
     for first, last in itertools.pairwise(edges):
         if first < last:
             strip = _pair_sums(rows[first:last], d[first:last], rows[first:], d[first:])
@@ -373,10 +298,90 @@ def _weight_gram(
     strip_of = np.searchsorted(edges, np.arange(b), "right")
     below = strip_of[:, None] > strip_of
     full = jnp.where(below[:, None, :, None], upper.transpose(2, 3, 0, 1), upper)
-    return full.reshape(b * o, b * o)
+    return full.reshape(b * r, b * r)
+
+
+def _by_gradients(left, right, scale, *, same: bool):
+    """Per-example gradients of the weights, and their inner products; so many output channels at a time."""
+    (rows, d), (other_rows, other_d) = left, right
+    (a, _, g, m), (b, r, c) = rows.shape, (len(other_rows), d.shape[1], d.shape[4])
+    least = max(1, math.ceil(max(a, b) * r * g * m * c / _SLICE))
+    slices = next(s for s in range(min(least, c), c + 1) if c % s == 0)
+    scale = None if scale is None else jnp.moveaxis(scale.reshape(m, g, slices, c // slices), (1, 2), (0, 2))
+    cut = lambda d: jnp.moveaxis(d.reshape(*d.shape[:4], slices, c // slices), 4, 0)
+
+    def gradients(rows, d, scale):  # rows (n, p, g, m), d (n, r, p, g, c)
+        d = jnp.moveaxis(d, 1, -2)
+        d = d.reshape(*d.shape[:3], -1)  # (n, p, g, r*c)
+        found = lax.dot_general(rows, d, (((1,), (1,)), ((0, 2), (0, 2))))  # (n, g, m, r*c)
+        found = found.reshape(*found.shape[:3], r, -1)
+        found = found if scale is None else found * scale[None, :, :, None]
+        return jnp.moveaxis(found, 3, 1).reshape(len(rows) * r, -1)
+
+    def one(total, piece):
+        d, other_d, scale = piece
+        mine = gradients(rows, d, scale)
+        return total + mine @ (mine if same else gradients(other_rows, other_d, scale)).T, None
+
+    zero = jnp.zeros((a * r, b * r), rows.dtype)
+    pieces = (cut(d), cut(other_d), None if scale is None else jnp.moveaxis(scale, 2, 0))
+    if slices == 1:
+        return one(zero, jax.tree.map(lambda piece: piece[0], pieces))[0]
+    return lax.scan(one, zero, pieces)[0]
 
 
 def _pair_sums(rows, d, other_rows, other_d):
     inner = jnp.einsum("ipgm,jqgm->gipjq", rows, other_rows)
     outer = jnp.einsum("iopgc,jrqgc->giopjrq", d, other_d)
     return jnp.sum(inner[:, :, None, :, :, None, :] * outer, axis=(0, 3, 6))
+
+
+def _chunked(derivatives, block, x, cotangents, size: int, *, keep: bool):
+    """Strip by strip, each from its diagonal block on; ``keep``: derivatives of all examples are taken at once."""
+    b, r = len(x), cotangents.shape[2]
+    count = math.ceil(b / size)
+    padded = lambda v: jnp.concatenate([v, jnp.repeat(v[-1:], count * size - b, axis=0)]).reshape(count, size, *v.shape[1:])
+    at = lambda tree, i: jax.tree.map(lambda a: a[i], tree)
+    chunks = (padded(x), padded(cotangents))
+    kept = jax.tree.map(padded, derivatives(x, cotangents)) if keep else None
+    of_chunk = lambda i: at(kept, i) if keep else derivatives(*at(chunks, i))
+    shape = jax.eval_shape(lambda: block(of_chunk(0), of_chunk(0), same=True))
+    side = size * r
+
+    def strip(i, kernel):
+        mine = of_chunk(i)
+
+        def beside(j, kernel):
+            found = block(mine, of_chunk(j), same=False)
+            kernel = lax.dynamic_update_slice(kernel, found, (i * side, j * side))
+            return lax.dynamic_update_slice(kernel, found.T, (j * side, i * side))
+
+        kernel = lax.dynamic_update_slice(kernel, block(mine, mine, same=True), (i * side, i * side))
+        return lax.fori_loop(i + 1, count, beside, kernel)
+
+    kernel = lax.fori_loop(0, count, strip, jnp.zeros((count * side, count * side), shape.dtype))
+    return kernel[: b * r, : b * r]
+
+
+def _sharded(derivatives, block, x, cotangents, mesh: Mesh):
+    """Each device takes the derivatives of its examples; those go round the ring, and meet every device's own."""
+    (axis,) = mesh.axis_names
+    devices = mesh.size
+    mesh = Mesh(mesh.devices, mesh.axis_names)  # the axis of a mesh may be explicit in types; here the compiler places
+
+    def rows(x, cotangents):
+        mine = other = derivatives(x, cotangents)
+        side = len(x) * cotangents.shape[2]
+        me = lax.axis_index(axis)
+        found = []
+        for turn in range(devices):
+            found.append(block(mine, other, same=turn == 0))
+            if turn + 1 < devices:
+                other = jax.tree.map(lambda a: lax.ppermute(a, axis, [(i, (i - 1) % devices) for i in range(devices)]), other)
+        # The block of turn t is with the device t places on.
+        found = jnp.stack(found)[(jnp.arange(devices) - me) % devices]
+        return jnp.moveaxis(found, 0, 1).reshape(side, devices * side)
+
+    spec = PartitionSpec(axis)
+    # Unchecked, since a checked map would sum the derivatives in what is the same on all devices over them.
+    return jax.shard_map(rows, mesh=mesh, in_specs=(spec, spec), out_specs=spec, check_vma=False)(x, cotangents)

@@ -1,0 +1,430 @@
+"""The loss-weighted kernel as an operator: its top eigenpairs from kernel-vector products, with a bound on their error."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from catapult_jax.losses import hessian_root
+from catapult_jax.tangent_kernel.coupling import refuse_coupled_examples
+from catapult_jax.tangent_kernel.exact import check_arguments, check_preconditioner, loops_are_slow
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int, PyTree
+
+
+class Directions(NamedTuple):
+    """What one call hands to the next: where the eigenvectors were, in the space of the parameters.
+
+    That space stays when the batch changes, the space of the examples does not.
+    """
+
+    vectors: Any  # pytree like params, leading axis k_max: unit vectors, P^(-1/2) J^T S^(1/2) v
+    tracked: Int[Array, ""]  # how many of them are in use
+    largest: Float[Array, ""]  # largest eigenvalue, and
+    below: Float[Array, ""]  # the one below the tracked ones, when it was last seen; infinite: never
+
+
+class Eigenpairs(NamedTuple):
+    """What :func:`top_eigenpairs` returns. Entries from ``tracked`` on are found on the way, and not held to the tolerance."""
+
+    eigenvalues: Float[
+        Array, " k_max"
+    ]  # of the loss-weighted kernel, largest first; never above the true ones but for rounding
+    bounds: Float[Array, " k_max"]  # on the error of each eigenvalue
+    residuals: Float[
+        Array, " k_max"
+    ]  # ||K v - lambda v||: some eigenvalue is no further than this; NaN where it was not needed
+    vectors: Float[Array, "bo k_max"]  # columns, unit, example-major
+    tracked: Int[Array, ""]  # eigenpairs that were asked for: k, or more where they are above the threshold
+    products: Float[Array, ""]  # kernel-vector products that were made, one vjp and one jvp each
+    converged: Array  # every tracked bound is at most tol times its eigenvalue
+    directions: Directions  # for warm_start
+
+
+def top_eigenpairs(
+    apply_fn: Callable[..., Float[Array, "b *o"]],
+    params: PyTree,
+    batch: tuple[Array, Array],
+    *,
+    k: int,
+    loss: str,
+    preconditioner: PyTree | None = None,
+    warm_start: Directions | None = None,
+    tol: float = 0.01,
+    max_products: int = 60,
+    above: float | Float[Array, ""] | None = None,
+    k_max: int | None = None,
+    chunk_size: int | None = None,
+) -> Eigenpairs:
+    r"""Top eigenpairs of the loss-weighted kernel of a batch, from kernel-vector products alone.
+
+    ``K_L = A A^T`` with ``A = b^(-1/2) S^(1/2) J P^(-1/2)``: a product is one vjp and one jvp of the model, linearised once.
+    Rayleigh-Ritz in a growing space: first the images ``A w`` of the directions of an earlier call, then the residual of the
+    tracked pair that is furthest from its tolerance (from a single vector this is the Lanczos method, with full
+    reorthogonalisation). It ends when every tracked eigenvalue is known to ``tol``, or after ``max_products``; what was
+    reached is in ``bounds`` and ``converged``. A random start is given ``k + 6`` products at least.
+
+    The bound on the error of ``theta`` is ``r = ||K v - theta v||``: some eigenvalue is that near. After a warm start it is
+    ``r^2 / gap`` where that is less, with ``gap`` the distance from the nearest other Ritz value, or from the largest eigenvalue that
+    an earlier call saw below. That the eigenvalue is the one of this rank rests on the search having met its direction, and
+    the quadratic form on the gap being what it was; neither is seen by a search that starts orthogonal to an eigenvector. For one
+    warm direction ``w`` (unit) a single product may do: ``theta = mu_2 / mu_1``, ``mu_1 = ||A w||^2``, ``mu_2 = ||A^T A w||^2``, with the
+    bound ``beta (mu_2 - mu_1^2) / (mu_1 (mu_1 - beta))``, ``beta`` the eigenvalue below.
+
+    Args:
+      apply_fn: ``apply_fn(params, x) -> (b,)`` or ``(b, o)``; must treat each example alone.
+      params: parameters, floating-point leaves.
+      batch: ``(x, targets)``.
+      k: eigenpairs to find to the tolerance; at most ``b*o`` exist.
+      loss: ``"mse"``, ``"softmax_cross_entropy"`` or ``"logistic"``.
+      preconditioner: the diagonal of ``P``, a pytree like ``params``, positive; None: one.
+      warm_start: ``directions`` of a call with the same ``k`` and ``k_max``, for other parameters or another batch; None: a random
+        start (the same in every call).
+      tol: relative error allowed to each tracked eigenvalue.
+      max_products: bound on the products, the start and the directions for the next call not counted (at most ``k_max`` of each).
+      above: eigenvalues above this are tracked too, up to ``k_max``, and the first one that is not: for every eigenvalue that is
+        critical or near it, a share of ``2 / lr``. None: the first ``k`` only.
+      k_max: length of what is returned; None: ``k``.
+      chunk_size: examples that are linearised at a time; the linearisation is then made again in each product, and memory does not
+        grow with the batch. None: all.
+
+    The caller jits. Where XLA is slow in loops (convolutions on the CPU) the products are driven by Python outside of jit; under
+    jit they are unrolled, and all ``max_products`` are made: choose few.
+
+    Units: inverse learning rate.
+
+    Raises:
+      ValueError: ``k``, ``k_max``, ``tol``, ``max_products`` or ``chunk_size`` out of range, a preconditioner or directions of another
+        structure, unknown loss, shapes that don't fit.
+      CoupledExamplesError: the outputs of one example depend on other examples.
+
+    Source: Rayleigh-Ritz with residual expansion, and the Kato-Temple bound, as in Parlett, The Symmetric Eigenvalue Problem (1998),
+    chapters 10 to 13; the bound from one product is our rearrangement of it.
+
+    >>> linear = lambda w, x: x @ w
+    >>> batch = (jnp.diag(jnp.array([1.0, 2.0, 3.0])), jnp.zeros(3))
+    >>> found = top_eigenpairs(linear, jnp.zeros(3), batch, k=1, loss="mse", tol=1e-5)  # (2/3) diag(1, 4, 9)
+    >>> round(float(found.eigenvalues[0]), 4), bool(found.converged)
+    (6.0, True)
+    """
+    x, _ = batch
+    check_arguments(apply_fn, params, x)
+    out = jax.eval_shape(apply_fn, params, x)
+    n = math.prod(out.shape)
+    k_max = k if k_max is None else k_max
+    if not 1 <= k <= n:
+        raise ValueError(f"k={k!r}; allowed: 1 to {n}, the number of outputs of the batch")
+    if not k <= k_max <= n:
+        raise ValueError(f"k_max={k_max!r}; allowed: k={k} to {n}, the number of outputs of the batch")
+    if not tol > 0:
+        raise ValueError(f"tol={tol!r}; allowed: above 0")
+    if max_products < 1:
+        raise ValueError(f"max_products={max_products!r}; allowed: 1 or more")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size!r}; allowed: 1 or more, or None")
+    check_preconditioner(preconditioner, params)
+    shapes = jax.tree.map(jnp.shape, params)
+    if warm_start is not None and jax.tree.map(lambda a: jnp.shape(a)[1:], warm_start.vectors) != shapes:
+        raise ValueError("warm_start has another structure or other shapes than params; allowed: directions of an earlier call")
+    if warm_start is not None and (found := jnp.shape(jax.tree.leaves(warm_start.vectors)[0])[0]) != k_max:
+        raise ValueError(f"warm_start has {found} directions; allowed: k_max={k_max}")
+    refuse_coupled_examples(apply_fn, params, x)
+
+    with jax.default_matmul_precision("highest"):
+        search = _search(
+            apply_fn, params, batch, loss, preconditioner, chunk_size, n, k, k_max, tol, max_products, above, warm_start
+        )
+        if warm_start is None:
+            start = _extend(search, _empty(search, out.dtype), lambda: _random(search, out.dtype, 0))
+            return _finish(search, _until_converged(search, start), jnp.float32(k_max / 2), None)
+        if k_max == 1 and search.how == "loop":
+            return _from_one_direction(search, warm_start)
+        return _from_directions(search, warm_start, out.dtype)
+
+
+_LEAST = 6  # products of a cold search beyond k
+_SAFETY = 1.25  # by so much the eigenvalue below may have grown unseen
+
+
+class _Search(NamedTuple):
+    """What does not change during a search."""
+
+    forward: Callable  # A w: like params -> (n,)
+    backward: Callable  # A^T v: (n,) -> like params
+    n: int
+    k: int
+    k_max: int
+    tol: float
+    max_products: int
+    above: Any
+    how: str  # loop: compiled loops; host: Python's; unrolled: for what is slow in loops, under jit
+
+
+class _Space(NamedTuple):
+    """The space searched so far; columns from ``count`` on are zero."""
+
+    basis: Array  # (n, m) orthonormal
+    images: Array  # (n, m) K times it
+    count: Array
+    products: Array
+
+
+class _Ritz(NamedTuple):
+    values: Array  # (k_max + 1,) largest first
+    vectors: Array  # (n, k_max + 1)
+    residuals: Array  # (n, k_max + 1), K v - theta v
+    sizes: Array  # (k_max + 1,) norms of the residuals
+    bounds: Array  # (k_max,)
+    tracked: Array
+    open: Array  # (k_max,) tracked, and not yet within the tolerance
+
+
+def _search(apply_fn, params, batch, loss, preconditioner, chunk_size, n, k, k_max, tol, max_products, above, warm_start):
+    x, targets = batch
+    b = len(x)
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, batch, preconditioner, warm_start)))
+    how = "loop" if not loops_are_slow(apply_fn, params, x) else "unrolled" if traced else "host"
+    scale = None if preconditioner is None else jax.tree.map(lambda p: p**-0.5, preconditioner)
+    scaled = lambda w: w if scale is None else jax.tree.map(jnp.multiply, w, scale)
+
+    def maps(params, x, targets):
+        outputs, push = jax.linearize(lambda p: apply_fn(p, x), params)
+        pull = jax.linear_transpose(push, params)
+        root = hessian_root(outputs, targets, loss=loss)
+
+        def weigh(v):
+            """``b^(-1/2) S^(1/2) v``, with ``v`` like the outputs."""
+            if loss == "mse":  # S = 2 I
+                return v * (2 / b) ** 0.5
+            return jnp.einsum("ipq,iq->ip", root, v.reshape(root.shape[:2])).reshape(v.shape) * b**-0.5
+
+        forward = lambda w: weigh(push(scaled(w))).reshape(-1)
+        backward = lambda v: scaled(pull(weigh(v.reshape(outputs.shape)))[0])
+        return forward, backward
+
+    if chunk_size is None or chunk_size >= b:
+        forward, backward = maps(params, x, targets)
+        return _Search(forward, backward, n, k, k_max, tol, max_products, above, how)
+
+    whole, o = b // chunk_size * chunk_size, n // b
+    chunks = jax.tree.map(lambda a: a[:whole].reshape(-1, chunk_size, *a.shape[1:]), (x, targets))
+    rest = (x[whole:], targets[whole:])
+    forward_of = lambda w, x, targets: maps(params, x, targets)[0](w)
+    backward_of = lambda v, x, targets: maps(params, x, targets)[1](v)
+    add = lambda a, b: jax.tree.map(jnp.add, a, b)
+    if how == "host":
+        forward_of, backward_of = jax.jit(forward_of), jax.jit(backward_of)
+        pieces = lambda: [jax.tree.map(lambda a, i=i: a[i], chunks) for i in range(whole // chunk_size)]
+        many_forward = lambda w: jnp.concatenate([forward_of(w, *piece) for piece in pieces()])
+        many_backward = lambda v: functools.reduce(add, [backward_of(u, *p) for u, p in zip(v, pieces(), strict=True)])
+    else:
+        unroll = how == "unrolled"
+        many_forward = lambda w: lax.scan(lambda _, piece: (0, forward_of(w, *piece)), 0, chunks, unroll=unroll)[1].reshape(-1)
+
+        def many_backward(v):
+            body = lambda total, piece: (add(total, backward_of(piece[0], *piece[1])), None)
+            return lax.scan(body, jax.tree.map(jnp.zeros_like, params), (v, chunks), unroll=unroll)[0]
+
+    def forward(w):
+        parts = many_forward(w)
+        return jnp.concatenate([parts, forward_of(w, *rest)]) if whole < b else parts
+
+    def backward(v):
+        total = many_backward(v[: whole * o].reshape(-1, chunk_size * o))
+        return add(total, backward_of(v[whole * o :], *rest)) if whole < b else total
+
+    return _Search(forward, backward, n, k, k_max, tol, max_products, above, how)
+
+
+def _empty(search: _Search, dtype) -> _Space:
+    zeros = jnp.zeros((search.n, min(search.n, search.k_max + search.max_products)), dtype)
+    return _Space(zeros, zeros, jnp.int32(0), jnp.float32(0))
+
+
+def _random(search: _Search, dtype, seed) -> Array:
+    return jax.random.normal(jax.random.fold_in(jax.random.key(0), seed), (search.n,), dtype)
+
+
+def _extend(search: _Search, space: _Space, proposal: Callable[[], Array]) -> _Space:
+    """One more vector in the space, with its image; a vector that is in the space already gives way to a random one."""
+
+    def beyond(v):
+        v = v / jnp.linalg.norm(v)
+        for _ in range(2):  # once leaves what rounding put in
+            v = v - space.basis @ (space.basis.T @ v)
+        return v
+
+    q = beyond(proposal())
+    size = jnp.linalg.norm(q)
+    fresh = beyond(_random(search, q.dtype, space.count + 1))
+    q = jnp.where(size > 100 * jnp.finfo(q.dtype).eps, q, fresh)  # also where the proposal was zero, hence NaN
+    q = q / jnp.linalg.norm(q)
+    image = search.forward(search.backward(q))
+    put = lambda matrix, column: lax.dynamic_update_index_in_dim(matrix, column, space.count, 1)
+    return _Space(put(space.basis, q), put(space.images, image), space.count + 1, space.products + 1)
+
+
+def _expected_below(warm: Directions, largest: Array) -> Array:
+    """The eigenvalue below the tracked ones: as it was last seen, or larger where the largest has grown since."""
+    return _SAFETY * warm.below * jnp.maximum(largest / jnp.where(warm.largest > 0, warm.largest, 1), 1)
+
+
+def _ritz(search: _Search, space: _Space, warm: Directions | None) -> _Ritz:
+    """Rayleigh-Ritz in the space."""
+    wanted = min(search.k_max + 1, space.basis.shape[1])
+    projected = space.basis.T @ space.images
+    unused = jnp.arange(len(projected)) >= space.count  # they come last, since the kernel has no negative eigenvalues
+    values, rotation = jnp.linalg.eigh((projected + projected.T) / 2 - jnp.diag(unused.astype(projected.dtype)))
+    values, rotation = jnp.maximum(values[::-1][:wanted], 0), rotation[:, ::-1][:, :wanted]
+    vectors = space.basis @ rotation
+    residuals = space.images @ rotation - vectors * values[None]
+    sizes = jnp.linalg.norm(residuals, axis=0)
+    values, sizes = (jnp.pad(a, (0, search.k_max + 1 - wanted)) for a in (values, sizes))
+    vectors, residuals = (jnp.pad(a, ((0, 0), (0, search.k_max + 1 - wanted))) for a in (vectors, residuals))
+
+    theta, r = values[: search.k_max], sizes[: search.k_max]
+    bounds = r
+    if warm is not None:
+        seen = jnp.where(jnp.arange(1, search.k_max + 1) < space.count, (values + sizes)[1:], jnp.inf)
+        upper = jnp.minimum(seen, jnp.maximum(values[1:], _expected_below(warm, values[0])))
+        lower = jnp.concatenate([jnp.full(1, jnp.inf, values.dtype), (values - sizes)[: search.k_max - 1]])
+        gap = jnp.minimum(theta - upper, lower - theta)
+        bounds = jnp.where(gap > r, r * r / jnp.where(gap > r, gap, 1), r)
+    bounds = jnp.where(jnp.arange(search.k_max) < space.count, bounds, jnp.inf)
+
+    tracked = jnp.int32(search.k)
+    if search.above is not None:
+        tracked = jnp.clip(1 + jnp.sum(theta > search.above), search.k, search.k_max).astype(jnp.int32)
+    rounding = 16 * jnp.finfo(values.dtype).eps * values[0]
+    is_open = (jnp.arange(search.k_max) < tracked) & ~(bounds <= search.tol * theta + rounding)
+    if warm is None:  # the first Ritz pairs of a random start may settle below the largest eigenvalue for a while
+        is_open |= space.count < min(search.n, search.k + _LEAST)
+    return _Ritz(values, vectors, residuals, sizes, bounds + rounding, tracked, is_open)
+
+
+def _until_converged(search: _Search, space: _Space, warm: Directions | None = None) -> tuple[_Space, _Ritz]:
+    first = space.products
+
+    def going_on(carry):
+        space, ritz = carry
+        room = space.count < space.basis.shape[1]
+        return room & (space.products - first < search.max_products) & ritz.open.any()
+
+    def grow(carry):
+        space, ritz = carry
+        worst = jnp.argmax(
+            jnp.where(ritz.open, ritz.bounds / jnp.maximum(ritz.values[:-1], jnp.finfo(ritz.values.dtype).tiny), -1)
+        )
+        space = _extend(search, space, lambda: ritz.residuals[:, worst])
+        return space, _ritz(search, space, warm)
+
+    carry = (space, _ritz(search, space, warm))
+    if search.how == "loop":
+        return lax.while_loop(going_on, grow, carry)
+    if search.how == "host":
+        while bool(going_on(carry)):
+            carry = grow(carry)
+        return carry
+    for _ in range(search.max_products):
+        carry = _where(going_on(carry), grow(carry), carry)
+    return carry
+
+
+def _where(condition, new, old):
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
+def _finish(search: _Search, found: tuple[_Space, _Ritz], extra, earlier: Directions | None, image=None) -> Eigenpairs:
+    """The result of a search, with its directions: one vjp for each vector. ``image``: what that of the first vector gave."""
+    space, ritz = found
+    vectors = ritz.vectors[:, : search.k_max]
+    if search.how == "host":
+        images = [search.backward(v) for v in vectors.T]
+        images = jax.tree.map(lambda *leaves: jnp.stack(leaves), *images)
+    elif image is not None:
+        single = lambda: jax.tree.map(lambda a: a[None], image)
+        images = lax.cond(space.count == 1, single, lambda: jax.vmap(search.backward)(vectors.T))
+        extra += 0.5 * (space.count > 1)
+    else:
+        images = jax.vmap(search.backward)(vectors.T)
+    norms = jnp.sqrt(sum(jnp.sum(a * a, axis=tuple(range(1, a.ndim))) for a in jax.tree.leaves(images)))
+    directions = jax.tree.map(
+        lambda a: a / jnp.where(norms > 0, norms, 1).reshape(-1, *[1] * (a.ndim - 1)).astype(a.dtype), images
+    )
+    largest, below = ritz.values[0], ritz.values[ritz.tracked]
+    if earlier is not None:  # one more vector may not have met the next eigenvalue in full: what was known of it goes slowly
+        known = 0.9 * earlier.below * largest / jnp.where(earlier.largest > 0, earlier.largest, 1)
+        seen = space.count > ritz.tracked
+        below = jnp.maximum(below, jnp.where(jnp.isfinite(known), jnp.minimum(known, largest), 0))
+        below = jnp.where(seen, below, earlier.below)
+        largest = jnp.where(seen, largest, earlier.largest)
+    return Eigenpairs(
+        eigenvalues=ritz.values[: search.k_max],
+        bounds=ritz.bounds,
+        residuals=ritz.sizes[: search.k_max],
+        vectors=vectors,
+        tracked=ritz.tracked,
+        products=space.products + extra,
+        converged=~ritz.open.any(),
+        directions=Directions(directions, ritz.tracked, largest, below),
+    )
+
+
+def _from_directions(search: _Search, warm: Directions, dtype) -> Eigenpairs:
+    space, half = _empty(search, dtype), 0.5
+
+    def start(j, space):
+        w = jax.tree.map(lambda a: a[j], warm.vectors)
+        return _extend(search, space, lambda: search.forward(w))
+
+    if search.how == "loop":
+        space = lax.fori_loop(0, warm.tracked, start, space)
+    else:
+        for j in range(search.k_max if search.how == "unrolled" else int(warm.tracked)):
+            space = _where(j < warm.tracked, start(j, space), space)
+    extra = half * (warm.tracked + search.k_max)
+    return _finish(search, _until_converged(search, space, warm), extra.astype(jnp.float32), warm)
+
+
+def _from_one_direction(search: _Search, warm: Directions) -> Eigenpairs:
+    """As from several, but the product that makes the first vector is enough where its bound is."""
+    w = jax.tree.map(lambda a: a[0], warm.vectors)
+    dot = lambda a: sum(jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(a))
+    v = search.forward(w)
+    image = search.backward(v)
+    norm, one, two = dot(w), dot(v), dot(image)
+    some = (norm > 0) & (one > 0) & (two > 0)
+    one_, two_ = jnp.where(some, one / norm, 1), jnp.where(some, two / norm, 1)
+    theta = jnp.where(some, two_ / one_, 0)
+    beta = _expected_below(warm, theta)
+    slack = jnp.where(one_ > beta, beta * jnp.maximum(two_ - one_**2, 0) / (one_ * (one_ - beta)), jnp.inf)
+    bound = jnp.where(some, slack, jnp.inf) + 16 * jnp.finfo(v.dtype).eps * theta
+
+    def enough():
+        vector = v / jnp.sqrt(one)
+        directions = jax.tree.map(lambda a: (a / jnp.sqrt(two))[None], image)
+        row = lambda value: jnp.asarray(value, v.dtype)[None]
+        return Eigenpairs(
+            row(theta), row(bound), row(jnp.nan), vector[:, None], jnp.int32(1), jnp.float32(1), jnp.asarray(True),
+            Directions(directions, jnp.int32(1), warm.largest, warm.below),
+        )  # fmt: skip
+
+    def search_on():
+        empty, length = _empty(search, v.dtype), jnp.sqrt(jnp.where(some, one, 1))
+        put = lambda matrix, column: matrix.at[:, 0].set(column / length)
+
+        def from_v():
+            return _Space(put(empty.basis, v), put(empty.images, search.forward(image)), jnp.int32(1), jnp.float32(1))
+
+        cold = lambda: _extend(search, _extend(search, empty, lambda: v), lambda: v)  # both at random, since v is zero
+        space = lax.cond(some, from_v, cold)
+        return _finish(search, _until_converged(search, space, warm), jnp.float32(0.5), warm, image)
+
+    return lax.cond(bound <= search.tol * theta, enough, search_on)

@@ -1,0 +1,212 @@
+"""Top eigenpairs without the kernel, against prescribed spectra and the float64 Jacobian."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.flatten_util import ravel_pytree
+
+from catapult_jax import top_eigenpairs
+from catapult_jax.losses import hessian_root
+from catapult_jax.testing import explicit_jacobian, symmetric_with_spectrum
+from tests.zoo import QUICK, build
+
+SPECTRA = {
+    "spread": [10.0, 5.0, 2.0, 1.0, 0.5, 0.1, 0.01, 0.001],
+    "repeated": [4.0, 4.0, 4.0, 1.0, 1.0, 0.5],
+    "clustered": [1.0, 0.999, 0.998, 0.2, 0.1, 0.05],
+    "rank one": [3.0, 0.0, 0.0, 0.0],
+    "zero": [0.0, 0.0, 0.0],
+    "one": [2.0],
+    "slow": list(np.linspace(1.0, 0.9, 40)),
+}
+
+
+def linear(w, x):
+    return x @ w
+
+
+def inputs(eigenvalues, seed=0):
+    """``(n, n)`` inputs of a linear model whose loss-weighted kernel for mse has these eigenvalues."""
+    n = len(eigenvalues)
+    _, vectors = symmetric_with_spectrum(eigenvalues, seed)
+    return jnp.asarray(vectors * np.sqrt(np.asarray(eigenvalues) * n / 2), jnp.float32)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_prescribed_spectra(strict, name, k):
+    spectrum = np.array(SPECTRA[name])
+    x, k = inputs(spectrum), min(k, len(spectrum))
+    n = len(spectrum)
+    found = jax.jit(lambda w: top_eigenpairs(linear, w, (x, jnp.zeros(n)), k=k, loss="mse"))(jnp.zeros(n))
+    error = np.abs(np.asarray(found.eigenvalues) - spectrum[:k])
+    assert bool(found.converged) and found.products <= n + k / 2
+    assert (error <= np.maximum(0.01 * spectrum[:k], 1e-5)).all()
+    nearest = np.abs(np.asarray(found.eigenvalues)[:, None] - spectrum).min(1)  # in a cluster, not always that of the same rank
+    assert (nearest <= np.asarray(found.bounds) + 1e-6 * spectrum[0]).all()
+    vectors = np.asarray(found.vectors, np.float64)
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(k), atol=1e-4)
+    residual = np.asarray(x, np.float64) @ np.asarray(x, np.float64).T * 2 / n @ vectors - vectors * np.asarray(
+        found.eigenvalues
+    )
+    assert (np.linalg.norm(residual, axis=0) <= np.asarray(found.residuals) + 1e-5 * spectrum[0]).all()
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.lists(st.just(0.0) | st.floats(1e-3, 1), min_size=2, max_size=12).filter(any), st.integers(0, 5))
+def test_the_bound_holds_for_random_spectra(values, seed):
+    spectrum = np.sort(values)[::-1]
+    x = inputs(spectrum, seed)
+    found = _search(jnp.zeros((12, 12)).at[: len(x), : len(x)].set(x * np.sqrt(12 / len(x))))
+    theta, bound = float(found.eigenvalues[0]), float(found.bounds[0])
+    assert bool(found.converged) and bound <= 0.0501 * theta + 1e-30
+    assert np.abs(spectrum - theta).min() <= bound + 1e-6 * spectrum[0]
+    assert 0.9 * spectrum[0] <= theta <= (1 + 1e-5) * spectrum[0]
+
+
+_search = jax.jit(lambda x: top_eigenpairs(linear, jnp.zeros(12), (x, jnp.zeros(12)), k=1, loss="mse", tol=0.05))
+
+
+def weighted_kernel(apply_fn, params, batch, loss, preconditioner=None):
+    """``S^(1/2) J P^-1 J^T S^(1/2) / b`` in float64."""
+    x, y = batch
+    jacobian = explicit_jacobian(apply_fn, params, x)
+    b = len(x)
+    roots = np.asarray(hessian_root(apply_fn(params, x), y, loss=loss), np.float64)
+    rows = np.einsum("ipq,iqn->ipn", roots, jacobian.reshape(b, roots.shape[1], -1)).reshape(len(jacobian), -1)
+    weights = 1.0 if preconditioner is None else np.asarray(ravel_pytree(preconditioner)[0], np.float64)
+    return (rows / weights) @ rows.T / b
+
+
+CASES = [
+    ("fcn", "mse"),
+    ("fcn", "logistic"),
+    ("fcn bias, ten outputs", "mse"),
+    ("fcn bias, ten outputs", "softmax_cross_entropy"),
+    ("attention and norms", "softmax_cross_entropy"),
+    ("tied embedding", "mse"),
+    ("cnn strided, average, outputs", "softmax_cross_entropy"),
+]
+
+
+def batch_of(name, loss):
+    apply_fn, params, x = build(name)
+    o = jax.eval_shape(apply_fn, params, x).shape[1]
+    rng = np.random.default_rng(3)
+    y = {
+        "mse": rng.standard_normal((len(x), o)).astype(np.float32),
+        "logistic": rng.integers(0, 2, (len(x), 1)).astype(np.float32),
+        "softmax_cross_entropy": rng.integers(0, o, len(x)),
+    }[loss]
+    return apply_fn, params, (x, jnp.asarray(y))
+
+
+@pytest.mark.parametrize(("name", "loss"), CASES)
+def test_models_and_losses(name, loss):
+    """Whole, in chunks that do not divide the batch, with a preconditioner; compiled and, for convolutions, driven by Python."""
+    apply_fn, params, batch = batch_of(name, loss)
+    rng = np.random.default_rng(0)
+    preconditioner = jax.tree.map(lambda p: rng.uniform(0.5, 2, p.shape).astype(np.float32), params)
+    both = name in ("fcn bias, ten outputs", "cnn strided, average, outputs")
+    for given_, chunk_size in ((None, None), (preconditioner, 2))[: 1 + both]:
+        kernel = weighted_kernel(apply_fn, params, batch, loss, given_)
+        oracle, size = np.linalg.eigvalsh(kernel)[::-1][:2], len(kernel)
+        search = lambda p, batch, given_=given_, chunk_size=chunk_size, n=size: top_eigenpairs(
+            apply_fn, p, batch, k=2, loss=loss, preconditioner=given_, chunk_size=chunk_size, tol=1e-3, max_products=n
+        )
+        ways = [search] if name.startswith("cnn") else [jax.jit(search, compiler_options=QUICK)]
+        if name.startswith("cnn") and given_ is None:
+            ways.append(jax.jit(search, compiler_options=QUICK))  # unrolled
+        for way in ways:
+            found = way(params, batch)
+            assert bool(found.converged)
+            np.testing.assert_allclose(found.eigenvalues, oracle, rtol=2e-3)
+            vectors = np.asarray(found.vectors, np.float64)
+            residual = kernel @ vectors - vectors * np.asarray(found.eigenvalues)
+            assert (np.linalg.norm(residual, axis=0) <= np.asarray(found.residuals) + 1e-4 * oracle[0]).all()
+
+
+def test_a_warm_direction_saves_products():
+    apply_fn, params, (x, y) = batch_of("fcn", "mse")
+    search = jax.jit(lambda p, batch, warm: top_eigenpairs(apply_fn, p, batch, k=1, loss="mse", warm_start=warm))
+    cold = top_eigenpairs(apply_fn, params, (x, y), k=1, loss="mse", tol=1e-3)
+    again = search(params, (x, y), cold.directions)
+    assert float(again.products) <= 1.5  # half of it for the residual, where the next eigenvalue is near
+    np.testing.assert_allclose(again.eigenvalues, cold.eigenvalues, rtol=1e-3)
+    other = x + 0.5 * jax.random.normal(jax.random.key(9), x.shape)
+    moved = search(jax.tree.map(lambda p: 1.1 * p, params), (other, y), cold.directions)
+    (truth,) = np.linalg.eigvalsh(weighted_kernel(apply_fn, jax.tree.map(lambda p: 1.1 * p, params), (other, y), "mse"))[-1:]
+    assert abs(float(moved.eigenvalues[0]) - truth) <= float(moved.bounds[0]) <= 0.0101 * truth
+    lost = cold.directions._replace(vectors=jax.tree.map(jnp.zeros_like, cold.directions.vectors))
+    np.testing.assert_allclose(search(params, (x, y), lost).eigenvalues, cold.eigenvalues, rtol=0.01)
+
+
+def test_more_are_tracked_where_more_are_above_the_threshold():
+    spectrum = SPECTRA["spread"]
+    batch = (inputs(spectrum), jnp.zeros(8))
+    search = lambda above, warm=None: top_eigenpairs(
+        linear, jnp.zeros(8), batch, k=1, k_max=5, loss="mse", above=above, warm_start=warm
+    )
+    counts = [int(jax.jit(search)(jnp.float32(above)).tracked) for above in (20.0, 4.0, 1.5, 0.7, 0.0)]
+    assert counts == [1, 3, 4, 5, 5]  # those above, and the first that is not, as far as k_max allows
+    four = search(1.5)
+    np.testing.assert_allclose(four.eigenvalues[:4], spectrum[:4], rtol=0.01)
+    again = search(1.5, four.directions)
+    assert bool(again.converged) and int(again.tracked) == 4
+    np.testing.assert_allclose(again.eigenvalues[:4], spectrum[:4], rtol=0.01)
+
+
+def test_what_did_not_converge_says_so():
+    batch = (inputs(SPECTRA["slow"]), jnp.zeros(40))
+    found = top_eigenpairs(linear, jnp.zeros(40), batch, k=2, loss="mse", tol=1e-4, max_products=4)
+    assert not bool(found.converged)
+    assert (found.bounds > 1e-4 * found.eigenvalues).any()
+    assert float(found.products) == 1 + 4 + 1  # the random start, four more, a direction (half a product) for each of two
+
+
+def test_vmapped_and_scanned_with_directions_carried():
+    apply_fn, params, batch = batch_of("fcn", "mse")
+    many = jax.tree.map(lambda p: jnp.stack([p, 1.5 * p, -p]), params)
+    oracle = [
+        np.linalg.eigvalsh(weighted_kernel(apply_fn, jax.tree.map(lambda p, i=i: p[i], many), batch, "mse"))[-1]
+        for i in range(3)
+    ]
+    cold = jax.jit(jax.vmap(lambda p: top_eigenpairs(apply_fn, p, batch, k=1, loss="mse")))(many)
+    np.testing.assert_allclose(cold.eigenvalues[:, 0], oracle, rtol=0.01)
+
+    def step(directions, p):
+        found = top_eigenpairs(apply_fn, p, batch, k=1, loss="mse", warm_start=directions)
+        return found.directions, found.eigenvalues[0]
+
+    first = jax.tree.map(lambda a: a[0], cold.directions)
+    np.testing.assert_allclose(jax.jit(lambda d: jax.lax.scan(step, d, many)[1])(first), oracle, rtol=0.011)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(k=0), "k=0; allowed: 1 to 3"),
+        (dict(k=4), "k=4; allowed: 1 to 3"),
+        (dict(k=2, k_max=1), "k_max=1; allowed: k=2 to 3"),
+        (dict(k=1, tol=0.0), "tol=0.0; allowed: above 0"),
+        (dict(k=1, max_products=0), "max_products=0; allowed: 1 or more"),
+        (dict(k=1, chunk_size=0), "chunk_size=0; allowed: 1 or more"),
+        (dict(k=1, preconditioner=jnp.ones(2)), "preconditioner has other leaves"),
+        (dict(k=1, loss="hinge"), "loss='hinge'; allowed: mse"),
+    ],
+)
+def test_bad_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        top_eigenpairs(linear, jnp.zeros(3), (jnp.eye(3), jnp.zeros(3)), **{"loss": "mse"} | options)
+
+
+def test_directions_of_another_model_or_another_number_are_refused():
+    batch = (jnp.eye(3), jnp.zeros(3))
+    two = top_eigenpairs(linear, jnp.zeros(3), batch, k=2, loss="mse").directions
+    with pytest.raises(ValueError, match="warm_start has 2 directions; allowed: k_max=1"):
+        top_eigenpairs(linear, jnp.zeros(3), batch, k=1, loss="mse", warm_start=two)
+    with pytest.raises(ValueError, match="warm_start has another structure"):
+        top_eigenpairs(linear, jnp.zeros(4), (jnp.ones((3, 4)), jnp.zeros(3)), k=2, loss="mse", warm_start=two)
