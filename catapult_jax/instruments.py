@@ -242,11 +242,11 @@ def agop(apply_fn: Callable, *, every: int, reference: jax.Array, size: int, chu
 
 
 def measure(
-    instruments: dict[str, Instrument], now: Moment, carried: dict[str, Any], step, *, static: bool
+    instruments: dict[str, Instrument], now: Moment, carried: dict[str, Any], step, *, due: frozenset[str] | None
 ) -> tuple[dict[str, jax.Array], dict[str, Any]]:
     """Runs the instruments that are due at ``step``; what is not due is NaN, and what it carries stays.
 
-    ``static``: ``step`` is a Python number, and what is not due is not compiled; otherwise it is traced, under ``lax.cond``.
+    ``due``: their names, so that what is not due is not compiled; None: found from the traced step, under ``lax.cond``.
     """
     measured, after = {}, dict(carried)
     for name, instrument in instruments.items():
@@ -259,8 +259,8 @@ def measure(
         skip = lambda _, before, shapes=shapes: (jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), shapes), before)
         if instrument.every == 1:
             values, kept = run(now, before)
-        elif static:
-            values, kept = (run if step % instrument.every == 0 else skip)(now, before)
+        elif due is not None:
+            values, kept = (run if name in due else skip)(now, before)
         else:
             values, kept = lax.cond(step % instrument.every == 0, run, skip, now, before)
         measured |= values

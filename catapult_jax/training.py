@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from catapult_jax.critical_lr import critical_lr
+from catapult_jax.critical_lr import critical_lr_from_lambda, weighted_tangent_kernel
 from catapult_jax.data import Data
 from catapult_jax.events import Detector, DetectorState
 from catapult_jax.instruments import Instrument, Moment, measure
 from catapult_jax.losses import batch_loss
 from catapult_jax.schedules import Schedule, ScheduleState
+from catapult_jax.tangent_kernel import top_eigenpairs
 from catapult_jax.tangent_kernel.exact import loops_are_slow
 
 
@@ -74,6 +75,8 @@ def trainer(
     probe_size: int = 0,
     momentum: float = 0.0,
     stop_loss: float = 0.0,
+    matrix_free: bool = False,
+    chunk_size: int | None = None,
 ) -> Trainer:
     """Builds the functions that train a model.
 
@@ -91,6 +94,8 @@ def trainer(
       momentum: that of the optimizer (heavy ball), for the critical learning rate at initialisation.
       stop_loss: a member is done, and frozen, at the first step at which it has made its raises, is in no spike, and its
         training loss is at most this; 0: never.
+      matrix_free: the critical learning rate at initialisation from kernel-vector products (to 1 %), not from the exact kernel.
+      chunk_size: examples of that kernel that are worked on at a time; None: all.
 
     Raises:
       ValueError: a batch larger than the training set.
@@ -107,7 +112,13 @@ def trainer(
     def init_member(seed):
         params = model.init(jax.random.fold_in(jax.random.key(seed), 0), arrays["x_train"][:1])
         x, y = (arrays[key][: probe_size or None] for key in ("x_train", "y_train"))
-        return params, critical_lr(apply_fn, params, (x, y), loss=loss, momentum=momentum)
+        if matrix_free:
+            found = top_eigenpairs(apply_fn, params, (x, y), k=1, loss=loss, chunk_size=chunk_size)
+            lambda_max = found.eigenvalues[0]
+        else:
+            kernel = weighted_tangent_kernel(apply_fn, params, (x, y), apply_fn(params, x), loss=loss, chunk_size=chunk_size)
+            lambda_max = jnp.linalg.eigvalsh(kernel)[-1]
+        return params, critical_lr_from_lambda(lambda_max, momentum=momentum)
 
     def moment(params):
         batch = (
@@ -118,7 +129,8 @@ def trainer(
         return Moment(params, params, batch, apply_fn(params, batch[0]), arrays)
 
     def init(members: Members) -> tuple[State, Start]:
-        init_one = jax.jit(init_member)
+        # Products of what is slow in loops are driven by Python.
+        init_one = init_member if matrix_free and not scanned else jax.jit(init_member)
         states, critical = [], []
         for i, seed in enumerate(members.seed):
             params, critical_i = init_one(int(seed))
@@ -132,10 +144,10 @@ def trainer(
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
         return State(jnp.int32(0), stacked), Start(np.array(critical), np.asarray(stacked.schedule.lr_start))
 
-    def step_member(step, state: MemberState, seed, data: dict, wanted=True, *, due: int | None):
+    def step_member(step, state: MemberState, seed, data: dict, wanted=True, *, due: frozenset[str] | None):
         """One step of one member, or none where it is not wanted.
 
-        ``due``: the step modulo all cadences as a Python number, or None: decide at run time.
+        ``due``: the instruments that are due, or None: decide at run time.
         """
         if full:
             batch = data["x_train"], data["y_train"]
@@ -152,7 +164,7 @@ def trainer(
 
         (value, outputs), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         before = Moment(state.params, state.params, batch, outputs, data)
-        when = dict(step=step if due is None else due, static=due is not None)
+        when = dict(step=step, due=due)
         early = {name: i for name, i in instruments.items() if name != "loss_after"}
         measured, carried = measure(early, before, state.carried, **when)
         measured = {"loss_batch": value} | measured
@@ -204,7 +216,6 @@ def trainer(
 
     example = jax.eval_shape(lambda: init_member(0)[0])
     scanned = not loops_are_slow(apply_fn, example, arrays["x_train"])  # convolutions on the CPU, also batched over members
-    cadence = int(np.lcm.reduce([instrument.every for instrument in instruments.values()], initial=1))
 
     @partial(jax.jit, donate_argnums=0, static_argnames="longest")
     def scan_chunk(state: State, seeds, data, steps, *, longest: int):
@@ -229,7 +240,7 @@ def trainer(
         first = int(state.step)
         for step in range(first, first + steps):
             # Steps that have the same instruments due share one compiled program.
-            due = next(d for d in range(cadence) if _due(instruments, d) == _due(instruments, step))
+            due = frozenset(name for name, instrument in instruments.items() if step % instrument.every == 0)
             for i in range(count):
                 members[i], values = step_once(jnp.int32(step), members[i], seeds[i], data, due=due)
                 measured[i].append(values)
@@ -245,7 +256,3 @@ def trainer(
         return state, jax.tree.map(lambda a: a[:, :steps], jax.device_get(measured))
 
     return Trainer(init, run, scanned)
-
-
-def _due(instruments: dict[str, Instrument], step: int) -> tuple[bool, ...]:
-    return tuple(step % instrument.every == 0 for instrument in instruments.values())

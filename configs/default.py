@@ -73,8 +73,16 @@ def get_config() -> ConfigDict:
     c.schedule.settle_fraction = 0.6
     c.schedule.settle_steps = 20
 
-    # Cadence of each instrument in steps; 0: off.
     c.measure = ConfigDict()
+    c.measure.preset = ""  # economy, standard, full: what is measured, at cadences found from its cost in the first steps
+    c.measure.max_overhead = 1.5  # with a preset: a measured step over a bare one
+    c.measure.method = (
+        "exact"  # kernels; products: matrix-free, from kernel-vector products; auto: what is cheaper in the first steps
+    )
+    c.measure.tolerance = 0.01  # products: relative error allowed to an eigenvalue
+    c.measure.max_products = 0  # products: in one step; 0: 60, or 3 where XLA is slow in loops (convolutions on the CPU)
+    c.measure.chunk_size = 0  # examples of a kernel that are worked on at a time, which bounds its memory; 0: all
+    # Cadence of each instrument in steps; 0: off. A preset sets them.
     c.measure.batch_kernel_every = 1
     c.measure.top_k = 5
     c.measure.train_loss_every = 1  # with all examples in a batch it is the batch loss and costs nothing

@@ -9,8 +9,10 @@ import math
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
@@ -21,6 +23,11 @@ from catapult_jax.schedules import SCHEDULES
 from configs import default
 from experiments.verdicts import NEEDS, NEEDS_SOME, VERDICTS
 
+CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    None,
+    "Directory in which compiled programs are kept and found again; default: none, or $JAX_COMPILATION_CACHE_DIR.",
+)
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with a variant after a colon.")
 
 
@@ -57,11 +64,30 @@ def parse(argv: Sequence[str]) -> list[str]:
         if values.config is None:
             raise ConfigError("--config is missing; allowed: a config file, for example --config=configs/cifar_gd.py")
         values.config.get("steps")  # a file that could not be loaded says so only when it is touched
+        keep_compiled(values.compilation_cache)
     except (AttributeError, KeyError) as error:
         raise ConfigError(_unknown_field(argv) or one_line(error)) from error
     except (flags.Error, ValueError, TypeError, OSError) as error:
         raise ConfigError(one_line(error)) from error
     return rest
+
+
+def keep_compiled(directory: str | None) -> None:
+    """Keeps compiled programs in a directory and finds them there again.
+
+    Raises:
+      ConfigError: it can't be made.
+    """
+    if not directory:
+        return
+    try:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"compilation_cache={directory!r} can't be made ({error.strerror}); allowed: a directory to write in"
+        ) from error
+    jax.config.update("jax_compilation_cache_dir", str(Path(directory).resolve()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def one_line(error: BaseException) -> str:
@@ -133,6 +159,12 @@ def _whole(rule):
 
 
 MODELS = ("fcn", "cnn", "wide_resnet", "vit")
+# What each preset measures; AGOPs where there is a reference.
+PRESETS = {
+    "economy": ("batch_kernel", "train_loss"),
+    "standard": ("batch_kernel", "train_loss", "loss_after", "test"),
+    "full": ("batch_kernel", "train_loss", "loss_after", "test", "train_kernel", "agop"),
+}
 _SEED = ("0 to 2147483647", lambda v: 0 <= v < 2**31)
 
 _RULES = {
@@ -181,6 +213,12 @@ _RULES = {
     "schedule.raise_to": _above(0),
     "schedule.settle_fraction": ("above 0, at most 1", lambda v: 0 < v <= 1),
     "schedule.settle_steps": _at_least(1),
+    "measure.preset": _one_of(("", *PRESETS)),
+    "measure.max_overhead": _above(1),
+    "measure.method": _one_of(("exact", "products", "auto")),
+    "measure.tolerance": _above(0),
+    "measure.max_products": _at_least(0),
+    "measure.chunk_size": _at_least(0),
     "measure.batch_kernel_every": _at_least(0),
     "measure.top_k": _at_least(1),
     "measure.train_loss_every": _at_least(0),
@@ -324,7 +362,7 @@ def check(config: ConfigDict) -> None:
     )
     reference = config.measure.agop_reference
     refuse(
-        bool(config.measure.agop_every) != bool(reference),
+        bool(config.measure.agop_every) != bool(reference) and not config.measure.preset,
         "measure.agop_every",
         "measure.agop_reference",
         why="allowed: both or none",
@@ -335,7 +373,7 @@ def check(config: ConfigDict) -> None:
         "data.name",
         why="allowed: closed_form for synthetic targets, elsewhere the model.npz of a run with run.save_model",
     )
-    for name in ("test_every", "agop_every", "batch_kernel_every"):
+    for name in ("test_every", "agop_every", "batch_kernel_every") if not config.measure.preset else ():
         refuse(
             config.run.stop_loss and config.run.chunk_steps < fields[f"measure.{name}"],
             "run.stop_loss",
@@ -362,7 +400,7 @@ def check(config: ConfigDict) -> None:
         "measure.batch_kernel_every",
         why="allowed with batches: 0 or 1, since the critical lr of one batch says nothing about another",
     )
-    for claim in config.claims:
+    for claim in config.claims if not config.measure.preset else ():  # a preset finds its cadences first: see testable
         for name in NEEDS.get(claim, ()):
             refuse(fields[name] != 1, "claims", name, why=f"allowed with the claim {claim}: 1")
         for name in NEEDS_SOME.get(claim, ()):
@@ -393,6 +431,13 @@ def check(config: ConfigDict) -> None:
         "measure.train_loss_every",
         why="allowed with batches and a loss to stop at: 1",
     )
+
+
+def testable(claims: Sequence[str], fields: dict[str, Any]) -> list[str]:
+    """The claims whose measurements the fields ask for, at the cadence that they need."""
+    every_step = lambda claim: all(fields[name] == 1 for name in NEEDS.get(claim, ()))
+    some = lambda claim: all(fields[name] for name in NEEDS_SOME.get(claim, ()))
+    return [claim for claim in claims if every_step(claim) and some(claim)]
 
 
 def member_axes(config: ConfigDict) -> dict[str, tuple]:

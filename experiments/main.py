@@ -20,14 +20,16 @@ from tqdm import tqdm
 from catapult_jax import checkpoints, data, events, instruments, models, records, schedules, training
 from catapult_jax.agop import agop_eigenvectors, input_jacobian
 from catapult_jax.tangent_kernel import NeuralTangentsMissing, tangent_kernel
+from catapult_jax.tangent_kernel.exact import loops_are_slow
 from experiments import config as configs
-from experiments import report
+from experiments import overhead, report
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; default: runs/CONFIG-IDENTITY.")
 
 _CHECK_EXAMPLES, _CHECK_LIMIT = 8, 1e-3
 _DIRECTIONS = 3  # top eigenvectors of the AGOP that are kept
 _CHUNK = 256  # examples whose input Jacobians are taken at a time
+_LARGEST = 8192  # rows of an exact kernel that is tried of one's own accord: 268 MB, and its eigenvalues take minutes
 _READ = 3  # examples of a data set with attributes that are read for each one wanted
 
 
@@ -125,29 +127,102 @@ def agop_reference(config: ConfigDict, arrays: data.Data) -> tuple[np.ndarray, d
     }
 
 
-def build_trainer(config: ConfigDict, model, arrays: data.Data, reference=None) -> training.Trainer:
+def cadences_of(config: ConfigDict) -> dict[str, int]:
+    """Cadence of each instrument that the config asks for; what a preset asks for, at every step."""
     m, full = config.measure, config.optimizer.batch_size in (0, config.data.train_size)
-    loss, apply_fn, momentum = config.loss, model.apply, config.optimizer.momentum
-    chosen = {}
-    if m.batch_kernel_every:
-        chosen["batch_kernel"] = instruments.batch_kernel(
-            apply_fn, loss=loss, every=m.batch_kernel_every, k=m.top_k, momentum=momentum
+    fields = {name: m[f"{name}_every"] for name in ("batch_kernel", "train_loss", "train_kernel", "loss_after", "test", "agop")}
+    if m.preset:
+        fields = dict.fromkeys(configs.PRESETS[m.preset], 1)
+        if not m.agop_reference:
+            fields.pop("agop", None)
+    if full:
+        fields.pop("train_loss", None)  # it is the batch loss
+    if fields.get("test") and config.data.validation_size:
+        fields["val"] = fields["test"]
+    return {name: every for name, every in fields.items() if every}
+
+
+def build_instruments(
+    config: ConfigDict, model, arrays: data.Data, reference, cadences: dict[str, int], methods: dict[str, str]
+) -> dict[str, instruments.Instrument]:
+    """``methods``: exact or products, for ``batch_kernel`` and ``train_kernel``."""
+    m, apply_fn, coding = config.measure, model.apply, config.data.coding
+    full = config.optimizer.batch_size in (0, config.data.train_size)
+    shared = dict(loss=config.loss, momentum=config.optimizer.momentum, chunk_size=m.chunk_size or None)
+    shared["k"] = 1 if m.preset == "economy" else m.top_k
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), arrays.x_train[:1]))
+    slow = loops_are_slow(apply_fn, params, arrays.x_train)
+    shared_products = shared | {"tol": m.tolerance, "max_products": m.max_products or (3 if slow else 60)}
+
+    def scores(split):
+        return lambda every: instruments.scores(apply_fn, loss=config.loss, every=every, coding=coding, split=split)
+
+    make = {
+        ("batch_kernel", "exact"): partial(instruments.batch_kernel, apply_fn, follow=full, **shared),
+        ("batch_kernel", "products"): partial(instruments.batch_products, apply_fn, **shared_products),
+        ("train_kernel", "exact"): partial(instruments.train_kernel, apply_fn, probe_size=m.probe_size, **shared),
+        ("train_kernel", "products"): partial(instruments.train_products, apply_fn, probe_size=m.probe_size, **shared_products),
+        "train_loss": partial(instruments.train_loss, apply_fn, loss=config.loss),
+        "loss_after": partial(instruments.loss_after, apply_fn, loss=config.loss),
+        "test": scores("test"),
+        "val": scores("val"),
+        "agop": lambda every: instruments.agop(
+            apply_fn, every=every, reference=jax.numpy.asarray(reference), size=m.agop_size, chunk_size=_CHUNK
+        ),
+    }
+    return {name: make[(name, methods[name]) if name in methods else name](every=every) for name, every in cadences.items()}
+
+
+def choose_instruments(config: ConfigDict, model, arrays: data.Data, members, reference) -> dict:
+    """What is measured, how and how often: as the config says, or as found from the cost of each instrument in the first steps."""
+    m, cadences = config.measure, cadences_of(config)
+    full = config.optimizer.batch_size in (0, config.data.train_size)
+    kernels = [name for name in ("batch_kernel", "train_kernel") if name in cadences]
+    if m.method != "auto" and not m.preset:
+        return {"cadences": cadences, "methods": dict.fromkeys(kernels, m.method)}
+    rows = {
+        "batch_kernel": (config.optimizer.batch_size or config.data.train_size) * arrays.outputs,
+        "train_kernel": (m.probe_size or config.data.train_size) * arrays.outputs,
+    }
+    tried = {
+        name: ("products",) if m.method == "products" or rows[name] > _LARGEST else ("exact",) if m.method == "exact" else ("exact", "products")
+        for name in kernels
+    }  # fmt: skip
+    make = lambda cadences, methods: build_instruments(config, model, arrays, reference, cadences, methods)
+    candidates = {name: make({name: 1}, {})[name] for name in cadences if name not in kernels}
+    for name in kernels:
+        candidates |= {f"{name}, {method}": make({name: 1}, {name: method})[name] for method in tried[name]}
+    build = lambda chosen: build_trainer(config, model, arrays, {name.split(",")[0]: i for name, i in chosen.items()})
+    costs = overhead.measure(build, candidates, members)
+    methods = {name: min(tried[name], key=lambda method, name=name: costs[f"{name}, {method}"]) for name in kernels}
+    own = {name: costs[f"{name}, {methods[name]}" if name in methods else name] for name in cadences}
+    found = cadences
+    if m.preset:
+        relative = config.schedule.name == "staircase" or config.schedule.cap or config.members.cap
+        always = set() if full else {"batch_kernel", "train_loss"}
+        always = (always | {"batch_kernel"} if relative else always) & set(own)
+        found = overhead.cadences(own, always, m.max_overhead, config.run.chunk_steps if config.run.stop_loss else None)
+    expected = 1 + sum(own[name] / found[name] for name in own)
+    print("cost of each instrument over the bare step, measured in the first steps:")
+    for name in own:
+        how = (
+            f" ({methods[name]}; " + ", ".join(f"{k} {costs[f'{name}, {k}']:.2f}" for k in tried[name]) + ")"
+            if name in methods
+            else ""
         )
-    if m.train_loss_every and not full:
-        chosen["train_loss"] = instruments.train_loss(apply_fn, loss=loss, every=m.train_loss_every)
-    if m.train_kernel_every:
-        chosen["train_kernel"] = instruments.train_kernel(
-            apply_fn, loss=loss, every=m.train_kernel_every, probe_size=m.probe_size, k=m.top_k, momentum=momentum
-        )
-    if m.loss_after_every:
-        chosen["loss_after"] = instruments.loss_after(apply_fn, loss=loss, every=m.loss_after_every)
-    if m.test_every:
-        for split in ("test", "val") if config.data.validation_size else ("test",):
-            chosen[split] = instruments.scores(apply_fn, loss=loss, every=m.test_every, coding=config.data.coding, split=split)
-    if m.agop_every:
-        chosen["agop"] = instruments.agop(
-            apply_fn, every=m.agop_every, reference=jax.numpy.asarray(reference), size=m.agop_size, chunk_size=_CHUNK
-        )
+        print(f"  {name}{how}: {own[name]:.2f}, {'every step' if found[name] == 1 else f'every {found[name]} steps'}")
+    over = (
+        f", above measure.max_overhead={m.max_overhead}: the critical lr is wanted at every step"
+        if m.preset and expected > m.max_overhead * 1.05
+        else ""
+    )
+    print(f"  a measured step is expected to cost {expected:.2f} bare ones{over}")
+    return {"cadences": found, "methods": methods, "costs": costs, "expected_overhead": expected}
+
+
+def build_trainer(config: ConfigDict, model, arrays: data.Data, chosen: dict[str, instruments.Instrument]) -> training.Trainer:
+    m, momentum = config.measure, config.optimizer.momentum
+    rows = (m.probe_size or config.data.train_size) * arrays.outputs
     s = config.schedule
     schedule = {
         "constant": lambda: schedules.constant(cap_from=s.cap_from),
@@ -160,7 +235,7 @@ def build_trainer(config: ConfigDict, model, arrays: data.Data, reference=None) 
     return training.trainer(
         model,
         arrays,
-        loss=loss,
+        loss=config.loss,
         optimizer=partial(getattr(optax, config.optimizer.name), momentum=momentum or None),
         schedule=schedule,
         detector=events.detector(
@@ -171,6 +246,8 @@ def build_trainer(config: ConfigDict, model, arrays: data.Data, reference=None) 
         probe_size=m.probe_size,
         momentum=momentum,
         stop_loss=config.run.stop_loss,
+        matrix_free=m.method == "products" or rows > _LARGEST,
+        chunk_size=m.chunk_size or None,
     )
 
 
@@ -236,13 +313,15 @@ def run(config: ConfigDict, workdir: Path) -> list[report.Verdict]:
         print("already complete")
         return report.build(workdir)
     model, members = build_model(config.model, arrays.outputs), build_members(config)
-    reference, about_reference = agop_reference(config, arrays) if config.measure.agop_every else (None, None)
+    reference, about_reference = agop_reference(config, arrays) if "agop" in cadences_of(config) else (None, None)
     if earlier and earlier.get("agop_reference") != about_reference:
         raise configs.ConfigError(
             f"workdir={str(workdir)!r} holds a run with another model in measure.agop_reference; allowed: another workdir"
         )
     try:
-        trainer = build_trainer(config, model, arrays, reference)
+        plan = earlier["instruments"] if earlier else choose_instruments(config, model, arrays, members, reference)
+        chosen = build_instruments(config, model, arrays, reference, plan["cadences"], plan["methods"])
+        trainer = build_trainer(config, model, arrays, chosen)
         state, start = trainer.init(members)
     except ValueError as error:  # a model and data that do not fit
         raise configs.ConfigError(configs.one_line(error)) from error
@@ -267,6 +346,7 @@ def run(config: ConfigDict, workdir: Path) -> list[report.Verdict]:
         },
         "agop_reference": about_reference,
         "kernel_check": check,
+        "instruments": plan,
         "environment": records.environment(),
         "seconds": 0.0,  # of the sittings that were not interrupted
     }  # fmt: skip
@@ -301,7 +381,7 @@ def run(config: ConfigDict, workdir: Path) -> list[report.Verdict]:
     alive = record["alive"].values[:, -1]
     if config.run.save_model:
         _write_model(workdir, model, state, arrays, {"config": as_json, "data": about["data"]})
-    if config.measure.agop_every:
+    if "agop" in plan["cadences"]:
         _write_directions(config, workdir, model, state, coordinates, arrays, reference)
     records.write_json(
         workdir / "run.json",

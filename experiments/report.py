@@ -13,6 +13,7 @@ import numpy as np
 from catapult_jax import records
 from catapult_jax.events import FACTORS
 from experiments import figures
+from experiments.config import flat, testable
 from experiments.verdicts import (
     OF_RUN,
     Verdict,
@@ -24,6 +25,8 @@ from experiments.verdicts import (
     run_events,
     text_of,
 )
+
+_CADENCES = ("batch_kernel", "train_loss", "train_kernel", "loss_after", "test", "agop")
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}
@@ -93,6 +96,14 @@ def build(run_dir: str | Path) -> list[Verdict]:
     run_dir = Path(run_dir)
     record = records.open_record(run_dir).load()
     config, run = (json.loads((run_dir / name).read_text()) for name in ("config.json", "run.json"))
+    if config["measure"]["preset"]:  # the cadences that it found stand in its place
+        every = {f"{name}_every": run["instruments"]["cadences"].get(name, 0) for name in _CADENCES}
+        full = config["optimizer"]["batch_size"] in (0, config["data"]["train_size"])
+        config["measure"] |= every | ({"train_loss_every": 1} if full else {})
+        claimed, config["claims"] = config["claims"], testable(config["claims"], flat(config))
+        untested = [name for name in claimed if name not in config["claims"]]
+    else:
+        untested = []
     title = title_of(config, run)
     events = run_events(record, config)
     members = [
@@ -123,6 +134,8 @@ def build(run_dir: str | Path) -> list[Verdict]:
         + (f", {frozen} frozen after a loss that was not finite" if frozen else "")
         + "</p>"
     )
+    if untested:
+        parts.append(f'<p class="warning">Not tested at the cadences of this preset: {escape(", ".join(untested))}</p>')
     if verdicts:
         parts.append("<h2>Claims</h2>")
         parts += [verdict_html(v) for v in verdicts]

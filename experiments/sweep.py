@@ -114,9 +114,10 @@ def is_complete(directory: Path) -> bool:
     return ended and (directory / "report.html").is_file()
 
 
-def _one(config: dict, directory: str) -> str | None:
+def _one(config: dict, directory: str, cache: str | None) -> str | None:
     """Runs one config, perhaps in a process of its own; returns what went wrong, if it did."""
     try:
+        configs.keep_compiled(cache)
         run(ConfigDict(config), Path(directory))
     except (ConfigError, RunError) as error:
         return configs.one_line(error)
@@ -203,7 +204,9 @@ def write_summary(rows: list[dict], axes: list[str], config: ConfigDict, workdir
     return found
 
 
-def run_sweep(config: ConfigDict, grid: list[str], workdir: Path, processes: int) -> list[verdicts.Verdict]:
+def run_sweep(
+    config: ConfigDict, grid: list[str], workdir: Path, processes: int, cache: str | None = None
+) -> list[verdicts.Verdict]:
     """Runs what is not complete yet, then writes the summary.
 
     Raises:
@@ -215,15 +218,15 @@ def run_sweep(config: ConfigDict, grid: list[str], workdir: Path, processes: int
         raise ConfigError(f"workdir={str(workdir)!r} is a file; allowed: a directory")
     todo = [(chosen, one) for chosen, one in runs if not is_complete(directory_of(workdir, chosen, one))]
     print(f"{len(runs)} runs, {len(runs) - len(todo)} already complete")
-    work = [(one.to_dict(), str(directory_of(workdir, chosen, one))) for chosen, one in todo]
+    work = [(one.to_dict(), str(directory_of(workdir, chosen, one)), cache) for chosen, one in todo]
     failures = {}
     if processes == 1 or len(work) < 2:
-        for one, directory in work:
-            failures[Path(directory).name] = _one(one, directory)
+        for one, directory, _ in work:
+            failures[Path(directory).name] = _one(one, directory, cache)
     else:
         # A forked process would share the threads of a JAX that is already running.
         with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-            for (_, directory), failure in zip(work, pool.map(_one, *zip(*work, strict=True)), strict=True):
+            for (_, directory, _), failure in zip(work, pool.map(_one, *zip(*work, strict=True)), strict=True):
                 failures[Path(directory).name] = failure
     failures = {name: why for name, why in failures.items() if why}
     for name, why in failures.items():
@@ -243,7 +246,7 @@ def main(_argv: list[str]) -> int:
     config = flags.FLAGS.config
     given = flags.FLAGS.workdir
     workdir = Path(given) if given else default_workdir(sys.argv, config, "-".join(["sweep", *_GRID.value]).replace("/", "_"))
-    for verdict in run_sweep(config, _GRID.value, workdir, _PROCESSES.value):
+    for verdict in run_sweep(config, _GRID.value, workdir, _PROCESSES.value, configs.CACHE.value):
         print(f"{verdict.verdict}: {verdict.claim}: {verdict.effect}")
     print(f"summary: {workdir / 'summary.html'}")
     return 0

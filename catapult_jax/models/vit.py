@@ -63,10 +63,10 @@ class ViT(nn.Module):
             h = scaled(nn.dot_product_attention(q, k, v), self.gain, self.width)
             return nn.DenseGeneral(self.width, axis=(-2, -1), **shared, name=f"{name}_heads")(h)
 
-        patch = (self.patch_size, self.patch_size)
-        h = scaled(x, self.gain, self.patch_size**2 * x.shape[-1])
-        h = nn.Conv(self.width, patch, strides=patch, padding="VALID", **shared, name="patches")(h)
-        h = h.reshape(h.shape[0], -1, self.width)
+        # Patches do not overlap, so that a plain product does for a convolution, which XLA runs slowly in loops on the CPU.
+        p = self.patch_size
+        h = x.reshape(-1, height // p, p, width // p, p, x.shape[-1]).transpose(0, 1, 3, 2, 4, 5)
+        h = dense(h.reshape(h.shape[0], -1, p * p * x.shape[-1]), self.width, "patches")
         h = h + self.param("positions", unit_normal, h.shape[1:])
         for block in range(self.depth):
             name = f"block_{block}"

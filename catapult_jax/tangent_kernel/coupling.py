@@ -57,11 +57,12 @@ def refuse_coupled_examples(apply_fn: Callable, params: PyTree, x: Array) -> Non
     shaped = lambda tree: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), tree)
     shapes = shaped(params)
     of_size = lambda b: jax.ShapeDtypeStruct((b, *jnp.shape(x)[1:]), jnp.result_type(x))
-    traced = {b: jax.make_jaxpr(apply_fn)(shapes, of_size(b)) for b in (1, 2)}
+    programs = {b: _program(apply_fn, shapes, of_size(b)) for b in (1, 2)}
+    dtype = programs[2][0].out_avals[0].dtype
 
     with jax.ensure_compile_time_eval(), jax.debug_nans(False), np.errstate(all="ignore"):
         for kind in _KINDS:
-            together, apart, beside_other = _probe(traced, jax.tree.leaves(shapes), of_size(2), kind)
+            together, apart, beside_other = _probe(programs, jax.tree.leaves(shapes), of_size(2), kind)
             if np.isfinite(together).all() and (kind == _KINDS[-1] or 1e-20 < np.abs(together).max(initial=0.0) < 1e20):
                 break
         else:
@@ -69,7 +70,7 @@ def refuse_coupled_examples(apply_fn: Callable, params: PyTree, x: Array) -> Non
                 "apply_fn gives outputs that are not finite on made-up numbers, so it can't be told whether it couples the "
                 "examples of a batch; allowed: models with finite outputs for inputs and parameters of order one"
             )
-        tolerance = max(_TOLERANCE, 32 * float(jnp.finfo(traced[2].out_avals[0].dtype).eps))
+        tolerance = max(_TOLERANCE, 32 * float(jnp.finfo(dtype).eps))
     bound = tolerance * max(float(np.abs(together).max(initial=0.0)), np.finfo(np.float32).tiny)
     same = lambda a, b: bool(np.all(np.abs(a - b) <= bound))  # False where a NaN came through
     if not same(together[0], beside_other):
@@ -84,7 +85,17 @@ def refuse_coupled_examples(apply_fn: Callable, params: PyTree, x: Array) -> Non
     )
 
 
-def _probe(traced: dict, leaves: list, x, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _program(apply_fn, shapes, x):
+    """The function on so many examples, traced, and compiled in a hurry with what it closes over as a first argument."""
+    closed = jax.make_jaxpr(apply_fn)(shapes, x)
+
+    def run(consts, *arguments):
+        return jax.extend.core.jaxpr_as_fun(jax.extend.core.ClosedJaxpr(closed.jaxpr, consts))(*arguments)[0]
+
+    return closed, jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def _probe(programs: dict, leaves: list, x, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Outputs of two examples together, of each alone, and of the first one beside a NaN."""
     rng = np.random.default_rng(0)
     numbers = [_invented(rng, leaf.shape, leaf.dtype, kind) for leaf in leaves]
@@ -97,13 +108,11 @@ def _probe(traced: dict, leaves: list, x, kind: str) -> tuple[np.ndarray, np.nda
         other = np.stack([examples[0], examples[0]])
 
     def evaluate(inputs: np.ndarray) -> np.ndarray:
-        closed = traced[len(inputs)]
+        closed, run = programs[len(inputs)]
         rng = np.random.default_rng(1)
         # Values that are still being traced are replaced by made-up ones too.
         stand_in = lambda const: jnp.asarray(_invented(rng, const.shape, const.dtype, kind))
         consts = [stand_in(const) if isinstance(const, jax.core.Tracer) else const for const in closed.consts]
-        run = jax.extend.core.jaxpr_as_fun(jax.extend.core.ClosedJaxpr(closed.jaxpr, consts))
-        (out,) = jax.jit(run)(*map(jnp.asarray, numbers), jnp.asarray(inputs))
-        return np.asarray(out, np.float64)
+        return np.asarray(run(consts, *map(jnp.asarray, numbers), jnp.asarray(inputs)), np.float64)
 
     return evaluate(examples), np.concatenate([evaluate(examples[:1]), evaluate(examples[1:])]), evaluate(other)[0]

@@ -1,0 +1,87 @@
+"""Runs one function in a process of its own, within limits of time and of memory: so that its peak memory is its own."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+MIB_LIMIT = 12 * 1024
+
+
+class Failed(Exception):
+    """The function could not be measured; the message says why, in one line."""
+
+
+def call(function: str, arguments: dict[str, Any], *, seconds: float = 900.0, mib: float = MIB_LIMIT) -> Any:
+    """Result of ``function`` ("module:name"), whose arguments and result are JSON.
+
+    Raises:
+      Failed: it raised an error, took longer than ``seconds``, or its resident memory grew above ``mib``.
+    """
+    # A cache of compiled programs would make compile seconds say nothing.
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    command = [sys.executable, "-m", "benchmarks.child", function, json.dumps(arguments)]
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=err)
+        try:
+            _watch(process, seconds, mib)
+        finally:
+            process.kill()
+            process.wait()
+        out.seek(0)
+        err.seek(0)
+        if process.returncode:
+            last = (err.read().strip().splitlines() or [""])[-1][:300]
+            # An error of Python ends with its own line; a signal leaves whatever was printed before it.
+            raise Failed(last if process.returncode == 1 and last else f"ended with status {process.returncode}: {last}")
+        return json.loads(out.read().splitlines()[-1])
+
+
+def _watch(process: subprocess.Popen, seconds: float, mib: float) -> None:
+    start = time.monotonic()
+    while True:
+        try:
+            process.wait(0.1)
+            return
+        except subprocess.TimeoutExpired:
+            if time.monotonic() - start > seconds:
+                raise Failed(f"stopped: more than {seconds:.0f} s") from None
+            if _resident_mib(process.pid) > mib:
+                raise Failed(f"stopped: more than {mib / 1024:.0f} GiB of memory") from None
+
+
+def _resident_mib(pid: int) -> float:
+    """Resident MiB of a process; 0 on systems that do not tell."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS")), 0.0)
+
+
+def rows_or_reason(identity: dict[str, Any], make: Callable[[], Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows that ``make`` makes, each beginning with ``identity``; one row with the reason where they can't be had."""
+    try:
+        return [identity | row for row in make()]
+    except Failed as error:
+        return [identity | {"note": str(error)}]
+
+
+def environment() -> dict[str, Any]:
+    from catapult_jax import records
+
+    return records.environment()
+
+
+if __name__ == "__main__":
+    module, name = sys.argv[1].split(":")
+    print(json.dumps(getattr(importlib.import_module(module), name)(**json.loads(sys.argv[2]))))

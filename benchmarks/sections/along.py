@@ -1,0 +1,123 @@
+"""Warm-started lambda_max at every step of SGD through its catapults (configs/cifar_sgd.py), against the exact one.
+
+``spike``: the steps at which the full training loss is above 1.5 times its level, from the events that
+``catapult_jax.find_events`` finds. The first step of a run is cold and is counted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks import child, tables
+
+COLUMNS = {
+    "model": "config",
+    "seeds": "seeds",
+    "steps": "steps",
+    "variant": "what",
+    "value": "value",
+    "promise": "promise",
+    "met": "met",
+    "note": "note",
+}
+CASES = {
+    "cpu": (("fcn", 5, 200), ("fcn,ce", 5, 200), ("wrn", 1, 60), ("vit", 1, 60)),
+    "smoke": (("fcn,smoke", 1, 4), ("vit,smoke", 1, 3)),
+}
+FACTOR, TOLERANCE = 1.5, 0.01
+ROUNDING = 1e-5  # of lambda_max: what float32 leaves open in the exact one, and so in whether a bound held
+
+
+def run(scale: str) -> Iterator[dict[str, Any]]:
+    for variant, seeds, steps in CASES.get(scale, CASES["cpu"]):
+        case = {"model": variant, "seeds": seeds, "steps": steps}
+        if not os.environ.get("CATAPULT_DATA_DIR"):
+            yield case | {"note": "skipped: CATAPULT_DATA_DIR is not set"}
+            continue
+        arguments = {"variant": variant, "seeds": seeds, "steps": steps}
+        make = lambda a=arguments: _summary(child.call("benchmarks.sections.along:follow", a, seconds=1800))
+        yield from child.rows_or_reason(case, make)
+
+
+def _summary(runs: list[dict[str, list]]) -> Iterator[dict[str, Any]]:
+    every = {name: [value for run in runs for value in run[name]] for name in runs[0]}
+    steps, at_spikes = len(every["products"]), [p for p, s in zip(every["products"], every["spike"], strict=True) if s]
+    mean, worst = sum(every["products"]) / steps, max(every["error"])
+    share = lambda yes: sum(yes) / steps
+    yield {"variant": "products of a step, mean", "value": mean} | tables.at_most(2, mean, "on average")
+    yield {"variant": "products of a step, most", "value": max(every["products"])}
+    kept = tables.promise("at most 5", max(at_spikes) <= 5 if at_spikes else None)
+    note = f"{len(at_spikes)} of {steps} steps are in a spike"
+    yield {"variant": "products in a spike, most", "value": max(at_spikes, default=None), "note": note} | kept
+    yield {"variant": "relative error, largest", "value": worst} | tables.promise("at most 1 %", worst <= TOLERANCE)
+    yield {"variant": "steps with an error of at most 1 %", "value": share(e <= TOLERANCE for e in every["error"])}
+    yield {"variant": "steps whose bound held", "value": share(every["held"])}
+    yield {"variant": "steps that say they converged", "value": share(every["converged"])}
+    yield {"variant": "lr above the exact critical lr", "value": share(every["exceedance"])}
+
+
+def follow(variant: str, seeds: int, steps: int) -> list[dict[str, list]]:
+    """Series over the steps, for each seed."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from catapult_jax import batch_loss, critical_lr, find_events, loss_weighted_kernel, tangent_kernel, top_eigenpairs
+    from catapult_jax.tangent_kernel.exact import loops_are_slow
+    from configs import cifar_sgd
+    from experiments.main import build_model, load_data
+
+    config = cifar_sgd.get_config(variant)
+    config.data.strict = True  # no stand-in under this name
+    data, _ = load_data(config)
+    model, loss, size = build_model(config.model, data.outputs), config.loss, config.optimizer.batch_size
+    f, x_all, y_all = model.apply, jnp.asarray(data.x_train), jnp.asarray(data.y_train)
+
+    @jax.jit
+    def exact(params, x, y):
+        out = f(params, x)
+        weighted = loss_weighted_kernel(tangent_kernel(f, params, x), out, y, loss=loss)
+        return jnp.linalg.eigvalsh(weighted)[-1], batch_loss(f(params, x_all), y_all, loss=loss)
+
+    @jax.jit
+    def update(params, x, y, lr):
+        gradient = jax.grad(lambda params: batch_loss(f(params, x), y, loss=loss))(params)
+        return jax.tree.map(lambda w, g: w - lr * g, params, gradient)
+
+    def top(params, x, y, start):
+        return top_eigenpairs(f, params, (x, y), k=1, loss=loss, warm_start=start, tol=TOLERANCE)
+
+    def run_of(seed):
+        nonlocal top
+        params = jax.jit(model.init)(jax.random.fold_in(jax.random.key(seed), 0), x_all[:1])
+        if seed == 0 and not loops_are_slow(f, params, x_all[:size]):
+            top = jax.jit(top)
+        lr = config.optimizer.lr_relative * jax.jit(lambda p: critical_lr(f, p, (x_all, y_all), loss=loss))(params)
+        per_epoch, start, series = len(x_all) // size, None, []
+        for step in range(steps):
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), step // per_epoch)
+            rows = jax.random.permutation(key, len(x_all))[step % per_epoch * size :][:size]
+            x, y = x_all[rows], y_all[rows]
+            found, (truth, loss_train) = top(params, x, y, start), exact(params, x, y)
+            start = found.directions
+            values = (found.eigenvalues[0], found.bounds[0], found.products, found.converged, truth, loss_train)
+            series.append([float(v) for v in values])
+            params = update(params, x, y, lr)
+        value, bound, products, converged, truth, loss_train = np.array(series).T
+        critical = 2 / truth
+        spike = np.zeros(steps, bool)
+        for event in find_events(loss_train, np.full(steps, float(lr)), critical, factor=FACTOR):
+            window = slice(event.onset, event.end + 1 if event.end >= 0 else steps)
+            spike[window] |= loss_train[window] > FACTOR * event.loss_peak / event.peak_ratio
+        return {
+            "products": products.tolist(),
+            "spike": spike.tolist(),
+            "error": np.abs(value / truth - 1).tolist(),
+            "held": (np.abs(value - truth) <= bound + ROUNDING * truth).tolist(),
+            "converged": (converged > 0).tolist(),
+            "exceedance": (float(lr) > critical).tolist(),
+        }
+
+    return [run_of(seed) for seed in range(seeds)]

@@ -1,0 +1,53 @@
+"""How the seconds of the exact kernel grow with the batch, the width and the outputs; with the slope in logarithms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks import child, house, timing
+
+COLUMNS = {
+    "model": "model",
+    "varied": "varied",
+    "size": "size",
+    "seconds": "median s",
+    "compile_seconds": "compile s",
+    "slope": "slope of log s",
+    "note": "note",
+}
+# (model, what is varied, its values, examples)
+SWEEPS = {
+    "cpu": (
+        ("fcn", "n", (32, 64, 128, 256, 512, 1024), 0),
+        ("fcn", "width", (128, 256, 512, 1024, 2048), 128),
+        ("fcn", "outputs", (1, 2, 5, 10), 64),
+        ("vit", "outputs", (1, 2, 5, 10), 32),
+    ),
+    "smoke": (("fcn", "n", (4, 8), 0), ("fcn", "width", (8, 16), 4), ("vit", "outputs", (1, 2), 4)),
+}
+
+
+def run(scale: str) -> Iterator[dict[str, Any]]:
+    for model, varied, sizes, n in SWEEPS.get(scale, SWEEPS["cpu"]):
+        arguments = {"model": model, "varied": varied, "sizes": list(sizes), "n": n, "scale": scale}
+        make = lambda a=arguments: child.call("benchmarks.sections.growth:sweep", a)
+        yield from child.rows_or_reason({"model": model, "varied": varied}, make)
+
+
+def sweep(model: str, varied: str, sizes: list[int], n: int, scale: str) -> list[dict[str, Any]]:
+    import jax
+    import numpy as np
+
+    from catapult_jax import tangent_kernel
+
+    def call_of(size):
+        changes = {} if varied == "n" else {varied: size}
+        f, params, x, _ = house.setup(model, scale, size if varied == "n" else n, **changes)
+        kernel = jax.jit(lambda params, x: tangent_kernel(f, params, x))
+        return lambda: kernel(params, x)
+
+    found = timing.take_turns({str(size): call_of(size) for size in sizes}, rounds=timing.ROUNDS[scale])
+    slope = float(np.polyfit(np.log(sizes), np.log([row["seconds"] for row in found.values()]), 1)[0])
+    rows = [{"size": int(size), **row} for size, row in found.items()]
+    return [*rows, {"size": "all", "slope": slope}]

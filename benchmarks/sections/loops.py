@@ -1,0 +1,80 @@
+"""XLA runs convolutions in loops slowly on the CPU: the effect itself, and that the kernel in chunks does not fall for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks import child, house, tables, timing
+
+COLUMNS = {
+    "model": "model",
+    "batch": "n",
+    "variant": "variant",
+    "seconds": "median s",
+    "ratio": "/ without a loop",
+    "compile_seconds": "compile s",
+    "promise": "promise",
+    "met": "met",
+    "note": "note",
+}
+SIZES = {"cpu": (32, 16), "smoke": (4, 2)}  # examples, and those of a chunk
+STEPS = 4  # of the scan
+LIMIT = 3.0
+
+
+def run(scale: str) -> Iterator[dict[str, Any]]:
+    n, chunk_size = SIZES.get(scale, SIZES["cpu"])
+    arguments = {"n": n, "scale": scale}
+    yield from child.rows_or_reason({"batch": n}, lambda: child.call("benchmarks.sections.loops:gradients", arguments))
+    arguments |= {"chunk_size": chunk_size}
+    yield from child.rows_or_reason({"batch": n}, lambda: child.call("benchmarks.sections.loops:kernels", arguments))
+
+
+def gradients(n: int, scale: str) -> list[dict[str, Any]]:
+    import jax
+
+    from catapult_jax import CNN, batch_loss
+
+    model, x, y = CNN(depth=3, width=16, strides=(2, 1)), house.images(n), house.targets(n, 1, "mse")
+    params = house.initialised(model, x)
+
+    def step(params, x, y):
+        gradient = jax.grad(lambda p: batch_loss(model.apply(p, x), y, loss="mse"))(params)
+        return jax.tree.map(lambda w, g: w - 1e-3 * g, params, gradient)
+
+    plain = jax.jit(step)
+    scanned = jax.jit(lambda params, x, y: jax.lax.scan(lambda p, _: (step(p, x, y), None), params, length=STEPS)[0])
+
+    def one_by_one():
+        new = params
+        for _ in range(STEPS):
+            new = plain(new, x, y)
+        return new
+
+    calls = {"steps one by one": one_by_one, "steps in lax.scan": lambda: scanned(params, x, y)}
+    return _rows(f"cnn of width 16, {STEPS} steps of SGD", calls, scale, None)
+
+
+def kernels(n: int, chunk_size: int, scale: str) -> list[dict[str, Any]]:
+    import jax
+
+    from catapult_jax import tangent_kernel
+
+    f, params, x, _ = house.setup("cnn", scale, n)
+    kernel = {
+        size: jax.jit(lambda params, x, size=size: tangent_kernel(f, params, x, chunk_size=size)) for size in (None, chunk_size)
+    }
+    calls = {
+        "kernel, all at once": lambda: kernel[None](params, x),
+        f"kernel, chunks of {chunk_size}": lambda: kernel[chunk_size](params, x),
+    }
+    return _rows("cnn", calls, scale, LIMIT)
+
+
+def _rows(model: str, calls: dict[str, timing.Call], scale: str, limit: float | None) -> list[dict[str, Any]]:
+    """Two calls, the second with a loop."""
+    (plain, first), (looped, second) = timing.take_turns(calls, rounds=timing.ROUNDS[scale]).items()
+    ratio = second["seconds"] / first["seconds"]
+    kept = tables.at_most(limit, ratio, "times the kernel at once")
+    return [{"model": model, "variant": plain, **first}, {"model": model, "variant": looped, **second, "ratio": ratio} | kept]

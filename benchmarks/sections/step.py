@@ -1,0 +1,149 @@
+"""Cost of a measured training step over the bare one (value, gradient and update of SGD), random data.
+
+``forward passes`` is what a measurement adds, in forward passes of the same batch: the distance to what can't be undercut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks import child, house, tables, timing
+
+COLUMNS = {
+    "model": "model",
+    "loss": "loss",
+    "batch": "batch",
+    "variant": "variant",
+    "seconds": "median s",
+    "ratio": "/ bare step",
+    "forward_passes": "forward passes",
+    "compile_seconds": "compile s",
+    "peak_mib": "peak MiB",
+    "promise": "promise",
+    "met": "met",
+    "note": "note",
+}
+EXACT, SPLIT, MATRIX_FREE, AGOP = "exact critical lr", "top-5 split", "matrix-free, warm", "AGOP alignment"
+VARIANTS = ("bare step", EXACT, SPLIT, MATRIX_FREE, AGOP)
+# (model, variant) -> most bare steps, and the batch sizes for which it is promised
+PROMISES = {
+    ("fcn", EXACT): (1.5, (1, 8, 32, 128)),
+    ("fcn", SPLIT): (2.0, (128,)),
+    ("cnn", EXACT): (2.0, (1, 8, 32, 128)),
+    ("wrn", EXACT): (3.0, (32,)),
+    ("vit", EXACT): (3.0, (32,)),
+}
+BATCHES = {"cpu": (1, 8, 32, 128, 512), "gpu": (1, 8, 32, 128, 512), "smoke": (4,)}
+MEMORY_OF = {"cpu": {("fcn", 128)}, "gpu": {("fcn", 128)}, "smoke": {("fcn", 4)}}  # beside the batch size of all
+MEMORY_BATCH, LARGEST = 32, ("fcn", "vit")  # only these run the largest batch on a CPU
+MODELS = {"cpu": ("fcn", "cnn", "wrn", "vit"), "gpu": ("fcn", "cnn", "wrn", "vit"), "smoke": ("fcn", "cnn")}
+SOFTMAX_MODELS = {"cpu": ("wrn", "vit"), "gpu": ("wrn", "vit"), "smoke": ("vit",)}
+SOFTMAX_BATCH = {"cpu": 32, "gpu": 32, "smoke": 4}
+
+
+def run(scale: str) -> Iterator[dict[str, Any]]:
+    for model in MODELS[scale]:
+        for batch in BATCHES[scale]:
+            if batch < 512 or scale == "gpu" or model in LARGEST:
+                memory = batch == MEMORY_BATCH or (model, batch) in MEMORY_OF[scale]
+                yield from _rows(model, batch, "mse", VARIANTS, memory, scale)
+    for model in SOFTMAX_MODELS[scale]:
+        yield from _rows(model, SOFTMAX_BATCH[scale], "softmax_cross_entropy", VARIANTS[:2], False, scale)
+
+
+def _rows(model: str, batch: int, loss: str, variants, memory: bool, scale: str) -> list[dict[str, Any]]:
+    case = {"model": model, "batch": batch, "loss": loss}
+    arguments = case | {"scale": scale}
+
+    def make():
+        measured = child.call("benchmarks.sections.step:seconds", arguments | {"variants": list(variants)})
+        forward, bare = measured.pop("forward")["seconds"], measured["bare step"]["seconds"]
+        for variant, found in measured.items():
+            ratio, (limit, batches) = found["seconds"] / bare, PROMISES.get((model, variant), (None, ()))
+            row = {"variant": variant, **found, "ratio": ratio} | tables.at_most(limit if batch in batches else None, ratio)
+            if variant != "bare step":
+                row["forward_passes"] = (found["seconds"] - bare) / forward
+            if memory:
+                row |= child.call("benchmarks.sections.step:memory", arguments | {"variant": variant})
+            yield row
+
+    return child.rows_or_reason(case, make)
+
+
+def seconds(model: str, batch: int, loss: str, scale: str, variants: list[str]) -> dict[str, dict]:
+    return timing.take_turns(calls(model, batch, loss, scale, ["forward", *variants]), rounds=timing.ROUNDS[scale])
+
+
+def memory(model: str, batch: int, loss: str, scale: str, variant: str) -> dict[str, float]:
+    return timing.peak_of(calls(model, batch, loss, scale, [variant])[variant])
+
+
+def calls(model: str, batch: int, loss: str, scale: str, names: list[str]) -> dict[str, timing.Call]:
+    """Each variant as a call of one jitted step."""
+    import jax
+    import jax.numpy as jnp
+
+    from catapult_jax import (
+        agop_alignment,
+        batch_loss,
+        critical_lr,
+        critical_lr_from_lambda,
+        input_jacobian,
+        loss_weighted_kernel,
+        split_loss,
+        tangent_kernel,
+        top_eigenpairs,
+    )
+
+    outputs = 2 if loss == "softmax_cross_entropy" else 1
+    f, params, x, y = house.setup(model, scale, batch, outputs=outputs, loss=loss)
+
+    def exact(params, x, y, out, _):
+        if loss == "softmax_cross_entropy":
+            return critical_lr(f, params, (x, y), loss=loss)
+        weighted = loss_weighted_kernel(tangent_kernel(f, params, x), out, y, loss=loss)
+        return critical_lr_from_lambda(jnp.linalg.eigvalsh(weighted)[-1])
+
+    def split(params, x, y, out, _):
+        return split_loss(tangent_kernel(f, params, x), out, y, loss=loss, k=min(5, batch))
+
+    def matrix_free(params, x, y, _, directions):
+        return top_eigenpairs(f, params, (x, y), k=1, loss=loss, warm_start=directions, tol=0.01, max_products=2)
+
+    def agop(params, x, _, __, reference):
+        return agop_alignment(input_jacobian(f, params, x), reference)
+
+    def directions():
+        cold = jax.jit(lambda params, x, y: top_eigenpairs(f, params, (x, y), k=1, loss=loss, max_products=10).directions)
+        return cold(params, x, y)
+
+    measures = {
+        "bare step": (lambda *_: None, lambda: None),
+        EXACT: (exact, lambda: None),
+        SPLIT: (split, lambda: None),
+        MATRIX_FREE: (matrix_free, directions),
+        AGOP: (agop, lambda: jax.random.normal(jax.random.key(3), (batch * outputs, x[0].size))),
+    }
+
+    def step_with(measure):
+        def step(params, x, y, extra):
+            def loss_of(params):
+                out = f(params, x)
+                return batch_loss(out, y, loss=loss), out
+
+            (value, out), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
+            new = jax.tree.map(lambda w, g: w - 1e-3 * g, params, gradient)
+            return new, value, measure(params, x, y, out, extra)
+
+        return jax.jit(step)
+
+    def call_of(name):
+        if name == "forward":
+            forward = jax.jit(f)
+            return lambda: forward(params, x)
+        measure, make_extra = measures[name]
+        step, extra = step_with(measure), make_extra()
+        return lambda: step(params, x, y, extra)
+
+    return {name: call_of(name) for name in names}

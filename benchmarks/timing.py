@@ -1,0 +1,83 @@
+"""Seconds and memory of calls: variants take turns, so that a slow minute of the machine falls on all of them."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.child import MIB_LIMIT
+
+ROUNDS = {"cpu": 15, "gpu": 30, "smoke": 2}
+SLOW_SECONDS, SLOW_ROUNDS = 2.0, 3
+
+Call = Callable[[], Any]
+
+
+def seconds_of(call: Call) -> float:
+    import jax
+
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - start
+
+
+def take_turns(calls: dict[str, Call], *, rounds: int) -> dict[str, dict[str, Any]]:
+    """For each call its median seconds, those of every round, and the seconds of compilation: first call minus median."""
+    first = {name: seconds_of(call) for name, call in calls.items()}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            if len(times[name]) < SLOW_ROUNDS or times[name][0] < SLOW_SECONDS:
+                times[name].append(seconds_of(call))
+    median = {name: statistics.median(values) for name, values in times.items()}
+    return {
+        name: {"seconds": median[name], "rounds": times[name], "compile_seconds": max(0.0, first[name] - median[name])}
+        for name in calls
+    }
+
+
+def planned(function: Callable, *arguments: Any) -> Callable[[], Any]:
+    """The compiled function, made when it is first asked for; MemoryError where XLA plans for more memory than a process may have."""
+    import jax
+
+    @functools.cache
+    def compiled():
+        program = jax.jit(function).lower(*arguments).compile()
+        plan = plan_mib(program)
+        if plan is not None and plan > MIB_LIMIT:
+            raise MemoryError(f"not run: it needs {plan / 1024:.0f} GiB of temporary arrays")
+        return program
+
+    return compiled
+
+
+def plan_mib(program) -> float | None:
+    """Temporary arrays of a compiled program by XLA's own account; None where the backend gives none."""
+    analysis = program.memory_analysis()
+    return None if analysis is None else analysis.temp_size_in_bytes / 2**20
+
+
+def peak_mib() -> float:
+    """Peak MiB of this process so far: of the accelerator's memory where there is one, resident otherwise."""
+    import resource
+    import sys
+
+    import jax
+
+    stats = jax.devices()[0].memory_stats()
+    if stats:
+        return stats["peak_bytes_in_use"] / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def peak_of(call: Call) -> dict[str, float]:
+    """Peak MiB of this process before one call and after it; what is added includes the compilation."""
+    import jax
+
+    before = peak_mib()
+    jax.block_until_ready(call())
+    peak = peak_mib()
+    return {"before_mib": before, "peak_mib": peak, "above_mib": peak - before}

@@ -1,0 +1,67 @@
+"""What each instrument costs, measured in the first steps, and the cadences that keep a preset within its overhead."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import jax
+
+from catapult_jax import training
+from catapult_jax.instruments import Instrument
+
+_SECONDS = 0.3  # of each timing, at least
+_ROUNDS = 3
+_ROUND = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+_LEAST = 0.05  # of a step, left to what need not be measured at every step
+
+
+def measure(
+    build: Callable[[dict[str, Instrument]], training.Trainer], candidates: dict[str, Instrument], members: training.Members
+) -> dict[str, float]:
+    """Cost of each instrument at every step, over the bare step: the median of steps with it alone against steps with none.
+
+    What is timed is the program of a run: all members, compiled together with the step.
+    """
+    times = {}
+    trainers = {"": build({})} | {name: build({name: i._replace(every=1)}) for name, i in candidates.items()}
+    states = {name: trainer.init(members)[0] for name, trainer in trainers.items()}
+
+    def seconds(name: str, steps: int) -> float:
+        start = time.perf_counter()
+        states[name], _ = trainers[name].run(states[name], members, steps, steps)
+        return time.perf_counter() - start
+
+    for name in trainers:
+        seconds(name, 1)  # compiles, and searches start from nowhere
+        steps = max(2, min(50, math.ceil(_SECONDS / seconds(name, 1))))
+        seconds(name, steps)  # compiles the chunk
+        times[name] = (steps, [])
+    for _ in range(_ROUNDS):  # in turn, so that a slow moment of the machine is shared
+        for name, (steps, found) in times.items():
+            found.append(seconds(name, steps) / steps)
+    best = {name: min(found) for name, (_, found) in times.items()}
+    jax.clear_caches()  # programs that are not run again
+    return {name: max(best[name] / best[""] - 1, 0.0) for name in candidates}
+
+
+def cadences(costs: dict[str, float], always: set[str], max_overhead: float, longest: int | None = None) -> dict[str, int]:
+    """How often each instrument is run, so that a step costs ``max_overhead`` bare ones on average.
+
+    ``always``: at every step, whatever it costs. What they leave is shared evenly by the others, and what one does not need goes to
+    the next. ``longest``: no cadence beyond it.
+
+    >>> cadences({"kernel": 0.2, "test": 0.05, "train": 1.2}, {"kernel"}, 1.5)
+    {'kernel': 1, 'test': 1, 'train': 5}
+    """
+    left = max(max_overhead - 1 - sum(costs[name] for name in always), _LEAST)
+    found = dict.fromkeys(costs, 1)
+    others = sorted((name for name in costs if name not in always), key=costs.get)
+    for i, name in enumerate(others):
+        share = left / (len(others) - i)
+        found[name] = min(
+            next(every for every in _ROUND if every * share >= costs[name] or every == _ROUND[-1]), longest or math.inf
+        )
+        left -= costs[name] / found[name]
+    return found
