@@ -21,14 +21,18 @@ class Failed(Exception):
     """The function could not be measured; the message says why, in one line."""
 
 
-def call(function: str, arguments: dict[str, Any], *, seconds: float = 900.0, mib: float = MIB_LIMIT) -> Any:
-    """Result of ``function`` ("module:name"), whose arguments and result are JSON.
+def call(
+    function: str, arguments: dict[str, Any], *, seconds: float = 900.0, mib: float = MIB_LIMIT, cache: str | None = None
+) -> Any:
+    """Result of ``function`` ("module:name"), whose arguments and result are JSON. ``cache``: folder of compiled programs.
 
     Raises:
       Failed: it raised an error, took longer than ``seconds``, or its resident memory grew above ``mib``.
     """
     # A cache of compiled programs would make compile seconds say nothing.
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    if cache is not None:
+        environment |= {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     command = [sys.executable, "-m", "benchmarks.child", function, json.dumps(arguments)]
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=err)

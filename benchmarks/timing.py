@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.child import MIB_LIMIT
 
-ROUNDS = {"cpu": 15, "gpu": 30, "smoke": 2}
+ROUNDS = {"cpu": 9, "gpu": 30, "smoke": 2}
 SLOW_SECONDS, SLOW_ROUNDS = 2.0, 3
 
 Call = Callable[[], Any]

@@ -86,14 +86,13 @@ def follow(variant: str, seeds: int, steps: int) -> list[dict[str, list]]:
         gradient = jax.grad(lambda params: batch_loss(f(params, x), y, loss=loss))(params)
         return jax.tree.map(lambda w, g: w - lr * g, params, gradient)
 
+    @jax.jit
     def top(params, x, y, start):
-        return top_eigenpairs(f, params, (x, y), k=1, loss=loss, warm_start=start, tol=TOLERANCE)
+        most = 3 if loops_are_slow(f, params, x) else 60  # as in experiments.main
+        return top_eigenpairs(f, params, (x, y), k=1, loss=loss, warm_start=start, tol=TOLERANCE, max_products=most)
 
     def run_of(seed):
-        nonlocal top
         params = jax.jit(model.init)(jax.random.fold_in(jax.random.key(seed), 0), x_all[:1])
-        if seed == 0 and not loops_are_slow(f, params, x_all[:size]):
-            top = jax.jit(top)
         lr = config.optimizer.lr_relative * jax.jit(lambda p: critical_lr(f, p, (x_all, y_all), loss=loss))(params)
         per_epoch, start, series = len(x_all) // size, None, []
         for step in range(steps):

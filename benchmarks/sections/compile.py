@@ -23,7 +23,6 @@ def run(scale: str) -> Iterator[dict[str, Any]]:
 def _twice() -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder, "cache")
-        cache.mkdir()
         cold, warm = (_process(cache, Path(folder, name)) for name in ("first", "second"))
     yield {"variant": "empty", "seconds": cold}
     yield {"variant": "filled by the first run", "seconds": warm, "ratio": warm / cold}
@@ -32,7 +31,7 @@ def _twice() -> Iterator[dict[str, Any]]:
 def _process(cache: Path, workdir: Path) -> float:
     command = [
         sys.executable, "-m", "experiments.main", "--config=configs/cifar_gd.py:smoke",
-        f"--config.run.compilation_cache={cache}", f"--workdir={workdir}",
+        f"--compilation_cache={cache}", f"--workdir={workdir}",
     ]  # fmt: skip
     start = time.monotonic()
     done = subprocess.run(command, cwd=child.ROOT, capture_output=True, text=True)

@@ -84,29 +84,19 @@ def calls(model: str, batch: int, loss: str, scale: str, names: list[str]) -> di
     import jax
     import jax.numpy as jnp
 
-    from catapult_jax import (
-        agop_alignment,
-        batch_loss,
-        critical_lr,
-        critical_lr_from_lambda,
-        input_jacobian,
-        loss_weighted_kernel,
-        split_loss,
-        tangent_kernel,
-        top_eigenpairs,
-    )
+    from catapult_jax import agop_alignment, batch_loss, critical_lr_from_lambda, input_jacobian, top_eigenpairs
+    from catapult_jax.critical_lr import weighted_tangent_kernel
+    from catapult_jax.eigenspace import split_batch_loss
 
     outputs = 2 if loss == "softmax_cross_entropy" else 1
     f, params, x, y = house.setup(model, scale, batch, outputs=outputs, loss=loss)
 
     def exact(params, x, y, out, _):
-        if loss == "softmax_cross_entropy":
-            return critical_lr(f, params, (x, y), loss=loss)
-        weighted = loss_weighted_kernel(tangent_kernel(f, params, x), out, y, loss=loss)
+        weighted = weighted_tangent_kernel(f, params, (x, y), out, loss=loss)
         return critical_lr_from_lambda(jnp.linalg.eigvalsh(weighted)[-1])
 
     def split(params, x, y, out, _):
-        return split_loss(tangent_kernel(f, params, x), out, y, loss=loss, k=min(5, batch))
+        return split_batch_loss(f, params, (x, y), out, loss=loss, k=5)
 
     def matrix_free(params, x, y, _, directions):
         return top_eigenpairs(f, params, (x, y), k=1, loss=loss, warm_start=directions, tol=0.01, max_products=2)
