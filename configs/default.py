@@ -80,7 +80,7 @@ def get_config() -> ConfigDict:
         "exact"  # kernels; products: matrix-free, from kernel-vector products; auto: what is cheaper in the first steps
     )
     c.measure.tolerance = 0.01  # products: relative error allowed to an eigenvalue
-    c.measure.max_products = 0  # products: in one step; 0: 60, or 3 where XLA is slow in loops (convolutions on the CPU)
+    c.measure.max_products = 0  # products: in one step; 0: 60, or 1 where XLA is slow in loops (convolutions on the CPU)
     c.measure.chunk_size = 0  # examples of a kernel that are worked on at a time, which bounds its memory; 0: all
     # Cadence of each instrument in steps; 0: off. A preset sets them.
     c.measure.batch_kernel_every = 1

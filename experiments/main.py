@@ -152,7 +152,7 @@ def build_instruments(
     shared["k"] = 1 if m.preset == "economy" else m.top_k
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), arrays.x_train[:1]))
     slow = loops_are_slow(apply_fn, params, arrays.x_train)
-    shared_products = shared | {"tol": m.tolerance, "max_products": m.max_products or (3 if slow else 60)}
+    shared_products = shared | {"tol": m.tolerance, "max_products": m.max_products or (1 if slow else 60)}
 
     def scores(split):
         return lambda every: instruments.scores(apply_fn, loss=config.loss, every=every, coding=coding, split=split)

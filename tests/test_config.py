@@ -103,6 +103,11 @@ def changed(**fields) -> ConfigDict:
         ),
         ({"run__stop_loss": 0.1, "run__chunk_steps": 20}, "run.checkpoint_every=50; allowed .* after whole chunks"),
         ({"schedule__period": 1}, "schedule.period=1; allowed: 2 or more"),
+        ({"measure__preset": "cheap"}, "measure.preset='cheap'; allowed: , economy, full, standard"),
+        ({"measure__max_overhead": 1.0}, "measure.max_overhead=1.0; allowed: above 1"),
+        ({"measure__method": "lanczos"}, "measure.method='lanczos'; allowed: auto, exact, products"),
+        ({"measure__tolerance": 0.0}, "measure.tolerance=0.0; allowed: above 0"),
+        ({"measure__chunk_size": -1}, "measure.chunk_size=-1; allowed: 0 or more"),
         ({"optimizer__name": "adam"}, "optimizer.name='adam'; allowed: sgd"),
         ({"optimizer__lr": 1.0}, "optimizer.lr=1.0, members.lr_relative=.*not both"),
         ({"members__lr_relative": ()}, "one of them above 0"),
@@ -231,3 +236,21 @@ def test_identity_tells_configs_apart():
     assert configs.identity(one) == configs.identity(two)
     two.steps = 61
     assert configs.identity(one) != configs.identity(two)
+
+
+def test_compiled_programs_are_kept_where_asked(tmp_path, monkeypatch):
+    updated = {}
+    monkeypatch.setattr(configs.jax.config, "update", updated.__setitem__)
+    configs.keep_compiled(str(tmp_path / "a" / "b"))
+    assert (tmp_path / "a" / "b").is_dir() and updated["jax_compilation_cache_dir"] == str(tmp_path / "a" / "b")
+    (tmp_path / "file").touch()
+    with pytest.raises(configs.ConfigError, match=r"compilation_cache='.*file' can't be made"):
+        configs.keep_compiled(str(tmp_path / "file"))
+
+
+def test_claims_that_cadences_can_test():
+    fields = configs.flat(changed())
+    claims = ("first_catapult", "exceedance_predicts_rise")
+    assert configs.testable(claims, fields | {"measure.loss_after_every": 1}) == list(claims)
+    assert configs.testable(claims, fields | {"measure.loss_after_every": 5}) == ["first_catapult"]
+    assert configs.testable(claims, fields | {"measure.batch_kernel_every": 2}) == []

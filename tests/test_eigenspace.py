@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from catapult_jax import batch_loss, split_loss
+from catapult_jax import FCN, batch_loss, critical_lr, critical_lr_from_lambda, split_loss, tangent_kernel
+from catapult_jax.eigenspace import split_batch_loss
 from catapult_jax.testing import symmetric_with_spectrum
 from tests.test_losses import CASES
 
@@ -65,3 +66,23 @@ def test_first_step_has_no_previous_vectors():
 def test_k_below_one():
     with pytest.raises(ValueError, match="k=0; allowed: 1 or more"):
         split_loss(jnp.eye(2), jnp.ones(2), jnp.ones(2), loss="mse", k=0)
+
+
+@pytest.mark.parametrize("loss", CASES)
+def test_split_of_a_batch_is_that_of_its_kernel(loss):
+    """Also for the softmax, whose kernel is taken in one direction less for each example."""
+    f, y = CASES[loss]
+    model, x = FCN(depth=2, width=16, outputs=f.shape[1]), jax.random.normal(jax.random.key(5), (len(f), 7))
+    params = model.init(jax.random.key(6), x)
+    outputs = model.apply(params, x)
+    whole = split_loss(tangent_kernel(model.apply, params, x), outputs, y, loss=loss, k=3)
+    previous = whole.eigenvectors[:, ::-1] * jnp.array([[1, -1, 1]])
+    of_batch = jax.jit(
+        lambda previous: split_batch_loss(model.apply, params, (x, y), outputs, loss=loss, k=3, previous=previous)
+    )(previous)
+    for name in ("top", "rest", "lambda_max"):
+        np.testing.assert_allclose(getattr(of_batch, name), getattr(whole, name), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(of_batch.eigenvalues, whole.eigenvalues[::-1], rtol=1e-4)  # in the order of those before
+    np.testing.assert_allclose(of_batch.eigenvectors, previous, atol=2e-3)
+    critical = critical_lr(model.apply, params, (x, y), loss=loss)
+    np.testing.assert_allclose(critical, critical_lr_from_lambda(whole.lambda_max), rtol=1e-5)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from catapult_jax.losses import batch_loss, hessian_root, output_gradient
+from catapult_jax.losses import batch_loss, hessian_range, hessian_root, output_gradient
 from catapult_jax.testing import relative_error
 
 B, OUTPUTS = 4, 3
@@ -56,3 +56,13 @@ def test_gradient_and_hessian_root(loss):
 def test_bad_arguments(outputs, targets, loss, message):
     with pytest.raises(ValueError, match=message):
         batch_loss(outputs, targets, loss=loss)
+
+
+@pytest.mark.parametrize("loss", CASES)
+def test_basis_of_the_range_of_the_hessian(loss):
+    f, y = CASES[loss]
+    basis = np.asarray(hessian_range(f.shape[1], loss=loss), np.float64)
+    assert basis.shape == (f.shape[1], f.shape[1] - (loss == "softmax_cross_entropy"))
+    np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-6)
+    root = np.asarray(hessian_root(f, y, loss=loss), np.float64)
+    np.testing.assert_allclose(basis @ basis.T @ root, root, atol=1e-6)

@@ -1,5 +1,6 @@
 """The training engine: members, cadences, frozen members, and states that go on as if never stopped."""
 
+import flax.linen as nn
 import jax
 import numpy as np
 import optax
@@ -297,3 +298,69 @@ def test_a_model_as_a_file(tmp_path):
     np.savez(tmp_path / "other.npz", x=np.ones(3))
     with pytest.raises(ValueError, match=r"other.npz is no saved model \(.*about"):
         checkpoints.load_model(tmp_path / "other.npz")
+
+
+@pytest.mark.parametrize("model", [None, CNN(depth=2, width=4)], ids=["scanned", "stepped"])
+def test_products_measure_what_the_kernel_does_and_training_does_not_notice(model):
+    """Warm-started from step to step and batch to batch, while an SGD run changes both."""
+    of = members((0, 1), (0.8,))
+    exact, arrays = build(model, batch_size=4)
+    _, expected = run(exact, of, 8)
+    model = model or FCN(depth=2, width=32)
+    shared = dict(loss="mse", k=2, tol=1e-3, max_products=6)
+    chosen = {
+        "batch_kernel": instruments.batch_products(model.apply, every=1, **shared),
+        "train_kernel": instruments.train_products(model.apply, every=4, probe_size=0, chunk_size=3, **shared),
+        "train_loss": instruments.train_loss(model.apply, loss="mse", every=1),
+    }
+    made = training.trainer(
+        model, arrays, loss="mse", optimizer=optax.sgd, schedule=schedules.constant(), detector=events.detector(),
+        instruments=chosen, batch_size=4, matrix_free=True,
+    )  # fmt: skip
+    state, start = made.init(of)
+    exact_start = exact.init(of)[1]
+    np.testing.assert_allclose(start.critical_lr, exact_start.critical_lr, rtol=0.011)
+    state = state._replace(members=state.members._replace(schedule=exact.init(of)[0].members.schedule))  # the same rates
+    state, found = made.run(state, of, 8)
+    np.testing.assert_allclose(found["loss_batch"], expected["loss_batch"], rtol=1e-5)
+    for name in ("lambda_max_batch", "lambda_max_train"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=3e-3)
+    assert (np.abs(found["lambda_max_batch"] - expected["lambda_max_batch"]) <= found["lambda_max_bound"] + 1e-5).all()
+    np.testing.assert_allclose(found["loss_top"], expected["loss_top"], rtol=0.1, atol=1e-3)
+    np.testing.assert_allclose(found["loss_top"] + found["loss_rest"], found["loss_batch"], rtol=1e-4)
+
+
+class _Counted(FCN):
+    """Tells how often it was traced."""
+
+    @nn.compact
+    def __call__(self, x):
+        _TRACES.append(1)
+        return super().__call__(x)
+
+
+_TRACES = []
+
+
+def test_nothing_is_compiled_after_the_first_chunk():
+    trainer, _ = build(_Counted(depth=2, width=8), batch_size=4)
+    of = members((0,), (0.4,))
+    state, _ = trainer.init(of)
+    state, first = trainer.run(state, of, 5, 5)
+    traces = len(_TRACES)
+    state, _ = trainer.run(state, of, 5, 5)
+    state, last = trainer.run(state, of, 3, 5)  # a shorter one, before a checkpoint or at the end
+    assert traces > 0 and len(_TRACES) == traces
+    assert first["lr"].shape == (1, 5) and last["lr"].shape == (1, 3) and int(state.step) == 13
+
+
+def test_a_short_chunk_is_the_beginning_of_a_long_one():
+    of = members((0, 1), (0.4, 3.0))
+    trainer, _ = build(batch_size=4, every=1)
+    whole_state, whole = run(trainer, of, 7)
+    state, _ = trainer.init(of)
+    state, one = trainer.run(state, of, 3, 5)
+    state, two = trainer.run(state, of, 4, 5)
+    for name, values in whole.items():
+        np.testing.assert_array_equal(np.concatenate([one[name], two[name]], 1), values)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(whole_state))

@@ -88,7 +88,7 @@ def follow(variant: str, seeds: int, steps: int) -> list[dict[str, list]]:
 
     @jax.jit
     def top(params, x, y, start):
-        most = 3 if loops_are_slow(f, params, x) else 60  # as in experiments.main
+        most = 1 if loops_are_slow(f, params, x) else 60  # as in experiments.main
         return top_eigenpairs(f, params, (x, y), k=1, loss=loss, warm_start=start, tol=TOLERANCE, max_products=most)
 
     def run_of(seed):

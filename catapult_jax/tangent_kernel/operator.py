@@ -334,7 +334,8 @@ def _until_converged(search: _Search, space: _Space, warm: Directions | None = N
         return carry
     for _ in range(search.max_products):
         carry = _where(going_on(carry), grow(carry), carry)
-    return carry
+    space, ritz = carry
+    return space._replace(products=first + search.max_products), ritz  # made, whether they were wanted or not
 
 
 def _where(condition, new, old):
@@ -378,7 +379,7 @@ def _finish(search: _Search, found: tuple[_Space, _Ritz], extra, earlier: Direct
 
 
 def _from_directions(search: _Search, warm: Directions, dtype) -> Eigenpairs:
-    space, half = _empty(search, dtype), 0.5
+    space = _empty(search, dtype)
 
     def start(j, space):
         w = jax.tree.map(lambda a: a[j], warm.vectors)
@@ -387,10 +388,12 @@ def _from_directions(search: _Search, warm: Directions, dtype) -> Eigenpairs:
     if search.how == "loop":
         space = lax.fori_loop(0, warm.tracked, start, space)
     else:
-        for j in range(search.k_max if search.how == "unrolled" else int(warm.tracked)):
+        count = search.k_max if search.how == "unrolled" else int(warm.tracked)
+        for j in range(count):
             space = _where(j < warm.tracked, start(j, space), space)
-    extra = half * (warm.tracked + search.k_max)
-    return _finish(search, _until_converged(search, space, warm), extra.astype(jnp.float32), warm)
+        space = space._replace(products=jnp.float32(count))
+    extra = 0.5 * (space.products + search.k_max)
+    return _finish(search, _until_converged(search, space, warm), extra, warm)
 
 
 def _from_one_direction(search: _Search, warm: Directions) -> Eigenpairs:

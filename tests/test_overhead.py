@@ -1,0 +1,60 @@
+"""Presets: cadences from costs, and a run that measures its costs first."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs import quickstart
+from experiments import main, overhead
+
+COSTS = st.dictionaries(st.sampled_from("abcdef"), st.floats(0, 40), min_size=1)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(COSTS, st.floats(1.01, 5))
+def test_cadences_keep_within_the_overhead(costs, most):
+    found = overhead.cadences(costs, set(), most)
+    assert set(found) == set(costs) and min(found.values()) >= 1
+    assert sum(costs[name] / found[name] for name in costs) <= max(most - 1, 0.05) + 1e-9
+    dearest = max(costs, key=costs.get)
+    assert found[dearest] == max(found.values())
+
+
+@given(COSTS, st.floats(1.01, 5))
+@settings(max_examples=50, deadline=None, derandomize=True)
+def test_what_is_wanted_at_every_step_gets_it_and_no_cadence_is_beyond_the_longest(costs, most):
+    always = set(sorted(costs)[:1])
+    found = overhead.cadences(costs, always, most, longest=7)
+    assert all(found[name] == 1 for name in always) and max(found.values()) <= 7
+
+
+def test_a_preset_finds_its_cadences_prints_and_keeps_them(tmp_path, capsys, monkeypatch, plain_figures):
+    monkeypatch.delenv("CATAPULT_DATA_DIR", raising=False)
+    costs = {"batch_kernel, exact": 0.9, "batch_kernel, products": 0.3, "loss_after": 0.2, "test": 1.5}
+    monkeypatch.setattr(overhead, "measure", lambda build, candidates, members: {name: costs[name] for name in candidates})
+    config = quickstart.get_config("smoke")
+    config.schedule.name = "constant"
+    config.measure.preset, config.measure.method = "standard", "auto"
+    config.claims = ("first_catapult", "exceedance_predicts_rise")
+    found = main.run(config, tmp_path / "run")
+    plan = json.loads((tmp_path / "run" / "run.json").read_text())["instruments"]
+    assert plan["methods"] == {"batch_kernel": "products"}  # the cheaper one
+    assert plan["cadences"] == {"batch_kernel": 2, "loss_after": 1, "test": 10}
+    assert plan["expected_overhead"] == pytest.approx(1 + 0.15 + 0.2 + 0.15)
+    printed = capsys.readouterr().out
+    assert "batch_kernel (products; exact 0.90, products 0.30): 0.30, every 2 steps" in printed
+    assert "expected to cost 1.50 bare ones" in printed
+    assert found == []
+    assert "Not tested at the cadences of this preset: first_catapult" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_costs_are_those_of_the_step_it_is_compiled_into():
+    config = quickstart.get_config("smoke")
+    arrays, _ = main.load_data(config)
+    model, members = main.build_model(config.model, arrays.outputs), main.build_members(config)
+    build = lambda chosen: main.build_trainer(config, model, arrays, chosen)
+    candidates = main.build_instruments(config, model, arrays, None, {"loss_after": 3}, {})
+    found = overhead.measure(build, candidates, members)
+    assert set(found) == {"loss_after"} and 0 <= found["loss_after"] < 100
