@@ -20,7 +20,7 @@ help:
 	@echo "make test   make the environment, then run the tests"
 	@echo "make env    only the environment, in $(VENV)"
 	@echo "make lint   ruff"
-	@echo "make bench  the benchmarks, into benchmarks/results"
+	@echo "make bench  the benchmarks, into benchmarks/results (an hour)"
 	@echo "make clean  remove the environment"
 
 env: $(READY)
@@ -45,7 +45,7 @@ lint: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 bench: $(READY)
-	@$(BIN)/python -m benchmarks.run && $(BIN)/python -m benchmarks.experiments
+	@$(BIN)/python -m benchmarks.run
 
 clean:
 	rm -rf $(VENV)

@@ -117,7 +117,7 @@ def top_eigenpairs(
     x, _ = batch
     check_arguments(apply_fn, params, x)
     out = jax.eval_shape(apply_fn, params, x)
-    n = math.prod(out.shape)
+    n, dtype = math.prod(out.shape), jnp.promote_types(out.dtype, jnp.float32)
     k_max = k if k_max is None else k_max
     if not 1 <= k <= n:
         raise ValueError(f"k={k!r}; allowed: 1 to {n}, the number of outputs of the batch")
@@ -142,11 +142,11 @@ def top_eigenpairs(
             apply_fn, params, batch, loss, preconditioner, chunk_size, n, k, k_max, tol, max_products, above, warm_start
         )
         if warm_start is None:
-            start = _extend(search, _empty(search, out.dtype), lambda: _random(search, out.dtype, 0))
+            start = _extend(search, _empty(search, dtype), lambda: _random(search, dtype, 0))
             return _finish(search, _until_converged(search, start), jnp.float32(k_max / 2), None)
         if k_max == 1 and search.how == "loop":
             return _from_one_direction(search, warm_start)
-        return _from_directions(search, warm_start, out.dtype)
+        return _from_directions(search, warm_start, dtype)
 
 
 _LEAST = 6  # products of a cold search beyond k
@@ -189,7 +189,10 @@ class _Ritz(NamedTuple):
 def _search(apply_fn, params, batch, loss, preconditioner, chunk_size, n, k, k_max, tol, max_products, above, warm_start):
     x, targets = batch
     b = len(x)
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, batch, preconditioner, warm_start)))
+    arrays = jax.tree.leaves(
+        (params, batch, preconditioner, warm_start, jnp.zeros(()))
+    )  # the last one: under a jit around it all
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in arrays)
     how = "loop" if not loops_are_slow(apply_fn, params, x) else "unrolled" if traced else "host"
     scale = None if preconditioner is None else jax.tree.map(lambda p: p**-0.5, preconditioner)
     scaled = lambda w: w if scale is None else jax.tree.map(jnp.multiply, w, scale)
@@ -205,8 +208,9 @@ def _search(apply_fn, params, batch, loss, preconditioner, chunk_size, n, k, k_m
                 return v * (2 / b) ** 0.5
             return jnp.einsum("ipq,iq->ip", root, v.reshape(root.shape[:2])).reshape(v.shape) * b**-0.5
 
-        forward = lambda w: weigh(push(scaled(w))).reshape(-1)
-        backward = lambda v: scaled(pull(weigh(v.reshape(outputs.shape)))[0])
+        dtype = jnp.promote_types(outputs.dtype, jnp.float32)
+        forward = lambda w: weigh(push(scaled(w)).astype(dtype)).reshape(-1)
+        backward = lambda v: scaled(pull(weigh(v.reshape(outputs.shape)).astype(outputs.dtype))[0])
         return forward, backward
 
     if chunk_size is None or chunk_size >= b:
