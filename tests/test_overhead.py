@@ -18,8 +18,6 @@ def test_cadences_keep_within_the_overhead(costs, most):
     found = overhead.cadences(costs, set(), most)
     assert set(found) == set(costs) and min(found.values()) >= 1
     assert sum(costs[name] / found[name] for name in costs) <= max(most - 1, 0.05) + 1e-9
-    dearest = max(costs, key=costs.get)
-    assert found[dearest] == max(found.values())
 
 
 @given(COSTS, st.floats(1.01, 5))
