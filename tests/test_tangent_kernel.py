@@ -153,7 +153,7 @@ def test_both_orders_of_the_weight_gram(rows, other):
     h, d = rng.standard_normal((b, p, g, m)), rng.standard_normal((b, 2, p, g, other))
     jacobian = np.einsum("ipgm,iopgc->iogmc", h, d).reshape(b * 2, -1)
     sides = [(jnp.float32(h[s]), jnp.float32(d[s])) for s in (slice(None), slice(1, None))]
-    whole, part = exact._weight_gram(sides[0], sides[0], same=True), exact._weight_gram(*sides)
+    whole, part = exact._weight_gram(sides[0], sides[0], lambda h: h, same=True), exact._weight_gram(*sides, lambda h: h)
     assert relative_error(whole, jacobian @ jacobian.T) <= 1e-5
     assert relative_error(part, jacobian @ jacobian[2:].T) <= 1e-5
 
@@ -333,9 +333,9 @@ def test_a_network_whose_weights_go_by_pixels(monkeypatch):
     params = model.init(jax.random.key(1), x)
     taken, whole = [], exact._weight_gram
 
-    def spy(left, right, products, scale, *, same):
+    def spy(left, right, rows_of, products, scale, *, same):
         taken.append(products is not None and products() is not None)
-        return whole(left, right, products, scale, same=same)
+        return whole(left, right, rows_of, products, scale, same=same)
 
     monkeypatch.setattr(exact, "_weight_gram", spy)
     assert relative_error(tangent_kernel(model.apply, params, x), explicit_kernel(model.apply, params, x)) <= 1e-5

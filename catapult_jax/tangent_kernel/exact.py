@@ -219,14 +219,17 @@ def _block(plan: layers.Plan, leaves: list, scales: list | None, left: _Derivati
         if call.bias is not None:
             shifts.setdefault(call.bias, []).append(i)
 
-    def weight(side: _Derivatives, leaf: int, size: int):
-        """Rows (n, p, g, m) and derivatives (n, r, p, g, c) of all calls of a weight."""
-        rows, derivatives = [], []
+    def weight(side: _Derivatives, leaf: int):
+        """Inputs of all calls of a weight, and derivatives (n, r, p, g, c)."""
+        derivatives = []
         for i in uses[leaf]:
-            rows.append(tapped[i].inputs.rows(side.inputs[i]).astype(dtype))
-            n, p, g, m = rows[-1].shape
-            derivatives.append(side.taps[i].reshape(n, r, p, g, size // (g * m)).astype(dtype))
-        return jnp.concatenate(rows, 1), jnp.concatenate(derivatives, 2)
+            n, p, g, m = jax.eval_shape(tapped[i].inputs.rows, side.inputs[i]).shape
+            derivatives.append(side.taps[i].reshape(n, r, p, g, math.prod(jnp.shape(leaves[leaf])) // (g * m)).astype(dtype))
+        return [side.inputs[i] for i in uses[leaf]], jnp.concatenate(derivatives, 2)
+
+    def rows_of(inputs: list, leaf: int):
+        """Rows (n, p, g, m) of all calls of a weight."""
+        return jnp.concatenate([tapped[i].inputs.rows(h).astype(dtype) for i, h in zip(uses[leaf], inputs, strict=True)], 1)
 
     def gram(of_side: Callable, leaf: int):
         """Gram matrix of per-example gradients as small as the leaf itself."""
@@ -238,14 +241,14 @@ def _block(plan: layers.Plan, leaves: list, scales: list | None, left: _Derivati
 
     total = jnp.zeros((a * r, b * r), dtype)
     for leaf, calls in uses.items():
-        size = math.prod(jnp.shape(leaves[leaf]))
-        mine, other = (weight(side, leaf, size) for side in (left, right))
+        mine, other = (weight(side, leaf) for side in (left, right))
         products = None
         if len(calls) == 1 and (of := tapped[calls[0]].inputs.products) is not None:  # uses of one weight have products across
             hs = [side.inputs[calls[0]] for side in (left, right)]
             hs = [h.astype(dtype) if jnp.issubdtype(h.dtype, jnp.floating) else h for h in hs]
             products = partial(of, *hs)
-        total += _weight_gram(mine, other, products, None if scales is None else scales[leaf], same=same)
+        scale = None if scales is None else scales[leaf]
+        total += _weight_gram(mine, other, partial(rows_of, leaf=leaf), products, scale, same=same)
     for leaf, calls in shifts.items():
         features = math.prod(jnp.shape(leaves[leaf]))
         summed = lambda side, calls=calls, c=features: sum(
@@ -257,12 +260,13 @@ def _block(plan: layers.Plan, leaves: list, scales: list | None, left: _Derivati
     return total
 
 
-_SLICE = 2**24  # numbers in the per-example gradients that are held at a time
+_SLICE = 2**24  # numbers that are held at a time: in the per-example gradients, and in the rows they are made of
 
 
 def _weight_gram(
-    left: tuple[Float[Array, "a p g m"], Float[Array, "a r p g c"]],
-    right: tuple[Float[Array, "b p g m"], Float[Array, "b r p g c"]],
+    left: tuple[PyTree, Float[Array, "a r p g c"]],
+    right: tuple[PyTree, Float[Array, "b r p g c"]],
+    rows_of: Callable,
     products: Callable | None = None,
     scale: Float[Array, "..."] | None = None,
     *,
@@ -270,23 +274,25 @@ def _weight_gram(
 ) -> Float[Array, "ar br"]:
     """Inner products of ``J[i, o] = scale * sum_p rows[i, p] (x) d[i, o, p]`` over groups, by the cheaper of two orders.
 
+    ``left``, ``right``: inputs and ``d``; ``rows_of(inputs) -> (n, p, g, m)``, made when they are wanted, since they may be larger.
     ``products() -> (a, p, b, p)`` gives the inner products of the rows where they are to be had for less, or None.
     """
-    (rows, d), (other_rows, other_d) = left, right
-    a, p, g, m = rows.shape
-    b, r, c = len(other_rows), d.shape[1], d.shape[4]
+    (inputs, d), (other_inputs, other_d) = left, right
+    a, p, g, m = jax.eval_shape(rows_of, inputs).shape
+    b, r, c = len(other_d), d.shape[1], d.shape[4]
     if p == g == 1 and scale is None:  # (H H^T) * (D D^T)
-        inner = rows.reshape(a, m) @ other_rows.reshape(b, m).T
+        inner = rows_of(inputs).reshape(a, m) @ rows_of(other_inputs).reshape(b, m).T
         outer = d.reshape(a * r, c) @ other_d.reshape(b * r, c).T
         return (inner[:, None, :, None] * outer.reshape(a, r, b, r)).reshape(a * r, b * r)
     by_gradients = r * g * m * c * ((a + (not same) * b) * p + a * b * r)
     by_pairs = a * b * p * p * g * (m + r * r * (c + 1))
     if by_gradients <= by_pairs or scale is not None:
-        return _by_gradients(left, right, scale, same=same)
+        return _by_gradients(left, right, rows_of, scale, same=same)
     inner = products() if products is not None else None
     if inner is not None:
         outer = (d.reshape(a * r * p, c) @ other_d.reshape(b * r * p, c).T).reshape(a, r, p, b, r, p)
         return jnp.sum(inner[:, None, :, :, None, :] * outer, axis=(2, 5)).reshape(a * r, b * r)
+    rows, other_rows = rows_of(inputs), rows_of(other_inputs)
     if not same:
         return _pair_sums(rows, d, other_rows, other_d).reshape(a * r, b * r)
     # The sum over pairs is symmetric in the examples: four strips, each from its diagonal block on, are 10/16 of the work.
@@ -301,29 +307,37 @@ def _weight_gram(
     return full.reshape(b * r, b * r)
 
 
-def _by_gradients(left, right, scale, *, same: bool):
-    """Per-example gradients of the weights, and their inner products; so many output channels at a time."""
-    (rows, d), (other_rows, other_d) = left, right
-    (a, _, g, m), (b, r, c) = rows.shape, (len(other_rows), d.shape[1], d.shape[4])
+def _by_gradients(left, right, rows_of, scale, *, same: bool):
+    """Per-example gradients of the weights, and their inner products; so many output channels, and examples, at a time."""
+    (inputs, d), (other_inputs, other_d) = left, right
+    (a, p, g, m), (b, r, c) = jax.eval_shape(rows_of, inputs).shape, (len(other_d), d.shape[1], d.shape[4])
     least = max(1, math.ceil(max(a, b) * r * g * m * c / _SLICE))
     slices = next(s for s in range(min(least, c), c + 1) if c % s == 0)
     scale = None if scale is None else jnp.moveaxis(scale.reshape(m, g, slices, c // slices), (1, 2), (0, 2))
     cut = lambda d: jnp.moveaxis(d.reshape(*d.shape[:4], slices, c // slices), 4, 0)
 
-    def gradients(rows, d, scale):  # rows (n, p, g, m), d (n, r, p, g, c)
+    def of_examples(inputs, d):  # d (n, r, p, g, c)
         d = jnp.moveaxis(d, 1, -2)
         d = d.reshape(*d.shape[:3], -1)  # (n, p, g, r*c)
-        found = lax.dot_general(rows, d, (((1,), (1,)), ((0, 2), (0, 2))))  # (n, g, m, r*c)
-        found = found.reshape(*found.shape[:3], r, -1)
-        found = found if scale is None else found * scale[None, :, :, None]
-        return jnp.moveaxis(found, 3, 1).reshape(len(rows) * r, -1)
+        found = lax.dot_general(rows_of(inputs), d, (((1,), (1,)), ((0, 2), (0, 2))))  # (n, g, m, r*c)
+        return jnp.moveaxis(found.reshape(*found.shape[:3], r, -1), 3, 1)  # (n, r, g, m, c)
+
+    def gradients(inputs, d, scale):
+        at_a_time = max(1, _SLICE // (p * g * m))
+        if at_a_time < len(d):
+            one_example = lambda example: jax.tree.map(lambda v: v[None], example)
+            found = lax.map(lambda example: of_examples(*one_example(example))[0], (inputs, d), batch_size=at_a_time)
+        else:
+            found = of_examples(inputs, d)
+        found = found if scale is None else found * scale[None, None]
+        return found.reshape(len(d) * r, -1)
 
     def one(total, piece):
         d, other_d, scale = piece
-        mine = gradients(rows, d, scale)
-        return total + mine @ (mine if same else gradients(other_rows, other_d, scale)).T, None
+        mine = gradients(inputs, d, scale)
+        return total + mine @ (mine if same else gradients(other_inputs, other_d, scale)).T, None
 
-    zero = jnp.zeros((a * r, b * r), rows.dtype)
+    zero = jnp.zeros((a * r, b * r), d.dtype)
     pieces = (cut(d), cut(other_d), None if scale is None else jnp.moveaxis(scale, 2, 0))
     if slices == 1:
         return one(zero, jax.tree.map(lambda piece: piece[0], pieces))[0]
