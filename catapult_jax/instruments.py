@@ -88,8 +88,8 @@ def batch_products(
     max_products: int = 60,
     chunk_size: int | None = None,
 ) -> Instrument:
-    """What :func:`batch_kernel` measures, from kernel-vector products, each eigenvalue to a relative error of ``tol``; with it the
-    bound on the error of the largest one and the number of products.
+    """What :func:`batch_kernel` measures, from kernel-vector products, each eigenvalue to a relative error of ``tol``; with them the
+    bounds on their errors, the number of products, and whether the search converged (1) or not (0).
 
     Starts from the directions of the measurement before, also on another batch. Cost: about four forward passes of the batch a
     product; one to two products for ``k = 1``, and one and a half or more for each vector of a larger ``k``.
@@ -103,12 +103,13 @@ def batch_products(
             "loss_top": top,
             "loss_rest": rest,
             "eigenvalues": found.eigenvalues,
-            "lambda_max_bound": found.bounds[0],
+            "eigenvalue_bounds": found.bounds,
             "products": found.products,
+            "converged": found.converged.astype(jnp.float32),
         }, found.directions
 
     _top = partial(_top_space, loss=loss, k=k, tol=tol, max_products=max_products, chunk_size=chunk_size)
-    return Instrument(every, measure, lambda now: _nowhere(now.params, k))
+    return Instrument(every, measure, lambda now: _nowhere(now, k))
 
 
 def train_kernel(
@@ -160,9 +161,10 @@ def train_products(
             f"loss_{name}_rest": rest,
             f"lambda_max_{name}_bound": found.bounds[0],
             f"products_{name}": found.products,
+            f"converged_{name}": found.converged.astype(jnp.float32),
         }, found.directions
 
-    return Instrument(every, measure, lambda now: _nowhere(now.params, k))
+    return Instrument(every, measure, lambda now: _nowhere(now, k))
 
 
 def _top_space(apply_fn, params, batch, outputs, directions, *, loss, k, tol, max_products, chunk_size):
@@ -182,10 +184,11 @@ def _top_space(apply_fn, params, batch, outputs, directions, *, loss, k, tol, ma
         return found, *share_of(found.vectors, residual, len(outputs))
 
 
-def _nowhere(params, k: int) -> Directions:
+def _nowhere(now: Moment, k: int) -> Directions:
     """Directions before the first search, which then starts at random."""
-    zeros = jax.tree.map(lambda p: jnp.zeros((k, *jnp.shape(p)), jnp.result_type(p)), params)
-    return Directions(zeros, jnp.int32(k), jnp.float32(0), jnp.float32(jnp.inf))
+    zeros = jax.tree.map(lambda p: jnp.zeros((k, *jnp.shape(p)), jnp.result_type(p)), now.params)
+    number = lambda value: jnp.asarray(value, jnp.promote_types(now.outputs.dtype, jnp.float32))
+    return Directions(zeros, jnp.int32(k), number(0), number(jnp.inf))
 
 
 def train_loss(apply_fn: Callable, *, loss: str, every: int) -> Instrument:

@@ -114,8 +114,8 @@ def hessian_range(outputs: int, *, loss: str) -> Float[np.ndarray, "o r"]:
     [[1.0], [-1.0]]
     """
     if loss != "softmax_cross_entropy":
-        return np.eye(outputs, dtype=np.float32)
+        return np.eye(outputs)
     basis = np.tril(np.ones((outputs, outputs)), 0).T[:, : outputs - 1]  # Helmert: mean of the first ones against the next
     j = np.arange(1, outputs)
     basis[j, j - 1] = -j
-    return (basis / np.sqrt(j * (j + 1))).astype(np.float32)
+    return basis / np.sqrt(j * (j + 1))

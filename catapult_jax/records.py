@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     import xarray
 
 _ARRAYS = "record.zarr"
-_EXTRA_AXES = {"eigenvalues": ("eigenvalue",)}
+_EXTRA_AXES = {"eigenvalues": ("eigenvalue",), "eigenvalue_bounds": ("eigenvalue",)}
 UNITS = {
     "lr": "learning rate",
     "critical_lr": "learning rate",
     "lambda_max": "1 / learning rate",
     "eigenvalues": "1 / learning rate",
+    "eigenvalue_bounds": "1 / learning rate",
 }
 _PACKAGES = (
     "jax",

@@ -53,6 +53,7 @@ class Start(NamedTuple):
 
     critical_lr: np.ndarray  # (m,) at initialisation
     lr: np.ndarray  # (m,)
+    error: np.ndarray  # (m,) bound on the relative error of that critical lr; 0: from the exact kernel
 
 
 class Trainer(NamedTuple):
@@ -60,6 +61,7 @@ class Trainer(NamedTuple):
     # (state, members, n, longest=None) -> (state, measurements (m, n, ...)); calls that share one longest n share one program
     run: Callable[..., tuple[State, dict[str, np.ndarray]]]
     scanned: bool  # steps run inside one compiled scan, vmapped over members; otherwise one by one
+    adopt: Callable[[State], State]  # takes on the state of a trainer that differs in its instruments alone
 
 
 def trainer(
@@ -114,11 +116,11 @@ def trainer(
         x, y = (arrays[key][: probe_size or None] for key in ("x_train", "y_train"))
         if matrix_free:
             found = top_eigenpairs(apply_fn, params, (x, y), k=1, loss=loss, chunk_size=chunk_size)
-            lambda_max = found.eigenvalues[0]
+            lambda_max, bound = found.eigenvalues[0], found.bounds[0]
         else:
             kernel = weighted_tangent_kernel(apply_fn, params, (x, y), apply_fn(params, x), loss=loss, chunk_size=chunk_size)
-            lambda_max = jnp.linalg.eigvalsh(kernel)[-1]
-        return params, critical_lr_from_lambda(lambda_max, momentum=momentum)
+            lambda_max, bound = jnp.linalg.eigvalsh(kernel)[-1], 0.0
+        return params, critical_lr_from_lambda(lambda_max, momentum=momentum), bound / lambda_max
 
     def moment(params):
         batch = (
@@ -131,18 +133,27 @@ def trainer(
     def init(members: Members) -> tuple[State, Start]:
         # Products of what is slow in loops are driven by Python.
         init_one = init_member if matrix_free and not scanned else jax.jit(init_member)
-        states, critical = [], []
+        states, critical, bounds = [], [], []
         for i, seed in enumerate(members.seed):
-            params, critical_i = init_one(int(seed))
+            params, critical_i, bound_i = init_one(int(seed))
             lr = members.lr[i] if members.lr is not None else members.lr_relative[i] * critical_i
-            carried = {name: i.start(moment(params)) for name, i in instruments.items() if i.start is not None}
             knobs = {"raises": members.raises, "cap": members.cap}
             rate = schedule.init(lr, **{name: values[i] for name, values in knobs.items() if values is not None})
             yes, no = jnp.asarray(True), jnp.asarray(False)
-            states.append(MemberState(params, optimizer.init(params), rate, detector.init(), carried, yes, no))
+            states.append(MemberState(params, optimizer.init(params), rate, detector.init(), {}, yes, no))
             critical.append(np.asarray(critical_i))
+            bounds.append(np.asarray(bound_i))
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        return State(jnp.int32(0), stacked), Start(np.array(critical), np.asarray(stacked.schedule.lr_start))
+        start = Start(np.array(critical), np.asarray(stacked.schedule.lr_start), np.array(bounds))
+        return adopt(State(jnp.int32(0), stacked)), start
+
+    def adopt(state: State) -> State:
+        """The state of a trainer of the same model and members, with what these instruments carry at their start."""
+        first = jax.tree.map(lambda a: a[0], state.members.params)
+        begin = lambda params: {name: i.start(moment(params)) for name, i in instruments.items() if i.start is not None}
+        count = len(state.members.alive)
+        carried = jax.tree.map(lambda a: jnp.broadcast_to(a, (count, *a.shape)), jax.jit(begin)(first))
+        return state._replace(members=state.members._replace(carried=carried))
 
     def step_member(step, state: MemberState, seed, data: dict, wanted=True, *, due: frozenset[str] | None):
         """One step of one member, or none where it is not wanted.
@@ -164,7 +175,7 @@ def trainer(
 
         (value, outputs), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         before = Moment(state.params, state.params, batch, outputs, data)
-        when = dict(step=step, due=due)
+        when = dict(step=jnp.where(wanted, step, -1), due=due)  # nothing that has a cadence is due at step -1
         early = {name: i for name, i in instruments.items() if name != "loss_after"}
         measured, carried = measure(early, before, state.carried, **when)
         measured = {"loss_batch": value} | measured
@@ -255,4 +266,4 @@ def trainer(
         state, measured = scan_chunk(state, seeds, arrays, jnp.int32(steps), longest=max(steps, longest or 0))
         return state, jax.tree.map(lambda a: a[:, :steps], jax.device_get(measured))
 
-    return Trainer(init, run, scanned)
+    return Trainer(init, run, scanned, adopt)

@@ -76,9 +76,9 @@ def get_config() -> ConfigDict:
     c.measure = ConfigDict()
     c.measure.preset = ""  # economy, standard, full: what is measured, at cadences found from its cost in the first steps
     c.measure.max_overhead = 1.5  # with a preset: a measured step over a bare one
-    c.measure.method = (
-        "exact"  # kernels; products: matrix-free, from kernel-vector products; auto: what is cheaper in the first steps
-    )
+    # Kernels: exact; products, matrix-free from kernel-vector products; auto, what is cheaper in the first steps. Empty: exact,
+    # and with a preset auto.
+    c.measure.method = ""
     c.measure.tolerance = 0.01  # products: relative error allowed to an eigenvalue
     c.measure.max_products = 0  # products: in one step; 0: 60, or 1 where XLA is slow in loops (convolutions on the CPU)
     c.measure.chunk_size = 0  # examples of a kernel that are worked on at a time, which bounds its memory; 0: all

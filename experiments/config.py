@@ -215,7 +215,7 @@ _RULES = {
     "schedule.settle_steps": _at_least(1),
     "measure.preset": _one_of(("", *PRESETS)),
     "measure.max_overhead": _above(1),
-    "measure.method": _one_of(("exact", "products", "auto")),
+    "measure.method": _one_of(("", "exact", "products", "auto")),
     "measure.tolerance": _above(0),
     "measure.max_products": _at_least(0),
     "measure.chunk_size": _at_least(0),

@@ -30,6 +30,7 @@ _CHECK_EXAMPLES, _CHECK_LIMIT = 8, 1e-3
 _DIRECTIONS = 3  # top eigenvectors of the AGOP that are kept
 _CHUNK = 256  # examples whose input Jacobians are taken at a time
 _LARGEST = 8192  # rows of an exact kernel that is tried of one's own accord: 268 MB, and its eigenvalues take minutes
+_PRODUCTS_LIMIT = 0.02  # relative error allowed to a critical lr at initialisation that comes from products
 _READ = 3  # examples of a data set with attributes that are read for each one wanted
 
 
@@ -153,15 +154,18 @@ def build_instruments(
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), arrays.x_train[:1]))
     slow = loops_are_slow(apply_fn, params, arrays.x_train)
     shared_products = shared | {"tol": m.tolerance, "max_products": m.max_products or (1 if slow else 60)}
+    most = {name: shared_products | {"k": min(shared["k"], size)} for name, size in _rows(config, arrays).items()}
 
     def scores(split):
         return lambda every: instruments.scores(apply_fn, loss=config.loss, every=every, coding=coding, split=split)
 
     make = {
         ("batch_kernel", "exact"): partial(instruments.batch_kernel, apply_fn, follow=full, **shared),
-        ("batch_kernel", "products"): partial(instruments.batch_products, apply_fn, **shared_products),
+        ("batch_kernel", "products"): partial(instruments.batch_products, apply_fn, **most["batch_kernel"]),
         ("train_kernel", "exact"): partial(instruments.train_kernel, apply_fn, probe_size=m.probe_size, **shared),
-        ("train_kernel", "products"): partial(instruments.train_products, apply_fn, probe_size=m.probe_size, **shared_products),
+        ("train_kernel", "products"): partial(
+            instruments.train_products, apply_fn, probe_size=m.probe_size, **most["train_kernel"]
+        ),
         "train_loss": partial(instruments.train_loss, apply_fn, loss=config.loss),
         "loss_after": partial(instruments.loss_after, apply_fn, loss=config.loss),
         "test": scores("test"),
@@ -173,21 +177,28 @@ def build_instruments(
     return {name: make[(name, methods[name]) if name in methods else name](every=every) for name, every in cadences.items()}
 
 
+def _rows(config: ConfigDict, arrays: data.Data) -> dict[str, int]:
+    """Rows of the kernels: one for each output of each example."""
+    n, m = len(arrays.x_train), config.measure
+    return {
+        "batch_kernel": (config.optimizer.batch_size or n) * arrays.outputs,
+        "train_kernel": (m.probe_size or n) * arrays.outputs,
+    }
+
+
 def choose_instruments(config: ConfigDict, model, arrays: data.Data, members, reference) -> dict:
     """What is measured, how and how often: as the config says, or as found from the cost of each instrument in the first steps."""
     m, cadences = config.measure, cadences_of(config)
     full = config.optimizer.batch_size in (0, config.data.train_size)
     kernels = [name for name in ("batch_kernel", "train_kernel") if name in cadences]
     if m.method != "auto" and not m.preset:
-        return {"cadences": cadences, "methods": dict.fromkeys(kernels, m.method)}
-    rows = {
-        "batch_kernel": (config.optimizer.batch_size or config.data.train_size) * arrays.outputs,
-        "train_kernel": (m.probe_size or config.data.train_size) * arrays.outputs,
-    }
+        return {"cadences": cadences, "methods": dict.fromkeys(kernels, m.method or "exact")}
+    rows = _rows(config, arrays)
+    automatic = m.method in ("", "auto")
     tried = {
-        name: ("products",) if m.method == "products" or rows[name] > _LARGEST else ("exact",) if m.method == "exact" else ("exact", "products")
+        name: (m.method,) if not automatic else ("products",) if rows[name] > _LARGEST else ("exact", "products")
         for name in kernels
-    }  # fmt: skip
+    }
     make = lambda cadences, methods: build_instruments(config, model, arrays, reference, cadences, methods)
     candidates = {name: make({name: 1}, {})[name] for name in cadences if name not in kernels}
     for name in kernels:
@@ -222,7 +233,7 @@ def choose_instruments(config: ConfigDict, model, arrays: data.Data, members, re
 
 def build_trainer(config: ConfigDict, model, arrays: data.Data, chosen: dict[str, instruments.Instrument]) -> training.Trainer:
     m, momentum = config.measure, config.optimizer.momentum
-    rows = (m.probe_size or config.data.train_size) * arrays.outputs
+    rows = _rows(config, arrays)["train_kernel"]
     s = config.schedule
     schedule = {
         "constant": lambda: schedules.constant(cap_from=s.cap_from),
@@ -246,7 +257,7 @@ def build_trainer(config: ConfigDict, model, arrays: data.Data, chosen: dict[str
         probe_size=m.probe_size,
         momentum=momentum,
         stop_loss=config.run.stop_loss,
-        matrix_free=m.method == "products" or rows > _LARGEST,
+        matrix_free=m.method == "products" or (m.method != "exact" and rows > _LARGEST),
         chunk_size=m.chunk_size or None,
     )
 
@@ -330,7 +341,12 @@ def run(config: ConfigDict, workdir: Path) -> list[report.Verdict]:
     check = check_kernel(model, jax.tree.map(lambda a: a[0], state.members.params), arrays.x_train)
     print(f"kernel against neural_tangents on {check['examples']} examples: {check['text']}")
     published = f" (published: {config.published_critical_lr})" if config.published_critical_lr else ""
-    print(f"critical lr at initialisation: {', '.join(f'{v:.3g}' for v in np.unique(start.critical_lr))}{published}")
+    within = f" (from products, to within {start.error.max():.1%})" if start.error.any() else ""
+    print(f"critical lr at initialisation: {', '.join(f'{v:.3g}' for v in np.unique(start.critical_lr))}{within}{published}")
+    if not (start.error <= _PRODUCTS_LIMIT).all():
+        raise configs.RunError(
+            f"the critical lr at initialisation is known to within {start.error.max():.1%} alone; allowed: {_PRODUCTS_LIMIT:.0%}"
+        )
 
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -428,11 +444,12 @@ def _train(config, workdir: Path, trainer: training.Trainer, state, members, coo
     """Runs to the last step, or until every member is done; returns the last state."""
     first, saved = int(state.step), int(state.step)
     ended = np.asarray(state.members.done | ~state.members.alive)
+    longest = min(config.run.chunk_steps, config.run.checkpoint_every, config.steps)
     bar = tqdm(total=config.steps, initial=first, unit="step", disable=None, file=sys.stderr)
     while int(state.step) < config.steps:
         at = int(state.step)
         steps = min(config.run.chunk_steps, config.steps - at, config.run.checkpoint_every - (at - saved))
-        state, measured = trainer.run(state, members, steps, config.run.chunk_steps)
+        state, measured = trainer.run(state, members, steps, longest)
         if at == 0:
             records.create(
                 workdir,

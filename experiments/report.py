@@ -96,7 +96,7 @@ def build(run_dir: str | Path) -> list[Verdict]:
     run_dir = Path(run_dir)
     record = records.open_record(run_dir).load()
     config, run = (json.loads((run_dir / name).read_text()) for name in ("config.json", "run.json"))
-    if config["measure"]["preset"]:  # the cadences that it found stand in its place
+    if config["measure"].get("preset"):  # the cadences that it found stand in its place
         every = {f"{name}_every": run["instruments"]["cadences"].get(name, 0) for name in _CADENCES}
         full = config["optimizer"]["batch_size"] in (0, config["data"]["train_size"])
         config["measure"] |= every | ({"train_loss_every": 1} if full else {})

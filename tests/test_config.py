@@ -105,7 +105,7 @@ def changed(**fields) -> ConfigDict:
         ({"schedule__period": 1}, "schedule.period=1; allowed: 2 or more"),
         ({"measure__preset": "cheap"}, "measure.preset='cheap'; allowed: , economy, full, standard"),
         ({"measure__max_overhead": 1.0}, "measure.max_overhead=1.0; allowed: above 1"),
-        ({"measure__method": "lanczos"}, "measure.method='lanczos'; allowed: auto, exact, products"),
+        ({"measure__method": "lanczos"}, "measure.method='lanczos'; allowed: , auto, exact, products"),
         ({"measure__tolerance": 0.0}, "measure.tolerance=0.0; allowed: above 0"),
         ({"measure__chunk_size": -1}, "measure.chunk_size=-1; allowed: 0 or more"),
         ({"optimizer__name": "adam"}, "optimizer.name='adam'; allowed: sgd"),

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 
-from catapult_jax import top_eigenpairs
+from catapult_jax import instruments, top_eigenpairs
 from catapult_jax.losses import hessian_root
 from catapult_jax.testing import explicit_jacobian, symmetric_with_spectrum
 from tests.zoo import QUICK, build
@@ -149,6 +149,50 @@ def test_a_warm_direction_saves_products():
     assert abs(float(moved.eigenvalues[0]) - truth) <= float(moved.bounds[0]) <= 0.0101 * truth
     lost = cold.directions._replace(vectors=jax.tree.map(jnp.zeros_like, cold.directions.vectors))
     np.testing.assert_allclose(search(params, (x, y), lost).eigenvalues, cold.eigenvalues, rtol=0.01)
+
+
+def _nothing(params, n, k=1):
+    """What an instrument starts from."""
+    now = instruments.Moment(params, params, None, jnp.zeros(n), {})
+    return instruments._nowhere(now, k)
+
+
+@pytest.mark.parametrize(
+    ("spectrum", "k"), [([10, 9.5, *(3 * 0.9**i for i in range(18))], 1), ([5.0], 1), (SPECTRA["clustered"], 2)]
+)
+def test_a_chain_that_starts_from_nowhere_keeps_its_bounds(spectrum, k):
+    """As in a run: the first search is cold, and its directions serve the next ones."""
+    n = len(spectrum)
+    batch = (inputs(spectrum), jnp.zeros(n))
+    search = jax.jit(
+        lambda d: top_eigenpairs(linear, jnp.zeros(n), batch, k=k, loss="mse", warm_start=d), compiler_options=QUICK
+    )
+    directions = _nothing(jnp.zeros(n), n, k)
+    for step in range(4):
+        found = search(directions)
+        error = np.abs(np.asarray(found.eigenvalues) - spectrum[:k])
+        assert bool(found.converged) and (error <= np.asarray(found.bounds) + 1e-5 * spectrum[0]).all()
+        assert (error <= 0.0101 * np.array(spectrum[:k])).all()
+        assert step == 0 or float(found.products) <= 2 * k + 1
+        directions = found.directions
+
+
+def test_members_that_need_no_more_do_not_pay_for_more():
+    """Under vmap, a product that one member needs is made for all, and one that none needs for none."""
+    batch = (inputs(SPECTRA["spread"]), jnp.zeros(8))
+    cold = top_eigenpairs(linear, jnp.zeros(8), batch, k=1, loss="mse", tol=1e-4).directions
+    two = jax.tree.map(lambda a: jnp.stack([a, a]), cold)
+    jaxpr = jax.make_jaxpr(
+        jax.vmap(lambda d: top_eigenpairs(linear, jnp.zeros(8), batch, k=1, loss="mse", warm_start=d).products)
+    )(two)
+    outside = [eqn.primitive.name for eqn in jaxpr.jaxpr.eqns]
+    assert outside.count("while") == 1  # the search that goes on stands inside it, with every product but the first
+
+
+def test_numbers_that_are_none_end_the_search():
+    batch = (jnp.full((4, 4), jnp.nan), jnp.zeros(4))
+    found = top_eigenpairs(linear, jnp.zeros(4), batch, k=1, loss="mse")
+    assert not bool(found.converged) and float(found.products) <= 2
 
 
 def test_more_are_tracked_where_more_are_above_the_threshold():

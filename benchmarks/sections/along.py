@@ -23,7 +23,7 @@ COLUMNS = {
     "note": "note",
 }
 CASES = {
-    "cpu": (("fcn", 5, 200), ("fcn,ce", 5, 200), ("wrn", 1, 60), ("vit", 1, 60)),
+    "cpu": (("fcn", 5, 200), ("fcn,ce", 2, 200), ("wrn", 1, 40), ("vit", 1, 40)),
     "smoke": (("fcn,smoke", 1, 4), ("vit,smoke", 1, 3)),
 }
 FACTOR, TOLERANCE = 1.5, 0.01

@@ -36,7 +36,7 @@ PROMISES = {
 }
 BATCHES = {"cpu": (1, 8, 32, 128, 512), "gpu": (1, 8, 32, 128, 512), "smoke": (4,)}
 MEMORY_OF = {"cpu": {("fcn", 128)}, "gpu": {("fcn", 128)}, "smoke": {("fcn", 4)}}  # beside the batch size of all
-MEMORY_BATCH, LARGEST = 32, ("fcn", "vit")  # only these run the largest batch on a CPU
+MEMORY_BATCH, FAST = 32, ("fcn", "vit")  # only these run every batch on a CPU
 MODELS = {"cpu": ("fcn", "cnn", "wrn", "vit"), "gpu": ("fcn", "cnn", "wrn", "vit"), "smoke": ("fcn", "cnn")}
 SOFTMAX_MODELS = {"cpu": ("wrn", "vit"), "gpu": ("wrn", "vit"), "smoke": ("vit",)}
 SOFTMAX_BATCH = {"cpu": 32, "gpu": 32, "smoke": 4}
@@ -45,7 +45,7 @@ SOFTMAX_BATCH = {"cpu": 32, "gpu": 32, "smoke": 4}
 def run(scale: str) -> Iterator[dict[str, Any]]:
     for model in MODELS[scale]:
         for batch in BATCHES[scale]:
-            if batch < 512 or scale == "gpu" or model in LARGEST:
+            if scale != "cpu" or model in FAST or batch in (1, 32, 128):
                 memory = batch == MEMORY_BATCH or (model, batch) in MEMORY_OF[scale]
                 yield from _rows(model, batch, "mse", VARIANTS, memory, scale)
     for model in SOFTMAX_MODELS[scale]:

@@ -44,7 +44,9 @@ class Eigenpairs(NamedTuple):
     vectors: Float[Array, "bo k_max"]  # columns, unit, example-major
     tracked: Int[Array, ""]  # eigenpairs that were asked for: k, or more where they are above the threshold
     products: Float[Array, ""]  # kernel-vector products that were made, one vjp and one jvp each
-    converged: Array  # every tracked bound is at most tol times its eigenvalue
+    converged: (
+        Array  # every tracked eigenvalue is known to tol, but for rounding, 16 eps times the largest, which the bounds hold too
+    )
     directions: Directions  # for warm_start
 
 
@@ -227,7 +229,7 @@ def _search(apply_fn, params, batch, loss, preconditioner, chunk_size, n, k, k_m
         forward_of, backward_of = jax.jit(forward_of), jax.jit(backward_of)
         pieces = lambda: [jax.tree.map(lambda a, i=i: a[i], chunks) for i in range(whole // chunk_size)]
         many_forward = lambda w: jnp.concatenate([forward_of(w, *piece) for piece in pieces()])
-        many_backward = lambda v: functools.reduce(add, [backward_of(u, *p) for u, p in zip(v, pieces(), strict=True)])
+        many_backward = lambda v: functools.reduce(add, (backward_of(u, *p) for u, p in zip(v, pieces(), strict=True)))
     else:
         unroll = how == "unrolled"
         many_forward = lambda w: lax.scan(lambda _, piece: (0, forward_of(w, *piece)), 0, chunks, unroll=unroll)[1].reshape(-1)
@@ -284,8 +286,9 @@ def _ritz(search: _Search, space: _Space, warm: Directions | None) -> _Ritz:
     """Rayleigh-Ritz in the space."""
     wanted = min(search.k_max + 1, space.basis.shape[1])
     projected = space.basis.T @ space.images
-    unused = jnp.arange(len(projected)) >= space.count  # they come last, since the kernel has no negative eigenvalues
-    values, rotation = jnp.linalg.eigh((projected + projected.T) / 2 - jnp.diag(unused.astype(projected.dtype)))
+    # Columns that are not in use get a negative eigenvalue, so that they come last: the kernel has none.
+    unused = jnp.where(jnp.arange(len(projected)) >= space.count, jnp.maximum(jnp.trace(projected), 1e-20), 0)
+    values, rotation = jnp.linalg.eigh((projected + projected.T) / 2 - jnp.diag(unused))
     values, rotation = jnp.maximum(values[::-1][:wanted], 0), rotation[:, ::-1][:, :wanted]
     vectors = space.basis @ rotation
     residuals = space.images @ rotation - vectors * values[None]
@@ -294,13 +297,14 @@ def _ritz(search: _Search, space: _Space, warm: Directions | None) -> _Ritz:
     vectors, residuals = (jnp.pad(a, ((0, 0), (0, search.k_max + 1 - wanted))) for a in (vectors, residuals))
 
     theta, r = values[: search.k_max], sizes[: search.k_max]
-    bounds = r
+    bounds, known = r, jnp.asarray(False)
     if warm is not None:
+        known = jnp.isfinite(warm.below)
         seen = jnp.where(jnp.arange(1, search.k_max + 1) < space.count, (values + sizes)[1:], jnp.inf)
         upper = jnp.minimum(seen, jnp.maximum(values[1:], _expected_below(warm, values[0])))
         lower = jnp.concatenate([jnp.full(1, jnp.inf, values.dtype), (values - sizes)[: search.k_max - 1]])
         gap = jnp.minimum(theta - upper, lower - theta)
-        bounds = jnp.where(gap > r, r * r / jnp.where(gap > r, gap, 1), r)
+        bounds = jnp.where(known & (gap > r), r * r / jnp.where(gap > r, gap, 1), r)
     bounds = jnp.where(jnp.arange(search.k_max) < space.count, bounds, jnp.inf)
 
     tracked = jnp.int32(search.k)
@@ -308,18 +312,19 @@ def _ritz(search: _Search, space: _Space, warm: Directions | None) -> _Ritz:
         tracked = jnp.clip(1 + jnp.sum(theta > search.above), search.k, search.k_max).astype(jnp.int32)
     rounding = 16 * jnp.finfo(values.dtype).eps * values[0]
     is_open = (jnp.arange(search.k_max) < tracked) & ~(bounds <= search.tol * theta + rounding)
-    if warm is None:  # the first Ritz pairs of a random start may settle below the largest eigenvalue for a while
-        is_open |= space.count < min(search.n, search.k + _LEAST)
+    # The first Ritz pairs of a random start may settle below the largest eigenvalue for a while.
+    is_open |= ~known & (space.count < min(search.n, search.k + _LEAST))
     return _Ritz(values, vectors, residuals, sizes, bounds + rounding, tracked, is_open)
 
 
-def _until_converged(search: _Search, space: _Space, warm: Directions | None = None) -> tuple[_Space, _Ritz]:
+def _until_converged(search: _Search, space: _Space, warm: Directions | None = None, wanted=True) -> tuple[_Space, _Ritz]:
     first = space.products
 
     def going_on(carry):
         space, ritz = carry
         room = space.count < space.basis.shape[1]
-        return room & (space.products - first < search.max_products) & ritz.open.any()
+        more = room & (space.products - first < search.max_products) & ritz.open.any()
+        return more & jnp.isfinite(ritz.values[0]) & wanted  # of numbers that are none, nothing more is learned
 
     def grow(carry):
         space, ritz = carry
@@ -354,8 +359,8 @@ def _finish(search: _Search, found: tuple[_Space, _Ritz], extra, earlier: Direct
         images = [search.backward(v) for v in vectors.T]
         images = jax.tree.map(lambda *leaves: jnp.stack(leaves), *images)
     elif image is not None:
-        single = lambda: jax.tree.map(lambda a: a[None], image)
-        images = lax.cond(space.count == 1, single, lambda: jax.vmap(search.backward)(vectors.T))
+        single = jax.tree.map(lambda a: a[None], image)
+        images = _if_needed(space.count > 1, single, lambda: jax.vmap(search.backward)(vectors.T))
         extra += 0.5 * (space.count > 1)
     else:
         images = jax.vmap(search.backward)(vectors.T)
@@ -363,12 +368,14 @@ def _finish(search: _Search, found: tuple[_Space, _Ritz], extra, earlier: Direct
     directions = jax.tree.map(
         lambda a: a / jnp.where(norms > 0, norms, 1).reshape(-1, *[1] * (a.ndim - 1)).astype(a.dtype), images
     )
-    largest, below = ritz.values[0], ritz.values[ritz.tracked]
-    if earlier is not None:  # one more vector may not have met the next eigenvalue in full: what was known of it goes slowly
-        known = 0.9 * earlier.below * largest / jnp.where(earlier.largest > 0, earlier.largest, 1)
-        seen = space.count > ritz.tracked
-        below = jnp.maximum(below, jnp.where(jnp.isfinite(known), jnp.minimum(known, largest), 0))
-        below = jnp.where(seen, below, earlier.below)
+    # The next eigenvalue is at most what its own residual allows, or what was known of it before.
+    largest, next_one = ritz.values[0], ritz.values[ritz.tracked]
+    seen = (space.count > ritz.tracked) & ~ritz.open.any()
+    below = jnp.where(seen, next_one + ritz.sizes[ritz.tracked], jnp.inf)
+    if earlier is not None:
+        known = earlier.below * largest / jnp.where(earlier.largest > 0, earlier.largest, 1)
+        known = jnp.where(jnp.isfinite(earlier.below), known, jnp.inf)
+        below = jnp.where(seen, jnp.maximum(next_one, jnp.minimum(known, below)), earlier.below)
         largest = jnp.where(seen, largest, earlier.largest)
     return Eigenpairs(
         eigenvalues=ritz.values[: search.k_max],
@@ -413,25 +420,29 @@ def _from_one_direction(search: _Search, warm: Directions) -> Eigenpairs:
     beta = _expected_below(warm, theta)
     slack = jnp.where(one_ > beta, beta * jnp.maximum(two_ - one_**2, 0) / (one_ * (one_ - beta)), jnp.inf)
     bound = jnp.where(some, slack, jnp.inf) + 16 * jnp.finfo(v.dtype).eps * theta
-
-    def enough():
-        vector = v / jnp.sqrt(one)
-        directions = jax.tree.map(lambda a: (a / jnp.sqrt(two))[None], image)
-        row = lambda value: jnp.asarray(value, v.dtype)[None]
-        return Eigenpairs(
-            row(theta), row(bound), row(jnp.nan), vector[:, None], jnp.int32(1), jnp.float32(1), jnp.asarray(True),
-            Directions(directions, jnp.int32(1), warm.largest, warm.below),
-        )  # fmt: skip
+    warm = warm._replace(below=jnp.where(some, warm.below, jnp.inf))
+    length = lambda square: jnp.sqrt(jnp.where(some, square, 1))
+    row = lambda value: jnp.asarray(value, v.dtype)[None]
+    directions = jax.tree.map(lambda a: (a / length(two))[None], image)
+    enough = Eigenpairs(
+        row(theta), row(bound), row(jnp.nan), v[:, None] / length(one), jnp.int32(1), jnp.float32(1), jnp.asarray(True),
+        Directions(directions, jnp.int32(1), warm.largest, warm.below),
+    )  # fmt: skip
+    needed = ~(bound <= search.tol * theta)
 
     def search_on():
-        empty, length = _empty(search, v.dtype), jnp.sqrt(jnp.where(some, one, 1))
-        put = lambda matrix, column: matrix.at[:, 0].set(column / length)
+        empty, random = _empty(search, v.dtype), _random(search, v.dtype, 0)
+        start = jnp.where(some, v / length(one), random / jnp.linalg.norm(random))
+        scaled = jax.tree.map(lambda a: a / length(one).astype(a.dtype), image)
+        pulled = _if_needed(~some, scaled, lambda: search.backward(start))
+        put = lambda matrix, column: matrix.at[:, 0].set(column)
+        space = _Space(put(empty.basis, start), put(empty.images, search.forward(pulled)), jnp.int32(1), jnp.float32(1))
+        return _finish(search, _until_converged(search, space, warm, needed), jnp.float32(0.5), warm, pulled)
 
-        def from_v():
-            return _Space(put(empty.basis, v), put(empty.images, search.forward(image)), jnp.int32(1), jnp.float32(1))
+    return _if_needed(needed, enough, search_on)
 
-        cold = lambda: _extend(search, _extend(search, empty, lambda: v), lambda: v)  # both at random, since v is zero
-        space = lax.cond(some, from_v, cold)
-        return _finish(search, _until_converged(search, space, warm), jnp.float32(0.5), warm, image)
 
-    return lax.cond(bound <= search.tol * theta, enough, search_on)
+def _if_needed(needed, have, make: Callable):
+    """What is made where it is needed, otherwise what there is. A loop and no branch, so that under ``vmap`` it is made only
+    where some member needs it."""
+    return lax.while_loop(lambda carry: carry[0], lambda carry: (jnp.zeros_like(carry[0]), make()), (needed, have))[1]
