@@ -51,7 +51,8 @@ def test_a_preset_finds_its_cadences_prints_and_keeps_them(tmp_path, capsys, mon
     assert "Not tested at the cadences of this preset: first_catapult" in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_a_dear_instrument_costs_more_than_a_cheap_one():
+def test_a_dear_instrument_costs_more_than_a_cheap_one(monkeypatch):
+    monkeypatch.setattr(overhead, "_SECONDS", 0.02)
     config = quickstart.get_config("smoke")
     arrays, _ = main.load_data(config)
     model, members = main.build_model(config.model, arrays.outputs), main.build_members(config)

@@ -158,9 +158,7 @@ ZOO = {
     "parameters outside a module": (Tied(), _vectors),
     "remat, jit, scan": (Lifted(), _vectors),
     "running batch norm": (RunningNorm(), _vectors),
-    "wide resnet": (WideResNet(depth=10, width=4, groups=2), _colours),
     "wide resnet, bias, two outputs": (WideResNet(depth=10, width=4, groups=2, bias=True, outputs=2, stem_stride=2), _colours),
-    "vit": (ViT(depth=1, width=8, heads=2, patch_size=4), _colours),
     "vit, bias, three outputs": (ViT(depth=1, width=8, heads=2, patch_size=4, bias=True, outputs=3), _colours),
 } | {
     f"conv {kwargs}": (Convolutions(kwargs), _images)
