@@ -20,7 +20,7 @@ help:
 	@echo "make test   make the environment, then run the tests"
 	@echo "make env    only the environment, in $(VENV)"
 	@echo "make lint   ruff"
-	@echo "make bench  the benchmarks, into benchmarks/results (an hour)"
+	@echo "make bench  the benchmarks, into benchmarks/results"
 	@echo "make clean  remove the environment"
 
 env: $(READY)

@@ -80,6 +80,20 @@ def rows_or_reason(identity: dict[str, Any], make: Callable[[], Iterable[dict[st
         return [identity | {"note": str(error)}]
 
 
+def run_experiment(config: str, workdir: Path, *flags: str) -> float:
+    """Seconds of a whole process that runs a config, as a user starts it: imports, compilation, steps, report.
+
+    Raises:
+      Failed: it ended with an error.
+    """
+    command = [sys.executable, "-m", "experiments.main", f"--config=configs/{config}", f"--workdir={workdir}", *flags]
+    start = time.monotonic()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise Failed(done.stderr.strip().splitlines()[-1][:300])
+    return time.monotonic() - start
+
+
 def environment() -> dict[str, Any]:
     from catapult_jax import records
 

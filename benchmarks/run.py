@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import child, tables
+from catapult_jax import records
 
 SECTIONS = ("step", "kernel", "eigen", "along", "agop", "members", "growth", "large", "compile", "loops")
 RESULTS = Path(__file__).parent / "results"
@@ -31,7 +32,7 @@ def measure(name: str, scale: str) -> dict[str, Any]:
     """One section: its rows, the seconds that it took, and what it ran on."""
     section, rows, start = section_of(name), [], time.monotonic()
     for row in section.run(scale):
-        rows.append(tables.clean(row))
+        rows.append(row)
         said = "  ".join(tables.cell(row.get(key)) for key in section.COLUMNS)
         print(f"[{name} {time.monotonic() - start:.0f} s] {said}", file=sys.stderr, flush=True)
     seconds = time.monotonic() - start
@@ -67,8 +68,8 @@ def main() -> None:
     results = json.loads(stored.read_text()) if stored.is_file() else {}
     for name in given.only or SECTIONS:
         results[name] = measure(name, given.scale)
-        tables.write_json(stored, results)
-        tables.write(out / f"{stem}.md", report(results))
+        records.write_json(stored, results)
+        (out / f"{stem}.md").write_text(report(results))
     print(report({name: results[name] for name in given.only or SECTIONS}))
     print(f"written: {stored}", file=sys.stderr)
 

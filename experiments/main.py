@@ -29,7 +29,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; default: 
 _CHECK_EXAMPLES, _CHECK_LIMIT = 8, 1e-3
 _DIRECTIONS = 3  # top eigenvectors of the AGOP that are kept
 _CHUNK = 256  # examples whose input Jacobians are taken at a time
-_LARGEST = 8192  # rows of an exact kernel that is tried of one's own accord: 268 MB, and its eigenvalues take minutes
+_LARGEST = 8192  # rows of an exact kernel that is tried without being asked for: it alone takes 268 MB
 _PRODUCTS_LIMIT = 0.02  # relative error allowed to a critical lr at initialisation that comes from products
 _READ = 3  # examples of a data set with attributes that are read for each one wanted
 
@@ -207,11 +207,11 @@ def choose_instruments(config: ConfigDict, model, arrays: data.Data, members, re
     costs = overhead.measure(build, candidates, members)
     methods = {name: min(tried[name], key=lambda method, name=name: costs[f"{name}, {method}"]) for name in kernels}
     own = {name: costs[f"{name}, {methods[name]}" if name in methods else name] for name in cadences}
-    found = cadences
+    found, always = cadences, set()
     if m.preset:
         relative = config.schedule.name == "staircase" or config.schedule.cap or config.members.cap
-        always = set() if full else {"batch_kernel", "train_loss"}
-        always = (always | {"batch_kernel"} if relative else always) & set(own)
+        wanted = set() if full else {"batch_kernel", "train_loss"}
+        always = (wanted | {"batch_kernel"} if relative else wanted) & set(own)
         found = overhead.cadences(own, always, m.max_overhead, config.run.chunk_steps if config.run.stop_loss else None)
     expected = 1 + sum(own[name] / found[name] for name in own)
     print("cost of each instrument over the bare step, measured in the first steps:")
@@ -223,8 +223,8 @@ def choose_instruments(config: ConfigDict, model, arrays: data.Data, members, re
         )
         print(f"  {name}{how}: {own[name]:.2f}, {'every step' if found[name] == 1 else f'every {found[name]} steps'}")
     over = (
-        f", above measure.max_overhead={m.max_overhead}: the critical lr is wanted at every step"
-        if m.preset and expected > m.max_overhead * 1.05
+        f", above measure.max_overhead={m.max_overhead}: wanted at every step whatever it costs: {', '.join(sorted(always))}"
+        if always and expected > m.max_overhead * 1.05
         else ""
     )
     print(f"  a measured step is expected to cost {expected:.2f} bare ones{over}")

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,16 +58,10 @@ def _processes(scale: str) -> Iterator[dict[str, Any]]:
 
 def _process(seeds, raises, directory: Path, scale: str) -> float:
     """Seconds of one process that runs these members."""
-    smoke = ",smoke" if scale == "smoke" else ""
-    command = [
-        sys.executable, "-m", "experiments.main", f"--config=configs/catapults_agop.py:rank2{smoke}", f"--workdir={directory}",
+    return child.run_experiment(
+        "catapults_agop.py:rank2" + (",smoke" if scale == "smoke" else ""), directory,
         f"--config.members.seed={seeds}", f"--config.members.raises={raises}", "--config.claims=()",
-    ]  # fmt: skip
-    start = time.monotonic()
-    done = subprocess.run(command, cwd=child.ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise child.Failed(done.stderr.strip().splitlines()[-1][:300])
-    return time.monotonic() - start
+    )  # fmt: skip
 
 
 def vmapped(members: int, batch: int, measured: bool, scale: str) -> list[dict[str, Any]]:
