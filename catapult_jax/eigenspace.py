@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from catapult_jax.critical_lr import loss_weighted_kernel, weighted_tangent_kernel
+from catapult_jax.critical_lr import loss_weighted_kernel
 from catapult_jax.losses import hessian_range, hessian_root, output_gradient
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, PyTree
+    from jaxtyping import Array, Float
 
 
 class LossSplit(NamedTuple):
@@ -58,45 +57,40 @@ def split_loss(
     >>> float(split.top), float(split.rest), float(split.lambda_max)  # (9/2, 1/2, 2*4/2)
     (4.5, 0.5, 4.0)
     """
-    _check_k(k)
-    with jax.default_matmul_precision("highest"):
-        weighted = loss_weighted_kernel(kernel, outputs, targets, loss=loss)
-        residual = weighted_residual(outputs, targets, loss=loss).reshape(-1)
-        return _split(weighted, residual, len(outputs), k, previous)
+    weighted = loss_weighted_kernel(kernel, outputs, targets, loss=loss)
+    return split_weighted_loss(weighted, outputs, targets, loss=loss, k=k, previous=previous)
 
 
-def split_batch_loss(
-    apply_fn: Callable,
-    params: PyTree,
-    batch: tuple[Array, Array],
+def split_weighted_loss(
+    weighted: Float[Array, "br br"],
     outputs: Float[Array, "b *o"],
+    targets: Array,
     *,
     loss: str,
     k: int = 5,
     previous: Float[Array, "bo k"] | None = None,
-    chunk_size: int | None = None,
 ) -> LossSplit:
-    """:func:`split_loss` of a batch, with its kernel, in as many directions of the outputs as the loss has curvature in.
+    """:func:`split_loss` from a kernel that is loss-weighted already.
 
     Args:
-      apply_fn, params, batch, outputs, chunk_size: as in :func:`weighted_tangent_kernel`.
-      loss, k, previous: as in :func:`split_loss`; for ``softmax_cross_entropy`` ``b*(o-1)`` vectors exist.
+      weighted: from :func:`loss_weighted_kernel`, or from :func:`weighted_tangent_kernel`, in as many directions of the outputs as
+        the loss has curvature in; eigenvectors are those of the former.
+      outputs, targets, loss, k, previous: as in :func:`split_loss`; for ``softmax_cross_entropy`` the latter has ``b*(o-1)`` vectors.
 
     Raises:
-      ValueError: as those two.
+      ValueError: as :func:`split_loss`.
 
-    Source: as those two.
+    Source: as :func:`split_loss`.
 
-    >>> linear, x = lambda w, x: x @ w, jnp.diag(jnp.array([2.0, 1.0]))
-    >>> split = split_batch_loss(linear, jnp.array([1.5, 1.0]), (x, jnp.zeros(2)), jnp.array([3.0, 1.0]), loss="mse", k=1)
+    >>> split = split_weighted_loss(jnp.diag(jnp.array([4.0, 1.0])), jnp.array([3.0, 1.0]), jnp.zeros(2), loss="mse", k=1)
     >>> float(split.top), float(split.rest), float(split.lambda_max)
     (4.5, 0.5, 4.0)
     """
-    _check_k(k)
+    if k < 1:
+        raise ValueError(f"k={k!r}; allowed: 1 or more")
     with jax.default_matmul_precision("highest"):
-        weighted = weighted_tangent_kernel(apply_fn, params, batch, outputs, loss=loss, chunk_size=chunk_size)
-        residual, b = weighted_residual(outputs, batch[1], loss=loss), len(outputs)
-        if weighted.shape[0] == residual.size:
+        residual, b = weighted_residual(outputs, targets, loss=loss), len(outputs)
+        if len(weighted) == residual.size:
             return _split(weighted, residual.reshape(-1), b, k, previous)
         basis = jnp.asarray(hessian_range(residual.shape[1], loss=loss), residual.dtype)
         if previous is not None:
@@ -104,11 +98,6 @@ def split_batch_loss(
         split = _split(weighted, (residual @ basis).reshape(-1), b, k, previous)
         vectors = jnp.einsum("or,brk->bok", basis, split.eigenvectors.reshape(b, basis.shape[1], -1))
         return split._replace(eigenvectors=vectors.reshape(residual.size, -1))
-
-
-def _check_k(k: int) -> None:
-    if k < 1:
-        raise ValueError(f"k={k!r}; allowed: 1 or more")
 
 
 def weighted_residual(outputs: Float[Array, "b *o"], targets: Array, *, loss: str) -> Float[Array, "b o"]:

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from catapult_jax.agop import agop_alignment, agop_pearson, input_jacobian
-from catapult_jax.critical_lr import critical_lr_from_lambda
-from catapult_jax.eigenspace import share_of, split_batch_loss, weighted_residual
+from catapult_jax.critical_lr import critical_lr_from_lambda, weighted_kernel_and_gradient, weighted_tangent_kernel
+from catapult_jax.eigenspace import share_of, split_weighted_loss, weighted_residual
 from catapult_jax.losses import batch_loss
 from catapult_jax.tangent_kernel import Directions, top_eigenpairs
 
@@ -29,6 +29,7 @@ class Moment(NamedTuple):
     batch: tuple  # (x, y)
     outputs: jax.Array  # of the batch, before the update
     data: dict  # x_train, y_train, x_test, y_test; x_val, y_val where there are any
+    kernel: jax.Array | None = None  # loss-weighted, of the batch, before the update; None: not known
 
 
 class Instrument(NamedTuple):
@@ -36,6 +37,8 @@ class Instrument(NamedTuple):
     # now -> measurements; where there is a start: (now, carried) -> (measurements, carried)
     measure: Callable[..., Any]
     start: Callable[[Moment], Any] | None = None  # what it carries from one measurement to the next, before the first one
+    # (params, batch) -> (outputs, loss-weighted kernel, gradient): at every step, what it needs and the step's own gradient in one
+    gradient: Callable[..., tuple] | None = None
 
 
 def batch_kernel(
@@ -51,14 +54,16 @@ def batch_kernel(
     """Critical lr of the batch, top eigenvalues, and the loss split over the top-``k`` eigenspace, from the exact kernel.
 
     ``follow``: eigenvectors keep their order and sign from one measurement to the next, where the batch is always the same.
-    ``chunk_size``: as in :func:`tangent_kernel`. Cost: about half a training step for a fully connected net, one for a
-    convolutional one, and an eigendecomposition of one row for each output of the batch.
+    ``chunk_size``: as in :func:`tangent_kernel`. At every step, and not in chunks, the step takes its gradient from the derivatives
+    that make the kernel, see :func:`weighted_kernel_and_gradient`. Cost: the products of the layers, and an eigendecomposition of one
+    row for each output of the batch; otherwise a forward and a backward pass as well.
     """
 
     def split(now: Moment, previous):
-        return split_batch_loss(
-            apply_fn, now.params, now.batch, now.outputs, loss=loss, k=k, previous=previous, chunk_size=chunk_size
-        )
+        weighted = now.kernel
+        if weighted is None:
+            weighted = weighted_tangent_kernel(apply_fn, now.params, now.batch, now.outputs, loss=loss, chunk_size=chunk_size)
+        return split_weighted_loss(weighted, now.outputs, now.batch[1], loss=loss, k=k, previous=previous)
 
     def measure(now: Moment, previous=None):
         found = split(now, previous)
@@ -74,7 +79,8 @@ def batch_kernel(
         shape = jax.eval_shape(lambda now: split(now, None).eigenvectors, now)
         return jnp.zeros(shape.shape, shape.dtype)
 
-    return Instrument(every, measure, start) if follow else Instrument(every, lambda now: measure(now)[0])
+    together = None if chunk_size else partial(weighted_kernel_and_gradient, apply_fn, loss=loss)
+    return Instrument(every, *((measure, start) if follow else (lambda now: measure(now)[0], None)), together)
 
 
 def batch_products(
@@ -121,7 +127,9 @@ def train_kernel(
 
     def measure(now: Moment):
         x, y = (now.data[key][: probe_size or None] for key in ("x_train", "y_train"))
-        split = split_batch_loss(apply_fn, now.params, (x, y), apply_fn(now.params, x), loss=loss, k=k, chunk_size=chunk_size)
+        outputs = apply_fn(now.params, x)
+        weighted = weighted_tangent_kernel(apply_fn, now.params, (x, y), outputs, loss=loss, chunk_size=chunk_size)
+        split = split_weighted_loss(weighted, outputs, y, loss=loss, k=k)
         return {
             f"lambda_max_{name}": split.lambda_max,
             f"critical_lr_{name}": critical_lr_from_lambda(split.lambda_max, momentum=momentum),

@@ -155,6 +155,17 @@ def trainer(
         carried = jax.tree.map(lambda a: jnp.broadcast_to(a, (count, *a.shape)), jax.jit(begin)(first))
         return state._replace(members=state.members._replace(carried=carried))
 
+    def plain_gradient(params, batch):
+        def loss_fn(params):
+            outputs = apply_fn(params, batch[0])
+            return batch_loss(outputs, batch[1], loss=loss), outputs
+
+        gradient, outputs = jax.grad(loss_fn, has_aux=True)(params)
+        return outputs, None, gradient
+
+    # An instrument that takes derivatives of the batch at every step gives the gradient as well.
+    take_gradient = next((i.gradient for i in instruments.values() if i.gradient and i.every == 1), plain_gradient)
+
     def step_member(step, state: MemberState, seed, data: dict, wanted=True, *, due: frozenset[str] | None):
         """One step of one member, or none where it is not wanted.
 
@@ -169,12 +180,9 @@ def trainer(
             rows = jax.lax.dynamic_slice(jax.random.permutation(key, n), (start,), (batch_size,))
             batch = data["x_train"][rows], data["y_train"][rows]
 
-        def loss_fn(params):
-            outputs = apply_fn(params, batch[0])
-            return batch_loss(outputs, batch[1], loss=loss), outputs
-
-        (value, outputs), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        before = Moment(state.params, state.params, batch, outputs, data)
+        outputs, kernel, gradient = take_gradient(state.params, batch)
+        value = batch_loss(outputs, batch[1], loss=loss)
+        before = Moment(state.params, state.params, batch, outputs, data, kernel)
         when = dict(step=jnp.where(wanted, step, -1), due=due)  # nothing that has a cadence is due at step -1
         early = {name: i for name, i in instruments.items() if name != "loss_after"}
         measured, carried = measure(early, before, state.carried, **when)

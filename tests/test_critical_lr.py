@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from catapult_jax import FCN, critical_lr, critical_lr_from_lambda, loss_weighted_kernel, tangent_kernel
+from catapult_jax.critical_lr import weighted_kernel_and_gradient, weighted_tangent_kernel
 from catapult_jax.losses import batch_loss
 from catapult_jax.testing import explicit_jacobian, relative_error
 from tests.test_losses import CASES
@@ -89,6 +90,31 @@ def test_critical_lr_of_a_network_is_two_over_lambda_max():
     top = np.linalg.eigvalsh(jacobian.T @ np.asarray(hessian, np.float64) @ jacobian)[-1]
     value = jax.jit(lambda p: critical_lr(model.apply, p, (x, y), loss="softmax_cross_entropy"))(params)
     assert float(value) == pytest.approx(2 / top, rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", CASES)
+def test_gradient_with_the_kernel_is_the_gradient(loss):
+    _, y = CASES[loss]
+    y = jnp.concatenate([y, y[:1]])
+    model, x = FCN(depth=3, width=16, outputs=CASES[loss][0].shape[1]), jax.random.normal(jax.random.key(5), (len(y), 7))
+    params = model.init(jax.random.key(6), x)
+    outputs, weighted, gradient = jax.jit(lambda p: weighted_kernel_and_gradient(model.apply, p, (x, y), loss=loss))(params)
+    np.testing.assert_allclose(outputs, model.apply(params, x), rtol=1e-5, atol=1e-6)
+    assert (
+        relative_error(weighted, np.asarray(weighted_tangent_kernel(model.apply, params, (x, y), outputs, loss=loss))) <= 1e-5
+    )
+    plain = jax.grad(lambda p: batch_loss(model.apply(p, x), y, loss=loss))(params)
+    for ours, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(plain), strict=True):
+        assert relative_error(ours, np.asarray(theirs)) <= 1e-5
+
+
+def test_gradient_with_the_kernel_where_the_softmax_has_no_curvature_left():
+    """Wrong and sure of it: the Hessian is zero, the gradient is not."""
+    linear, x, y = lambda w, x: x @ w, jnp.eye(2), jnp.array([1, 0])
+    w = jnp.array([[1e3, -1e3], [-1e3, 1e3]])
+    _, weighted, gradient = weighted_kernel_and_gradient(linear, w, (x, y), loss="softmax_cross_entropy")
+    assert not weighted.any()
+    np.testing.assert_allclose(gradient, [[0.5, -0.5], [-0.5, 0.5]], rtol=1e-6)
 
 
 def test_zero_kernel_is_never_critical():

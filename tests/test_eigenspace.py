@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from catapult_jax import FCN, batch_loss, critical_lr, critical_lr_from_lambda, split_loss, tangent_kernel
-from catapult_jax.eigenspace import split_batch_loss
+from catapult_jax.critical_lr import weighted_tangent_kernel
+from catapult_jax.eigenspace import split_weighted_loss
 from catapult_jax.testing import symmetric_with_spectrum
 from tests.test_losses import CASES
 
@@ -77,9 +78,8 @@ def test_split_of_a_batch_is_that_of_its_kernel(loss):
     outputs = model.apply(params, x)
     whole = split_loss(tangent_kernel(model.apply, params, x), outputs, y, loss=loss, k=3)
     previous = whole.eigenvectors[:, ::-1] * jnp.array([[1, -1, 1]])
-    of_batch = jax.jit(
-        lambda previous: split_batch_loss(model.apply, params, (x, y), outputs, loss=loss, k=3, previous=previous)
-    )(previous)
+    weighted = weighted_tangent_kernel(model.apply, params, (x, y), outputs, loss=loss)
+    of_batch = split_weighted_loss(weighted, outputs, y, loss=loss, k=3, previous=previous)
     for name in ("top", "rest", "lambda_max"):
         np.testing.assert_allclose(getattr(of_batch, name), getattr(whole, name), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(of_batch.eigenvalues, whole.eigenvalues[::-1], rtol=1e-4)  # in the order of those before

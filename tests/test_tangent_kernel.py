@@ -102,6 +102,41 @@ def test_combinations_of_outputs_and_preconditioner(name):
             assert relative_error(kernel(params, x), oracle) <= 1e-5
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fcn bias, ten outputs",
+        "cnn strided, average, outputs",
+        "dense over axes, twice",
+        "batch folded",
+        "attention and norms",
+        "embedding",
+        "tied embedding",
+        "parameters outside a module",
+        "remat, jit, scan",
+        "conv {'feature_group_count': 2, 'strides': 2}",
+    ],
+)
+def test_pull_back_with_the_kernel(name):
+    """The gradient of any combination of the outputs, from the derivatives that the kernel is made of."""
+    apply_fn, params, x = build(name)
+    rng = np.random.default_rng(0)
+    out = jax.eval_shape(apply_fn, params, x)
+    o = out.size // len(x)
+    basis, a = (rng.standard_normal(shape).astype(np.float32) for shape in ((o, 2), (len(x), 2)))
+
+    def both(params):
+        outputs, kernel, pullback = exact.kernel_and_pullback(apply_fn, params, x, basis)
+        return outputs, kernel, pullback(jnp.asarray(a))
+
+    outputs, kernel, gradient = jax.jit(both, compiler_options=QUICK)(params)
+    np.testing.assert_allclose(outputs, apply_fn(params, x), rtol=1e-4, atol=1e-5)
+    jacobian = explicit_jacobian(apply_fn, params, x)
+    combined = np.einsum("or,iop->irp", basis.astype(np.float64), jacobian.reshape(len(x), o, -1)).reshape(2 * len(x), -1)
+    assert relative_error(kernel, combined @ combined.T) <= 1e-5
+    assert relative_error(ravel_pytree(gradient)[0], a.reshape(-1) @ combined) <= 1e-5
+
+
 @pytest.mark.parametrize("name", ["fcn bias, ten outputs", "embedding"])
 def test_shared_over_devices(name):
     """Eight devices (four, where the batch is smaller) give what one gives."""

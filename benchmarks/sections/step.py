@@ -25,7 +25,8 @@ COLUMNS = {
     "note": "note",
 }
 EXACT, SPLIT, MATRIX_FREE, AGOP = "exact critical lr", "top-5 split", "matrix-free, warm", "AGOP alignment"
-VARIANTS = ("bare step", EXACT, SPLIT, MATRIX_FREE, AGOP)
+APART = "exact critical lr, a pass of its own"  # every other step, or in chunks; otherwise the step's gradient comes with the kernel
+VARIANTS = ("bare step", EXACT, APART, SPLIT, MATRIX_FREE, AGOP)
 # (model, variant) -> most bare steps, and the batch sizes for which it is promised
 PROMISES = {
     ("fcn", EXACT): (1.5, (1, 8, 32, 128)),
@@ -49,7 +50,7 @@ def run(scale: str) -> Iterator[dict[str, Any]]:
                 memory = batch == MEMORY_BATCH or (model, batch) in MEMORY_OF[scale]
                 yield from _rows(model, batch, "mse", VARIANTS, memory, scale)
     for model in SOFTMAX_MODELS[scale]:
-        yield from _rows(model, SOFTMAX_BATCH[scale], "softmax_cross_entropy", VARIANTS[:2], False, scale)
+        yield from _rows(model, SOFTMAX_BATCH[scale], "softmax_cross_entropy", VARIANTS[:3], False, scale)
 
 
 def _rows(model: str, batch: int, loss: str, variants, memory: bool, scale: str) -> list[dict[str, Any]]:
@@ -87,46 +88,57 @@ def calls(model: str, batch: int, loss: str, scale: str, names: list[str]) -> di
     import jax.numpy as jnp
 
     from catapult_jax import agop_alignment, batch_loss, critical_lr_from_lambda, input_jacobian, top_eigenpairs
-    from catapult_jax.critical_lr import weighted_tangent_kernel
-    from catapult_jax.eigenspace import split_batch_loss
+    from catapult_jax.critical_lr import weighted_kernel_and_gradient, weighted_tangent_kernel
+    from catapult_jax.eigenspace import split_weighted_loss
 
     outputs = 2 if loss == "softmax_cross_entropy" else 1
     f, params, x, y = house.setup(model, scale, batch, outputs=outputs, loss=loss)
 
-    def exact(params, x, y, out, _):
-        weighted = weighted_tangent_kernel(f, params, (x, y), out, loss=loss)
+    def plain(params, x, y):
+        def loss_of(params):
+            out = f(params, x)
+            return batch_loss(out, y, loss=loss), out
+
+        gradient, out = jax.grad(loss_of, has_aux=True)(params)
+        return out, None, gradient
+
+    def together(params, x, y):
+        return weighted_kernel_and_gradient(f, params, (x, y), loss=loss)
+
+    def exact(params, x, y, out, weighted, _):
         return critical_lr_from_lambda(jnp.linalg.eigvalsh(weighted)[-1])
 
-    def split(params, x, y, out, _):
-        return split_batch_loss(f, params, (x, y), out, loss=loss, k=5)
+    def apart(params, x, y, out, _, __):
+        return exact(params, x, y, out, weighted_tangent_kernel(f, params, (x, y), out, loss=loss), None)
 
-    def matrix_free(params, x, y, _, directions):
+    def split(params, x, y, out, weighted, _):
+        return split_weighted_loss(weighted, out, y, loss=loss, k=5)
+
+    def matrix_free(params, x, y, _, __, directions):
         return top_eigenpairs(f, params, (x, y), k=1, loss=loss, warm_start=directions, tol=0.01, max_products=2)
 
-    def agop(params, x, _, __, reference):
+    def agop(params, x, _, __, ___, reference):
         return agop_alignment(input_jacobian(f, params, x), reference)
 
     def directions():
         cold = jax.jit(lambda params, x, y: top_eigenpairs(f, params, (x, y), k=1, loss=loss, max_products=10).directions)
         return cold(params, x, y)
 
-    measures = {
-        "bare step": (lambda *_: None, lambda: None),
-        EXACT: (exact, lambda: None),
-        SPLIT: (split, lambda: None),
-        MATRIX_FREE: (matrix_free, directions),
-        AGOP: (agop, lambda: jax.random.normal(jax.random.key(3), (batch * outputs, x[0].size))),
+    nothing = lambda: None
+    variants = {
+        "bare step": (plain, lambda *_: None, nothing),
+        EXACT: (together, exact, nothing),
+        APART: (plain, apart, nothing),
+        SPLIT: (together, split, nothing),
+        MATRIX_FREE: (plain, matrix_free, directions),
+        AGOP: (plain, agop, lambda: jax.random.normal(jax.random.key(3), (batch * outputs, x[0].size))),
     }
 
-    def step_with(measure):
+    def step_with(take_gradient, measure):
         def step(params, x, y, extra):
-            def loss_of(params):
-                out = f(params, x)
-                return batch_loss(out, y, loss=loss), out
-
-            (value, out), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
+            out, weighted, gradient = take_gradient(params, x, y)
             new = jax.tree.map(lambda w, g: w - 1e-9 * g, params, gradient)  # nothing moves, so that every call does the same
-            return new, value, measure(params, x, y, out, extra)
+            return new, batch_loss(out, y, loss=loss), measure(params, x, y, out, weighted, extra)
 
         return jax.jit(step, donate_argnums=0)
 
@@ -134,8 +146,8 @@ def calls(model: str, batch: int, loss: str, scale: str, names: list[str]) -> di
         if name == "forward":
             forward = jax.jit(f)
             return lambda: forward(params, x)
-        measure, make_extra = measures[name]
-        step, extra, held = step_with(measure), make_extra(), [jax.tree.map(jnp.copy, params)]
+        take_gradient, measure, make_extra = variants[name]
+        step, extra, held = step_with(take_gradient, measure), make_extra(), [jax.tree.map(jnp.copy, params)]
 
         def call():  # as in training, where the weights are overwritten
             held[0], *measured = step(held[0], x, y, extra)

@@ -110,6 +110,49 @@ def tangent_kernel(
         return block(found, found, same=True)
 
 
+def kernel_and_pullback(
+    apply_fn: Callable[..., Float[Array, "b *o"]], params: PyTree, x: Array, basis: Float[Array, "o r"]
+) -> tuple[Float[Array, "b *o"], Float[Array, "br br"], Callable[[Float[Array, "b r"]], PyTree]]:
+    """Outputs, the kernel of the ``r`` combinations ``basis^T f`` of each example, and ``a -> grad_params sum_ij a[i, j] (basis^T f_i)_j``.
+
+    All three from one forward pass and ``r`` backward passes to pre-activations: the pull-back adds only the gradients of the weights,
+    ``sum_i H[i] (x) (a_i D[i])``. So a training step whose gradient is of that form pays for no pass twice.
+
+    Raises:
+      ValueError, CoupledExamplesError: as :func:`tangent_kernel`.
+
+    Source: the chain rule.
+    """
+    apply_fn = seen_through(apply_fn)
+    check_arguments(apply_fn, params, x)
+    refuse_coupled_examples(apply_fn, params, x)
+    out = jax.eval_shape(apply_fn, params, x)
+    leaves, tree = jax.tree.flatten(params)
+    with jax.default_matmul_precision("highest"):
+        plan = layers.plan(apply_fn, params, x)
+        cotangents = jnp.broadcast_to(jnp.asarray(basis, out.dtype), (len(x), *jnp.shape(basis)))
+        found = _derivatives(apply_fn, params, plan, x, cotangents)
+        kernel = _block(plan, leaves, None, found, found, same=True)
+
+    def pullback(a):
+        with jax.default_matmul_precision("highest"):
+            combine = lambda d: jnp.einsum("br,br...->b...", a.astype(d.dtype), d)
+            gradients = {i: combine(jacobian).sum(0) for i, jacobian in found.live.items()}
+            for call, h, d in zip((c for c in plan.calls if c is not None), found.inputs, found.taps, strict=True):
+                d = combine(d)
+                if call.kernel is not None:
+                    linear = lambda weight, call=call, h=h: jax.vmap(call.linear, (None, 0))(weight, h)
+                    own = jax.vjp(linear, leaves[call.kernel])[1](d)[0]
+                    gradients[call.kernel] = gradients.get(call.kernel, 0) + own
+                if call.bias is not None:
+                    shape = jnp.shape(leaves[call.bias])
+                    own = d.reshape(-1, math.prod(shape)).sum(0).reshape(shape)
+                    gradients[call.bias] = gradients.get(call.bias, 0) + own
+            return jax.tree.unflatten(tree, [gradients[i].astype(leaf.dtype) for i, leaf in enumerate(leaves)])
+
+    return found.outputs.reshape(out.shape), kernel, pullback
+
+
 def seen_through(apply_fn: Callable) -> Callable:
     """The function without a jit around it, under which no layer could be seen."""
     return apply_fn.__wrapped__ if hasattr(apply_fn, "lower") and hasattr(apply_fn, "__wrapped__") else apply_fn
@@ -171,6 +214,7 @@ class _Derivatives(NamedTuple):
     inputs: list  # of each call in the plan
     taps: list  # (b, r, *shape): derivatives of the combinations of outputs in the call's pre-activations
     live: dict  # leaf -> (b, r, *leaf): Jacobian of the leaves that are in no call
+    outputs: Array  # (b, o)
 
 
 def _derivatives(apply_fn, params, plan: layers.Plan, x, cotangents) -> _Derivatives:
@@ -199,7 +243,7 @@ def _derivatives(apply_fn, params, plan: layers.Plan, x, cotangents) -> _Derivat
     def of_one(example, cotangents):
         taps = [jnp.zeros(call.shape, call.dtype) for call in tapped]
         out, pullback, inputs = jax.vjp(lambda taps, live: one_example(taps, live, example), taps, live, has_aux=True)
-        return _Derivatives(inputs, *jax.vmap(pullback)(cotangents.T.astype(out.dtype)))
+        return _Derivatives(inputs, *jax.vmap(pullback)(cotangents.T.astype(out.dtype)), out)
 
     return jax.vmap(of_one)(x, cotangents)
 

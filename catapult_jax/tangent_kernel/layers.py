@@ -137,6 +137,18 @@ class Call(NamedTuple):
     dtype: np.dtype
     groups: int
     inputs: Inputs
+    linear: Callable  # (weight, inputs) -> pre-activations, without the bias
+
+
+def _linear(module: nn.Module, name: str, own: dict) -> Callable:
+    alone = module.clone(parent=None)
+    shapes = {key: (leaf.shape, leaf.dtype) for key, leaf in own.items() if key != name}
+
+    def linear(weight, h):
+        others = {key: jnp.zeros(*shape) for key, shape in shapes.items()}
+        return alone.apply({"params": {name: weight} | others}, h)
+
+    return linear
 
 
 class Plan(NamedTuple):
@@ -203,7 +215,7 @@ def plan(apply_fn: Callable, params, x) -> Plan:
                 own["bias"] = copies[bias]
             y = module.clone(parent=None).apply({"params": own}, h)
             groups = getattr(module, "feature_group_count", 1)
-            calls.append(Call(kernel, bias, y.shape, y.dtype, groups, known))
+            calls.append(Call(kernel, bias, y.shape, y.dtype, groups, known, _linear(module, name, own)))
             return y
 
         with watched(on_call, (*_RULES, *_NORMS)):
