@@ -7,6 +7,7 @@ from catapult_jax.eigenspace import LossSplit, split_loss
 from catapult_jax.events import Detector, Event, count_spikes, detector, find_events, prediction
 from catapult_jax.losses import batch_loss
 from catapult_jax.models import CNN, FCN, ViT, WideResNet
+from catapult_jax.optimizers import Preconditioning, preconditioning
 from catapult_jax.records import open_record
 from catapult_jax.tangent_kernel import (
     CoupledExamplesError,
@@ -27,6 +28,7 @@ __all__ = [
     "Event",
     "LossSplit",
     "NeuralTangentsMissing",
+    "Preconditioning",
     "ViT",
     "WideResNet",
     "__version__",
@@ -43,6 +45,7 @@ __all__ = [
     "input_jacobian",
     "loss_weighted_kernel",
     "open_record",
+    "preconditioning",
     "prediction",
     "split_loss",
     "tangent_kernel",

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from catapult_jax.losses import hessian_range, hessian_root, output_gradient
+from catapult_jax.optimizers import PLAIN, Preconditioning
 from catapult_jax.tangent_kernel import tangent_kernel
 from catapult_jax.tangent_kernel.exact import kernel_and_pullback
 
@@ -138,57 +139,70 @@ def weighted_kernel_and_gradient(
         return outputs, weighted.reshape(b * r, b * r), gradient
 
 
-def critical_lr_from_lambda(lambda_max: Float[Array, "*m"], *, momentum: float = 0.0) -> Float[Array, "*m"]:
-    """Critical learning rate ``2 (1 + momentum) / lambda_max`` of a loss-weighted kernel; infinite for a zero kernel.
+def critical_lr_from_lambda(lambda_max: Float[Array, "*m"], preconditioning: Preconditioning = PLAIN) -> Float[Array, "*m"]:
+    """Critical learning rate ``2 / (gain lambda_max + decay)``; infinite where nothing grows, NaN where something is not known.
 
-    ``momentum`` is that of heavy ball, ``m <- momentum m + g``, ``w <- w - lr m``, as ``optax.sgd(momentum=...)`` has it; 0 is gradient
-    descent.
+    Args:
+      lambda_max: largest eigenvalue of the loss-weighted kernel, of that with ``P`` where there is one.
+      preconditioning: of the optimizer, see :func:`catapult_jax.preconditioning`; default: plain gradient descent, SGD. Heavy ball has
+        ``gain = 1 / (1 + momentum)``.
 
-    Raises:
-      ValueError: a momentum outside 0 to 1.
+    Source: the roots of ``z^2 - (1 + beta - lr lambda) z + beta`` leave the unit circle at ``lr = 2 (1 + beta) / lambda``, through
+    ``z = -1``, and likewise for the other rules; Cohen et al. (2021), arXiv 2103.00065.
 
-    Source: the roots of ``z^2 - (1 + momentum - lr lambda) z + momentum`` leave the unit circle there; Cohen et al. (2021),
-    arXiv 2103.00065.
-
-    >>> float(critical_lr_from_lambda(jnp.array(4.0))), float(critical_lr_from_lambda(jnp.array(4.0), momentum=0.5))
-    (0.5, 0.75)
+    >>> float(critical_lr_from_lambda(jnp.array(4.0)))
+    0.5
+    >>> round(float(critical_lr_from_lambda(jnp.array(4.0), Preconditioning(gain=1 / (1 + 0.5)))), 6)
+    0.75
     """
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum={momentum!r}; allowed: 0 or more, below 1")
-    known = 2 * (1 + momentum) / jnp.where(lambda_max > 0, lambda_max, 1)
-    return jnp.where(lambda_max > 0, known, jnp.where(lambda_max <= 0, jnp.inf, jnp.nan))
+    rate = preconditioning.gain * lambda_max + preconditioning.decay  # twice the inverse
+    return jnp.where(rate > 0, 2 / jnp.where(rate > 0, rate, 1), jnp.where(rate <= 0, jnp.inf, jnp.nan))
 
 
 def critical_lr(
-    apply_fn: Callable, params: PyTree, batch: tuple[Array, Array], *, loss: str, momentum: float = 0.0, method: str = "auto"
+    apply_fn: Callable,
+    params: PyTree,
+    batch: tuple[Array, Array],
+    *,
+    loss: str,
+    preconditioning: Preconditioning = PLAIN,
+    method: str = "auto",
 ) -> Float[Array, ""]:
-    """Critical learning rate of gradient descent on a batch, ``2 / lambda_max(K_L)``; ``2 (1 + momentum) / lambda_max(K_L)``.
+    """Critical learning rate of an optimizer on a batch, ``2 / (gain lambda_max(K_P) + decay)``; of gradient descent ``2 / lambda_max(K_L)``.
 
     A step with a larger learning rate makes the component of the residual along the top eigenvector grow: in the linear
-    regime the loss on that batch rises. For ``mse`` this is ``b / lambda_max(K)``, for one example with a scalar output
-    ``1 / ||grad_w f||^2``.
+    regime the loss on that batch rises. For gradient descent and ``mse`` this is ``b / lambda_max(K)``, for one example with a
+    scalar output ``1 / ||grad_w f||^2``.
 
     Args:
       apply_fn: ``apply_fn(params, x) -> outputs``.
       params: parameters.
       batch: ``(x, targets)``.
       loss: ``"mse"``, ``"softmax_cross_entropy"`` or ``"logistic"``.
-      momentum: of heavy ball (``optax.sgd(momentum=...)``); 0: plain gradient descent, SGD.
+      preconditioning: of the optimizer, see :func:`catapult_jax.preconditioning`; default: plain gradient descent, SGD. With a diagonal the
+        whole kernel takes the gradients of each example: for large models take the eigenvalue of :func:`top_eigenpairs` with
+        ``preconditioner=preconditioning.diagonal`` to :func:`critical_lr_from_lambda`.
       method: how the kernel is computed, see :func:`tangent_kernel`.
 
     Returns:
       A scalar, in units of the learning rate; infinite where the kernel is zero.
 
     Raises:
-      ValueError: as :func:`tangent_kernel`, :func:`loss_weighted_kernel` and :func:`critical_lr_from_lambda`.
+      ValueError: as :func:`tangent_kernel` and :func:`loss_weighted_kernel`.
 
-    Source: Lewkowycz et al. (2020), arXiv 2003.02218; Zhu et al. (2024), arXiv 2306.04815.
+    Source: Lewkowycz et al. (2020), arXiv 2003.02218; Zhu et al. (2024), arXiv 2306.04815; with ``P`` Cohen et al. (2022),
+    arXiv 2207.14484.
 
     >>> linear = lambda w, x: x @ w
     >>> batch = (jnp.array([[3.0, 4.0]]), jnp.array([1.0]))
     >>> round(float(critical_lr(linear, jnp.zeros(2), batch, loss="mse")), 6)  # 1 / |x|^2
     0.04
+    >>> preconditioning = Preconditioning(diagonal=jnp.array([9.0, 16.0]))
+    >>> round(float(critical_lr(linear, jnp.zeros(2), batch, loss="mse", preconditioning=preconditioning)), 6)
+    0.5
     """
     x, _ = batch
-    weighted = weighted_tangent_kernel(apply_fn, params, batch, apply_fn(params, x), loss=loss, method=method)
-    return critical_lr_from_lambda(jnp.linalg.eigvalsh(weighted)[-1], momentum=momentum)
+    weighted = weighted_tangent_kernel(
+        apply_fn, params, batch, apply_fn(params, x), loss=loss, method=method, preconditioner=preconditioning.diagonal
+    )
+    return critical_lr_from_lambda(jnp.linalg.eigvalsh(weighted)[-1], preconditioning)

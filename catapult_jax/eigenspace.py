@@ -20,6 +20,7 @@ class LossSplit(NamedTuple):
     top: Float[Array, ""]  # part of the loss in the top-k eigenspace
     rest: Float[Array, ""]  # part outside it
     lambda_max: Float[Array, ""]  # largest eigenvalue of the loss-weighted kernel
+    condition_number: Float[Array, ""]  # largest over smallest; infinite where the smallest is lost in rounding
     eigenvalues: Float[Array, " k"]  # of the loss-weighted kernel, in the order of the eigenvectors
     eigenvectors: Float[Array, "n k"]  # columns, aligned to the previous ones if those are given
 
@@ -110,12 +111,14 @@ def weighted_residual(outputs: Float[Array, "b *o"], targets: Array, *, loss: st
 
 def _split(weighted, residual, b: int, k: int, previous) -> LossSplit:
     values, vectors = jnp.linalg.eigh(weighted)
+    least, lambda_max = values[0], values[-1]
+    known = least > len(values) * jnp.finfo(values.dtype).eps * lambda_max
+    condition = jnp.where(known, lambda_max / jnp.where(known, least, 1), jnp.inf)
     values, vectors = values[::-1][:k], vectors[:, ::-1][:, :k]
-    lambda_max = values[0]
     if previous is not None:
         order, sign = _alignment(previous.T @ vectors)
         values, vectors = values[order], vectors[:, order] * sign
-    return LossSplit(*share_of(vectors, residual.astype(weighted.dtype), b), lambda_max, values, vectors)
+    return LossSplit(*share_of(vectors, residual.astype(weighted.dtype), b), lambda_max, condition, values, vectors)
 
 
 def share_of(vectors: Float[Array, "n k"], residual: Float[Array, " n"], b: int) -> tuple[Float[Array, ""], Float[Array, ""]]:

@@ -18,6 +18,7 @@ from catapult_jax.agop import agop_alignment, agop_pearson, input_jacobian
 from catapult_jax.critical_lr import critical_lr_from_lambda, weighted_kernel_and_gradient, weighted_tangent_kernel
 from catapult_jax.eigenspace import share_of, split_weighted_loss, weighted_residual
 from catapult_jax.losses import batch_loss
+from catapult_jax.optimizers import PLAIN, Preconditioning, smallest_entry
 from catapult_jax.tangent_kernel import Directions, top_eigenpairs
 
 
@@ -29,6 +30,7 @@ class Moment(NamedTuple):
     batch: tuple  # (x, y)
     outputs: jax.Array  # of the batch, before the update
     data: dict  # x_train, y_train, x_test, y_test; x_val, y_val where there are any
+    preconditioning: Preconditioning = PLAIN  # of this step
     kernel: jax.Array | None = None  # loss-weighted, of the batch, before the update; None: not known
 
 
@@ -47,7 +49,6 @@ def batch_kernel(
     loss: str,
     every: int,
     k: int,
-    momentum: float = 0.0,
     follow: bool = True,
     chunk_size: int | None = None,
 ) -> Instrument:
@@ -62,14 +63,18 @@ def batch_kernel(
     def split(now: Moment, previous):
         weighted = now.kernel
         if weighted is None:
-            weighted = weighted_tangent_kernel(apply_fn, now.params, now.batch, now.outputs, loss=loss, chunk_size=chunk_size)
+            weighted = weighted_tangent_kernel(
+                apply_fn, now.params, now.batch, now.outputs,
+                loss=loss, preconditioner=now.preconditioning.diagonal, chunk_size=chunk_size,
+            )  # fmt: skip
         return split_weighted_loss(weighted, now.outputs, now.batch[1], loss=loss, k=k, previous=previous)
 
     def measure(now: Moment, previous=None):
         found = split(now, previous)
         return {
             "lambda_max_batch": found.lambda_max,
-            "critical_lr_batch": critical_lr_from_lambda(found.lambda_max, momentum=momentum),
+            "critical_lr_batch": critical_lr_from_lambda(found.lambda_max, now.preconditioning),
+            "condition_number_batch": found.condition_number,
             "loss_top": found.top,
             "loss_rest": found.rest,
             "eigenvalues": found.eigenvalues,
@@ -89,7 +94,6 @@ def batch_products(
     loss: str,
     every: int,
     k: int,
-    momentum: float = 0.0,
     tol: float = 0.01,
     max_products: int = 60,
     chunk_size: int | None = None,
@@ -102,10 +106,10 @@ def batch_products(
     """
 
     def measure(now: Moment, directions):
-        found, top, rest = _top(apply_fn, now.params, now.batch, now.outputs, directions)
+        found, top, rest = _top(apply_fn, now.params, now.batch, now.outputs, now.preconditioning.diagonal, directions)
         return {
             "lambda_max_batch": found.eigenvalues[0],
-            "critical_lr_batch": critical_lr_from_lambda(found.eigenvalues[0], momentum=momentum),
+            "critical_lr_batch": critical_lr_from_lambda(found.eigenvalues[0], now.preconditioning),
             "loss_top": top,
             "loss_rest": rest,
             "eigenvalues": found.eigenvalues,
@@ -119,7 +123,7 @@ def batch_products(
 
 
 def train_kernel(
-    apply_fn: Callable, *, loss: str, every: int, probe_size: int, k: int, momentum: float = 0.0, chunk_size: int | None = None
+    apply_fn: Callable, *, loss: str, every: int, probe_size: int, k: int, chunk_size: int | None = None
 ) -> Instrument:
     """Critical lr on the whole training set, or on its first ``probe_size`` examples, and the loss on them split over the
     top-``k`` eigenspace of their kernel. Cost: that of the kernel of so many, with its eigenvectors."""
@@ -128,11 +132,15 @@ def train_kernel(
     def measure(now: Moment):
         x, y = (now.data[key][: probe_size or None] for key in ("x_train", "y_train"))
         outputs = apply_fn(now.params, x)
-        weighted = weighted_tangent_kernel(apply_fn, now.params, (x, y), outputs, loss=loss, chunk_size=chunk_size)
+        weighted = weighted_tangent_kernel(
+            apply_fn, now.params, (x, y), outputs,
+            loss=loss, preconditioner=now.preconditioning.diagonal, chunk_size=chunk_size,
+        )  # fmt: skip
         split = split_weighted_loss(weighted, outputs, y, loss=loss, k=k)
         return {
             f"lambda_max_{name}": split.lambda_max,
-            f"critical_lr_{name}": critical_lr_from_lambda(split.lambda_max, momentum=momentum),
+            f"critical_lr_{name}": critical_lr_from_lambda(split.lambda_max, now.preconditioning),
+            f"condition_number_{name}": split.condition_number,
             f"loss_{name}_top": split.top,
             f"loss_{name}_rest": split.rest,
         }
@@ -147,7 +155,6 @@ def train_products(
     every: int,
     probe_size: int,
     k: int,
-    momentum: float = 0.0,
     tol: float = 0.01,
     max_products: int = 60,
     chunk_size: int | None = None,
@@ -159,12 +166,12 @@ def train_products(
     def measure(now: Moment, directions):
         x, y = (now.data[key][: probe_size or None] for key in ("x_train", "y_train"))
         found, top, rest = _top_space(
-            apply_fn, now.params, (x, y), apply_fn(now.params, x), directions,
+            apply_fn, now.params, (x, y), apply_fn(now.params, x), now.preconditioning.diagonal, directions,
             loss=loss, k=k, tol=tol, max_products=max_products, chunk_size=chunk_size,
         )  # fmt: skip
         return {
             f"lambda_max_{name}": found.eigenvalues[0],
-            f"critical_lr_{name}": critical_lr_from_lambda(found.eigenvalues[0], momentum=momentum),
+            f"critical_lr_{name}": critical_lr_from_lambda(found.eigenvalues[0], now.preconditioning),
             f"loss_{name}_top": top,
             f"loss_{name}_rest": rest,
             f"lambda_max_{name}_bound": found.bounds[0],
@@ -175,13 +182,14 @@ def train_products(
     return Instrument(every, measure, lambda now: _nowhere(now, k))
 
 
-def _top_space(apply_fn, params, batch, outputs, directions, *, loss, k, tol, max_products, chunk_size):
+def _top_space(apply_fn, params, batch, outputs, preconditioner, directions, *, loss, k, tol, max_products, chunk_size):
     found = top_eigenpairs(
         apply_fn,
         params,
         batch,
         k=k,
         loss=loss,
+        preconditioner=preconditioner,
         warm_start=directions,
         tol=tol,
         max_products=max_products,
@@ -197,6 +205,26 @@ def _nowhere(now: Moment, k: int) -> Directions:
     zeros = jax.tree.map(lambda p: jnp.zeros((k, *jnp.shape(p)), jnp.result_type(p)), now.params)
     number = lambda value: jnp.asarray(value, jnp.promote_types(now.outputs.dtype, jnp.float32))
     return Directions(zeros, jnp.int32(k), number(0), number(jnp.inf))
+
+
+def preconditioner_bound(apply_fn: Callable, *, loss: str, every: int) -> Instrument:
+    """Smallest entry of the preconditioner, and what it says of the critical lr without that of the preconditioned kernel:
+    ``lambda_max(K_P) <= lambda_max(K_L) / s_min``, so ``critical_lr_bound = 2 / (gain lambda_max(K_L) / s_min + decay)`` is never
+    above the exact one. Cost: that of the exact kernel of the batch, without the preconditioner.
+
+    Source: for AdaGrad, the student study on MNIST that the project reproduces; :func:`smallest_entry`.
+    """
+
+    def measure(now: Moment):
+        weighted = weighted_tangent_kernel(apply_fn, now.params, now.batch, now.outputs, loss=loss)
+        least, lambda_max = smallest_entry(now.preconditioning.diagonal), jnp.linalg.eigvalsh(weighted)[-1]
+        return {
+            "preconditioner_min": least,
+            "lambda_max_plain_batch": lambda_max,
+            "critical_lr_bound_batch": critical_lr_from_lambda(lambda_max / least, now.preconditioning),
+        }
+
+    return Instrument(every, measure)
 
 
 def train_loss(apply_fn: Callable, *, loss: str, every: int) -> Instrument:

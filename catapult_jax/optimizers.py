@@ -27,6 +27,9 @@ class Preconditioning(NamedTuple):
     decay: float | Float[Array, ""] = 0.0  # decoupled weight decay, in units of an eigenvalue
 
 
+PLAIN = Preconditioning()  # gradient descent, SGD
+
+
 def preconditioning(
     optimizer: Callable[..., optax.GradientTransformation],
     params: PyTree,

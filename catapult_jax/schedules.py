@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 if TYPE_CHECKING:
     from jaxtyping import Array
 
-SCHEDULES = ("constant", "staircase", "cyclic")
+SCHEDULES = ("constant", "warm_up", "cyclic", "exponential_cyclic", "staircase", "relative_to_critical")
 
 _SPIKE, _BACK = 1.5, 1.1  # a raise is over when the loss has been above the first and is back below the second, times its level
 _PATIENCE = 5  # settling times that a raise is given to make its spike
@@ -25,6 +26,7 @@ class ScheduleState(NamedTuple):
     lr_start: Array  # learning rate that the run was given
     raises: Array  # most raises that this member makes
     cap: Array  # multiple of the critical learning rate that is not exceeded; infinite: no cap
+    multiple: Array  # of the critical learning rate, that relative_to_critical holds
     stage: Array  # raises so far
     start: Array  # step at which the stage began
     loss_start: Array  # loss at that step
@@ -34,20 +36,20 @@ class ScheduleState(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """``init(lr, raises=0, cap=inf) -> state``; ``update(state, step, loss, critical_lr) -> state`` with the lr of this step.
+    """``init(lr, raises=0, cap=inf, multiple=1) -> state``; ``update(state, step, loss, critical_lr) -> state`` with the lr of this step.
 
-    ``raises`` and ``cap`` may differ from member to member of one program. A critical learning rate of NaN was not measured.
+    ``raises``, ``cap`` and ``multiple`` may differ from member to member of one program. A critical learning rate of NaN was not measured.
     """
 
     init: Callable
     update: Callable
 
 
-def _init(lr, raises=0, cap=jnp.inf) -> ScheduleState:
+def _init(lr, raises=0, cap=jnp.inf, multiple=1.0) -> ScheduleState:
     number, infinite, no = jnp.float32, jnp.float32(jnp.inf), jnp.asarray(False)
     lr, zero, unknown = jnp.asarray(lr, number), jnp.int32(0), number(jnp.nan)
-    raises, cap = jnp.asarray(raises, jnp.int32), jnp.asarray(cap, number)
-    return ScheduleState(lr, lr, lr, unknown, lr, raises, cap, zero, zero, infinite, infinite, no, no)
+    raises, cap, multiple = jnp.asarray(raises, jnp.int32), jnp.asarray(cap, number), jnp.asarray(multiple, number)
+    return ScheduleState(lr, lr, lr, unknown, lr, raises, cap, multiple, zero, zero, infinite, infinite, no, no)
 
 
 def _capped(state: ScheduleState, step, critical_lr, cap_from: int) -> ScheduleState:
@@ -60,47 +62,78 @@ def _capped(state: ScheduleState, step, critical_lr, cap_from: int) -> ScheduleS
     return state._replace(lr=jnp.where(state.raised, state.raise_lr, held), critical_lr=critical_lr)
 
 
-def constant(*, cap_from: int = 0) -> Schedule:
-    """The learning rate of the start, for ever; with a cap, no more than that multiple of the critical learning rate of each
-    step, from step ``cap_from`` on. A cap below one forbids catapults.
+def following(shape: optax.Schedule, *, cap_from: int = 0) -> Schedule:
+    """The learning rate of the start times ``shape(step)``, an Optax schedule: :func:`triangular`, ``optax.linear_schedule(0.1, 1, 50)`` for a
+    warm-up, ``optax.constant_schedule(1)``.
 
-    >>> schedule = constant()
-    >>> float(schedule.update(schedule.init(0.5), 0, 1.0, 1.0).lr)
-    0.5
-    >>> round(float(schedule.update(schedule.init(0.5, cap=0.9), 0, 1.0, 0.1).lr), 3)
+    With a cap it is no more than that multiple of the critical learning rate of each step, from step ``cap_from`` on. A cap below
+    one forbids catapults.
+
+    >>> schedule = following(optax.linear_schedule(0.5, 1.0, 2))
+    >>> [float(schedule.update(schedule.init(2.0), step, 1.0, 1.0).lr) for step in range(4)]
+    [1.0, 1.5, 2.0, 2.0]
+    >>> constant = following(optax.constant_schedule(1.0))
+    >>> round(float(constant.update(constant.init(0.5, cap=0.9), 0, 1.0, 0.1).lr), 3)
     0.09
     """
-    return Schedule(_init, lambda state, step, loss, critical_lr: _capped(state, step, critical_lr, cap_from))
+
+    def update(state: ScheduleState, step, loss, critical_lr) -> ScheduleState:
+        rate = state.lr_start * jnp.asarray(shape(jnp.asarray(step)), jnp.float32)
+        return _capped(state._replace(rate=rate), step, critical_lr, cap_from)
+
+    return Schedule(_init, update)
 
 
-def cyclic(*, low: float, period: int, cap_from: int = 0) -> Schedule:
-    """Triangular cycles: from ``low`` times the learning rate of the start, up to it, and down again in ``period`` steps.
-
-    ``lr_t = lr (low + (1 - low) (1 - |2 (t mod period) / period - 1|))``.
+def triangular(*, low: float, period: int, decay: float = 1.0) -> optax.Schedule:
+    """Triangular cycles between ``low`` and one, ``low + (1 - low) decay^t (1 - |2 (t mod period) / period - 1|)``.
 
     Args:
       low: share of the peak at which a cycle begins and ends; 0 to 1.
       period: steps of a cycle, at least 2.
-      cap_from: see :func:`constant`.
+      decay: of the height of the cycles, in a step: above 0, at most 1; 1: all are as high; below it they are the exponential cycles.
 
     Raises:
       ValueError: an argument out of its range.
 
-    Source: Smith (2017), arXiv 1506.01186.
+    Source: Smith (2017), arXiv 1506.01186: ``triangular``, and ``exp_range`` with its ``gamma`` for the decay.
 
-    >>> schedule = cyclic(low=0.5, period=4)
-    >>> [float(schedule.update(schedule.init(1.0), step, 1.0, 1.0).lr) for step in range(5)]
+    >>> [float(triangular(low=0.5, period=4)(step)) for step in range(5)]
     [0.5, 0.75, 1.0, 0.75, 0.5]
     """
-    if not 0 <= low <= 1:
-        raise ValueError(f"low={low!r}; allowed: 0 to 1")
-    if period < 2:
-        raise ValueError(f"period={period!r}; allowed: 2 or more")
+    for name, value, allowed, good in (
+        ("low", low, "0 to 1", 0 <= low <= 1),
+        ("period", period, "2 or more", period >= 2),
+        ("decay", decay, "above 0, at most 1", 0 < decay <= 1),
+    ):
+        if not good:
+            raise ValueError(f"{name}={value!r}; allowed: {allowed}")
+
+    def shape(step):
+        step = jnp.asarray(step, jnp.float32)
+        return low + (1 - low) * decay**step * (1 - jnp.abs(2 * (step % period) / period - 1))
+
+    return shape
+
+
+def relative_to_critical() -> Schedule:
+    """A member's multiple of the critical learning rate of each step: above one it induces catapults, below one it forbids them.
+
+    Where no critical learning rate was measured, or it is infinite, the last one stays; before the first, the rate of the start.
+
+    >>> schedule = relative_to_critical()
+    >>> state = schedule.init(0.1, multiple=0.5)
+    >>> for step, critical in enumerate([jnp.nan, 4.0, jnp.nan]):
+    ...     state = schedule.update(state, step, 1.0, critical)
+    ...     print(round(float(state.lr), 3))
+    0.1
+    2.0
+    2.0
+    """
 
     def update(state: ScheduleState, step, loss, critical_lr) -> ScheduleState:
-        place = jnp.asarray(step, jnp.float32) % period / period
-        rate = state.lr_start * (low + (1 - low) * (1 - jnp.abs(2 * place - 1)))
-        return _capped(state._replace(rate=rate), step, critical_lr, cap_from)
+        critical_lr = jnp.asarray(critical_lr, jnp.float32)
+        rate = jnp.where(jnp.isfinite(critical_lr), state.multiple * critical_lr, state.rate)
+        return _capped(state._replace(rate=rate), step, critical_lr, 0)
 
     return Schedule(_init, update)
 
@@ -119,7 +152,7 @@ def staircase(*, raise_to: float, settle_fraction: float, settle_steps: int, cap
       raise_to: multiple of the current critical learning rate; above 0.
       settle_fraction: above 0, at most 1.
       settle_steps: at least 1.
-      cap_from: see :func:`constant`.
+      cap_from: see :func:`following`.
 
     Raises:
       ValueError: an argument out of its range.

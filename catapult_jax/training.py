@@ -16,6 +16,7 @@ from catapult_jax.data import Data
 from catapult_jax.events import Detector, DetectorState
 from catapult_jax.instruments import Instrument, Moment, measure
 from catapult_jax.losses import batch_loss
+from catapult_jax.optimizers import preconditioning
 from catapult_jax.schedules import Schedule, ScheduleState
 from catapult_jax.tangent_kernel import top_eigenpairs
 from catapult_jax.tangent_kernel.exact import loops_are_slow
@@ -37,6 +38,7 @@ class MemberState(NamedTuple):
     schedule: ScheduleState
     detector: DetectorState
     carried: dict[str, Any]  # by instrument: what it carries from one measurement to the next
+    order: jax.Array | None  # (n,) of the examples in this epoch; None where all are in every batch
     alive: jax.Array  # False once a loss was not finite: the member is frozen from that step on
     done: jax.Array  # True once the training loss has come down to the loss to stop at: frozen as well, on those weights
 
@@ -75,7 +77,6 @@ def trainer(
     instruments: dict[str, Instrument],
     batch_size: int = 0,
     probe_size: int = 0,
-    momentum: float = 0.0,
     stop_loss: float = 0.0,
     matrix_free: bool = False,
     chunk_size: int | None = None,
@@ -86,21 +87,21 @@ def trainer(
       model: Flax module, ``model.apply(params, x) -> outputs``.
       data: the arrays.
       loss: name of the loss.
-      optimizer: Optax constructor with a ``learning_rate`` argument; the schedule's rate is handed to it at every step.
+      optimizer: Optax constructor with a rule, see :func:`catapult_jax.preconditioning`, or a ``functools.partial`` of one; the schedule's rate is
+        handed to it at every step.
       schedule: see :mod:`catapult_jax.schedules`.
       detector: online event detector, run on the training loss.
       instruments: by name, see :mod:`catapult_jax.instruments`.
       batch_size: 0 takes all training examples in every step (gradient descent); otherwise batches are drawn without
         replacement, epoch by epoch, as a function of seed and step alone, so a resumed run draws the same ones.
       probe_size: examples on which the critical learning rate at initialisation is taken; 0: all.
-      momentum: that of the optimizer (heavy ball), for the critical learning rate at initialisation.
       stop_loss: a member is done, and frozen, at the first step at which it has made its raises, is in no spike, and its
         training loss is at most this; 0: never.
       matrix_free: the critical learning rate at initialisation from kernel-vector products (to 1 %), not from the exact kernel.
       chunk_size: examples of that kernel that are worked on at a time; None: all.
 
     Raises:
-      ValueError: a batch larger than the training set.
+      ValueError: a batch larger than the training set, an optimizer without a rule.
     """
     n = len(data.x_train)
     if not 0 <= batch_size <= n:
@@ -109,18 +110,34 @@ def trainer(
     apply_fn = model.apply
     names = ("x_train", "y_train", "x_test", "y_test", "x_val", "y_val")
     arrays = {name: jnp.asarray(getattr(data, name)) for name in names if getattr(data, name) is not None}
-    optimizer = optax.inject_hyperparams(optimizer)(learning_rate=0.0)
+    transformation = optax.inject_hyperparams(optimizer)(learning_rate=0.0)
+
+    def rule_of(gradient, params, opt_state):
+        """What the optimizer makes of this gradient; no optimizer that has a rule does it differently at another rate."""
+        _, after = transformation.update(gradient, opt_state, params)
+        return preconditioning(optimizer, params, after, opt_state)
+
+    def plain_gradient(params, batch):
+        def loss_fn(params):
+            outputs = apply_fn(params, batch[0])
+            return batch_loss(outputs, batch[1], loss=loss), outputs
+
+        gradient, outputs = jax.grad(loss_fn, has_aux=True)(params)
+        return outputs, None, gradient
 
     def init_member(seed):
         params = model.init(jax.random.fold_in(jax.random.key(seed), 0), arrays["x_train"][:1])
         x, y = (arrays[key][: probe_size or None] for key in ("x_train", "y_train"))
+        _, _, gradient = plain_gradient(params, (x, y))
+        rule = rule_of(gradient, params, transformation.init(params))
+        options = dict(loss=loss, preconditioner=rule.diagonal, chunk_size=chunk_size)
         if matrix_free:
-            found = top_eigenpairs(apply_fn, params, (x, y), k=1, loss=loss, chunk_size=chunk_size)
+            found = top_eigenpairs(apply_fn, params, (x, y), k=1, **options)
             lambda_max, bound = found.eigenvalues[0], found.bounds[0]
         else:
-            kernel = weighted_tangent_kernel(apply_fn, params, (x, y), apply_fn(params, x), loss=loss, chunk_size=chunk_size)
+            kernel = weighted_tangent_kernel(apply_fn, params, (x, y), apply_fn(params, x), **options)
             lambda_max, bound = jnp.linalg.eigvalsh(kernel)[-1], 0.0
-        return params, critical_lr_from_lambda(lambda_max, momentum=momentum), bound / lambda_max
+        return params, critical_lr_from_lambda(lambda_max, rule), bound / lambda_max
 
     def moment(params):
         batch = (
@@ -128,7 +145,8 @@ def trainer(
             if full
             else tuple(arrays[key][:batch_size] for key in ("x_train", "y_train"))
         )
-        return Moment(params, params, batch, apply_fn(params, batch[0]), arrays)
+        rule = rule_of(jax.tree.map(jnp.zeros_like, params), params, transformation.init(params))
+        return Moment(params, params, batch, apply_fn(params, batch[0]), arrays, rule)
 
     def init(members: Members) -> tuple[State, Start]:
         # Products of what is slow in loops are driven by Python.
@@ -137,10 +155,11 @@ def trainer(
         for i, seed in enumerate(members.seed):
             params, critical_i, bound_i = init_one(int(seed))
             lr = members.lr[i] if members.lr is not None else members.lr_relative[i] * critical_i
-            knobs = {"raises": members.raises, "cap": members.cap}
+            knobs = {"raises": members.raises, "cap": members.cap, "multiple": members.lr_relative}
             rate = schedule.init(lr, **{name: values[i] for name, values in knobs.items() if values is not None})
             yes, no = jnp.asarray(True), jnp.asarray(False)
-            states.append(MemberState(params, optimizer.init(params), rate, detector.init(), {}, yes, no))
+            order = None if full else jnp.zeros(n, jnp.int32)
+            states.append(MemberState(params, transformation.init(params), rate, detector.init(), {}, order, yes, no))
             critical.append(np.asarray(critical_i))
             bounds.append(np.asarray(bound_i))
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
@@ -155,16 +174,13 @@ def trainer(
         carried = jax.tree.map(lambda a: jnp.broadcast_to(a, (count, *a.shape)), jax.jit(begin)(first))
         return state._replace(members=state.members._replace(carried=carried))
 
-    def plain_gradient(params, batch):
-        def loss_fn(params):
-            outputs = apply_fn(params, batch[0])
-            return batch_loss(outputs, batch[1], loss=loss), outputs
+    def is_plain():
+        params = model.init(jax.random.key(0), arrays["x_train"][:1])
+        return rule_of(params, params, transformation.init(params))
 
-        gradient, outputs = jax.grad(loss_fn, has_aux=True)(params)
-        return outputs, None, gradient
-
-    # An instrument that takes derivatives of the batch at every step gives the gradient as well.
-    take_gradient = next((i.gradient for i in instruments.values() if i.gradient and i.every == 1), plain_gradient)
+    # An instrument that takes derivatives of the batch at every step gives the gradient as well, where no preconditioner comes first.
+    giving = [i.gradient for i in instruments.values() if i.gradient and i.every == 1]
+    take_gradient = giving[0] if giving and jax.eval_shape(is_plain).diagonal is None else plain_gradient
 
     def step_member(step, state: MemberState, seed, data: dict, wanted=True, *, due: frozenset[str] | None):
         """One step of one member, or none where it is not wanted.
@@ -172,17 +188,20 @@ def trainer(
         ``due``: the instruments that are due, or None: decide at run time.
         """
         if full:
-            batch = data["x_train"], data["y_train"]
+            batch, order = (data["x_train"], data["y_train"]), state.order
         else:
             per_epoch = n // batch_size
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), step // per_epoch)
-            start = (step % per_epoch) * batch_size
-            rows = jax.lax.dynamic_slice(jax.random.permutation(key, n), (start,), (batch_size,))
+            # The step is that of all members, so that under vmap this is still a branch: sorting at every step would cost more than it.
+            draw = lambda: jax.random.permutation(key, n).astype(jnp.int32)
+            order = jax.lax.cond(step % per_epoch == 0, draw, lambda: state.order)
+            rows = jax.lax.dynamic_slice(order, ((step % per_epoch) * batch_size,), (batch_size,))
             batch = data["x_train"][rows], data["y_train"][rows]
 
         outputs, kernel, gradient = take_gradient(state.params, batch)
         value = batch_loss(outputs, batch[1], loss=loss)
-        before = Moment(state.params, state.params, batch, outputs, data, kernel)
+        rule = rule_of(gradient, state.params, state.opt_state)
+        before = Moment(state.params, state.params, batch, outputs, data, rule, kernel)
         when = dict(step=jnp.where(wanted, step, -1), due=due)  # nothing that has a cadence is due at step -1
         early = {name: i for name, i in instruments.items() if name != "loss_after"}
         measured, carried = measure(early, before, state.carried, **when)
@@ -192,6 +211,7 @@ def trainer(
                 "loss_train": "loss_batch",
                 "lambda_max_train": "lambda_max_batch",
                 "critical_lr_train": "critical_lr_batch",
+                "condition_number_train": "condition_number_batch",
             }
             measured |= {name: measured[other] for name, other in same.items() if other in measured and name not in measured}
 
@@ -208,7 +228,7 @@ def trainer(
             measured.get("loss_rest", jnp.float32(jnp.nan)),
         )
         opt_state = state.opt_state._replace(hyperparams=state.opt_state.hyperparams | {"learning_rate": rate.lr})
-        updates, opt_state = optimizer.update(gradient, opt_state, state.params)
+        updates, opt_state = transformation.update(gradient, opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         if "loss_after" in instruments:
             late = {"loss_after": instruments["loss_after"]}
@@ -228,6 +248,7 @@ def trainer(
             keep(rate, state.schedule),
             also(spikes, state.detector),
             keep(carried, state.carried),
+            order,
             also(alive, state.alive),
             also(done, state.done),
         )

@@ -56,18 +56,30 @@ def get_config() -> ConfigDict:
     c.loss = "mse"  # softmax_cross_entropy, logistic
 
     c.optimizer = ConfigDict()
-    c.optimizer.name = "sgd"
+    c.optimizer.name = "sgd"  # adagrad, rmsprop, adam, adamw, adadelta
     c.optimizer.lr = 0.0  # absolute; 0: not given. Absolute or relative rates are given, not both
     c.optimizer.lr_relative = 0.0  # multiple of the critical lr at initialisation; 0: not given
     c.optimizer.batch_size = 0  # 0: all training examples
-    c.optimizer.momentum = 0.0  # heavy ball
+    c.optimizer.momentum = 0.0  # sgd: heavy ball
+    c.optimizer.nesterov = False  # sgd: with momentum
+    # Settings of one optimizer or another, by Optax's names; None: as Optax has it.
+    c.optimizer.b1 = placeholder(float)
+    c.optimizer.b2 = placeholder(float)
+    c.optimizer.eps = placeholder(float)
+    c.optimizer.initial_accumulator_value = placeholder(float)  # adagrad
+    c.optimizer.decay = placeholder(float)  # rmsprop: of the average of squares
+    c.optimizer.rho = placeholder(float)  # adadelta
+    c.optimizer.weight_decay = placeholder(float)  # adamw
 
     c.schedule = ConfigDict()
-    c.schedule.name = "constant"  # cyclic; staircase: raise the lr when the loss has settled
+    # warm_up, cyclic, exponential_cyclic; staircase: raise the lr when the loss has settled; relative_to_critical: hold it at
+    # lr_relative times the critical lr of each step
+    c.schedule.name = "constant"
     c.schedule.cap = 0.0  # multiple of the critical lr of the step that the lr does not exceed; 0: no cap
     c.schedule.cap_from = 0  # first step with the cap
-    c.schedule.low = 0.1  # cyclic: where a cycle begins and ends, as a share of its peak
-    c.schedule.period = 50  # cyclic: steps
+    c.schedule.low = 0.1  # cycles and warm-up: where they begin, as a share of the peak
+    c.schedule.period = 50  # cycles and warm-up: steps
+    c.schedule.decay = 0.999  # exponential_cyclic: of the height of the cycles, in a step
     c.schedule.raises = 2
     c.schedule.raise_to = 1.67  # multiple of the critical lr of that moment
     c.schedule.settle_fraction = 0.6
@@ -88,6 +100,7 @@ def get_config() -> ConfigDict:
     c.measure.train_loss_every = 1  # with all examples in a batch it is the batch loss and costs nothing
     c.measure.train_kernel_every = 0
     c.measure.loss_after_every = 0
+    c.measure.preconditioner_every = 0  # smallest entry of the optimizer's, and the bound on the critical lr that it gives
     c.measure.test_every = 0  # and validation, where there is one
     c.measure.agop_every = 0
     c.measure.agop_size = 256  # first training examples on which AGOPs are taken

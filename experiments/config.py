@@ -21,6 +21,7 @@ from catapult_jax.losses import LOSSES
 from catapult_jax.models import ACTIVATIONS, READOUTS
 from catapult_jax.schedules import SCHEDULES
 from configs import default
+from experiments import optimizers
 from experiments.verdicts import NEEDS, NEEDS_SOME, VERDICTS
 
 CACHE = flags.DEFINE_string(
@@ -165,6 +166,8 @@ PRESETS = {
     "standard": ("batch_kernel", "train_loss", "loss_after", "test"),
     "full": ("batch_kernel", "train_loss", "loss_after", "test", "train_kernel", "agop"),
 }
+RELATIVE = ("staircase", "relative_to_critical")  # schedules that need the critical lr
+_SHARE = ("0 or more, below 1", lambda v: 0 <= v < 1)
 _SEED = ("0 to 2147483647", lambda v: 0 <= v < 2**31)
 
 _RULES = {
@@ -199,16 +202,18 @@ _RULES = {
     "model.stem_stride": _at_least(1),
     "model.patch_size": _at_least(1),
     "loss": _one_of(LOSSES),
-    "optimizer.name": _one_of(("sgd",)),
+    "optimizer.name": _one_of(optimizers.SETTINGS),
     "optimizer.lr": _at_least(0),
     "optimizer.lr_relative": _at_least(0),
     "optimizer.batch_size": _at_least(0),
-    "optimizer.momentum": ("0 or more, below 1", lambda v: 0 <= v < 1),
+    **dict.fromkeys([f"optimizer.{name}" for name in ("momentum", "b1", "b2", "decay", "rho")], _SHARE),
+    **dict.fromkeys([f"optimizer.{name}" for name in ("eps", "initial_accumulator_value", "weight_decay")], _at_least(0)),
     "schedule.name": _one_of(SCHEDULES),
     "schedule.cap": _at_least(0),
     "schedule.cap_from": _at_least(0),
     "schedule.low": ("0 to 1", lambda v: 0 <= v <= 1),
     "schedule.period": _at_least(2),
+    "schedule.decay": ("above 0, at most 1", lambda v: 0 < v <= 1),
     "schedule.raises": _at_least(0),
     "schedule.raise_to": _above(0),
     "schedule.settle_fraction": ("above 0, at most 1", lambda v: 0 < v <= 1),
@@ -224,6 +229,7 @@ _RULES = {
     "measure.train_loss_every": _at_least(0),
     "measure.train_kernel_every": _at_least(0),
     "measure.loss_after_every": _at_least(0),
+    "measure.preconditioner_every": _at_least(0),
     "measure.test_every": _at_least(0),
     "measure.agop_every": _at_least(0),
     "measure.agop_size": _at_least(1),
@@ -266,6 +272,21 @@ def check(config: ConfigDict) -> None:
         if condition:
             raise ConfigError(", ".join(f"{name}={fields[name]!r}" for name in names) + f"; {why}")
 
+    own = optimizers.SETTINGS[config.optimizer.name]
+    for name in sorted({name for names in optimizers.SETTINGS.values() for name in names} - set(own)):
+        refuse(config.optimizer[name], "optimizer.name", f"optimizer.{name}", why=f"allowed for it: {', '.join(own)}")
+    refuse(
+        config.optimizer.nesterov and not config.optimizer.momentum,
+        "optimizer.nesterov",
+        "optimizer.momentum",
+        why="allowed with nesterov: a momentum above 0",
+    )
+    refuse(
+        config.optimizer.name == "sgd" and config.measure.preconditioner_every,
+        "optimizer.name",
+        "measure.preconditioner_every",
+        why="allowed for sgd, which has no preconditioner: 0",
+    )
     full = config.optimizer.batch_size in (0, config.data.train_size)
     relative = [n for n in ("optimizer.lr_relative", "members.lr_relative") if fields[n]]
     absolute = [n for n in ("optimizer.lr", "members.lr") if fields[n]]
@@ -342,10 +363,16 @@ def check(config: ConfigDict) -> None:
         why="allowed: a factor above 1 + delta",
     )
     refuse(
-        config.schedule.name == "staircase" and not config.measure.batch_kernel_every,
+        config.schedule.name in RELATIVE and not config.measure.batch_kernel_every,
         "schedule.name",
         "measure.batch_kernel_every",
-        why="allowed with staircase: 1 or more, since a raise is relative to the critical lr of its step",
+        why=f"allowed with {config.schedule.name}: 1 or more, since it is relative to the critical lr of the step",
+    )
+    refuse(
+        config.schedule.name == "relative_to_critical" and absolute,
+        "schedule.name",
+        *absolute,
+        why="allowed with relative_to_critical: relative rates, the multiple that is held",
     )
     for name in ("schedule.cap", "members.cap"):
         refuse(
@@ -395,10 +422,11 @@ def check(config: ConfigDict) -> None:
         why="allowed for celeba: the name of an attribute",
     )
     refuse(
-        not full and config.measure.batch_kernel_every > 1,
+        not full and config.measure.batch_kernel_every > 1 and config.measure.train_loss_every,
         "optimizer.batch_size",
         "measure.batch_kernel_every",
-        why="allowed with batches: 0 or 1, since the critical lr of one batch says nothing about another",
+        "measure.train_loss_every",
+        why="allowed with batches: 0 or 1, since the critical lr of one batch does not explain a spike later, or no training loss and so no spikes",
     )
     for claim in config.claims if not config.measure.preset else ():  # a preset finds its cadences first: see testable
         for name in NEEDS.get(claim, ()):

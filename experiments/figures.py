@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from experiments import optimizers
 from experiments.verdicts import by_setting, catapult_counts, finished, interval, is_stochastic, last, run_events, spike_series
 
 _COLORS = {"catapult": "tab:red", "unexplained": "tab:purple", "divergence": "black", "unknown": "0.5"}
@@ -77,8 +78,8 @@ def loss_figure(record, config, title):
 
 
 def lambda_figure(record, config, title):
-    """Top eigenvalue of the loss-weighted kernel of the batch, with the line 2 (1 + momentum) / lr that it must cross."""
-    momentum = config["optimizer"]["momentum"]
+    """Top eigenvalue of the loss-weighted kernel of the batch, with the line that it must cross for the lr to be critical."""
+    decay = optimizers.setting(config["optimizer"], "weight_decay")
     figure, axes = _axes(record, config, title, r"$\lambda_{\max}$ of the loss-weighted kernel")
     style = dict(ls="", marker=".", ms=2) if is_stochastic(config) else dict(lw=1.6)
     for axis, members in axes:
@@ -92,8 +93,9 @@ def lambda_figure(record, config, title):
             if name in record and is_stochastic(config):
                 values = record[name].values[m]
                 axis.plot(record.step[np.isfinite(values)], values[np.isfinite(values)], color="tab:green", label=name[11:])
-        label = f"{2 * (1 + momentum):g} / lr"
-        axis.plot(record.step, 2 * (1 + momentum) / record["lr"].values[m], color="tab:red", ls="--", lw=1.2, label=label)
+        lr, critical_lr = (record[name].values[m] for name in ("lr", "critical_lr_batch"))
+        line = record["lambda_max_batch"].values[m] * (2 / lr - decay) / (2 / critical_lr - decay)
+        axis.plot(record.step[known], line[known], color="tab:red", ls="--", lw=1.2, label="critical at this lr")
         axis.set_yscale("log")
         axis.legend(fontsize=7)
     return figure
@@ -111,6 +113,81 @@ def ratio_figure(record, config, title):
         axis.plot(record.step[known], ratio[members[0], known], color="tab:blue", **style)
         axis.axhline(1, color="tab:red", ls="--", lw=1.2)
         axis.set_yscale("log")
+    return figure
+
+
+def conditioning_figure(record, config, title):
+    """Spectral norm and condition number of the tangent kernel of the training set; catapults in red; the first seed of each setting."""
+    events, groups = run_events(record, config), by_setting(record, config)[:_PANELS]
+    figure, axes = plt.subplots(
+        2, len(groups), figsize=(1.5 + 4.2 * len(groups), 5.4), sharex=True, sharey="row", squeeze=False
+    )
+    figure.suptitle(title, fontsize=10)
+    for column, (label, members) in enumerate(groups):
+        axes[0, column].set_title(label, fontsize=9)
+        for axis, name in zip(axes[:, column], ("lambda_max_train", "condition_number_train"), strict=True):
+            values = _positive(record[name].values[members[0]])
+            known = np.isfinite(values)
+            axis.plot(record.step[known], values[known], color="tab:blue", lw=1.2)
+            _mark_events(axis, events[members[0]])
+            axis.set_yscale("log")
+        axes[1, column].set_xlabel("step")
+    axes[0, 0].set_ylabel(r"$\lambda_{\max}$ of the loss-weighted kernel")
+    axes[1, 0].set_ylabel("condition number")
+    if axes[0, 0].get_legend_handles_labels()[0]:
+        axes[0, 0].legend(fontsize=7)
+    return figure
+
+
+def preconditioner_figure(record, config, title):
+    """Critical lr of the optimizer, the bound from the smallest entry of its preconditioner, and the lr; below, that entry."""
+    groups = by_setting(record, config)[:_PANELS]
+    figure, axes = plt.subplots(
+        2, len(groups), figsize=(1.5 + 4.6 * len(groups), 5.6), sharex=True, sharey="row", squeeze=False
+    )
+    figure.suptitle(title, fontsize=10)
+    series = (
+        ("critical_lr_batch", "critical lr of the batch, exact", "tab:blue"),
+        ("critical_lr_bound_batch", "the bound", "tab:green"),
+        ("lr", "lr", "tab:red"),
+    )
+    for column, (label, members) in enumerate(groups):
+        top, bottom = axes[:, column]
+        top.set_title(label, fontsize=9)
+        for name, text, color in series:
+            values = _positive(record[name].values[members[0]])
+            known = np.isfinite(values)
+            top.plot(record.step[known], values[known], color=color, lw=1, label=text)
+        top.set_yscale("log")
+        for m in members:
+            values = record["preconditioner_min"].values[m]
+            known = np.isfinite(values)
+            bottom.plot(record.step[known], values[known], color="tab:blue" if m == members[0] else "0.8", lw=1)
+        bottom.set_xlabel("step")
+    axes[0, 0].legend(fontsize=7)
+    axes[1, 0].set_ylabel("smallest entry of P")
+    return figure
+
+
+def scores_figure(record, config, title):
+    """Loss of the batch, and test error, along training; the other seeds in grey."""
+    groups = by_setting(record, config)[:_PANELS]
+    figure, axes = plt.subplots(
+        2, len(groups), figsize=(1.5 + 4.2 * len(groups), 5.0), sharex=True, sharey="row", squeeze=False
+    )
+    figure.suptitle(title, fontsize=10)
+    for column, (label, members) in enumerate(groups):
+        axes[0, column].set_title(label, fontsize=9)
+        for axis, name in zip(axes[:, column], ("loss_batch", "error_test"), strict=True):
+            for m in members[::-1]:
+                values = record[name].values[m]
+                known = np.isfinite(values)
+                color = "tab:blue" if m == members[0] else "0.8"
+                axis.plot(record.step[known], values[known], color=color, lw=0.8)
+            axis.set_yscale("log")
+        axes[1, column].set_xlabel("step")
+    axes[0, 0].set_ylabel("loss of the batch")
+    axes[1, 0].set_ylabel("test error")
     return figure
 
 
@@ -220,6 +297,9 @@ FIGURES = {
     "loss": (loss_figure, ()),
     "lambda_max": (lambda_figure, ("lambda_max_batch",)),
     "lr_over_critical_lr": (ratio_figure, ("lambda_max_batch",)),
+    "conditioning": (conditioning_figure, ("condition_number_train",)),
+    "preconditioner": (preconditioner_figure, ("preconditioner_min", "critical_lr_batch")),
+    "scores": (scores_figure, ("error_test",)),
     "agop_alignment": (alignment_figure, ("agop_alignment",)),
     "against_catapults": (against_catapults_figure, ("agop_alignment", "loss_test")),
 }

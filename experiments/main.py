@@ -12,17 +12,16 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import optax
 from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from catapult_jax import checkpoints, data, events, instruments, models, records, schedules, training
+from catapult_jax import checkpoints, data, events, instruments, models, records, training
 from catapult_jax.agop import agop_eigenvectors, input_jacobian
 from catapult_jax.tangent_kernel import NeuralTangentsMissing, tangent_kernel
 from catapult_jax.tangent_kernel.exact import loops_are_slow
 from experiments import config as configs
-from experiments import overhead, report
+from experiments import optimizers, overhead, report, schedules
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; default: runs/CONFIG-IDENTITY.")
 
@@ -131,7 +130,8 @@ def agop_reference(config: ConfigDict, arrays: data.Data) -> tuple[np.ndarray, d
 def cadences_of(config: ConfigDict) -> dict[str, int]:
     """Cadence of each instrument that the config asks for; what a preset asks for, at every step."""
     m, full = config.measure, config.optimizer.batch_size in (0, config.data.train_size)
-    fields = {name: m[f"{name}_every"] for name in ("batch_kernel", "train_loss", "train_kernel", "loss_after", "test", "agop")}
+    names = ("batch_kernel", "train_loss", "train_kernel", "loss_after", "preconditioner", "test", "agop")
+    fields = {name: m[f"{name}_every"] for name in names}
     if m.preset:
         fields = dict.fromkeys(configs.PRESETS[m.preset], 1)
         if not m.agop_reference:
@@ -149,7 +149,7 @@ def build_instruments(
     """``methods``: exact or products, for ``batch_kernel`` and ``train_kernel``."""
     m, apply_fn, coding = config.measure, model.apply, config.data.coding
     full = config.optimizer.batch_size in (0, config.data.train_size)
-    shared = dict(loss=config.loss, momentum=config.optimizer.momentum, chunk_size=m.chunk_size or None)
+    shared = dict(loss=config.loss, chunk_size=m.chunk_size or None)
     shared["k"] = 1 if m.preset == "economy" else m.top_k
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), arrays.x_train[:1]))
     slow = loops_are_slow(apply_fn, params, arrays.x_train)
@@ -168,6 +168,7 @@ def build_instruments(
         ),
         "train_loss": partial(instruments.train_loss, apply_fn, loss=config.loss),
         "loss_after": partial(instruments.loss_after, apply_fn, loss=config.loss),
+        "preconditioner": partial(instruments.preconditioner_bound, apply_fn, loss=config.loss),
         "test": scores("test"),
         "val": scores("val"),
         "agop": lambda every: instruments.agop(
@@ -209,7 +210,7 @@ def choose_instruments(config: ConfigDict, model, arrays: data.Data, members, re
     own = {name: costs[f"{name}, {methods[name]}" if name in methods else name] for name in cadences}
     found, always = cadences, set()
     if m.preset:
-        relative = config.schedule.name == "staircase" or config.schedule.cap or config.members.cap
+        relative = config.schedule.name in configs.RELATIVE or config.schedule.cap or config.members.cap
         wanted = set() if full else {"batch_kernel", "train_loss"}
         always = (wanted | {"batch_kernel"} if relative else wanted) & set(own)
         found = overhead.cadences(own, always, m.max_overhead, config.run.chunk_steps if config.run.stop_loss else None)
@@ -232,30 +233,21 @@ def choose_instruments(config: ConfigDict, model, arrays: data.Data, members, re
 
 
 def build_trainer(config: ConfigDict, model, arrays: data.Data, chosen: dict[str, instruments.Instrument]) -> training.Trainer:
-    m, momentum = config.measure, config.optimizer.momentum
+    m, momentum = config.measure, optimizers.momentum(config.optimizer)
     rows = _rows(config, arrays)["train_kernel"]
-    s = config.schedule
-    schedule = {
-        "constant": lambda: schedules.constant(cap_from=s.cap_from),
-        "cyclic": lambda: schedules.cyclic(low=s.low, period=s.period, cap_from=s.cap_from),
-        "staircase": lambda: schedules.staircase(
-            raise_to=s.raise_to, settle_fraction=s.settle_fraction, settle_steps=s.settle_steps, cap_from=s.cap_from
-        ),
-    }[s.name]()
     e = config.events
     return training.trainer(
         model,
         arrays,
         loss=config.loss,
-        optimizer=partial(getattr(optax, config.optimizer.name), momentum=momentum or None),
-        schedule=schedule,
+        optimizer=optimizers.build(config.optimizer),
+        schedule=schedules.build(config.schedule),
         detector=events.detector(
             factor=e.factor, delta=e.delta, horizon=e.horizon, momentum_horizon=events.momentum_horizon(momentum)
         ),
         instruments=chosen,
         batch_size=config.optimizer.batch_size,
         probe_size=m.probe_size,
-        momentum=momentum,
         stop_loss=config.run.stop_loss,
         matrix_free=m.method == "products" or (m.method != "exact" and rows > _LARGEST),
         chunk_size=m.chunk_size or None,

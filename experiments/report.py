@@ -26,7 +26,7 @@ from experiments.verdicts import (
     text_of,
 )
 
-_CADENCES = ("batch_kernel", "train_loss", "train_kernel", "loss_after", "test", "agop")
+_CADENCES = ("batch_kernel", "train_loss", "train_kernel", "loss_after", "preconditioner", "test", "agop")
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}
@@ -39,7 +39,7 @@ pre{background:#f5f5f5;padding:.8rem;overflow-x:auto;font-size:.8rem}
 """
 
 
-ENDS = ("loss_train", "loss_test", "error_test", "loss_val", "agop_alignment", "agop_pearson")
+ENDS = ("loss_train", "loss_test", "error_test", "loss_val", "error_val", "agop_alignment", "agop_pearson")
 
 
 def _number(value) -> str:

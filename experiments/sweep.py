@@ -40,6 +40,9 @@ _OF_MEMBERS = {
 }
 
 
+_PREDICTION = ("precision", "recall", "base_rate")  # of lr > critical_lr_batch, for a rise of that batch's loss in the step
+
+
 def parse_axis(text: str, config: ConfigDict) -> tuple[str, tuple]:
     """``"FIELD=v1,v2"`` as a field and its values, of the type that the field has.
 
@@ -141,6 +144,8 @@ def summary(runs: list[tuple[dict, ConfigDict]], workdir: Path) -> list[dict]:
             continue
         record, config = records.open_record(directory).load(), json.loads((directory / "config.json").read_text())
         ends = {name: verdicts.last(record, name) for name in report.ENDS if name in record}
+        critical = "critical_lr_batch" in record
+        predicted = critical and "loss_batch_after" in record
         catapults, ok = verdicts.catapult_counts(record, config), verdicts.finished(record, config)
         spikes = [len(found) for found in verdicts.run_events(record, config)]
         label = {m: name for name, members in verdicts.by_setting(record, config) for m in members}
@@ -149,11 +154,14 @@ def summary(runs: list[tuple[dict, ConfigDict]], workdir: Path) -> list[dict]:
             # The end of a member that is done is the first step at which it was.
             done = record["done"].values[m] if "done" in record else np.zeros(1, bool)
             steps = int(done.argmax()) if done.any() else record.sizes["step"]
+            found = verdicts.batch_prediction(record, m) if predicted else None
             rows.append(
                 chosen
                 | {name: _short(record[name].values[m].item()) for name in coordinates}
                 | {"setting": label[m], "finished": bool(ok[m]), "alive": bool(record["alive"].values[m, -1]), "steps": steps}
                 | {"catapults": int(catapults[m]), "spikes": spikes[m]}
+                | ({"critical_steps": verdicts.critical_share(record, m)} if critical else {})
+                | ({name: getattr(found, name) for name in _PREDICTION} if found else {})
                 | {name: float(values[m]) for name, values in ends.items()}
                 | {"run": directory.name}
             )
@@ -181,7 +189,8 @@ def write_summary(rows: list[dict], axes: list[str], config: ConfigDict, workdir
     picture = figures.save(figures.sweep_figure(rows, axis, title), workdir / "summary")
     parts.append(report.image_html(picture, figures.sweep_figure.__doc__))
     settings = list(dict.fromkeys(tuple(row[name] for name in (*axes, "setting")) for row in rows))
-    metrics = [name for name in ("catapults", "spikes", "steps", *report.ENDS) if name in _columns(rows)]
+    metrics = ("catapults", "spikes", "steps", "critical_steps", *_PREDICTION, *report.ENDS)
+    metrics = [name for name in metrics if name in _columns(rows)]
     table = []
     for setting in settings:
         own = [row for row in rows if tuple(row[name] for name in (*axes, "setting")) == setting]

@@ -8,6 +8,7 @@ import numpy as np
 from scipy import stats
 
 from catapult_jax.events import FACTORS, Event, Prediction, find_events, momentum_horizon, prediction, scores
+from experiments import optimizers
 
 REPRODUCED, NOT_REPRODUCED, NOT_TESTED = "reproduced", "not reproduced", "not tested"
 
@@ -44,7 +45,7 @@ def run_events(record, config: dict[str, Any], *, factor: float | None = None) -
                 factor=settings["factor"] if factor is None else factor,
                 delta=min(settings["delta"], ((settings["factor"] if factor is None else factor) - 1) / 2),
                 horizon=settings["horizon"],
-                momentum_horizon=momentum_horizon(config["optimizer"]["momentum"]),
+                momentum_horizon=momentum_horizon(optimizers.momentum(config["optimizer"])),
             )
         )
     return events
@@ -172,6 +173,28 @@ def catapult_follows_raise(record, config) -> Verdict:
     return Verdict("catapult_follows_raise", statement, REPRODUCED if holds else NOT_REPRODUCED, effect)
 
 
+def batch_prediction(record, m: int) -> Prediction:
+    """Exceedance as a predictor of a rise of the loss on the same batch in the step, for one member."""
+    critical = record["critical_lr_batch"].values[m]
+    before, after = record["loss_batch"].values[m], record["loss_batch_after"].values[m]
+    known = (
+        np.isfinite(critical) & np.isfinite(before) & ~np.isnan(after) & _going(record, m)
+    )  # a frozen member predicts nothing
+    return prediction((record["lr"].values[m] > critical)[known], (after > before)[known])
+
+
+def _going(record, m: int) -> np.ndarray:
+    """Steps at which a member was not done."""
+    return ~record["done"].values[m] if "done" in record else np.ones(record.sizes["step"], bool)
+
+
+def critical_share(record, m: int) -> float:
+    """Share of the steps with a known critical lr, until the member was done, at which the lr was above it."""
+    critical = record["critical_lr_batch"].values[m]
+    known = ~np.isnan(critical) & record["alive"].values[m] & _going(record, m)
+    return float((record["lr"].values[m] > critical)[known].mean()) if known.any() else float("nan")
+
+
 def rise_predictions(record, config) -> dict[str, list[Prediction]]:
     """Exceedance as a predictor, for each member: of a rise of the loss on that batch in the step, of a rise of the loss on
     all examples, and of a step on the way from the onset to the peak of a spike of that loss."""
@@ -179,12 +202,9 @@ def rise_predictions(record, config) -> dict[str, list[Prediction]]:
     events = run_events(record, config)
     for m in range(record.sizes["member"]):
         critical = record["critical_lr_batch"].values[m]
-        above = record["lr"].values[m] > critical
-        before, after = record["loss_batch"].values[m], record["loss_batch_after"].values[m]
+        above, going = record["lr"].values[m] > critical, _going(record, m)
         full = record["loss_train"].values[m]
-        going = ~record["done"].values[m] if "done" in record else np.ones(len(above), bool)
-        known = np.isfinite(critical) & np.isfinite(before) & ~np.isnan(after) & going  # a frozen member predicts nothing
-        tables["batch loss"].append(prediction(above[known], (after > before)[known]))
+        tables["batch loss"].append(batch_prediction(record, m))
         known = np.isfinite(critical[:-1]) & np.isfinite(full[:-1]) & ~np.isnan(full[1:]) & going[:-1]
         tables["full training loss"].append(prediction(above[:-1][known], (full[1:] > full[:-1])[known]))
         climbing = np.zeros(len(full), bool)
@@ -485,21 +505,93 @@ def forbidding_catapults_hurts(record, config) -> Verdict:
     return Verdict(name, statement, _decide(*tests), effect)
 
 
+def adagrad_outgrows_its_lr(record, config) -> Verdict:
+    """With AdaGrad under a cyclic lr the critical lr grows until no lr of the schedule is critical."""
+    statement = (
+        "In every seed the exact critical lr of AdaGrad, as the median of the last cycle over that of the first, has grown, no step of the last quarter is "
+        "critical, and the bound s_min * critical_lr(sgd) is above the largest lr from some step of the run on, as predicted by the study"
+    )
+    name, period = "adagrad_outgrows_its_lr", config["schedule"]["period"]
+    lr, exact, bound = (record[key].values for key in ("lr", "critical_lr_batch", "critical_lr_bound_batch"))
+    least, ok = record["preconditioner_min"].values, record["alive"].values[:, -1]
+    above, steps = lr > exact, lr.shape[1]
+    growth = np.median(exact[:, -period:], 1) / np.median(exact[:, :period], 1)
+    late = above[:, -steps // 4 :].mean(1)
+    observed = [int(np.flatnonzero(row)[-1]) + 1 if row.any() else 0 for row in above]
+    safe = bound > lr.max(1, keepdims=True)
+    predicted = [int(np.flatnonzero(~row)[-1]) + 1 if not row.all() else 0 for row in safe]
+    told = [p for p in predicted if p < steps]
+    violations = int((bound > exact * 1.01).sum())  # the exact one may come from products, to one percent
+    effect = (
+        f"critical lr of the last cycle over the first {text_of(growth)}, critical steps {text_of(above.mean(1))} of all, {text_of(late)} of the last quarter; "
+        f"last critical step, observed: {_spread(observed)}; predicted by the bound in {len(told)} of {len(predicted)} seeds"
+        + (f": {_spread(told)}" if told else "")
+        + f"; exact over bound {_spread(np.median(exact / bound, 1))}; {violations} of {exact.size} steps with the bound above the exact one; smallest "
+        f"entry of P {text_of(least[:, 0])} at first, {text_of(least[:, -1])} at last"
+    )
+    if not ok.all():
+        return Verdict(name, statement, NOT_TESTED, f"{(~ok).sum()} members were lost; " + effect)
+    if not above.any(1).all():
+        return Verdict(name, statement, NOT_TESTED, "a seed without a critical step; " + effect)
+    holds = bool((growth > 1).all() and not late.any() and len(told) == len(predicted))
+    return Verdict(name, statement, REPRODUCED if holds else NOT_REPRODUCED, effect)
+
+
+def catapults_condition_the_kernel(record, config) -> Verdict:
+    """A catapult leaves a kernel of smaller norm and smaller condition number."""
+    statement = (
+        "Of the catapults that close, at least 90 % leave a smaller spectral norm and at least 90 % a smaller condition number of the tangent kernel of the "
+        "training set than before their onset"
+    )
+    name = "catapults_condition_the_kernel"
+    norms, conditions, lost = [], [], 0
+    for m, found in enumerate(run_events(record, config)):
+        values = record["condition_number_batch"].values[m].astype(float)
+        values = np.where(np.isfinite(values), values, np.nan)
+        for e in found:
+            if e.kind == "catapult" and e.end >= 0:
+                norms.append(e.lambda_max_after / e.lambda_max_before)
+                conditions.append(values[e.end] / values[e.onset])
+            lost += e.kind == "catapult" and e.end < 0
+    norms, conditions = np.array(norms), np.array(conditions)
+    known = np.isfinite(conditions)
+    effect = (
+        f"norm smaller after {int((norms < 1).sum())} of {len(norms)} catapults, after / before {_spread(norms)}; condition number smaller after "
+        f"{int((conditions[known] < 1).sum())} of {int(known.sum())} where it is known, after / before {_spread(conditions[known])}; {lost} do not close"
+    )
+    if len(norms) < _MIN_SPIKES or known.sum() < _MIN_SPIKES:
+        return Verdict(name, statement, NOT_TESTED, f"fewer than {_MIN_SPIKES} catapults; " + effect)
+    holds = (norms < 1).mean() >= 0.9 and (conditions[known] < 1).mean() >= 0.9
+    return Verdict(name, statement, REPRODUCED if holds else NOT_REPRODUCED, effect)
+
+
 # Verdicts on a whole sweep: rows of its summary, one for each member of each run.
 
 
-def _tuned(rows: list[dict], axis: str, metric: str) -> dict[Any, float]:
-    """For each value of the axis, the learning rate with the smallest mean ``metric`` over seeds; all seeds must have come down."""
-    best = {}
-    for value in dict.fromkeys(row[axis] for row in rows):
-        means = {}
-        for rate in dict.fromkeys(row["rate"] for row in rows if row[axis] == value):
-            own = [row for row in rows if row[axis] == value and row["rate"] == rate]
-            if all(row["finished"] for row in own):
-                means[rate] = np.mean([row[metric] for row in own])
-        if means:
-            best[value] = min(means, key=means.get)
-    return best
+def _arms(rows: list[dict], axes: tuple[str, ...], metric: str, *, finished: bool) -> dict[tuple, list[dict]]:
+    """For each value of the axes the rows of one learning rate, that with the smallest mean ``metric`` over seeds.
+
+    ``finished``: every seed must have come to the loss to stop at; otherwise it must only not have been lost.
+    """
+    arms = {}
+    for arm in dict.fromkeys(tuple(row[axis] for axis in axes) for row in rows):
+        own = [row for row in rows if tuple(row[axis] for axis in axes) == arm]
+        by_rate = [[row for row in own if row["rate"] == rate] for rate in dict.fromkeys(row["rate"] for row in own)]
+        whole = [r for r in by_rate if all((row["finished"] if finished else row["alive"]) for row in r)]
+        if whole:
+            arms[arm] = min(whole, key=lambda r: np.mean([row[metric] for row in r]))
+    return arms
+
+
+def _at_the_edge(rows: list[dict], rate: float) -> str:
+    rates = [row["rate"] for row in rows]
+    return ", an end of the grid" if rate in (min(rates), max(rates)) else ""
+
+
+def _paired(arms: dict[tuple, list[dict]], one: tuple, other: tuple, key: str) -> list[float]:
+    """Differences of two arms, seed by seed."""
+    values = [{row["seed"]: row[key] for row in arms[arm]} for arm in (one, other)]
+    return [values[0][seed] - values[1][seed] for seed in values[0] if seed in values[1]]
 
 
 def small_batches_help(rows: list[dict], config) -> Verdict:
@@ -520,7 +612,7 @@ def small_batches_help(rows: list[dict], config) -> Verdict:
     shared = [rate for rate in rates if all(row["finished"] for row in rows if row["rate"] == rate)]
     arms = {
         "(a) shared lr": {size: max(shared) for size in sizes} if shared else {},
-        "(b) tuned lr": _tuned(rows, axis, "loss_val"),
+        "(b) tuned lr": {arm[0]: own[0]["rate"] for arm, own in _arms(rows, (axis,), "loss_val", finished=True).items()},
     }
     signs = {"loss_test": 1, "agop_alignment": -1, "catapults": -1}
     heads, parts, tests = [], [], []
@@ -537,9 +629,116 @@ def small_batches_help(rows: list[dict], config) -> Verdict:
         for size, rate in chosen.items():
             mine = [row for row in own if row[axis] == size]
             shown = ", ".join(f"{k} {text_of([row[k] for row in mine])}" for k in (*signs, "error_test") if k in mine[0])
-            edge = ", an end of the grid" if label.startswith("(b)") and rate in (min(rates), max(rates)) else ""
+            edge = _at_the_edge(rows, rate) if label.startswith("(b)") else ""
             parts.append(f"{label}, batch {size} ({rate:.3g}{edge}): {shown}")
     return Verdict(name, statement, _decide(*tests), ", ".join(heads) + "; " + "; ".join(parts))
+
+
+def alignment_over_optimizers(rows: list[dict], config) -> Verdict:
+    """Over optimizers, each at its own tuned lr: a higher AGOP alignment, a lower test loss."""
+    name, axis = "alignment_over_optimizers", "optimizer.name"
+    statement = (
+        f"Over the optimizers of Optax that have a rule, each trained to the same loss ({_SAME_LOSS} to 1 times {config['run']['stop_loss']:g}) at "
+        "the lr of a grid with the smallest mean validation loss, the rank correlation, within a seed, of the AGOP alignment with the "
+        f"test loss is negative ({_BEYOND})"
+    )
+    names = list(dict.fromkeys(row.get(axis) for row in rows))
+    if len(names) < 3:
+        return Verdict(name, statement, NOT_TESTED, "allowed: a sweep over three or more optimizers")
+    arms = _arms(rows, (axis,), "loss_val", finished=True)
+    parts = []
+    for arm, own in arms.items():
+        shown = ", ".join(
+            f"{k} {text_of([row[k] for row in own])}" for k in ("agop_alignment", "loss_test", "catapults", "critical_steps")
+        )
+        edge = _at_the_edge([row for row in rows if row[axis] == arm[0]], own[0]["rate"])
+        parts.append(f"{arm[0]} ({own[0]['rate']:.3g} x critical lr at start{edge}): {shown}")
+    missing = [other for other in names if (other,) not in arms]
+    parts += [f"{other}: at no lr did every seed come to that loss" for other in missing]
+    seeds = list(dict.fromkeys(row["seed"] for row in rows))
+    of_seed = [[row for own in arms.values() for row in own if row["seed"] == seed] for seed in seeds]
+    rho = [_rank_correlation([r["agop_alignment"] for r in own], [r["loss_test"] for r in own]) for own in of_seed]
+    effect = f"rank correlation {text_of(rho)} over {len(arms)} optimizers; " + "; ".join(parts)
+    if len(arms) < 3:
+        return Verdict(name, statement, NOT_TESTED, effect)
+    return Verdict(name, statement, _decide(beyond_zero(rho, -1)), effect)
+
+
+def exceedance_predicts_for_every_optimizer(rows: list[dict], config) -> Verdict:
+    """For every optimizer, lr above its own critical lr foretells a rise of the loss of the batch better than chance."""
+    name, axis = "exceedance_predicts_for_every_optimizer", "optimizer.name"
+    statement = (
+        "For every optimizer, over the members of its grid of learning rates that were not lost and had an exceedance: the precision of lr > "
+        f"critical_lr_batch as a predictor of a rise of that batch's loss in the step is above the base rate ({_BEYOND}, means within a seed)"
+    )
+    parts, tests = [], []
+    for optimizer in dict.fromkeys(row.get(axis) for row in rows):
+        own = [row for row in rows if row.get(axis) == optimizer and row["alive"] and np.isfinite(row.get("precision", np.nan))]
+        seeds = [[row for row in own if row["seed"] == seed] for seed in dict.fromkeys(row["seed"] for row in own)]
+        mean = {k: [np.mean([row[k] for row in mine]) for mine in seeds] for k in ("precision", "recall", "base_rate")}
+        gain = np.subtract(mean["precision"], mean["base_rate"])
+        tests.append(beyond_zero(gain, 1))
+        parts.append(f"{optimizer}: " + ", ".join(f"{k.replace('_', ' ')} {text_of(v)}" for k, v in mean.items()))
+    return Verdict(name, statement, _decide(*tests), ", ".join(parts))
+
+
+# Test accuracies in percent of the two-layer net on MNIST, as published by the student study; math.md, section 6.
+PUBLISHED = {
+    ("sgd", "constant"): 95.38,
+    ("sgd", "cyclic"): 97.65,
+    ("adagrad", "constant"): 97.09,
+    ("adagrad", "cyclic"): 95.91,
+    ("adam", "constant"): 98.12,
+}
+_ARM_AXES = ("optimizer.name", "schedule.name")
+
+
+def _accuracy(rows: list[dict]) -> list[float]:
+    return [100 * (1 - row["error_test"]) for row in rows]
+
+
+def _accuracies(rows: list[dict], config) -> tuple[dict[tuple, list[dict]], str]:
+    """The arms at their tuned learning rates, and what to say of them."""
+    arms, parts = _arms(rows, _ARM_AXES, "error_val", finished=False), []
+    for arm, own in arms.items():
+        published = f", published {PUBLISHED[arm]}" if arm in PUBLISHED and config["data"]["name"] == "mnist" else ""
+        edge = _at_the_edge([row for row in rows if tuple(row[axis] for axis in _ARM_AXES) == arm], own[0]["rate"])
+        parts.append(
+            f"{' '.join(arm)}: {text_of(_accuracy(own))} %{published}, {own[0]['rate']:.3g} x critical lr at start{edge}, "
+            f"critical steps {text_of([row['critical_steps'] for row in own])}"
+        )
+    return arms, "; ".join(parts)
+
+
+def catapults_help_sgd(rows: list[dict], config) -> Verdict:
+    """SGD whose lr is cycled, with catapults, generalises better than SGD at a constant lr, each tuned."""
+    name, one, other = "catapults_help_sgd", ("sgd", "cyclic"), ("sgd", "constant")
+    statement = (
+        "Each arm at the lr of one grid, in multiples of its own critical lr at initialisation, with the smallest mean validation error: SGD with "
+        f"a cyclic lr has a higher test accuracy than SGD with a constant one ({_BEYOND} on the paired differences), and more steps above the "
+        "critical lr"
+    )
+    arms, effect = _accuracies(rows, config)
+    if one not in arms or other not in arms:
+        return Verdict(name, statement, NOT_TESTED, "an arm was lost; " + effect)
+    gain = [-100 * d for d in _paired(arms, one, other, "error_test")]
+    more = _paired(arms, one, other, "critical_steps")
+    effect = f"accuracy {text_of(gain)} points higher, share of critical steps {text_of(more)} higher; " + effect
+    return Verdict(name, statement, _decide(beyond_zero(gain, 1), beyond_zero(more, 1)), effect)
+
+
+def published_accuracies(rows: list[dict], config) -> Verdict:
+    """The test accuracies of the student study's table."""
+    name, tested = "published_accuracies", [("sgd", "constant"), ("adagrad", "constant"), ("adam", "constant")]
+    statement = (
+        "Mean test accuracy over seeds of SGD, AdaGrad and Adam at a constant, tuned lr within one point of the published table"
+    )
+    arms, effect = _accuracies(rows, config)
+    if config["data"]["name"] != "mnist" or any(arm not in arms for arm in tested):
+        return Verdict(name, statement, NOT_TESTED, "not on MNIST, or an arm was lost; " + effect)
+    off = {arm: float(np.mean(_accuracy(arms[arm]))) - PUBLISHED[arm] for arm in tested}
+    effect = ", ".join(f"{arm[0]} {d:+.2f} points" for arm, d in off.items()) + "; " + effect
+    return Verdict(name, statement, _decide(all(abs(d) <= 1 for d in off.values())), effect)
 
 
 # Instruments that must run at every step for a claim to be checked.
@@ -551,6 +750,9 @@ NEEDS = {
     "sgd_spikes_are_catapults": ("measure.batch_kernel_every", "measure.train_loss_every", "measure.train_kernel_every"),
     "cycles_cause_catapults": ("measure.batch_kernel_every", "measure.train_loss_every"),
     "forbidding_catapults_hurts": ("measure.batch_kernel_every", "measure.train_loss_every"),
+    "adagrad_outgrows_its_lr": ("measure.batch_kernel_every", "measure.preconditioner_every"),
+    "catapults_condition_the_kernel": ("measure.batch_kernel_every",),
+    "exceedance_predicts_for_every_optimizer": ("measure.batch_kernel_every", "measure.loss_after_every"),
 }
 # Fields that must not be 0 for one.
 NEEDS_SOME = {
@@ -559,6 +761,11 @@ NEEDS_SOME = {
     "small_batches_help": (
         "run.stop_loss", "measure.test_every", "measure.agop_every", "measure.batch_kernel_every", "data.validation_size",
     ),
+    "alignment_over_optimizers": (
+        "run.stop_loss", "measure.test_every", "measure.agop_every", "measure.batch_kernel_every", "data.validation_size",
+    ),
+    "catapults_help_sgd": ("measure.test_every", "measure.batch_kernel_every", "data.validation_size"),
+    "published_accuracies": ("measure.test_every", "measure.batch_kernel_every", "data.validation_size"),
 }  # fmt: skip
 
 OF_RUN = {
@@ -570,6 +777,14 @@ OF_RUN = {
     "cycles_cause_catapults": cycles_cause_catapults,
     "catapults_raise_alignment": catapults_raise_alignment,
     "forbidding_catapults_hurts": forbidding_catapults_hurts,
+    "adagrad_outgrows_its_lr": adagrad_outgrows_its_lr,
+    "catapults_condition_the_kernel": catapults_condition_the_kernel,
 }
-OF_SWEEP = {"small_batches_help": small_batches_help}
+OF_SWEEP = {
+    "small_batches_help": small_batches_help,
+    "alignment_over_optimizers": alignment_over_optimizers,
+    "exceedance_predicts_for_every_optimizer": exceedance_predicts_for_every_optimizer,
+    "catapults_help_sgd": catapults_help_sgd,
+    "published_accuracies": published_accuracies,
+}
 VERDICTS = OF_RUN | OF_SWEEP

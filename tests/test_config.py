@@ -15,6 +15,10 @@ from configs import (
     cifar_gd_multi,
     cifar_sgd,
     default,
+    mnist_adagrad,
+    mnist_ntk,
+    mnist_optimizers,
+    optimizers_agop,
     quickstart,
     reference,
     suppressed,
@@ -108,7 +112,21 @@ def changed(**fields) -> ConfigDict:
         ({"measure__method": "lanczos"}, "measure.method='lanczos'; allowed: , auto, exact, products"),
         ({"measure__tolerance": 0.0}, "measure.tolerance=0.0; allowed: above 0"),
         ({"measure__chunk_size": -1}, "measure.chunk_size=-1; allowed: 0 or more"),
-        ({"optimizer__name": "adam"}, "optimizer.name='adam'; allowed: sgd"),
+        ({"optimizer__name": "lion"}, "optimizer.name='lion'; allowed: adadelta, adagrad, adam, adamw, rmsprop, sgd"),
+        ({"optimizer__name": "adam", "optimizer__momentum": 0.9}, "optimizer.momentum=0.9; allowed for it: b1, b2, eps"),
+        ({"optimizer__b1": 0.9}, "optimizer.name='sgd', optimizer.b1=0.9; allowed for it: momentum, nesterov"),
+        ({"optimizer__name": "adam", "optimizer__b2": 1.0}, "optimizer.b2=1.0; allowed: 0 or more, below 1"),
+        ({"optimizer__nesterov": True}, "optimizer.nesterov=True, optimizer.momentum=0.0; allowed with nesterov: a momentum"),
+        ({"measure__preconditioner_every": 1}, "allowed for sgd, which has no preconditioner: 0"),
+        ({"schedule__decay": 0.0}, "schedule.decay=0.0; allowed: above 0, at most 1"),
+        (
+            {"schedule__name": "relative_to_critical", "members__lr_relative": (), "optimizer__lr": 1.0},
+            "schedule.name='relative_to_critical', optimizer.lr=1.0; allowed with relative_to_critical: relative rates",
+        ),
+        (
+            {"schedule__name": "relative_to_critical", "measure__batch_kernel_every": 0, "claims": ()},
+            "relative to the critical lr of the step",
+        ),
         ({"optimizer__lr": 1.0}, "optimizer.lr=1.0, members.lr_relative=.*not both"),
         ({"members__lr_relative": ()}, "one of them above 0"),
         ({"optimizer__batch_size": 129}, "optimizer.batch_size=129, data.train_size=128"),
@@ -122,13 +140,13 @@ def changed(**fields) -> ConfigDict:
         ({"model__name": "cnn", "model__strides": (2,)}, "one for each of the 4 convolutions"),
         (
             {"schedule__name": "staircase", "measure__batch_kernel_every": 0, "claims": ()},
-            "relative to the critical lr of its step",
+            "relative to the critical lr of the step",
         ),
         ({"claims": ("everything",)}, "claims=.*a tuple of"),
         ({"measure__probe_size": 1000}, "probe no larger"),
         ({"data__classes": (0, 0)}, "data.classes=.* each value once"),
         ({"measure__batch_kernel_every": 0}, "claims=.*measure.batch_kernel_every=0; allowed with the claim first_catapult: 1"),
-        ({"optimizer__batch_size": 4, "measure__batch_kernel_every": 2}, "says nothing about another"),
+        ({"optimizer__batch_size": 4, "measure__batch_kernel_every": 2}, "does not explain a spike later"),
         ({"seed": 3000000000}, "seed=3000000000; allowed: 0 to 2147483647"),
         ({"members__lr_relative": (None,)}, "members.lr_relative"),
         ({"optimizer__lr": float("inf")}, "optimizer.lr=inf"),
@@ -153,6 +171,10 @@ def test_values_out_of_range_and_fields_that_contradict(fields, message):
         (catapults_agop, [f"{task}{word}" for task in tasks.TASKS for word in ("", ",smoke")]),
         (suppressed, [f"{task}{word}" for task in tasks.TASKS for word in ("", ",smoke")]),
         (batch_size, [f"{task}{word}" for task in tasks.TASKS for word in ("", ",momentum", ",smoke")] + ["cifar2,ce,smoke"]),
+        (mnist_optimizers, ("mnist", "fashion", "smoke", "fashion,smoke")),
+        (mnist_ntk, ("cyclic", "exponential", "smoke", "exponential,smoke")),
+        (mnist_adagrad, ("full", "smoke")),
+        (optimizers_agop, [f"{task}{word}" for task in tasks.TASKS for word in ("", ",smoke")]),
         (reference, [f"{task}{word}" for task in tasks.IMAGES for word in ("", ",smoke")]),
     ],
 )
@@ -169,7 +191,7 @@ def test_every_number_and_choice_has_a_rule():
     unchecked = {n for n in configs.flat(default.get_config()) if n not in configs._RULES}
     assert unchecked == {
         "title", "published_critical_lr", "data.name", "data.dir", "data.tfds_dir", "data.download", "data.strict", "model.bias",
-        "data.attribute", "measure.agop_reference", "run.save_model",
+        "data.attribute", "measure.agop_reference", "run.save_model", "optimizer.nesterov",
     }  # fmt: skip
 
 

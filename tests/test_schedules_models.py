@@ -3,11 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from catapult_jax import CNN, FCN
 from catapult_jax.models import ViT, WideResNet
-from catapult_jax.schedules import constant, cyclic, staircase
+from catapult_jax.schedules import following, relative_to_critical, staircase, triangular
 from tests.zoo import QUICK
 
 
@@ -54,7 +57,7 @@ def test_a_raise_without_a_spike_is_over_after_a_while():
 
 
 def test_a_cap_follows_the_critical_lr_from_its_first_step_on():
-    schedule, seen = constant(cap_from=2), []
+    schedule, seen = following(optax.constant_schedule(1.0), cap_from=2), []
     state = schedule.init(1.0, cap=0.9)
     for step, critical in enumerate([0.1, jnp.nan, jnp.nan, 0.2, jnp.nan, 5.0]):
         state = schedule.update(state, step, 1.0, critical)
@@ -63,7 +66,7 @@ def test_a_cap_follows_the_critical_lr_from_its_first_step_on():
 
 
 def test_cycles():
-    schedule = cyclic(low=0.2, period=10)
+    schedule = following(triangular(low=0.2, period=10))
     state, rates = schedule.init(2.0), []
     for step in range(30):
         state = schedule.update(state, step, 1.0, 1.0)
@@ -75,10 +78,37 @@ def test_cycles():
     assert np.argmax(rates) == 5
 
 
-@pytest.mark.parametrize(("field", "value"), [("low", -0.1), ("low", 1.1), ("period", 1)])
+@given(low=st.floats(0, 1), period=st.integers(2, 50), decay=st.floats(0.9, 1), step=st.integers(0, 300))
+@settings(max_examples=60, deadline=None)
+def test_cycles_stay_between_their_ends_and_shrink_as_they_should(low, period, decay, step):
+    shape = triangular(low=low, period=period, decay=decay)
+    value, later = float(shape(step)), float(shape(step + period))
+    assert low - 1e-6 <= value <= 1 + 1e-6
+    np.testing.assert_allclose(later - low, decay**period * (value - low), atol=1e-4)  # one cycle on
+    assert float(shape(step - step % period)) == pytest.approx(low, abs=1e-6)
+
+
+@given(multiple=st.floats(0.1, 3), criticals=st.lists(st.floats(0.01, 100) | st.just(float("nan")), min_size=1, max_size=8))
+@settings(max_examples=40, deadline=None)
+def test_relative_to_critical_holds_the_multiple_of_the_last_one_known(multiple, criticals):
+    schedule = relative_to_critical()
+    state, known = schedule.init(0.7, multiple=multiple), None
+    for step, critical in enumerate(criticals):
+        state = schedule.update(state, step, 1.0, critical)
+        known = known if np.isnan(critical) else critical
+        assert float(state.lr) == pytest.approx(0.7 if known is None else multiple * known, rel=1e-5)
+
+
+def test_relative_to_critical_stays_finite_where_no_rate_is_critical():
+    schedule = relative_to_critical()
+    state = schedule.update(schedule.init(0.7, multiple=2.0), 0, 1.0, 3.0)
+    assert float(schedule.update(state, 1, 1.0, np.inf).lr) == 6.0
+
+
+@pytest.mark.parametrize(("field", "value"), [("low", -0.1), ("low", 1.1), ("period", 1), ("decay", 0.0), ("decay", 1.1)])
 def test_bad_cycles(field, value):
     with pytest.raises(ValueError, match=f"{field}={value}; allowed"):
-        cyclic(**dict(low=0.1, period=10) | {field: value})
+        triangular(**dict(low=0.1, period=10) | {field: value})
 
 
 @pytest.mark.parametrize("field,value", [("raise_to", 0.0), ("settle_fraction", 1.5), ("settle_steps", 0)])

@@ -1,5 +1,7 @@
 """The training engine: members, cadences, frozen members, and states that go on as if never stopped."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -38,7 +40,7 @@ def build(model=None, *, batch_size=0, every=1, scale=1.0, n=8, probe=0, schedul
         chosen["train_loss"] = instruments.train_loss(f, loss="mse", every=1)
         chosen["train_kernel"] = instruments.train_kernel(f, loss="mse", every=4, probe_size=probe, k=2)
     made = training.trainer(
-        model, arrays, loss="mse", optimizer=optax.sgd, schedule=schedule or schedules.constant(), detector=events.detector(),
+        model, arrays, loss="mse", optimizer=optax.sgd, schedule=schedule or schedules.following(optax.constant_schedule(1.0)), detector=events.detector(),
         instruments=chosen, batch_size=batch_size, **settings,
     )  # fmt: skip
     return made, arrays
@@ -239,10 +241,10 @@ def test_a_cap_that_is_never_reached_changes_nothing():
 def test_momentum_is_that_of_optax_and_moves_the_critical_lr(momentum):
     f = FCN(depth=2, width=32).apply
     made, arrays = build()
-    chosen = {"batch_kernel": instruments.batch_kernel(f, loss="mse", every=1, k=2, momentum=momentum)}
+    chosen = {"batch_kernel": instruments.batch_kernel(f, loss="mse", every=1, k=2)}
     trainer = training.trainer(
-        FCN(depth=2, width=32), arrays, loss="mse", optimizer=lambda learning_rate: optax.sgd(learning_rate, momentum=momentum),
-        schedule=schedules.constant(), detector=events.detector(), instruments=chosen, momentum=momentum,
+        FCN(depth=2, width=32), arrays, loss="mse", optimizer=partial(optax.sgd, momentum=momentum or None),
+        schedule=schedules.following(optax.constant_schedule(1.0)), detector=events.detector(), instruments=chosen,
     )  # fmt: skip
     of = members((0,), (0.3,))
     start = trainer.init(of)[1]
@@ -263,7 +265,7 @@ def test_agop_and_validation_instruments():
         "train_kernel": instruments.train_kernel(model.apply, loss="mse", every=1, probe_size=0, k=2),
     }
     trainer = training.trainer(
-        model, arrays, loss="mse", optimizer=optax.sgd, schedule=schedules.constant(), detector=events.detector(),
+        model, arrays, loss="mse", optimizer=optax.sgd, schedule=schedules.following(optax.constant_schedule(1.0)), detector=events.detector(),
         instruments=chosen, batch_size=4,
     )  # fmt: skip
     of = members((0, 1), (0.1,))
@@ -317,7 +319,7 @@ def test_products_measure_what_the_kernel_does_and_training_does_not_notice(mode
             model.apply, every=4, probe_size=0, chunk_size=3, **shared | {"max_products": 8}
         )
     made = training.trainer(
-        model, arrays, loss="mse", optimizer=optax.sgd, schedule=schedules.constant(), detector=events.detector(),
+        model, arrays, loss="mse", optimizer=optax.sgd, schedule=schedules.following(optax.constant_schedule(1.0)), detector=events.detector(),
         instruments=chosen, batch_size=4, matrix_free=True,
     )  # fmt: skip
     state, start = made.init(of)

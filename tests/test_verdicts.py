@@ -4,7 +4,19 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from configs import batch_size, catapults_agop, cifar_cyclic, cifar_gd, cifar_gd_multi, cifar_sgd, suppressed, synthetic_sgd_b1
+from configs import (
+    batch_size,
+    catapults_agop,
+    cifar_cyclic,
+    cifar_gd,
+    cifar_gd_multi,
+    cifar_sgd,
+    mnist_adagrad,
+    mnist_optimizers,
+    optimizers_agop,
+    suppressed,
+    synthetic_sgd_b1,
+)
 from experiments import verdicts
 
 
@@ -74,6 +86,7 @@ def test_exceedance_predicts_rise():
     assert verdicts.exceedance_predicts_rise(never, FIG5).verdict == verdicts.NOT_TESTED
 
 
+OPTIMIZERS, MNIST, ADAGRAD = (m.get_config().to_dict() for m in (optimizers_agop, mnist_optimizers, mnist_adagrad))
 SGD, CYCLIC, AGOP, FORBIDDEN, BATCH = (
     m.get_config(v).to_dict()
     for m, v in (
@@ -257,6 +270,115 @@ def test_small_batches(effects, verdict):
     assert verdicts.small_batches_help(two_axes, BATCH).verdict == verdicts.NOT_TESTED
     other_axis = [{k: v for k, v in row.items() if k != "optimizer.batch_size"} for row in rows]
     assert verdicts.small_batches_help(other_axis, BATCH).verdict == verdicts.NOT_TESTED
+
+
+def optimizer_rows(slope, precision=0.9, lost=()):
+    """Three optimizers, each at two rates of which the second has the smaller validation loss."""
+    rows, rng = [], np.random.default_rng(0)
+    for i, name in enumerate(("sgd", "adagrad", "adam")):
+        for rate in (0.3, 1.0, 3.0):
+            for seed in range(5):
+                aligned = 0.5 + 0.1 * i + rng.uniform(0, 1e-3)
+                row = {
+                    "optimizer.name": name,
+                    "rate": rate,
+                    "seed": seed,
+                    "alive": True,
+                    "finished": name not in lost,
+                    "run": name,
+                }
+                row |= {"agop_alignment": aligned, "loss_test": 1 + slope * aligned, "loss_val": 1.0 if rate < 1 else rate / 10}
+                rows.append(
+                    row | {"catapults": 0, "critical_steps": 0.1, "precision": precision, "recall": 0.5, "base_rate": 0.3}
+                )
+    return rows
+
+
+def test_alignment_over_optimizers():
+    check = lambda *a, **k: verdicts.alignment_over_optimizers(optimizer_rows(*a, **k), OPTIMIZERS)
+    assert check(-1.0).verdict == verdicts.REPRODUCED
+    assert "rank correlation -1 [-1, -1] over 3 optimizers; sgd (1 x critical lr at start): agop" in check(-1.0).effect
+    assert check(1.0).verdict == check(0.0).verdict == verdicts.NOT_REPRODUCED
+    assert check(-1.0, lost=("adam",)).verdict == verdicts.NOT_TESTED
+    assert "adam: at no lr did every seed come to that loss" in check(-1.0, lost=("adam",)).effect
+    assert verdicts.alignment_over_optimizers(batch_rows(0.1, 0.1), OPTIMIZERS).verdict == verdicts.NOT_TESTED
+
+
+def test_exceedance_of_every_optimizer():
+    check = lambda rows: verdicts.exceedance_predicts_for_every_optimizer(rows, OPTIMIZERS).verdict
+    assert check(optimizer_rows(0.0)) == verdicts.REPRODUCED
+    assert check(optimizer_rows(0.0, precision=0.3)) == verdicts.NOT_REPRODUCED
+    never = [row | ({"precision": np.nan} if row["optimizer.name"] == "sgd" else {}) for row in optimizer_rows(0.0)]
+    assert check(never) == verdicts.NOT_TESTED
+
+
+def accuracy_rows(errors, critical=0.2):
+    """Errors in percent of each arm at its better rate."""
+    rows = []
+    for (name, schedule), error in errors.items():
+        for rate in (1.0, 3.0):
+            for seed in range(5):
+                value = (error + 0.01 * seed) / 100 + (rate - 1)
+                row = {
+                    "optimizer.name": name,
+                    "schedule.name": schedule,
+                    "rate": rate,
+                    "seed": seed,
+                    "alive": True,
+                    "finished": True,
+                }
+                rows.append(
+                    row | {"error_val": value, "error_test": value, "critical_steps": critical if schedule == "cyclic" else 0.0}
+                )
+    return rows
+
+
+def test_accuracies_of_the_mnist_study():
+    published = {arm: 100 - value for arm, value in verdicts.PUBLISHED.items()}
+    close = accuracy_rows(published)
+    assert verdicts.published_accuracies(close, MNIST).verdict == verdicts.REPRODUCED
+    assert verdicts.catapults_help_sgd(close, MNIST).verdict == verdicts.REPRODUCED
+    assert "accuracy 2.27 [2.27, 2.27] points higher" in verdicts.catapults_help_sgd(close, MNIST).effect
+    far = accuracy_rows(published | {("adam", "constant"): 5.0, ("sgd", "cyclic"): 6.0})
+    assert verdicts.published_accuracies(far, MNIST).verdict == verdicts.NOT_REPRODUCED
+    assert verdicts.catapults_help_sgd(far, MNIST).verdict == verdicts.NOT_REPRODUCED
+    assert verdicts.catapults_help_sgd(accuracy_rows(published, critical=0.0), MNIST).verdict == verdicts.NOT_REPRODUCED
+    other_data = MNIST | {"data": MNIST["data"] | {"name": "fashion_mnist"}}
+    assert verdicts.published_accuracies(close, other_data).verdict == verdicts.NOT_TESTED
+    lost = [row | {"alive": row["optimizer.name"] != "adam"} for row in close]
+    assert verdicts.published_accuracies(lost, MNIST).verdict == verdicts.NOT_TESTED
+
+
+def adagrad_record(exact, bound):
+    """Two cycles of an lr between 0.5 and 2."""
+    lr = np.tile([0.5, 1.25, 2.0, 1.25], 2)
+    exact, bound = (np.tile(np.broadcast_to(v, 8), (5, 1)).astype(float) for v in (exact, bound))
+    return record(np.ones((5, 8)), lr, exact, critical_lr_bound_batch=bound, preconditioner_min=np.ones((5, 8)))
+
+
+def test_adagrad_outgrows_its_lr():
+    config = ADAGRAD | {"schedule": ADAGRAD["schedule"] | {"period": 4}}
+    grows = np.array([1.0, 1, 1, 3, 3, 3, 3, 3])
+    check = lambda *a: verdicts.adagrad_outgrows_its_lr(adagrad_record(*a), config)
+    assert check(grows, 0.8 * grows).verdict == verdicts.REPRODUCED
+    assert "predicted by the bound in 5 of 5 seeds: median 3" in check(grows, 0.8 * grows).effect
+    assert check(grows, 0.1).verdict == verdicts.NOT_REPRODUCED  # the bound never tells
+    assert check(1.0, 0.8).verdict == verdicts.NOT_REPRODUCED  # critical to the end
+    assert check(9.0, 0.8).verdict == verdicts.NOT_TESTED  # never critical
+    assert "40 of 40 steps with the bound above" in check(1.0, 1.1).effect
+
+
+def test_catapults_condition_the_kernel():
+    loss = np.tile([1.0, 2.0, 4.0, 1.0, 0.9, 0.8], (12, 1))
+    condition = np.tile([9.0, 9, 9, 4, 4, 4], (12, 1))
+    check = lambda critical, condition: (
+        verdicts.catapults_condition_the_kernel(record(loss, 1.5, critical, condition_number_batch=condition), FIG3).verdict
+    )
+    assert check(DROPS, condition) == verdicts.REPRODUCED
+    assert check(DROPS, 1 / condition) == verdicts.NOT_REPRODUCED
+    assert check(1.0, condition) == verdicts.NOT_REPRODUCED  # the norm stays
+    assert check(9.0, condition) == verdicts.NOT_TESTED
+    assert check(DROPS, np.full((12, 6), np.inf)) == verdicts.NOT_TESTED  # not known
 
 
 def test_interval_holds_the_mean_and_is_the_same_every_time():

@@ -1,0 +1,49 @@
+"""SGD, AdaGrad and Adam, each at a constant and at a cyclic lr: the table of the MNIST study.
+
+    python -m experiments.sweep --config=configs/mnist_optimizers.py             # MNIST
+    python -m experiments.sweep --config=configs/mnist_optimizers.py:fashion     # Fashion-MNIST
+    python -m experiments.sweep --config=configs/mnist_optimizers.py:smoke       # seconds
+
+One protocol for all arms: a two-layer net, mse on one-hot targets, five epochs with batches of 128; five seeds at every lr of one grid, in multiples
+of the arm's own critical lr at initialisation (on 256 examples, after the optimizer has seen one gradient); of each arm the lr with the smallest
+mean validation error over seeds. "With catapults" is a triangular cyclic lr of which the grid gives the peak. The critical lr of every 20th
+batch tells which share of the steps was critical.
+
+From the published text: the data set, the two-layer net, the arms and their test accuracies. Width, epochs, batch size, cycles and grid are ours.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config(variant: str = "mnist") -> ConfigDict:
+    words = set(variant.split(","))
+    if unknown := words - {"mnist", "fashion", "smoke"}:
+        raise ValueError(f"variant {unknown.pop()!r}; allowed: mnist or fashion; with it, joined by a comma, smoke")
+    c = default.get_config()
+    c.title = "Optimizers with and without catapults"
+    c.data.name, c.data.coding = "fashion_mnist" if "fashion" in words else "mnist", "one_hot"
+    c.data.stand_in = "digits"
+    c.data.train_size, c.data.validation_size = 49_920, 4_000  # as many of each digit
+    c.model.depth, c.model.width = 2, 256
+    c.steps = 5 * 390  # epochs of 390 batches
+    c.sweep = ("optimizer.name=sgd,adagrad,adam", "schedule.name=constant,cyclic")
+    c.members.seed = (0, 1, 2, 3, 4)
+    c.members.lr_relative = (0.3, 1.0, 3.0, 10.0)
+    c.optimizer.batch_size = 128
+    c.schedule.period, c.schedule.low = 195, 0.1
+    c.measure.method, c.measure.top_k, c.measure.batch_kernel_every = "products", 1, 20
+    c.measure.train_loss_every = 0
+    c.measure.probe_size = 256
+    c.measure.test_every = 390
+    c.run.chunk_steps = 39
+    c.run.checkpoint_every = 1950
+    c.claims = ("catapults_help_sgd", "published_accuracies")
+    if "smoke" in words:
+        c.steps, c.data.train_size, c.data.validation_size, c.data.test_size, c.model.width = 8, 20, 10, 20, 16
+        c.sweep = ("optimizer.name=sgd,adam", "schedule.name=constant,cyclic")
+        c.members.seed, c.members.lr_relative = (0, 1), (0.1, 0.3)
+        c.optimizer.batch_size, c.schedule.period, c.measure.probe_size, c.measure.batch_kernel_every = 5, 4, 10, 2
+        c.run.chunk_steps, c.run.checkpoint_every, c.measure.test_every = 4, 4, 2
+    return c

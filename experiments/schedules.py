@@ -1,0 +1,69 @@
+"""Schedules by the fields of a config, and a picture of each: python -m experiments.schedules PATH."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from catapult_jax import schedules
+from configs import default
+from experiments import figures
+
+
+def build(s: ConfigDict) -> schedules.Schedule:
+    """``s``: the fields of ``config.schedule``."""
+    following = partial(schedules.following, cap_from=s.cap_from)
+    return {
+        "constant": lambda: following(optax.constant_schedule(1.0)),
+        "warm_up": lambda: following(optax.linear_schedule(s.low, 1.0, s.period)),
+        "cyclic": lambda: following(schedules.triangular(low=s.low, period=s.period)),
+        "exponential_cyclic": lambda: following(schedules.triangular(low=s.low, period=s.period, decay=s.decay)),
+        "staircase": lambda: schedules.staircase(
+            raise_to=s.raise_to, settle_fraction=s.settle_fraction, settle_steps=s.settle_steps, cap_from=s.cap_from
+        ),
+        "relative_to_critical": schedules.relative_to_critical,
+    }[s.name]()
+
+
+def figure():
+    """The learning rate of each schedule along a made-up run: the critical lr drifts upwards, the loss falls, with a spike after each raise."""
+    steps, peak = np.arange(200), 1.0
+    critical = 1.2 + 0.6 * steps / len(steps) + 0.15 * np.sin(steps / 9)
+    drawn, axes = plt.subplots(2, 3, figsize=(11, 5), sharex=True, sharey=True)
+    for axis, name in zip(axes.flat, schedules.SCHEDULES, strict=True):
+        s = default.get_config().schedule
+        s.name, s.raise_to, s.settle_fraction, s.decay = name, 1.3, 0.7, 0.99
+        schedule = build(s)
+        state, loss, rates, capped = schedule.init(peak, raises=2, multiple=1.1), 1.0, [], []
+        held = schedule.init(peak, raises=2, multiple=1.1, cap=0.7)
+        for step in steps:
+            state, held = (schedule.update(one, step, loss, critical[step]) for one in (state, held))
+            loss *= 0.985
+            rates.append(float(state.lr))
+            capped.append(float(held.lr))
+        axis.plot(steps, critical, color="tab:red", ls="--", lw=1, label="critical lr")
+        axis.plot(steps, rates, color="tab:blue", label="lr")
+        axis.plot(steps, capped, color="tab:green", lw=1, label="with a cap of 0.7")
+        axis.set_title(name, fontsize=9)
+    for axis in axes[1]:
+        axis.set_xlabel("step")
+    axes[0, 0].legend(fontsize=7)
+    return drawn
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) != 2:
+        print("usage: python -m experiments.schedules PATH", file=sys.stderr)
+        return 2
+    print(figures.save(figure(), Path(argv[1]).with_suffix("")))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

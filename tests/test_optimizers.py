@@ -1,0 +1,227 @@
+"""The frozen-preconditioner rule of each optimizer against Optax itself, on quadratics with prescribed spectra."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from catapult_jax import FCN, Preconditioning, critical_lr, critical_lr_from_lambda, preconditioning, top_eigenpairs
+from catapult_jax.critical_lr import weighted_tangent_kernel
+from catapult_jax.eigenspace import split_weighted_loss
+from catapult_jax.losses import batch_loss
+from catapult_jax.optimizers import OPTIMIZERS, smallest_entry
+from catapult_jax.testing import explicit_jacobian
+
+CASES = {
+    "sgd": functools.partial(optax.sgd),
+    "heavy ball": functools.partial(optax.sgd, momentum=0.9),
+    "nesterov": functools.partial(optax.sgd, momentum=0.9, nesterov=True),
+    "adagrad": functools.partial(optax.adagrad, initial_accumulator_value=0.1, eps=1e-3),
+    "rmsprop": functools.partial(optax.rmsprop, decay=0.95, eps=1e-3),
+    "rmsprop, eps outside": functools.partial(optax.rmsprop, decay=0.95, eps=1e-2, eps_in_sqrt=False),
+    "adam": functools.partial(optax.adam, b1=0.8, b2=0.95, eps=1e-2, eps_root=1e-3),
+    "adamw": functools.partial(optax.adamw, b1=0.8, b2=0.95, eps=1e-2, weight_decay=0.3),
+    "adadelta": functools.partial(optax.adadelta, rho=0.95, eps=1e-2),
+}
+_PARAMS = {"a": jnp.array([1.0, -2.0, 0.5]), "b": jnp.array([[0.3, -0.7]])}
+
+
+def _gradient(i: int):
+    key = jax.random.fold_in(jax.random.key(3), i)
+    return jax.tree.map(lambda p: jax.random.normal(jax.random.fold_in(key, p.size), p.shape), _PARAMS)
+
+
+def _after(optimizer, steps: int = 4):
+    """States before and after the last of some steps, and the update of it."""
+    after = optimizer.init(_PARAMS)
+    for i in range(steps):
+        before = after
+        update, after = optimizer.update(_gradient(i), before, _PARAMS)
+    return before, after, update
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_preconditioner_is_what_the_step_used(name):
+    """P^(-1) times the optimizer's own average of gradients is its update."""
+    make = CASES[name]
+    before, after, update = _after(make(1.0))
+    rule = preconditioning(make, _PARAMS, after, before)
+    average = {
+        "heavy ball": lambda: after[0].trace,
+        "nesterov": lambda: jax.tree.map(lambda g, m: g + 0.9 * m, _gradient(3), after[0].trace),
+        "adam": lambda: jax.tree.map(lambda m: m / (1 - 0.8**4), after[0].mu),
+        "adamw": lambda: jax.tree.map(lambda m: m / (1 - 0.8**4), after[0].mu),
+    }.get(name, lambda: _gradient(3))()
+    diagonal = rule.diagonal or jax.tree.map(jnp.ones_like, _PARAMS)
+    expected = jax.tree.map(lambda m, p, w: -m / p - rule.decay * w, average, diagonal, _PARAMS)
+    jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=2e-5), expected, update)
+
+
+def _frozen(name: str, transformation, diagonal, decay):
+    """The optimizer with P held: Optax's own momentum on the scaled gradient, Adam's average spelt out by ``optax.ema``."""
+    scale = optax.stateless(lambda g, _: jax.tree.map(jnp.divide, g, diagonal))
+    if name in ("adam", "adamw"):
+        parts = [optax.ema(0.8, debias=False), scale, optax.add_decayed_weights(decay)]
+    elif name in ("heavy ball", "nesterov", "sgd"):
+        return transformation
+    else:
+        parts = [scale]
+    return lambda lr: optax.chain(*parts, optax.scale_by_learning_rate(lr))
+
+
+@pytest.mark.parametrize("factor", [0.99, 1.01])
+@pytest.mark.parametrize("name", CASES)
+def test_quadratic_decays_just_below_and_grows_just_above(name, factor):
+    """``(1/2) w^T H w`` with P^(-1/2) H P^(-1/2) of prescribed spectrum 3, 1, 0.1: the top mode, under the frozen P."""
+    make = CASES[name]
+    params = {"w": jnp.array([0.4, -1.0, 0.7])}
+    state = make(0.1).init(params)
+    for i in range(3):
+        before = state
+        _, state = make(0.1).update({"w": jnp.array([1.0, -0.5, 0.2]) * (i + 1)}, before, params)
+    rule = preconditioning(make, params, state, before)
+    p = rule.diagonal["w"] if rule.diagonal else jnp.ones(3)
+    q, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((3, 3)))
+    root = np.sqrt(np.asarray(p))
+    hessian = jnp.float32(root[:, None] * (q * np.array([3.0, 1.0, 0.1])) @ q.T * root)
+    lr = factor * critical_lr_from_lambda(jnp.float32(3.0), rule)
+    optimizer = _frozen(name, make, rule.diagonal, rule.decay)(lr)
+
+    def step(carry, _):
+        w, state = carry
+        updates, state = optimizer.update({"w": hessian @ w["w"]}, state, w)
+        w = optax.apply_updates(w, updates)
+        return (w, state), jnp.abs(q[:, 0] @ (root * w["w"]))  # its component along the top mode
+
+    w = {"w": jnp.float32(q[:, 0] / root)}
+    _, size = jax.lax.scan(step, (w, optimizer.init(w)), length=600)
+    assert (float(size[-1]) < float(size[200])) == (factor < 1)
+
+
+@pytest.mark.parametrize("name", ["adagrad", "adam"])
+def test_wrapped_states_are_read_as_bare_ones(name):
+    make = CASES[name]
+    _, bare, _ = _after(make(0.1))
+    expected = preconditioning(make, _PARAMS, bare)
+    chained = _after(optax.chain(optax.identity(), make(0.1)))[1]
+    injected = _after(optax.inject_hyperparams(make)(learning_rate=0.1))[1]
+    both = _after(optax.chain(optax.inject_hyperparams(make)(learning_rate=optax.constant_schedule(0.1)), optax.identity()))[1]
+    for state in (chained, injected, both):
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), preconditioning(make, _PARAMS, state), expected)
+    # What is injected need not be said again.
+    found = preconditioning(make.func, _PARAMS, injected)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), found, expected)
+
+
+def test_what_is_masked_out_has_no_preconditioner():
+    masked = _after(optax.masked(CASES["adam"](0.1), {"a": True, "b": False}))[1]
+    rule = preconditioning(CASES["adam"], _PARAMS, masked)
+    whole = preconditioning(CASES["adam"], _PARAMS, _after(CASES["adam"](0.1))[1])
+    np.testing.assert_allclose(rule.diagonal["a"], whole.diagonal["a"], rtol=1e-6)
+    assert (rule.diagonal["b"] == 1).all()
+
+
+def test_adagrad_does_not_move_what_has_had_no_gradient():
+    optimizer = optax.adagrad(0.1, initial_accumulator_value=0.0)
+    params = jnp.array([1.0, 1.0])
+    _, state = optimizer.update(jnp.array([2.0, 0.0]), optimizer.init(params))
+    rule = preconditioning(optax.adagrad, params, state)
+    np.testing.assert_allclose(rule.diagonal, [2.0, np.inf], rtol=1e-6)
+    linear = lambda w, x: x @ w
+    value = critical_lr(linear, params, (jnp.array([[1.0, 3.0]]), jnp.zeros(1)), loss="mse", preconditioning=rule)
+    assert float(value) == pytest.approx(2.0, rel=1e-6)  # 1 / (1 / 2)
+
+
+@pytest.mark.parametrize(
+    ("make", "state_of", "message"),
+    [
+        (optax.lion, optax.lion, f"optimizer=lion has no rule; allowed: {', '.join(OPTIMIZERS)}"),
+        (optax.adam, optax.sgd, "the state holds 0 of ScaleByAdamState; allowed for adam: one"),
+        (functools.partial(optax.adam, nesterov=True), optax.adam, "nesterov=True of adam has no rule; allowed: False"),
+        (functools.partial(optax.rmsprop, momentum=0.9), optax.rmsprop, "momentum=0.9 of rmsprop has no rule; allowed: None"),
+        (functools.partial(optax.adam, beta=1), optax.adam, "beta=1 is no setting of adam; allowed: learning_rate, b1"),
+        (functools.partial(optax.sgd, momentum=0.9), optax.sgd, "momentum=0.9 of sgd with a state of 0 momentum averages"),
+        (functools.partial(optax.adadelta, weight_decay=0.1), optax.adadelta, "weight_decay=0.1 of adadelta has no rule"),
+        (optax.adadelta, optax.adadelta, "before=None; allowed for adadelta: the state before the update"),
+        (optax.adam, lambda lr: optax.chain(optax.adam(lr), optax.adam(lr)), "the state holds 2 of ScaleByAdamState"),
+    ],
+)
+def test_what_has_no_rule(make, state_of, message):
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        preconditioning(make, _PARAMS, state_of(0.1).init(_PARAMS))
+
+
+def test_decay_that_can_not_be_seen_is_not_known():
+    _, state, _ = _after(optax.inject_hyperparams(optax.adadelta)(learning_rate=0.1, weight_decay=0.1))
+    rule = preconditioning(optax.adadelta, _PARAMS, state, state)
+    assert np.isnan(critical_lr_from_lambda(jnp.ones(()), rule))
+
+
+_NET = FCN(depth=2, width=8)
+
+
+@given(seed=st.integers(0, 10_000), low=st.floats(-3, 0), high=st.floats(0, 3))
+@settings(max_examples=25, deadline=None)
+def test_the_bound_from_the_smallest_entry_is_never_above_the_exact_value(seed, low, high):
+    rng = np.random.default_rng(seed)
+    x, y = jnp.float32(rng.standard_normal((4, 5))), jnp.float32(rng.standard_normal((4, 1)))
+    params = _NET.init(jax.random.key(seed), x)
+    rule = Preconditioning(jax.tree.map(lambda p: jnp.float32(10 ** rng.uniform(low, high, p.shape)), params))
+    exact = critical_lr(_NET.apply, params, (x, y), loss="mse", preconditioning=rule)
+    bound = smallest_entry(rule.diagonal) * critical_lr(_NET.apply, params, (x, y), loss="mse")
+    assert float(bound) <= float(exact) * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("name", ["adagrad", "adam", "adamw"])
+def test_critical_lr_of_a_network(name):
+    """Against the explicit Jacobian in float64; matrix-free too."""
+    model = FCN(depth=3, width=16)
+    x, y = jax.random.normal(jax.random.key(0), (6, 4)), jnp.ones((6, 1))
+    params = model.init(jax.random.key(1), x)
+    gradient = jax.grad(lambda p: batch_loss(model.apply(p, x), y, loss="mse"))(params)
+    _, state = CASES[name](0.1).update(gradient, CASES[name](0.1).init(params), params)
+    rule = preconditioning(CASES[name], params, state)
+    jacobian = explicit_jacobian(model.apply, params, x)
+    diagonal = np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(rule.diagonal)])
+    top = np.linalg.eigvalsh(jacobian / diagonal @ jacobian.T * (2 / 6))[-1]
+    expected = 2 / (float(rule.gain) * top + rule.decay)
+    exact = jax.jit(lambda p: critical_lr(model.apply, p, (x, y), loss="mse", preconditioning=rule))(params)
+    assert float(exact) == pytest.approx(expected, rel=1e-4)
+    pairs = top_eigenpairs(model.apply, params, (x, y), k=1, loss="mse", preconditioner=rule.diagonal, tol=1e-4)
+    assert float(critical_lr_from_lambda(pairs.eigenvalues[0], rule)) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_network_becomes_unstable_where_it_should(name):
+    """A small network whose lr goes from 0.75 to 1.25 times the critical lr of each step, with the optimizer's own moving P: the loss
+    in the top eigenspace falls until about the step at which the lr becomes critical, and rises from there."""
+    make = functools.partial(optax.adamw, b1=0.8, b2=0.95, eps=1e-2, weight_decay=1e-3) if name == "adamw" else CASES[name]
+    # A momentum average takes time to follow; without one a longer ramp ends in the rounding of float32.
+    multiples = np.linspace(0.75, 1.25, 120 if name in ("heavy ball", "nesterov", "adam", "adamw") else 60, dtype=np.float32)
+    model, x = FCN(depth=2, width=64, activation="tanh"), jax.random.normal(jax.random.key(0), (8, 6))
+    params, y = (model.init(jax.random.key(i), x) for i in (1, 2))
+    y = model.apply(y, x)
+    optimizer = optax.inject_hyperparams(make)(learning_rate=0.0)
+
+    def step(carry, multiple):
+        params, state = carry
+        gradient = jax.grad(lambda p: batch_loss(model.apply(p, x), y, loss="mse"))(params)
+        rule = preconditioning(make, params, optimizer.update(gradient, state, params)[1], state)
+        out = model.apply(params, x)
+        weighted = weighted_tangent_kernel(model.apply, params, (x, y), out, loss="mse", preconditioner=rule.diagonal)
+        split = split_weighted_loss(weighted, out, y, loss="mse", k=1)
+        lr = multiple * critical_lr_from_lambda(split.lambda_max, rule)
+        state = state._replace(hyperparams=state.hyperparams | {"learning_rate": lr})
+        updates, state = optimizer.update(gradient, state, params)
+        return (optax.apply_updates(params, updates), state), split.top
+
+    _, top = jax.jit(lambda: jax.lax.scan(step, (params, optimizer.init(params)), multiples))()
+    top = np.pad(np.asarray(top), 2, mode="edge")
+    envelope = np.lib.stride_tricks.sliding_window_view(top, 5).max(1)  # the mode oscillates
+    assert multiples[envelope.argmin()] == pytest.approx(1, abs=0.035)
+    assert envelope[-1] > 100 * envelope.min()
