@@ -30,7 +30,7 @@ def get_config(variant: str = "mnist") -> ConfigDict:
     c.steps = 5 * 390  # epochs of 390 batches
     c.sweep = ("optimizer.name=sgd,adagrad,adam", "schedule.name=constant,cyclic")
     c.members.seed = (0, 1, 2, 3, 4)
-    c.members.lr_relative = (0.3, 1.0, 3.0, 10.0)
+    c.members.lr_relative = (1.0, 3.0, 10.0, 20.0, 40.0)
     c.optimizer.batch_size = 128
     c.schedule.period, c.schedule.low = 195, 0.1
     c.measure.method, c.measure.top_k, c.measure.batch_kernel_every = "products", 1, 20

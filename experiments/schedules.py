@@ -31,8 +31,14 @@ def build(s: ConfigDict) -> schedules.Schedule:
     }[s.name]()
 
 
+def _loss(state: schedules.ScheduleState, step: int) -> float:
+    """Falls, with a spike of factor three and eight steps after each raise."""
+    spike = int(state.stage) > 0 and 0 < step - int(state.start) < 8
+    return 0.985**step * (3 if spike else 1)
+
+
 def figure():
-    """The learning rate of each schedule along a made-up run: the critical lr drifts upwards, the loss falls, with a spike after each raise."""
+    """The learning rate of each schedule along a made-up run, whose critical lr drifts upwards."""
     steps, peak = np.arange(200), 1.0
     critical = 1.2 + 0.6 * steps / len(steps) + 0.15 * np.sin(steps / 9)
     drawn, axes = plt.subplots(2, 3, figsize=(11, 5), sharex=True, sharey=True)
@@ -40,11 +46,10 @@ def figure():
         s = default.get_config().schedule
         s.name, s.raise_to, s.settle_fraction, s.decay = name, 1.3, 0.7, 0.99
         schedule = build(s)
-        state, loss, rates, capped = schedule.init(peak, raises=2, multiple=1.1), 1.0, [], []
-        held = schedule.init(peak, raises=2, multiple=1.1, cap=0.7)
+        state, held = (schedule.init(peak, raises=2, multiple=1.1, cap=cap) for cap in (np.inf, 0.7))
+        rates, capped = [], []
         for step in steps:
-            state, held = (schedule.update(one, step, loss, critical[step]) for one in (state, held))
-            loss *= 0.985
+            state, held = (schedule.update(one, step, _loss(one, step), critical[step]) for one in (state, held))
             rates.append(float(state.lr))
             capped.append(float(held.lr))
         axis.plot(steps, critical, color="tab:red", ls="--", lw=1, label="critical lr")

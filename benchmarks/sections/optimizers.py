@@ -1,0 +1,111 @@
+"""What a preconditioner costs: a kernel-vector product with one, and the critical lr of Adam at every step over the bare step of Adam.
+
+mse, random data. The critical lr is that of a run with ``measure.method=products``: one eigenvalue to one percent, from the directions of the
+step before. The learning rate is too small to move anything, so that every call does the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks import child, house, tables, timing
+
+COLUMNS = {
+    "model": "model",
+    "batch": "batch",
+    "variant": "variant",
+    "seconds": "median s",
+    "ratio": "/ the first",
+    "products": "products",
+    "compile_seconds": "compile s",
+    "promise": "promise",
+    "met": "met",
+    "note": "note",
+}
+CASES = {"cpu": (("fcn", 32), ("fcn", 128), ("vit", 32)), "smoke": (("fcn", 4),)}
+PRODUCT_LIMIT, STEP_LIMIT = 1.2, 3.0
+
+
+def run(scale: str) -> Iterator[dict[str, Any]]:
+    for model, batch in CASES.get(scale, CASES["cpu"]):
+        arguments = {"model": model, "batch": batch, "scale": scale}
+        for function in ("products", "steps"):
+            make = lambda a=arguments, f=function: child.call(f"benchmarks.sections.optimizers:{f}", a)
+            yield from child.rows_or_reason({"model": model, "batch": batch}, make)
+
+
+def products(model: str, batch: int, scale: str) -> list[dict[str, Any]]:
+    """``A w`` and ``A^T A w`` with and without a preconditioner: warm, one product."""
+    import jax
+
+    from catapult_jax import top_eigenpairs
+
+    f, params, x, y = house.setup(model, scale, batch)
+    options = dict(k=1, loss="mse", tol=0.5, max_products=1)
+    diagonal = jax.tree.map(lambda p: 0.5 + jax.random.uniform(jax.random.key(4), p.shape), params)
+
+    def call_of(preconditioner):
+        cold = jax.jit(lambda p: top_eigenpairs(f, p, (x, y), preconditioner=preconditioner, **options | {"max_products": 10}))
+        warm = cold(params).directions
+        found = jax.jit(
+            lambda params, x, y, preconditioner, warm: top_eigenpairs(
+                f, params, (x, y), preconditioner=preconditioner, warm_start=warm, **options
+            )
+        )
+        return lambda: found(params, x, y, preconditioner, warm)
+
+    calls = {"product": call_of(None), "preconditioned product": call_of(diagonal)}
+    return _rows(calls, PRODUCT_LIMIT, "products", scale)
+
+
+def steps(model: str, batch: int, scale: str) -> list[dict[str, Any]]:
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from catapult_jax import batch_loss, critical_lr_from_lambda, preconditioning, top_eigenpairs
+
+    f, params, x, y = house.setup(model, scale, batch)
+    adam = optax.adam(1e-9)
+    gradient = jax.jit(jax.grad(lambda p: batch_loss(f(p, x), y, loss="mse")))
+    state = jax.jit(adam.init)(params)
+    for _ in range(3):  # away from the first steps, whose preconditioner is the gradient itself
+        _, state = jax.jit(adam.update)(gradient(params), state, params)
+
+    def search(params, diagonal, warm, most):
+        return top_eigenpairs(
+            f, params, (x, y), k=1, loss="mse", tol=0.01, max_products=most, preconditioner=diagonal, warm_start=warm
+        )
+
+    def step(params, state, warm):
+        updates, state = adam.update(jax.grad(lambda p: batch_loss(f(p, x), y, loss="mse"))(params), state, params)
+        if warm is None:
+            return optax.apply_updates(params, updates), state, None, None
+        rule = preconditioning(optax.adam, params, state)
+        found = search(params, rule.diagonal, warm, 60)
+        critical = critical_lr_from_lambda(found.eigenvalues[0], rule)
+        return optax.apply_updates(params, updates), state, found.directions, (critical, found.products)
+
+    rule = preconditioning(optax.adam, params, state)
+    cold = jax.jit(lambda params, diagonal: search(params, diagonal, None, 60).directions)(params, rule.diagonal)
+
+    def call_of(warm):
+        held = [jax.tree.map(jnp.copy, (params, state, warm)), None]
+        stepped = jax.jit(step, donate_argnums=(0, 1, 2))
+
+        def call():
+            *held[0], held[1] = stepped(*held[0])
+            return held[1] if held[1] is not None else held[0][0]
+
+        return call
+
+    return _rows({"bare step of Adam": call_of(None), "step with critical lr": call_of(cold)}, STEP_LIMIT, "bare steps", scale)
+
+
+def _rows(calls: dict[str, timing.Call], limit: float, what: str, scale: str) -> list[dict[str, Any]]:
+    (plain, first), (name, second) = timing.take_turns(calls, rounds=timing.ROUNDS[scale]).items()
+    ratio, last = second["seconds"] / first["seconds"], calls[name]()
+    made = float(last.products if hasattr(last, "products") else last[1])
+    kept = tables.at_most(limit, ratio, what)
+    return [{"variant": plain, **first}, {"variant": name, **second, "ratio": ratio, "products": made} | kept]
