@@ -20,7 +20,8 @@ class LossSplit(NamedTuple):
     top: Float[Array, ""]  # part of the loss in the top-k eigenspace
     rest: Float[Array, ""]  # part outside it
     lambda_max: Float[Array, ""]  # largest eigenvalue of the loss-weighted kernel
-    condition_number: Float[Array, ""]  # largest over smallest; infinite where the smallest is lost in rounding
+    # Largest over smallest, on the range of the loss Hessian; infinite where the smallest is lost in rounding
+    condition_number: Float[Array, ""]
     eigenvalues: Float[Array, " k"]  # of the loss-weighted kernel, in the order of the eigenvectors
     eigenvectors: Float[Array, "n k"]  # columns, aligned to the previous ones if those are given
 
@@ -91,12 +92,13 @@ def split_weighted_loss(
         raise ValueError(f"k={k!r}; allowed: 1 or more")
     with jax.default_matmul_precision("highest"):
         residual, b = weighted_residual(outputs, targets, loss=loss), len(outputs)
+        basis = hessian_range(residual.shape[1], loss=loss)
         if len(weighted) == residual.size:
-            return _split(weighted, residual.reshape(-1), b, k, previous)
-        basis = jnp.asarray(hessian_range(residual.shape[1], loss=loss), residual.dtype)
+            return _split(weighted, residual.reshape(-1), b, k, previous, b * (residual.shape[1] - basis.shape[1]))
+        basis = jnp.asarray(basis, residual.dtype)
         if previous is not None:
             previous = jnp.einsum("or,bok->brk", basis, previous.reshape(*residual.shape, -1)).reshape(len(weighted), -1)
-        split = _split(weighted, (residual @ basis).reshape(-1), b, k, previous)
+        split = _split(weighted, (residual @ basis).reshape(-1), b, k, previous, 0)
         vectors = jnp.einsum("or,brk->bok", basis, split.eigenvectors.reshape(b, basis.shape[1], -1))
         return split._replace(eigenvectors=vectors.reshape(residual.size, -1))
 
@@ -109,11 +111,12 @@ def weighted_residual(outputs: Float[Array, "b *o"], targets: Array, *, loss: st
     return jnp.einsum("ipo,io->ip", hessian_root(outputs, targets, loss=loss, inverse=True), gradient) * 0.5**0.5
 
 
-def _split(weighted, residual, b: int, k: int, previous) -> LossSplit:
+def _split(weighted, residual, b: int, k: int, previous, null: int) -> LossSplit:
+    """``null``: eigenvalues that are zero whatever the model, since the loss has no curvature there."""
     values, vectors = jnp.linalg.eigh(weighted)
-    least, lambda_max = values[0], values[-1]
+    least, lambda_max = values[null], values[-1]
     known = least > len(values) * jnp.finfo(values.dtype).eps * lambda_max
-    condition = jnp.where(known, lambda_max / jnp.where(known, least, 1), jnp.inf)
+    condition = jnp.where(known, lambda_max / jnp.where(known, least, 1), jnp.where(jnp.isnan(lambda_max), jnp.nan, jnp.inf))
     values, vectors = values[::-1][:k], vectors[:, ::-1][:, :k]
     if previous is not None:
         order, sign = _alignment(previous.T @ vectors)

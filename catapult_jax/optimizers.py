@@ -63,7 +63,8 @@ def preconditioning(
       optimizer: ``optax.sgd``, ``adagrad``, ``rmsprop``, ``adam``, ``adamw`` or ``adadelta``, or a ``functools.partial`` of one.
       params: parameters.
       after: state of the optimizer after the update, also inside of ``optax.chain``, ``inject_hyperparams`` or ``masked``. Parameters that are
-        masked out have ``P = 1``.
+        masked out are taken not to move: their ``P`` is infinite. Other links of a chain, which leave no trace in the state (clipping, a
+        factor, decay), are not seen: they must leave the update alone.
       before: state before the update; for ``adadelta``.
       settings: what the optimizer was made with where it is not the default (``b1=0.8``). What ``inject_hyperparams`` keeps in the state is read
         there.
@@ -81,7 +82,8 @@ def preconditioning(
     [3.0, 0.5]
     """
     if isinstance(optimizer, functools.partial):
-        optimizer, settings = optimizer.func, optimizer.keywords | settings
+        given = dict(zip(inspect.signature(optimizer.func).parameters, optimizer.args, strict=False)) | optimizer.keywords
+        optimizer, settings = optimizer.func, given | settings
     if optimizer not in _RULES:
         name = getattr(optimizer, "__name__", repr(optimizer))
         raise ValueError(f"optimizer={name} has no rule; allowed: {', '.join(rule.__name__ for rule in _RULES)}")
@@ -94,6 +96,11 @@ def preconditioning(
     injected = {}
     for state in _states(after, optax.InjectStatefulHyperparamsState):
         injected |= {name: value for name, value in state.hyperparams.items() if name in defaults}
+    strange = {type(state).__name__ for state in _states(after, _KINDS)} - {_STATE_OF[optimizer].__name__}
+    if strange:
+        raise ValueError(
+            f"the state holds {strange.pop()}; allowed for {optimizer.__name__}: {_STATE_OF[optimizer].__name__} alone"
+        )
     return _RULES[optimizer](_Step(params, before, after), defaults | settings | injected)
 
 
@@ -104,8 +111,8 @@ class _Step(NamedTuple):
 
 
 def smallest_entry(diagonal: PyTree | None) -> Float[Array, ""]:
-    """Smallest entry ``s_min`` of a preconditioner; one for None. ``s_min`` times the critical lr without ``P`` bounds that with
-    ``P`` from below, since ``J P^(-1) J^T <= J J^T / s_min``.
+    """Smallest entry ``s_min`` of a preconditioner; one for None. Since ``J P^(-1) J^T <= J J^T / s_min``, the critical lr with ``P`` is
+    at least ``2 / (gain lambda_max(K_L) / s_min + decay)``; without momentum and decay that is ``s_min`` times that of SGD.
 
     >>> float(smallest_entry({"a": jnp.array([2.0, 0.5]), "b": jnp.array(3.0)}))
     0.5
@@ -132,13 +139,13 @@ def _refuse(settings: dict, optimizer: str, **allowed) -> None:
 
 
 def _whole(tree, params):
-    """The tree with ones in place of what is masked out."""
+    """The tree with infinity in place of what is masked out."""
     is_masked = lambda node: isinstance(node, optax.MaskedNode)
     leaves, structure = jax.tree.flatten(params)
     return jax.tree.unflatten(
         structure,
         [
-            jnp.ones_like(p) if is_masked(leaf) else leaf
+            jnp.full_like(p, jnp.inf) if is_masked(leaf) else leaf
             for p, leaf in zip(leaves, jax.tree.leaves(tree, is_leaf=is_masked), strict=True)
         ],
     )
@@ -172,6 +179,8 @@ def _rmsprop(step: _Step, settings: dict) -> Preconditioning:
 def _adam(step: _Step, settings: dict) -> Preconditioning:
     _refuse(settings, "adam", nesterov=False)
     state = _one(step.after, optax.ScaleByAdamState, "adam")
+    if not isinstance(state.count, jax.core.Tracer) and state.count < 1:
+        raise ValueError("the state has count=0; allowed: the state after an update")
     seen, b1 = 1 - settings["b2"] ** state.count, settings["b1"]
     root = lambda v: jnp.sqrt(v / seen + settings["eps_root"]) + settings["eps"]
     return Preconditioning(_map(root, step, state.nu), (1 - b1) / (1 + b1))
@@ -179,6 +188,8 @@ def _adam(step: _Step, settings: dict) -> Preconditioning:
 
 def _adamw(step: _Step, settings: dict) -> Preconditioning:
     _refuse(settings, "adamw", mask=None)
+    if callable(settings["weight_decay"]):
+        raise ValueError(f"weight_decay={settings['weight_decay']!r} of adamw has no rule; allowed: a number")
     return _adam(step, settings)._replace(decay=settings["weight_decay"])
 
 
@@ -202,4 +213,13 @@ _RULES = {
     optax.adamw: _adamw,
     optax.adadelta: _adadelta,
 }
+_STATE_OF = {
+    optax.sgd: optax.TraceState,
+    optax.adagrad: optax.ScaleByRssState,
+    optax.rmsprop: optax.ScaleByRmsState,
+    optax.adam: optax.ScaleByAdamState,
+    optax.adamw: optax.ScaleByAdamState,
+    optax.adadelta: optax.ScaleByAdaDeltaState,
+}
+_KINDS = tuple(dict.fromkeys(_STATE_OF.values()))
 OPTIMIZERS = tuple(rule.__name__ for rule in _RULES)

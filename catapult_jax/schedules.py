@@ -115,8 +115,9 @@ def triangular(*, low: float, period: int, decay: float = 1.0) -> optax.Schedule
     return shape
 
 
-def relative_to_critical() -> Schedule:
+def relative_to_critical(*, cap_from: int = 0) -> Schedule:
     """A member's multiple of the critical learning rate of each step: above one it induces catapults, below one it forbids them.
+    ``cap_from``: see :func:`following`.
 
     Where no critical learning rate was measured, or it is infinite, the last one stays; before the first, the rate of the start.
 
@@ -133,7 +134,7 @@ def relative_to_critical() -> Schedule:
     def update(state: ScheduleState, step, loss, critical_lr) -> ScheduleState:
         critical_lr = jnp.asarray(critical_lr, jnp.float32)
         rate = jnp.where(jnp.isfinite(critical_lr), state.multiple * critical_lr, state.rate)
-        return _capped(state._replace(rate=rate), step, critical_lr, 0)
+        return _capped(state._replace(rate=rate), step, critical_lr, cap_from)
 
     return Schedule(_init, update)
 

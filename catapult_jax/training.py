@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -93,7 +94,8 @@ def trainer(
       detector: online event detector, run on the training loss.
       instruments: by name, see :mod:`catapult_jax.instruments`.
       batch_size: 0 takes all training examples in every step (gradient descent); otherwise batches are drawn without
-        replacement, epoch by epoch, as a function of seed and step alone, so a resumed run draws the same ones.
+        replacement, epoch by epoch, in an order that is a function of seed and epoch alone, drawn at the first step of the epoch and carried
+        in the state, so a resumed run draws the same ones.
       probe_size: examples on which the critical learning rate at initialisation is taken; 0: all.
       stop_loss: a member is done, and frozen, at the first step at which it has made its raises, is in no spike, and its
         training loss is at most this; 0: never.
@@ -180,7 +182,9 @@ def trainer(
 
     # An instrument that takes derivatives of the batch at every step gives the gradient as well, where no preconditioner comes first.
     giving = [i.gradient for i in instruments.values() if i.gradient and i.every == 1]
-    take_gradient = giving[0] if giving and jax.eval_shape(is_plain).diagonal is None else plain_gradient
+    together = bool(giving) and jax.eval_shape(is_plain).diagonal is None
+    take_gradient = giving[0] if together else plain_gradient
+    precision = partial(jax.default_matmul_precision, "highest") if together else nullcontext
 
     def step_member(step, state: MemberState, seed, data: dict, wanted=True, *, due: frozenset[str] | None):
         """One step of one member, or none where it is not wanted.
@@ -232,7 +236,8 @@ def trainer(
         params = optax.apply_updates(state.params, updates)
         if "loss_after" in instruments:
             late = {"loss_after": instruments["loss_after"]}
-            measured |= measure(late, before._replace(new_params=params), {}, **when)[0]
+            with precision():  # that of the loss before
+                measured |= measure(late, before._replace(new_params=params), {}, **when)[0]
 
         alive = state.alive & jnp.isfinite(value)
         settled = (rate.stage >= rate.raises) & ~rate.raised & ~spikes.is_open

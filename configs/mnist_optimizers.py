@@ -39,7 +39,7 @@ def get_config(variant: str = "mnist") -> ConfigDict:
     c.measure.test_every = 390
     c.run.chunk_steps = 39
     c.run.checkpoint_every = 1950
-    c.claims = ("catapults_help_sgd", "published_accuracies")
+    c.claims = ("catapults_help_sgd", "published_accuracies", "catapults_hurt_adagrad")
     if "smoke" in words:
         c.steps, c.data.train_size, c.data.validation_size, c.data.test_size, c.model.width = 8, 20, 10, 20, 16
         c.sweep = ("optimizer.name=sgd,adam", "schedule.name=constant,cyclic")

@@ -287,7 +287,33 @@ def check(config: ConfigDict) -> None:
         "measure.preconditioner_every",
         why="allowed for sgd, which has no preconditioner: 0",
     )
+    refuse(
+        config.measure.preset and config.measure.preconditioner_every,
+        "measure.preset",
+        "measure.preconditioner_every",
+        why="allowed with a preset: 0, since none measures it",
+    )
     full = config.optimizer.batch_size in (0, config.data.train_size)
+    kernels = "catapults_condition_the_kernel" in config.claims
+    refuse(
+        kernels and not full,
+        "claims",
+        "optimizer.batch_size",
+        why="allowed with the claim catapults_condition_the_kernel: 0, all examples",
+    )
+    refuse(
+        kernels and (config.measure.preset or config.measure.method not in ("", "exact")),
+        "claims",
+        "measure.preset",
+        "measure.method",
+        why="allowed with the claim catapults_condition_the_kernel: no preset, and the method exact",
+    )
+    refuse(
+        "adagrad_outgrows_its_lr" in config.claims and config.optimizer.name != "adagrad",
+        "claims",
+        "optimizer.name",
+        why="allowed with the claim adagrad_outgrows_its_lr: adagrad",
+    )
     relative = [n for n in ("optimizer.lr_relative", "members.lr_relative") if fields[n]]
     absolute = [n for n in ("optimizer.lr", "members.lr") if fields[n]]
     refuse(not relative + absolute, "optimizer.lr", "optimizer.lr_relative", why="allowed: one of them above 0")

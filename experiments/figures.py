@@ -94,7 +94,8 @@ def lambda_figure(record, config, title):
                 values = record[name].values[m]
                 axis.plot(record.step[np.isfinite(values)], values[np.isfinite(values)], color="tab:green", label=name[11:])
         lr, critical_lr = (record[name].values[m] for name in ("lr", "critical_lr_batch"))
-        line = record["lambda_max_batch"].values[m] * (2 / lr - decay) / (2 / critical_lr - decay)
+        with np.errstate(divide="ignore", invalid="ignore"):  # a kernel of zero is never critical
+            line = record["lambda_max_batch"].values[m] * (2 / lr - decay) / (2 / critical_lr - decay)
         axis.plot(record.step[known], line[known], color="tab:red", ls="--", lw=1.2, label="critical at this lr")
         axis.set_yscale("log")
         axis.legend(fontsize=7)

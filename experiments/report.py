@@ -20,6 +20,7 @@ from experiments.verdicts import (
     by_setting,
     catapult_counts,
     finished,
+    has_events,
     last,
     rise_predictions,
     run_events,
@@ -64,6 +65,11 @@ def verdict_html(v: Verdict) -> str:
         f'<p><span class="{v.verdict.replace(" ", "-")}">{escape(v.verdict)}</span>: {escape(v.statement)}.<br>'
         f"<em>{escape(v.effect)}.</em></p>"
     )
+
+
+def stand_in_html(about: dict) -> str:
+    name, wanted = escape(about["name"]), escape(about["stand_in_for"])
+    return f'<p class="warning">This is on {name}, the stand-in for {wanted}, which could not be had. It says nothing about {wanted}.</p>'
 
 
 def page(title: str, parts: list[str]) -> str:
@@ -123,10 +129,7 @@ def build(run_dir: str | Path) -> list[Verdict]:
 
     parts = [f"<h1>{escape(title)}</h1>"]
     if run["data"]["stand_in_for"]:
-        parts.append(
-            f'<p class="warning">This run is on {escape(run["data"]["name"])}, the stand-in for '
-            f"{escape(run['data']['stand_in_for'])}, which could not be had. It says nothing about {escape(run['data']['stand_in_for'])}.</p>"
-        )
+        parts.append(stand_in_html(run["data"]))
     done = record.sizes["step"]
     frozen = int((~record["alive"].values[:, -1]).sum())
     parts.append(
@@ -152,16 +155,14 @@ def build(run_dir: str | Path) -> list[Verdict]:
     ends = [name for name in ENDS if name in record]
     if len(ends) > 1:
         parts.append("<h2>Where training ended</h2>")
-        values, counts, ok = (
-            {name: last(record, name) for name in ends},
-            catapult_counts(record, config),
-            finished(record, config),
-        )
+        values, ok = {name: last(record, name) for name in ends}, finished(record, config)
+        if has_events(record, config):
+            values = {"catapults": catapult_counts(record, config)} | values
         rows = [
-            (label, f"{ok[m].sum()} of {len(m)}", *(text_of(found[m[ok[m]]]) for found in (counts, *values.values())))
+            (label, f"{ok[m].sum()} of {len(m)}", *(text_of(found[m[ok[m]]]) for found in values.values()))
             for label, m in by_setting(record, config)
         ]
-        parts.append(table_html(("setting", "members that finished", "catapults", *ends), rows))
+        parts.append(table_html(("setting", "members that finished", *values), rows))
         parts.append("<p>Mean over seeds with its 95 % bootstrap interval.</p>")
     if run.get("agop_reference"):
         parts.append("<h2>AGOP reference</h2>" + table_html(("", ""), list(run["agop_reference"].items()), "text"))

@@ -27,7 +27,7 @@ def build(s: ConfigDict) -> schedules.Schedule:
         "staircase": lambda: schedules.staircase(
             raise_to=s.raise_to, settle_fraction=s.settle_fraction, settle_steps=s.settle_steps, cap_from=s.cap_from
         ),
-        "relative_to_critical": schedules.relative_to_critical,
+        "relative_to_critical": lambda: schedules.relative_to_critical(cap_from=s.cap_from),
     }[s.name]()
 
 

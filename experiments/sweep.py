@@ -148,6 +148,7 @@ def summary(runs: list[tuple[dict, ConfigDict]], workdir: Path) -> list[dict]:
         predicted = critical and "loss_batch_after" in record
         catapults, ok = verdicts.catapult_counts(record, config), verdicts.finished(record, config)
         spikes = [len(found) for found in verdicts.run_events(record, config)]
+        looked = verdicts.has_events(record, config)
         label = {m: name for name, members in verdicts.by_setting(record, config) for m in members}
         coordinates = [name for name in ("seed", "rate", "lr_init", "raises", "cap") if name in record.coords]
         for m in range(record.sizes["member"]):
@@ -159,7 +160,7 @@ def summary(runs: list[tuple[dict, ConfigDict]], workdir: Path) -> list[dict]:
                 chosen
                 | {name: _short(record[name].values[m].item()) for name in coordinates}
                 | {"setting": label[m], "finished": bool(ok[m]), "alive": bool(record["alive"].values[m, -1]), "steps": steps}
-                | {"catapults": int(catapults[m]), "spikes": spikes[m]}
+                | ({"catapults": int(catapults[m]), "spikes": spikes[m]} if looked else {})
                 | ({"critical_steps": verdicts.critical_share(record, m)} if critical else {})
                 | ({name: getattr(found, name) for name in _PREDICTION} if found else {})
                 | {name: float(values[m]) for name, values in ends.items()}
@@ -173,15 +174,25 @@ def _columns(rows: list[dict]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def write_summary(rows: list[dict], axes: list[str], config: ConfigDict, workdir: Path, title: str, failures: dict[str, str]):
-    """summary.csv, summary.png and summary.html; returns the verdicts."""
+def find_verdicts(rows: list[dict], config: ConfigDict, names, about: dict) -> list[verdicts.Verdict]:
+    """``about``: the data that the runs were on, which need not be those that the config names."""
+    fields = config.to_dict()
+    fields["data"]["name"] = about["name"]
+    return [verdicts.OF_SWEEP[name](rows, fields) for name in names if name in verdicts.OF_SWEEP]
+
+
+def write_summary(
+    rows: list[dict], axes: list[str], config: ConfigDict, workdir: Path, title: str, failures: dict[str, str], about: dict
+):
+    """summary.csv, summary.png and summary.html; returns the verdicts. ``about``: the data that the runs were on."""
     with (workdir / "summary.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, _columns(rows))
         writer.writeheader()
         writer.writerows(rows)
-    found = [verdicts.OF_SWEEP[name](rows, config.to_dict()) for name in config.claims if name in verdicts.OF_SWEEP]
+    found = find_verdicts(rows, config, config.claims, about)
     parts = [
         f"<h1>{escape(title)}</h1>",
+        *([report.stand_in_html(about)] if about["stand_in_for"] else []),
         *(f'<p class="warning">{escape(f"{name}: {why}")}</p>' for name, why in failures.items()),
     ]
     parts += [report.verdict_html(v) for v in found]
@@ -245,7 +256,7 @@ def run_sweep(
         raise RunError("no run of the sweep was completed")
     title = f"Sweep: {config.title}" if not axes else f"Sweep over {', '.join(axes)}: {config.title}"
     about = json.loads((workdir / rows[0]["run"] / "run.json").read_text())["data"]
-    found = write_summary(rows, axes, config, workdir, f"{title}, on {about['name']}", failures)
+    found = write_summary(rows, axes, config, workdir, f"{title}, on {about['name']}", failures, about)
     if failures:
         raise RunError(f"{len(failures)} of {len(runs)} runs failed; the summary is of the others: {workdir / 'summary.html'}")
     return found

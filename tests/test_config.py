@@ -117,6 +117,22 @@ def changed(**fields) -> ConfigDict:
         ({"optimizer__b1": 0.9}, "optimizer.name='sgd', optimizer.b1=0.9; allowed for it: momentum, nesterov"),
         ({"optimizer__name": "adam", "optimizer__b2": 1.0}, "optimizer.b2=1.0; allowed: 0 or more, below 1"),
         ({"optimizer__nesterov": True}, "optimizer.nesterov=True, optimizer.momentum=0.0; allowed with nesterov: a momentum"),
+        (
+            {"optimizer__name": "adam", "measure__preset": "full", "measure__preconditioner_every": 1},
+            "measure.preset='full', measure.preconditioner_every=1; allowed with a preset: 0",
+        ),
+        (
+            {"claims": ("adagrad_outgrows_its_lr",), "measure__preconditioner_every": 0},
+            "optimizer.name='sgd'; allowed with the claim",
+        ),
+        (
+            {"claims": ("catapults_condition_the_kernel",), "optimizer__batch_size": 4},
+            "optimizer.batch_size=4; allowed with the claim catapults_condition_the_kernel: 0, all",
+        ),
+        (
+            {"claims": ("catapults_condition_the_kernel",), "measure__method": "products"},
+            "measure.method='products'; allowed with the claim catapults_condition_the_kernel: no preset",
+        ),
         ({"measure__preconditioner_every": 1}, "allowed for sgd, which has no preconditioner: 0"),
         ({"schedule__decay": 0.0}, "schedule.decay=0.0; allowed: above 0, at most 1"),
         (

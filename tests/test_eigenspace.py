@@ -64,6 +64,18 @@ def test_first_step_has_no_previous_vectors():
     assert (fresh.eigenvalues == zero.eigenvalues).all()
 
 
+def test_condition_number_of_a_prescribed_spectrum():
+    split = lambda spectrum: (
+        split_loss(
+            jnp.float32(symmetric_with_spectrum(spectrum)[0]), jnp.ones(3), jnp.zeros(3), loss="mse", k=1
+        ).condition_number
+    )
+    assert float(split((8, 4, 2))) == pytest.approx(4, rel=1e-5)
+    assert np.isinf(split((8, 4, 0))) and np.isnan(
+        split_loss(jnp.full((3, 3), jnp.nan), jnp.ones(3), jnp.zeros(3), loss="mse").condition_number
+    )
+
+
 def test_k_below_one():
     with pytest.raises(ValueError, match="k=0; allowed: 1 or more"):
         split_loss(jnp.eye(2), jnp.ones(2), jnp.ones(2), loss="mse", k=0)
@@ -80,8 +92,10 @@ def test_split_of_a_batch_is_that_of_its_kernel(loss):
     previous = whole.eigenvectors[:, ::-1] * jnp.array([[1, -1, 1]])
     weighted = weighted_tangent_kernel(model.apply, params, (x, y), outputs, loss=loss)
     of_batch = split_weighted_loss(weighted, outputs, y, loss=loss, k=3, previous=previous)
-    for name in ("top", "rest", "lambda_max"):
-        np.testing.assert_allclose(getattr(of_batch, name), getattr(whole, name), rtol=1e-4, atol=1e-6)
+    for name in ("top", "rest", "lambda_max", "condition_number"):
+        # The smallest eigenvalue has the rounding of the largest.
+        rtol = 1e-6 * float(whole.condition_number) if name == "condition_number" else 1e-4
+        np.testing.assert_allclose(getattr(of_batch, name), getattr(whole, name), rtol=rtol, atol=1e-6)
     np.testing.assert_allclose(of_batch.eigenvalues, whole.eigenvalues[::-1], rtol=1e-4)  # in the order of those before
     np.testing.assert_allclose(of_batch.eigenvectors, previous, atol=2e-3)
     critical = critical_lr(model.apply, params, (x, y), loss=loss)

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from catapult_jax import FCN, Preconditioning, critical_lr, critical_lr_from_lambda, preconditioning, top_eigenpairs
+from catapult_jax import (
+    FCN,
+    Preconditioning,
+    critical_lr,
+    critical_lr_from_lambda,
+    instruments,
+    preconditioning,
+    top_eigenpairs,
+)
 from catapult_jax.critical_lr import weighted_tangent_kernel
 from catapult_jax.eigenspace import split_weighted_loss
 from catapult_jax.losses import batch_loss
@@ -118,12 +126,12 @@ def test_wrapped_states_are_read_as_bare_ones(name):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), found, expected)
 
 
-def test_what_is_masked_out_has_no_preconditioner():
+def test_what_is_masked_out_does_not_move():
     masked = _after(optax.masked(CASES["adam"](0.1), {"a": True, "b": False}))[1]
     rule = preconditioning(CASES["adam"], _PARAMS, masked)
     whole = preconditioning(CASES["adam"], _PARAMS, _after(CASES["adam"](0.1))[1])
     np.testing.assert_allclose(rule.diagonal["a"], whole.diagonal["a"], rtol=1e-6)
-    assert (rule.diagonal["b"] == 1).all()
+    assert np.isinf(rule.diagonal["b"]).all()
 
 
 def test_adagrad_does_not_move_what_has_had_no_gradient():
@@ -142,6 +150,18 @@ def test_adagrad_does_not_move_what_has_had_no_gradient():
     [
         (optax.lion, optax.lion, f"optimizer=lion has no rule; allowed: {', '.join(OPTIMIZERS)}"),
         (optax.adam, optax.sgd, "the state holds 0 of ScaleByAdamState; allowed for adam: one"),
+        (optax.adam, optax.adam, "the state has count=0; allowed: the state after an update"),
+        (optax.sgd, optax.adam, "the state holds ScaleByAdamState; allowed for sgd: TraceState alone"),
+        (
+            optax.rmsprop,
+            functools.partial(optax.rmsprop, momentum=0.9),
+            "the state holds TraceState; allowed for rmsprop: ScaleByRmsState alone",
+        ),
+        (
+            functools.partial(optax.adamw, weight_decay=abs),
+            optax.adamw,
+            "weight_decay=<built-in function abs> of adamw has no rule",
+        ),
         (functools.partial(optax.adam, nesterov=True), optax.adam, "nesterov=True of adam has no rule; allowed: False"),
         (functools.partial(optax.rmsprop, momentum=0.9), optax.rmsprop, "momentum=0.9 of rmsprop has no rule; allowed: None"),
         (functools.partial(optax.adam, beta=1), optax.adam, "beta=1 is no setting of adam; allowed: learning_rate, b1"),
@@ -156,6 +176,11 @@ def test_what_has_no_rule(make, state_of, message):
         preconditioning(make, _PARAMS, state_of(0.1).init(_PARAMS))
 
 
+def test_positional_arguments_of_a_partial_are_settings():
+    _, state, _ = _after(optax.adam(0.1, 0.5))
+    assert float(preconditioning(functools.partial(optax.adam, 0.1, 0.5), _PARAMS, state).gain) == pytest.approx(1 / 3)
+
+
 def test_decay_that_can_not_be_seen_is_not_known():
     _, state, _ = _after(optax.inject_hyperparams(optax.adadelta)(learning_rate=0.1, weight_decay=0.1))
     rule = preconditioning(optax.adadelta, _PARAMS, state, state)
@@ -165,16 +190,20 @@ def test_decay_that_can_not_be_seen_is_not_known():
 _NET = FCN(depth=2, width=8)
 
 
-@given(seed=st.integers(0, 10_000), low=st.floats(-3, 0), high=st.floats(0, 3))
+@given(seed=st.integers(0, 10_000), low=st.floats(-3, 0), high=st.floats(0, 3), gain=st.floats(0.05, 2), decay=st.floats(0, 1))
 @settings(max_examples=25, deadline=None)
-def test_the_bound_from_the_smallest_entry_is_never_above_the_exact_value(seed, low, high):
+def test_the_bound_from_the_smallest_entry_is_never_above_the_exact_value(seed, low, high, gain, decay):
     rng = np.random.default_rng(seed)
     x, y = jnp.float32(rng.standard_normal((4, 5))), jnp.float32(rng.standard_normal((4, 1)))
     params = _NET.init(jax.random.key(seed), x)
-    rule = Preconditioning(jax.tree.map(lambda p: jnp.float32(10 ** rng.uniform(low, high, p.shape)), params))
+    rule = Preconditioning(jax.tree.map(lambda p: jnp.float32(10 ** rng.uniform(low, high, p.shape)), params), gain, decay)
     exact = critical_lr(_NET.apply, params, (x, y), loss="mse", preconditioning=rule)
-    bound = smallest_entry(rule.diagonal) * critical_lr(_NET.apply, params, (x, y), loss="mse")
-    assert float(bound) <= float(exact) * (1 + 1e-5)
+    now = instruments.Moment(params, params, (x, y), _NET.apply(params, x), {}, rule)
+    found = instruments.preconditioner_bound(_NET.apply, loss="mse", every=1).measure(now)
+    assert float(found["critical_lr_bound_batch"]) <= float(exact) * (1 + 1e-5)
+    plain = critical_lr(_NET.apply, params, (x, y), loss="mse", preconditioning=Preconditioning(None, gain, 0.0))
+    if decay == 0:
+        assert float(found["critical_lr_bound_batch"]) == pytest.approx(float(smallest_entry(rule.diagonal) * plain), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["adagrad", "adam", "adamw"])

@@ -299,7 +299,7 @@ def test_alignment_over_optimizers():
     assert check(-1.0).verdict == verdicts.REPRODUCED
     assert "rank correlation -1 [-1, -1] over 3 optimizers; sgd (1 x critical lr at start): agop" in check(-1.0).effect
     assert check(1.0).verdict == check(0.0).verdict == verdicts.NOT_REPRODUCED
-    assert check(-1.0, lost=("adam",)).verdict == verdicts.NOT_TESTED
+    assert check(-1.0, lost=("adam",)).verdict == verdicts.NOT_TESTED  # two are too few
     assert "adam: at no lr did every seed come to that loss" in check(-1.0, lost=("adam",)).effect
     assert verdicts.alignment_over_optimizers(batch_rows(0.1, 0.1), OPTIMIZERS).verdict == verdicts.NOT_TESTED
 
@@ -345,6 +345,12 @@ def test_accuracies_of_the_mnist_study():
     assert verdicts.catapults_help_sgd(accuracy_rows(published, critical=0.0), MNIST).verdict == verdicts.NOT_REPRODUCED
     other_data = MNIST | {"data": MNIST["data"] | {"name": "fashion_mnist"}}
     assert verdicts.published_accuracies(close, other_data).verdict == verdicts.NOT_TESTED
+    hurt = verdicts.catapults_hurt_adagrad(close, MNIST)
+    assert hurt.verdict == verdicts.REPRODUCED and "accuracy 1.18 [1.18, 1.18] points lower" in hurt.effect
+    better = accuracy_rows(published | {("adagrad", "cyclic"): 1.0})
+    assert verdicts.catapults_hurt_adagrad(better, MNIST).verdict == verdicts.NOT_REPRODUCED
+    few = [row for row in close if row["seed"] < 4]
+    assert verdicts.published_accuracies(few, MNIST).verdict == verdicts.NOT_TESTED
     lost = [row | {"alive": row["optimizer.name"] != "adam"} for row in close]
     assert verdicts.published_accuracies(lost, MNIST).verdict == verdicts.NOT_TESTED
 
@@ -379,6 +385,9 @@ def test_catapults_condition_the_kernel():
     assert check(1.0, condition) == verdicts.NOT_REPRODUCED  # the norm stays
     assert check(9.0, condition) == verdicts.NOT_TESTED
     assert check(DROPS, np.full((12, 6), np.inf)) == verdicts.NOT_TESTED  # not known
+    singular = np.where(condition == 4, np.inf, condition)
+    assert check(DROPS, singular) == verdicts.NOT_REPRODUCED  # the smallest eigenvalue is lost
+    assert check(DROPS, np.where(condition == 9, np.inf, condition)) == verdicts.REPRODUCED
 
 
 def test_interval_holds_the_mean_and_is_the_same_every_time():
