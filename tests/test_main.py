@@ -24,7 +24,6 @@ from configs import (
     reference,
     suppressed,
     synthetic_sgd_b1,
-    tasks,
 )
 from experiments import config as configs
 from experiments import main, report
