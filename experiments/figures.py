@@ -160,7 +160,7 @@ def preconditioner_figure(record, config, title):
             known = np.isfinite(values)
             top.plot(record.step[known], values[known], color=color, lw=1, label=text)
         top.set_yscale("log")
-        for m in members:
+        for m in members[::-1]:
             values = record["preconditioner_min"].values[m]
             known = np.isfinite(values)
             bottom.plot(record.step[known], values[known], color="tab:blue" if m == members[0] else "0.8", lw=1)
@@ -259,21 +259,22 @@ def directions_figure(directory: Path, title: str):
     return figure
 
 
-def sweep_figure(rows: list[dict], axis_name: str, title: str):
-    """Where the runs of a sweep ended, against its first axis: the mean with its 95 % interval over seeds, and over the other axes
-    that make runs, if there are any, for each setting of the members."""
+def sweep_figure(rows: list[dict], names: tuple[str, ...], title: str):
+    """Where the runs of a sweep ended, against the axes that make its runs: the mean with its 95 % interval over seeds, for each setting of
+    the members."""
+    place_of = lambda row: row[names[0]] if len(names) == 1 else " ".join(str(row[name]) for name in names)
     metrics = [name for name in ("catapults", *_METRICS) if any(name in row for row in rows)]
     settings = list(dict.fromkeys(row["setting"] for row in rows))
     figure, axes = plt.subplots(1, len(metrics), figsize=(1 + 3.6 * len(metrics), 3.6), squeeze=False)
     figure.suptitle(title, fontsize=10)
-    places = list(dict.fromkeys(row[axis_name] for row in rows))
+    places = list(dict.fromkeys(map(place_of, rows)))
     numeric = all(isinstance(place, (int, float)) for place in places)
     for axis, name in zip(axes[0], metrics, strict=True):
         for setting in settings:
             x, y = [], []
             for i, place in enumerate(places):
                 own = [
-                    r[name] for r in rows if r[axis_name] == place and r["setting"] == setting and r["finished"] and name in r
+                    r[name] for r in rows if place_of(r) == place and r["setting"] == setting and r["finished"] and name in r
                 ]
                 if own:
                     x.append(place if numeric else i)
@@ -285,8 +286,8 @@ def sweep_figure(rows: list[dict], axis_name: str, title: str):
         if numeric and min(places) > 0:
             axis.set_xscale("log", base=2)
         elif not numeric:
-            axis.set_xticks(range(len(places)), [str(place) for place in places], fontsize=7)
-        axis.set_xlabel(axis_name)
+            axis.set_xticks(range(len(places)), [str(place).replace(" ", "\n") for place in places], fontsize=7)
+        axis.set_xlabel(", ".join(names))
         axis.set_ylabel(_METRICS.get(name, name))
     if axes[0, 0].get_legend_handles_labels()[0]:  # none where no member came to its end
         axes[0, 0].legend(fontsize=6)

@@ -196,8 +196,7 @@ def write_summary(
         *(f'<p class="warning">{escape(f"{name}: {why}")}</p>' for name, why in failures.items()),
     ]
     parts += [report.verdict_html(v) for v in found]
-    axis = axes[0] if axes else "rate"
-    picture = figures.save(figures.sweep_figure(rows, axis, title), workdir / "summary")
+    picture = figures.save(figures.sweep_figure(rows, tuple(axes) or ("rate",), title), workdir / "summary")
     parts.append(report.image_html(picture, figures.sweep_figure.__doc__))
     settings = list(dict.fromkeys(tuple(row[name] for name in (*axes, "setting")) for row in rows))
     metrics = ("catapults", "spikes", "steps", "critical_steps", *_PREDICTION, *report.ENDS)
