@@ -5,7 +5,12 @@
     python -m experiments.main --config=configs/mnist_ntk.py:smoke         # seconds
 
 Gradient descent on 32 images, ten outputs, a two-layer net of width 128: 102,000 weights for a kernel of 320 rows, so that it has full rank.
-The lr goes up to twice the critical one at initialisation. From the published text: the quantities and the two schedules. All sizes are ours.
+The lr goes up to three times the critical one at initialisation.
+
+Measured on 2 CPU cores, ten seeds, a minute: one catapult in each run, with either schedule. The norm falls to 0.11 of what it was in every one; the condition
+number is larger after it in 9 and 8 of 10 (1.4 times), so that half of the claim does not hold here.
+
+From the published text: the quantities and the two schedules. All sizes are ours.
 """
 
 from ml_collections import ConfigDict
