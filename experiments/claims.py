@@ -117,8 +117,8 @@ EXPERIMENTS = (
     ),
     Experiment("mnist_optimizers:fashion", {"catapults_help_sgd": (_CYCLIC + ", on Fashion-MNIST", "our variant")}, "summary", True),
     *(
-        Experiment(f"mnist_ntk:{kind}", {"catapults_condition_the_kernel": (f"{_CONDITION} ({kind} cycles)", MNIST)}, "conditioning")
-        for kind in ("cyclic", "exponential")
+        Experiment(f"mnist_ntk:{kind}", {"catapults_condition_the_kernel": (f"{_CONDITION} ({what} cycles)", MNIST)}, "conditioning")
+        for kind, what in (("cyclic", "equal"), ("exponential", "exponential"))
     ),
     Experiment(
         "mnist_adagrad:full",
