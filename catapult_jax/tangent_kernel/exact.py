@@ -205,7 +205,7 @@ def check_preconditioner(preconditioner, params) -> None:
 
 
 def _inverse_roots(preconditioner) -> list | None:
-    return None if preconditioner is None else [p**-0.5 for p in jax.tree.leaves(preconditioner)]
+    return None if preconditioner is None else [lax.rsqrt(jnp.asarray(p)) for p in jax.tree.leaves(preconditioner)]
 
 
 class _Derivatives(NamedTuple):

@@ -196,7 +196,7 @@ def _search(apply_fn, params, batch, loss, preconditioner, chunk_size, n, k, k_m
     )  # the last one: under a jit around it all
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in arrays)
     how = "loop" if not loops_are_slow(apply_fn, params, x) else "unrolled" if traced else "host"
-    scale = None if preconditioner is None else jax.tree.map(lambda p: p**-0.5, preconditioner)
+    scale = None if preconditioner is None else jax.tree.map(lax.rsqrt, preconditioner)
     scaled = lambda w: w if scale is None else jax.tree.map(jnp.multiply, w, scale)
 
     def maps(params, x, targets):
