@@ -5,7 +5,14 @@
 
 Every optimizer that has a rule, batches of 16, five seeds at every lr of one grid: multiples of the optimizer's own critical lr at initialisation, after it
 has seen one gradient. Every run ends at the same training loss; the alignment and test loss that count are those at the lr with the smallest mean
-validation loss. From the published text: the claim that alignment and test performance go together. Everything else is our choice.
+validation loss.
+
+Measured on 2 CPU cores, rank2, five seeds, 6 min: at the tuned lr the rank correlation of alignment with test loss over the six optimizers is -0.97 [-0.99, -0.94], test
+loss 0.138 (rmsprop, adadelta), 0.18 (adamw), 0.23 (sgd), 0.26 (adagrad), 0.28 (adam); rmsprop and adamw at the end of the grid. Precision of
+lr > critical lr for a rise of the batch loss, with the base rate: sgd 0.28 (0.27), adagrad 0.26 (0.07), rmsprop 0.46 (0.40), adam 0.77 (0.09), adamw 0.79 (0.08),
+adadelta 0.52 (0.47).
+
+From the published text: the claim that alignment and test performance go together. Everything else is our choice.
 """
 
 from ml_collections import ConfigDict
