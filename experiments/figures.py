@@ -117,78 +117,72 @@ def ratio_figure(record, config, title):
     return figure
 
 
-def conditioning_figure(record, config, title):
-    """Spectral norm and condition number of the tangent kernel of the training set; catapults in red; the first seed of each setting."""
-    events, groups = run_events(record, config), by_setting(record, config)[:_PANELS]
+def _pairs_of_axes(record, config, title: str, above: str, below: str):
+    """Two panels, one above the other, for each setting: [((top, bottom), members)], the first member to be drawn in full."""
+    groups = by_setting(record, config)[:_PANELS]
     figure, axes = plt.subplots(
-        2, len(groups), figsize=(1.5 + 4.2 * len(groups), 5.4), sharex=True, sharey="row", squeeze=False
+        2, len(groups), figsize=(1.5 + 4.4 * len(groups), 5.4), sharex=True, sharey="row", squeeze=False
     )
     figure.suptitle(title, fontsize=10)
-    for column, (label, members) in enumerate(groups):
+    axes[0, 0].set_ylabel(above)
+    axes[1, 0].set_ylabel(below)
+    for column, (label, _) in enumerate(groups):
         axes[0, column].set_title(label, fontsize=9)
-        for axis, name in zip(axes[:, column], ("lambda_max_train", "condition_number_train"), strict=True):
-            values = _positive(record[name].values[members[0]])
-            known = np.isfinite(values)
-            axis.plot(record.step[known], values[known], color="tab:blue", lw=1.2)
+        axes[1, column].set_xlabel("step")
+    return figure, [(axes[:, column], members) for column, (_, members) in enumerate(groups)]
+
+
+def _plot_known(axis, record, name: str, m: int, **style):
+    """A series that may be measured at some of the steps alone."""
+    values = np.asarray(record[name].values[m], float)
+    known = np.isfinite(values)
+    axis.plot(record.step[known], values[known], **style)
+
+
+def _plot_members(axis, record, name: str, members):
+    for m in members[::-1]:
+        _plot_known(axis, record, name, m, color="tab:blue" if m == members[0] else "0.8", lw=0.8)
+
+
+def conditioning_figure(record, config, title):
+    """Spectral norm and condition number of the tangent kernel of the training set; catapults in red; the first seed of each setting."""
+    events = run_events(record, config)
+    figure, panels = _pairs_of_axes(record, config, title, r"$\lambda_{\max}$ of the loss-weighted kernel", "condition number")
+    for axes, members in panels:
+        for axis, name in zip(axes, ("lambda_max_train", "condition_number_train"), strict=True):
+            _plot_known(axis, record, name, members[0], color="tab:blue", lw=1.2)
             _mark_events(axis, events[members[0]])
             axis.set_yscale("log")
-        axes[1, column].set_xlabel("step")
-    axes[0, 0].set_ylabel(r"$\lambda_{\max}$ of the loss-weighted kernel")
-    axes[1, 0].set_ylabel("condition number")
-    if axes[0, 0].get_legend_handles_labels()[0]:
-        axes[0, 0].legend(fontsize=7)
+    first = panels[0][0][0]
+    if first.get_legend_handles_labels()[0]:
+        first.legend(fontsize=7)
     return figure
 
 
 def preconditioner_figure(record, config, title):
     """Critical lr of the optimizer, the bound from the smallest entry of its preconditioner, and the lr; below, that entry."""
-    groups = by_setting(record, config)[:_PANELS]
-    figure, axes = plt.subplots(
-        2, len(groups), figsize=(1.5 + 4.6 * len(groups), 5.6), sharex=True, sharey="row", squeeze=False
-    )
-    figure.suptitle(title, fontsize=10)
+    figure, panels = _pairs_of_axes(record, config, title, "learning rate", "smallest entry of P")
     series = (
         ("critical_lr_batch", "critical lr of the batch, exact", "tab:blue"),
         ("critical_lr_bound_batch", "the bound", "tab:green"),
         ("lr", "lr", "tab:red"),
     )
-    for column, (label, members) in enumerate(groups):
-        top, bottom = axes[:, column]
-        top.set_title(label, fontsize=9)
-        for name, text, color in series:
-            values = _positive(record[name].values[members[0]])
-            known = np.isfinite(values)
-            top.plot(record.step[known], values[known], color=color, lw=1, label=text)
+    for (top, bottom), members in panels:
+        for name, label, color in series:
+            _plot_known(top, record, name, members[0], color=color, lw=1, label=label)
         top.set_yscale("log")
-        for m in members[::-1]:
-            values = record["preconditioner_min"].values[m]
-            known = np.isfinite(values)
-            bottom.plot(record.step[known], values[known], color="tab:blue" if m == members[0] else "0.8", lw=1)
-        bottom.set_xlabel("step")
-    axes[0, 0].legend(fontsize=7)
-    axes[1, 0].set_ylabel("smallest entry of P")
+        _plot_members(bottom, record, "preconditioner_min", members)
+    panels[0][0][0].legend(fontsize=7)
     return figure
 
 
 def scores_figure(record, config, title):
     """Loss of the batch, and test error, along training; the other seeds in grey."""
-    groups = by_setting(record, config)[:_PANELS]
-    figure, axes = plt.subplots(
-        2, len(groups), figsize=(1.5 + 4.2 * len(groups), 5.0), sharex=True, sharey="row", squeeze=False
-    )
-    figure.suptitle(title, fontsize=10)
-    for column, (label, members) in enumerate(groups):
-        axes[0, column].set_title(label, fontsize=9)
-        for axis, name in zip(axes[:, column], ("loss_batch", "error_test"), strict=True):
-            for m in members[::-1]:
-                values = record[name].values[m]
-                known = np.isfinite(values)
-                color = "tab:blue" if m == members[0] else "0.8"
-                axis.plot(record.step[known], values[known], color=color, lw=0.8)
-            axis.set_yscale("log")
-        axes[1, column].set_xlabel("step")
-    axes[0, 0].set_ylabel("loss of the batch")
-    axes[1, 0].set_ylabel("test error")
+    figure, panels = _pairs_of_axes(record, config, title, "loss of the batch", "test error")
+    for axes, members in panels:
+        for axis, name in zip(axes, ("loss_batch", "error_test"), strict=True):
+            _plot_members(axis, record, name, members)
+        axes[0].set_yscale("log")
     return figure
 
 
