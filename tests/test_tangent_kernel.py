@@ -108,13 +108,9 @@ def test_combinations_of_outputs_and_preconditioner(name):
         "fcn bias, ten outputs",
         "cnn strided, average, outputs",
         "dense over axes, twice",
-        "batch folded",
         "attention and norms",
         "embedding",
-        "tied embedding",
         "parameters outside a module",
-        "remat, jit, scan",
-        "conv {'feature_group_count': 2, 'strides': 2}",
     ],
 )
 def test_pull_back_with_the_kernel(name):
