@@ -205,7 +205,7 @@ def test_report_escapes_what_comes_from_outside(tmp_path):
 @pytest.mark.parametrize(
     ("module", "variant"),
     [
-        *((cifar_sgd, f"{variant},smoke") for variant in ("fcn", "wrn", "vit", "fcn,momentum")),
+        *((cifar_sgd, f"{variant},smoke") for variant in ("fcn", "vit", "fcn,momentum")),
         (cifar_cyclic, "smoke"),
         (batch_size, "rank2,momentum,smoke"),
         (suppressed, "rank2,smoke"),
