@@ -176,13 +176,13 @@ def trainer(
         carried = jax.tree.map(lambda a: jnp.broadcast_to(a, (count, *a.shape)), jax.jit(begin)(first))
         return state._replace(members=state.members._replace(carried=carried))
 
-    def is_plain():
+    def some_rule():
         params = model.init(jax.random.key(0), arrays["x_train"][:1])
         return rule_of(params, params, transformation.init(params))
 
     # An instrument that takes derivatives of the batch at every step gives the gradient as well, where no preconditioner comes first.
     giving = [i.gradient for i in instruments.values() if i.gradient and i.every == 1]
-    together = bool(giving) and jax.eval_shape(is_plain).diagonal is None
+    together = bool(giving) and jax.eval_shape(some_rule).diagonal is None
     take_gradient = giving[0] if together else plain_gradient
     precision = partial(jax.default_matmul_precision, "highest") if together else nullcontext
 
