@@ -175,18 +175,38 @@ def test_a_parameter_aliased_in_the_tree_is_two_parameters():
     assert relative_error(tangent_kernel(use, aliased, x), explicit_kernel(apply_fn, params, x)) <= 1e-5
 
 
+@pytest.mark.parametrize("same", [True, False])
 @pytest.mark.parametrize(
-    "rows,other", [((5, 4, 2, 3), 6), ((3, 50, 1, 2), 2), ((2, 3, 1, 400), 300), ((4, 1, 1, 5), 3), ((4, 1, 2, 5), 3)]
+    "shape, expected",
+    [
+        ({"r": 1, "p": 30, "g": 1, "m": 2, "c": 3}, "gradients"),
+        ({"r": 2, "p": 30, "g": 2, "m": 2, "c": 3}, "gradients"),
+        ({"r": 1, "p": 2, "g": 1, "m": 60, "c": 50}, "outer first"),
+        ({"r": 2, "p": 2, "g": 2, "m": 60, "c": 90}, "outer first"),
+        ({"r": 9, "p": 8, "g": 1, "m": 60, "c": 10}, "outer last"),
+        ({"r": 9, "p": 8, "g": 2, "m": 60, "c": 10}, "outer last"),
+        ({"r": 2, "p": 1, "g": 1, "m": 5, "c": 3}, "product of two kernels"),
+    ],
+    ids=str,
 )
-def test_both_orders_of_the_weight_gram(rows, other):
-    b, p, g, m = rows
-    rng = np.random.default_rng(0)
-    h, d = rng.standard_normal((b, p, g, m)), rng.standard_normal((b, 2, p, g, other))
-    jacobian = np.einsum("ipgm,iopgc->iogmc", h, d).reshape(b * 2, -1)
-    sides = [(jnp.float32(h[s]), jnp.float32(d[s])) for s in (slice(None), slice(1, None))]
-    whole, part = exact._weight_gram(sides[0], sides[0], lambda h: h, same=True), exact._weight_gram(*sides, lambda h: h)
-    assert relative_error(whole, jacobian @ jacobian.T) <= 1e-5
-    assert relative_error(part, jacobian @ jacobian[2:].T) <= 1e-5
+def test_orders_of_the_sum_over_places(monkeypatch, shape, expected, same):
+    """The order that the shapes ask for, against per-example gradients in float64; with so little room that strips are many."""
+    r, p, g, m, c = (shape[name] for name in "rpgmc")
+    a, b = 9, 9 if same else 7
+    keys = jax.random.split(jax.random.key(0), 4)
+    left = jax.random.normal(keys[0], (a, p, g, m)), jax.random.normal(keys[1], (a, r, p, g, c))
+    right = left if same else (jax.random.normal(keys[2], (b, p, g, m)), jax.random.normal(keys[3], (b, r, p, g, c)))
+    taken, by_gradients, by_pairs = [], exact._by_gradients, exact._by_pairs
+    monkeypatch.setattr(exact, "_by_gradients", lambda *args, **kw: taken.append("gradients") or by_gradients(*args, **kw))
+    pairs = lambda *args, **kw: taken.append("outer first" if kw["outer_first"] else "outer last") or by_pairs(*args, **kw)
+    monkeypatch.setattr(exact, "_by_pairs", pairs)
+    gradients = lambda rows, d: np.einsum("ipgm,iopgc->iogmc", *(np.asarray(v, np.float64) for v in (rows, d)))
+    oracle = np.einsum("iogmc,jrgmc->iojr", gradients(*left), gradients(*right)).reshape(a * r, b * r)
+    for room in (exact._SLICE, 2000):
+        monkeypatch.setattr(exact, "_SLICE", room)
+        found = exact._weight_gram(left, right, lambda rows: rows, same=same)
+        assert relative_error(found, oracle) <= 1e-5
+    assert set(taken) == {expected} - {"product of two kernels"}
 
 
 def test_kernel_arithmetic_is_at_highest_precision():
@@ -359,15 +379,15 @@ def test_products_of_patches_by_pixels(kwargs):
 
 def test_a_network_whose_weights_go_by_pixels(monkeypatch):
     """A wide layer on a small image, so that the sum over pairs of pixels is the cheapest order."""
-    model = CNN(depth=3, width=96)
+    model = CNN(depth=3, width=200)
     x = jax.random.normal(jax.random.key(0), (20, 3, 3, 8))
     params = model.init(jax.random.key(1), x)
-    taken, whole = [], exact._weight_gram
+    taken, whole = [], exact._by_pairs
 
-    def spy(left, right, rows_of, products, scale, *, same):
-        taken.append(products is not None and products() is not None)
-        return whole(left, right, rows_of, products, scale, same=same)
+    def spy(left, right, *, rows_of, products, outer_first):
+        taken.append(products is not None and products(left[0], right[0]) is not None)
+        return whole(left, right, rows_of=rows_of, products=products, outer_first=outer_first)
 
-    monkeypatch.setattr(exact, "_weight_gram", spy)
+    monkeypatch.setattr(exact, "_by_pairs", spy)
     assert relative_error(tangent_kernel(model.apply, params, x), explicit_kernel(model.apply, params, x)) <= 1e-5
-    assert taken.count(True) == 2
+    assert taken == [True] * 8  # two layers, four strips

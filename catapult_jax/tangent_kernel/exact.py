@@ -283,14 +283,15 @@ def _block(plan: layers.Plan, leaves: list, scales: list | None, left: _Derivati
             sides.append(gradients if scales is None else gradients * scales[leaf].reshape(1, -1))
         return sides[0] @ sides[1].T
 
+    floating = lambda h: h.astype(dtype) if jnp.issubdtype(h.dtype, jnp.floating) else h
     total = jnp.zeros((a * r, b * r), dtype)
-    for leaf, calls in uses.items():
-        mine, other = (weight(side, leaf) for side in (left, right))
+    for leaf, calls in reversed(uses.items()):  # as the backward pass comes to them
+        mine = weight(left, leaf)
+        total, mine = lax.optimization_barrier((total, mine))  # one layer after the other, in the same memory
+        other = mine if same else weight(right, leaf)
         products = None
         if len(calls) == 1 and (of := tapped[calls[0]].inputs.products) is not None:  # uses of one weight have products across
-            hs = [side.inputs[calls[0]] for side in (left, right)]
-            hs = [h.astype(dtype) if jnp.issubdtype(h.dtype, jnp.floating) else h for h in hs]
-            products = partial(of, *hs)
+            products = lambda inputs, others, of=of: of(floating(inputs[0]), floating(others[0]))
         scale = None if scales is None else scales[leaf]
         total += _weight_gram(mine, other, partial(rows_of, leaf=leaf), products, scale, same=same)
     for leaf, calls in shifts.items():
@@ -305,6 +306,7 @@ def _block(plan: layers.Plan, leaves: list, scales: list | None, left: _Derivati
 
 
 _SLICE = 2**24  # numbers that are held at a time: in the per-example gradients, and in the rows they are made of
+_PASS = 256  # multiplications of a matrix product that are spent to save one number written and read again
 
 
 def _weight_gram(
@@ -316,10 +318,10 @@ def _weight_gram(
     *,
     same: bool = False,
 ) -> Float[Array, "ar br"]:
-    """Inner products of ``J[i, o] = scale * sum_p rows[i, p] (x) d[i, o, p]`` over groups, by the cheaper of two orders.
+    """Inner products of ``J[i, o] = scale * sum_p rows[i, p] (x) d[i, o, p]`` over groups, by the cheapest of three orders.
 
     ``left``, ``right``: inputs and ``d``; ``rows_of(inputs) -> (n, p, g, m)``, made when they are wanted, since they may be larger.
-    ``products() -> (a, p, b, p)`` gives the inner products of the rows where they are to be had for less, or None.
+    ``products(inputs, others) -> (a, p, b, p)`` gives the inner products of the rows where they are to be had for less, or None.
     """
     (inputs, d), (other_inputs, other_d) = left, right
     a, p, g, m = jax.eval_shape(rows_of, inputs).shape
@@ -328,22 +330,21 @@ def _weight_gram(
         inner = rows_of(inputs).reshape(a, m) @ rows_of(other_inputs).reshape(b, m).T
         outer = d.reshape(a * r, c) @ other_d.reshape(b * r, c).T
         return (inner[:, None, :, None] * outer.reshape(a, r, b, r)).reshape(a * r, b * r)
-    by_gradients = r * g * m * c * ((a + (not same) * b) * p + a * b * r)
-    by_pairs = a * b * p * p * g * (m + r * r * (c + 1))
-    if by_gradients <= by_pairs or scale is not None:
+    by_gradients = r * g * m * c * ((a + (not same) * b) * (p + _PASS) + a * b * r)
+    outer_first = a * b * p * p * g * (m + r * r * (c + _PASS))
+    outer_last = a * b * p * g * (p * m + p * r * c + r * r * c + _PASS * r * c)
+    if scale is not None or by_gradients <= min(outer_first, outer_last):
         return _by_gradients(left, right, rows_of, scale, same=same)
-    inner = products() if products is not None else None
-    if inner is not None:
-        outer = (d.reshape(a * r * p, c) @ other_d.reshape(b * r * p, c).T).reshape(a, r, p, b, r, p)
-        return jnp.sum(inner[:, None, :, :, None, :] * outer, axis=(2, 5)).reshape(a * r, b * r)
-    rows, other_rows = rows_of(inputs), rows_of(other_inputs)
+    pairs = partial(_by_pairs, rows_of=rows_of, products=products, outer_first=outer_first <= outer_last)
     if not same:
-        return _pair_sums(rows, d, other_rows, other_d).reshape(a * r, b * r)
+        return pairs(left, right).reshape(a * r, b * r)
     # The sum over pairs is symmetric in the examples: four strips, each from its diagonal block on, are 10/16 of the work.
-    upper, edges = jnp.zeros((b, r, b, r), rows.dtype), [b * s // 4 for s in range(5)]
+    strips = max(4, math.ceil(a * b * p * g * min(p * r * r, r * c) / _SLICE))
+    upper, edges = jnp.zeros((b, r, b, r), d.dtype), [b * s // strips for s in range(strips + 1)]
     for first, last in itertools.pairwise(edges):
         if first < last:
-            strip = _pair_sums(rows[first:last], d[first:last], rows[first:], d[first:])
+            upper, left = lax.optimization_barrier((upper, left))  # one strip after the other, in the same memory
+            strip = pairs(*(jax.tree.map(lambda v, i=i: v[i], left) for i in (slice(first, last), slice(first, None))))
             upper = upper.at[first:last, :, first:].set(strip)
     strip_of = np.searchsorted(edges, np.arange(b), "right")
     below = strip_of[:, None] > strip_of
@@ -388,10 +389,19 @@ def _by_gradients(left, right, rows_of, scale, *, same: bool):
     return lax.scan(one, zero, pieces)[0]
 
 
-def _pair_sums(rows, d, other_rows, other_d):
-    inner = jnp.einsum("ipgm,jqgm->gipjq", rows, other_rows)
-    outer = jnp.einsum("iopgc,jrqgc->giopjrq", d, other_d)
-    return jnp.sum(inner[:, :, None, :, :, None, :] * outer, axis=(0, 3, 6))
+def _by_pairs(left, right, *, rows_of, products, outer_first: bool):
+    """``sum_pq <rows[i, p], rows[j, q]> <d[i, o, p], d[j, r, q]>``; the sum over ``q`` before the second inner product, or after it."""
+    (inputs, d), (other_inputs, other_d) = left, right
+    inner = products(inputs, other_inputs) if products is not None else None
+    if inner is None:
+        inner = jnp.einsum("ipgm,jqgm->gipjq", rows_of(inputs), rows_of(other_inputs))
+    else:
+        inner = inner[None]
+    if outer_first:
+        outer = jnp.einsum("iopgc,jrqgc->giopjrq", d, other_d)
+        return jnp.sum(inner[:, :, None, :, :, None, :] * outer, axis=(0, 3, 6))
+    summed = jnp.einsum("gipjq,jrqgc->gjiprc", inner, other_d)
+    return jnp.einsum("iopgc,gjiprc->iojr", d, summed)
 
 
 def _chunked(derivatives, block, x, cotangents, size: int, *, keep: bool):
