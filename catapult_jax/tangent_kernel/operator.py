@@ -25,7 +25,7 @@ class Directions(NamedTuple):
     That space stays when the batch changes, the space of the examples does not.
     """
 
-    vectors: Any  # pytree like params, leading axis k_max: unit vectors, P^(-1/2) J^T S^(1/2) v
+    vectors: Any  # pytree like params, leading axis k_max: b^(-1/2) J^T S^(1/2) v, for unit eigenvectors v; any P comes later
     tracked: Int[Array, ""]  # how many of them are in use
     largest: Float[Array, ""]  # largest eigenvalue, and
     below: Float[Array, ""]  # the one below the tracked ones, when it was last seen; infinite: never
@@ -158,8 +158,9 @@ _SAFETY = 1.25  # by so much the eigenvalue below may have grown unseen
 class _Search(NamedTuple):
     """What does not change during a search."""
 
-    forward: Callable  # A w: like params -> (n,)
-    backward: Callable  # A^T v: (n,) -> like params
+    forward: Callable  # A P^(-1/2) u: like params -> (n,)
+    backward: Callable  # P^(1/2) A^T v: (n,) -> like params; so that the weights are scaled once in a product
+    norm: Callable  # ||P^(-1/2) u||^2
     n: int
     k: int
     k_max: int
@@ -196,8 +197,10 @@ def _search(apply_fn, params, batch, loss, preconditioner, chunk_size, n, k, k_m
     )  # the last one: under a jit around it all
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in arrays)
     how = "loop" if not loops_are_slow(apply_fn, params, x) else "unrolled" if traced else "host"
-    scale = None if preconditioner is None else jax.tree.map(lax.rsqrt, preconditioner)
-    scaled = lambda w: w if scale is None else jax.tree.map(jnp.multiply, w, scale)
+    scaled = lambda u: u if preconditioner is None else jax.tree.map(jnp.divide, u, preconditioner)
+
+    def norm(u):
+        return sum(jnp.sum(a * b) for a, b in zip(jax.tree.leaves(u), jax.tree.leaves(scaled(u)), strict=True))
 
     def maps(params, x, targets):
         outputs, push = jax.linearize(lambda p: apply_fn(p, x), params)
@@ -211,42 +214,42 @@ def _search(apply_fn, params, batch, loss, preconditioner, chunk_size, n, k, k_m
             return jnp.einsum("ipq,iq->ip", root, v.reshape(root.shape[:2])).reshape(v.shape) * b**-0.5
 
         dtype = jnp.promote_types(outputs.dtype, jnp.float32)
-        forward = lambda w: weigh(push(scaled(w)).astype(dtype)).reshape(-1)
-        backward = lambda v: scaled(pull(weigh(v.reshape(outputs.shape)).astype(outputs.dtype))[0])
+        forward = lambda u: weigh(push(scaled(u)).astype(dtype)).reshape(-1)
+        backward = lambda v: pull(weigh(v.reshape(outputs.shape)).astype(outputs.dtype))[0]
         return forward, backward
 
     if chunk_size is None or chunk_size >= b:
         forward, backward = maps(params, x, targets)
-        return _Search(forward, backward, n, k, k_max, tol, max_products, above, how)
+        return _Search(forward, backward, norm, n, k, k_max, tol, max_products, above, how)
 
     whole, o = b // chunk_size * chunk_size, n // b
     chunks = jax.tree.map(lambda a: a[:whole].reshape(-1, chunk_size, *a.shape[1:]), (x, targets))
     rest = (x[whole:], targets[whole:])
-    forward_of = lambda w, x, targets: maps(params, x, targets)[0](w)
+    forward_of = lambda u, x, targets: maps(params, x, targets)[0](u)
     backward_of = lambda v, x, targets: maps(params, x, targets)[1](v)
     add = lambda a, b: jax.tree.map(jnp.add, a, b)
     if how == "host":
         forward_of, backward_of = jax.jit(forward_of), jax.jit(backward_of)
         pieces = lambda: [jax.tree.map(lambda a, i=i: a[i], chunks) for i in range(whole // chunk_size)]
-        many_forward = lambda w: jnp.concatenate([forward_of(w, *piece) for piece in pieces()])
+        many_forward = lambda u: jnp.concatenate([forward_of(u, *piece) for piece in pieces()])
         many_backward = lambda v: functools.reduce(add, (backward_of(u, *p) for u, p in zip(v, pieces(), strict=True)))
     else:
         unroll = how == "unrolled"
-        many_forward = lambda w: lax.scan(lambda _, piece: (0, forward_of(w, *piece)), 0, chunks, unroll=unroll)[1].reshape(-1)
+        many_forward = lambda u: lax.scan(lambda _, piece: (0, forward_of(u, *piece)), 0, chunks, unroll=unroll)[1].reshape(-1)
 
         def many_backward(v):
             body = lambda total, piece: (add(total, backward_of(piece[0], *piece[1])), None)
             return lax.scan(body, jax.tree.map(jnp.zeros_like, params), (v, chunks), unroll=unroll)[0]
 
-    def forward(w):
-        parts = many_forward(w)
-        return jnp.concatenate([parts, forward_of(w, *rest)]) if whole < b else parts
+    def forward(u):
+        parts = many_forward(u)
+        return jnp.concatenate([parts, forward_of(u, *rest)]) if whole < b else parts
 
     def backward(v):
         total = many_backward(v[: whole * o].reshape(-1, chunk_size * o))
         return add(total, backward_of(v[whole * o :], *rest)) if whole < b else total
 
-    return _Search(forward, backward, n, k, k_max, tol, max_products, above, how)
+    return _Search(forward, backward, norm, n, k, k_max, tol, max_products, above, how)
 
 
 def _empty(search: _Search, dtype) -> _Space:
@@ -364,10 +367,6 @@ def _finish(search: _Search, found: tuple[_Space, _Ritz], extra, earlier: Direct
         extra += 0.5 * (space.count > 1)
     else:
         images = jax.vmap(search.backward)(vectors.T)
-    norms = jnp.sqrt(sum(jnp.sum(a * a, axis=tuple(range(1, a.ndim))) for a in jax.tree.leaves(images)))
-    directions = jax.tree.map(
-        lambda a: a / jnp.where(norms > 0, norms, 1).reshape(-1, *[1] * (a.ndim - 1)).astype(a.dtype), images
-    )
     # The next eigenvalue is at most what its own residual allows, or what was known of it before.
     largest, next_one = ritz.values[0], ritz.values[ritz.tracked]
     seen = (space.count > ritz.tracked) & ~ritz.open.any()
@@ -385,7 +384,7 @@ def _finish(search: _Search, found: tuple[_Space, _Ritz], extra, earlier: Direct
         tracked=ritz.tracked,
         products=space.products + extra,
         converged=~ritz.open.any(),
-        directions=Directions(directions, ritz.tracked, largest, below),
+        directions=Directions(images, ritz.tracked, largest, below),
     )
 
 
@@ -393,8 +392,8 @@ def _from_directions(search: _Search, warm: Directions, dtype) -> Eigenpairs:
     space = _empty(search, dtype)
 
     def start(j, space):
-        w = jax.tree.map(lambda a: a[j], warm.vectors)
-        return _extend(search, space, lambda: search.forward(w))
+        u = jax.tree.map(lambda a: a[j], warm.vectors)
+        return _extend(search, space, lambda: search.forward(u))
 
     if search.how == "loop":
         space = lax.fori_loop(0, warm.tracked, start, space)
@@ -409,32 +408,30 @@ def _from_directions(search: _Search, warm: Directions, dtype) -> Eigenpairs:
 
 def _from_one_direction(search: _Search, warm: Directions) -> Eigenpairs:
     """As from several, but the product that makes the first vector is enough where its bound is."""
-    w = jax.tree.map(lambda a: a[0], warm.vectors)
-    dot = lambda a: sum(jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(a))
-    v = search.forward(w)
+    u = jax.tree.map(lambda a: a[0], warm.vectors)
+    v = search.forward(u)
+    norm, one = search.norm(u), jnp.sum(v * v)
+    some = (norm > 0) & (one > 0)
+    v = v / jnp.sqrt(jnp.where(some, one, 1))
     image = search.backward(v)
-    norm, one, two = dot(w), dot(v), dot(image)
-    some = (norm > 0) & (one > 0) & (two > 0)
-    one_, two_ = jnp.where(some, one / norm, 1), jnp.where(some, two / norm, 1)
-    theta = jnp.where(some, two_ / one_, 0)
+    theta = search.norm(image)  # mu_2 / mu_1
+    some &= theta > 0
+    one, theta = jnp.where(some, one / norm, 1), jnp.where(some, theta, 0)
     beta = _expected_below(warm, theta)
-    slack = jnp.where(one_ > beta, beta * jnp.maximum(two_ - one_**2, 0) / (one_ * (one_ - beta)), jnp.inf)
+    slack = jnp.where(one > beta, beta * jnp.maximum(theta - one, 0) / (one - beta), jnp.inf)
     bound = jnp.where(some, slack, jnp.inf) + 16 * jnp.finfo(v.dtype).eps * theta
     warm = warm._replace(below=jnp.where(some, warm.below, jnp.inf))
-    length = lambda square: jnp.sqrt(jnp.where(some, square, 1))
     row = lambda value: jnp.asarray(value, v.dtype)[None]
-    directions = jax.tree.map(lambda a: (a / length(two))[None], image)
+    directions = Directions(jax.tree.map(lambda a: a[None], image), jnp.int32(1), warm.largest, warm.below)
     enough = Eigenpairs(
-        row(theta), row(bound), row(jnp.nan), v[:, None] / length(one), jnp.int32(1), jnp.float32(1), jnp.asarray(True),
-        Directions(directions, jnp.int32(1), warm.largest, warm.below),
-    )  # fmt: skip
+        row(theta), row(bound), row(jnp.nan), v[:, None], jnp.int32(1), jnp.float32(1), jnp.asarray(True), directions
+    )
     needed = ~(bound <= search.tol * theta)
 
     def search_on():
         empty, random = _empty(search, v.dtype), _random(search, v.dtype, 0)
-        start = jnp.where(some, v / length(one), random / jnp.linalg.norm(random))
-        scaled = jax.tree.map(lambda a: a / length(one).astype(a.dtype), image)
-        pulled = _if_needed(~some, scaled, lambda: search.backward(start))
+        start = jnp.where(some, v, random / jnp.linalg.norm(random))
+        pulled = _if_needed(~some, image, lambda: search.backward(start))
         put = lambda matrix, column: matrix.at[:, 0].set(column)
         space = _Space(put(empty.basis, start), put(empty.images, search.forward(pulled)), jnp.int32(1), jnp.float32(1))
         return _finish(search, _until_converged(search, space, warm, needed), jnp.float32(0.5), warm, pulled)
