@@ -200,7 +200,7 @@ def _search(apply_fn, params, batch, loss, preconditioner, chunk_size, n, k, k_m
     scaled = lambda u: u if preconditioner is None else jax.tree.map(jnp.divide, u, preconditioner)
 
     def norm(u):
-        return sum(jnp.sum(a * b) for a, b in zip(jax.tree.leaves(u), jax.tree.leaves(scaled(u)), strict=True))
+        return sum(_dot(a, b) for a, b in zip(jax.tree.leaves(u), jax.tree.leaves(scaled(u)), strict=True))
 
     def maps(params, x, targets):
         outputs, push = jax.linearize(lambda p: apply_fn(p, x), params)
@@ -250,6 +250,14 @@ def _search(apply_fn, params, batch, loss, preconditioner, chunk_size, n, k, k_m
         return add(total, backward_of(v[whole * o :], *rest)) if whole < b else total
 
     return _Search(forward, backward, norm, n, k, k_max, tol, max_products, above, how)
+
+
+def _dot(a, b):
+    """Eight parts are added up as vectors first: XLA's sum of an array to a number is four times slower on the CPU."""
+    products = lambda part: a.reshape(-1)[part] * b.reshape(-1)[part]
+    part = a.size // 8
+    head = sum(products(slice(i * part, (i + 1) * part)) for i in range(8))
+    return head.sum() + products(slice(8 * part, None)).sum()
 
 
 def _empty(search: _Search, dtype) -> _Space:
@@ -358,13 +366,13 @@ def _finish(search: _Search, found: tuple[_Space, _Ritz], extra, earlier: Direct
     """The result of a search, with its directions: one vjp for each vector. ``image``: what that of the first vector gave."""
     space, ritz = found
     vectors = ritz.vectors[:, : search.k_max]
-    if search.how == "host":
+    if image is not None:
+        one = lambda tree: jax.tree.map(lambda a: a[None], tree)
+        images = _if_needed(space.count > 1, one(image), lambda _: one(search.backward(vectors[:, 0])))
+        extra += 0.5 * (space.count > 1)
+    elif search.how == "host":
         images = [search.backward(v) for v in vectors.T]
         images = jax.tree.map(lambda *leaves: jnp.stack(leaves), *images)
-    elif image is not None:
-        single = jax.tree.map(lambda a: a[None], image)
-        images = _if_needed(space.count > 1, single, lambda: jax.vmap(search.backward)(vectors.T))
-        extra += 0.5 * (space.count > 1)
     else:
         images = jax.vmap(search.backward)(vectors.T)
     # The next eigenvalue is at most what its own residual allows, or what was known of it before.
@@ -428,10 +436,11 @@ def _from_one_direction(search: _Search, warm: Directions) -> Eigenpairs:
     )
     needed = ~(bound <= search.tol * theta)
 
-    def search_on():
+    def search_on(enough: Eigenpairs):
+        image = jax.tree.map(lambda a: a[0], enough.directions.vectors)
         empty, random = _empty(search, v.dtype), _random(search, v.dtype, 0)
         start = jnp.where(some, v, random / jnp.linalg.norm(random))
-        pulled = _if_needed(~some, image, lambda: search.backward(start))
+        pulled = _if_needed(~some, image, lambda _: search.backward(start))
         put = lambda matrix, column: matrix.at[:, 0].set(column)
         space = _Space(put(empty.basis, start), put(empty.images, search.forward(pulled)), jnp.int32(1), jnp.float32(1))
         return _finish(search, _until_converged(search, space, warm, needed), jnp.float32(0.5), warm, pulled)
@@ -440,6 +449,6 @@ def _from_one_direction(search: _Search, warm: Directions) -> Eigenpairs:
 
 
 def _if_needed(needed, have, make: Callable):
-    """What is made where it is needed, otherwise what there is. A loop and no branch, so that under ``vmap`` it is made only
-    where some member needs it."""
-    return lax.while_loop(lambda carry: carry[0], lambda carry: (jnp.zeros_like(carry[0]), make()), (needed, have))[1]
+    """What is made, of what there is, where it is needed; otherwise what there is. A loop and no branch, so that under ``vmap`` it
+    is made only where some member needs it. (What ``make`` took from outside would be copied on the way in.)"""
+    return lax.while_loop(lambda carry: carry[0], lambda carry: (jnp.zeros_like(carry[0]), make(carry[1])), (needed, have))[1]
