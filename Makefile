@@ -13,12 +13,13 @@ export CATAPULT_DATA_DIR := $(abspath ../shared/data)
 endif
 endif
 
-.PHONY: help env run test lint bench clean
+.PHONY: help env run test soak lint bench clean
 
 help:
 	@echo "make run    make the environment, then run configs/quickstart.py on embedded data (about a minute)"
 	@echo "make test   make the environment, then run the tests"
 	@echo "make env    only the environment, in $(VENV)"
+	@echo "make soak   the long tests of reliability (a quarter of an hour), into docs/soak.json"
 	@echo "make lint   ruff"
 	@echo "make bench  the benchmarks, into benchmarks/results"
 	@echo "make clean  remove the environment"
@@ -40,6 +41,9 @@ run: $(READY)
 test: $(READY)
 	@echo "running the tests"
 	@$(BIN)/python -m pytest -n 2
+
+soak: $(READY)
+	@$(BIN)/python -m tests.soak --write
 
 lint: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -23,25 +23,57 @@ def _manager(directory: str | Path, keep: int = 2):
 
 
 def save(directory: str | Path, step: int, state: Any) -> None:
-    """Saves a state; the newest two are kept. A step that is there already is left as it is."""
+    """Saves a state with its checksum; the newest two are kept. One that is there already for that step gives way.
+
+    Raises:
+      OSError: it could not be written; the ones before it are as they were.
+    """
     import orbax.checkpoint as ocp
 
     with _manager(directory) as manager:
-        if step not in manager.all_steps():
-            manager.save(step, args=ocp.args.StandardSave(state))
+        if step in manager.all_steps():
+            manager.delete(step)
+        about = ocp.args.JsonSave({"sha256": checksum(state)})
+        try:
+            manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), about=about))
+        except (ValueError, RuntimeError) as error:  # so Orbax's storage tells of a disk that is full
+            raise OSError(f"the checkpoint of step {step}: {str(error).splitlines()[0][:300]}") from error
 
 
-def restore(directory: str | Path, like: Any) -> Any | None:
-    """The newest state, in the structure, shapes and dtypes of ``like``; None where there is none."""
+def restore(directory: str | Path, like: Any) -> tuple[Any | None, list[str]]:
+    """The newest state that is whole, in the structure, shapes and dtypes of ``like``, and a line for each newer one that is not.
+
+    A state is whole if it can be read and has the checksum that it was saved with. None where there is none; nothing is deleted.
+    """
     import orbax.checkpoint as ocp
 
+    damaged = []
     if not Path(directory).is_dir():
-        return None
+        return None, damaged
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), like)
     with _manager(directory) as manager:
-        if manager.latest_step() is None:
-            return None
-        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), like)
-        return manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(shapes))
+        for step in sorted(manager.all_steps(), reverse=True):
+            arguments = ocp.args.Composite(state=ocp.args.StandardRestore(shapes), about=ocp.args.JsonRestore())
+            try:
+                found = manager.restore(step, args=arguments)
+                whole = found["about"]["sha256"] == checksum(found["state"])
+                reason = "its checksum differs"
+            except Exception as error:  # what Orbax and its storage raise for a damaged file has no common type
+                whole, reason = False, f"it can't be read ({type(error).__name__})"
+            if whole:
+                return found["state"], damaged
+            damaged.append(f"the checkpoint of step {step} is damaged: {reason}")
+    return None, damaged
+
+
+def checksum(state: Any) -> str:
+    """SHA-256 of the leaves of a state: names, dtypes, shapes and bytes."""
+    found = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        array = np.asarray(leaf)
+        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
 
 
 def save_model(path: str | Path, params: Any, about: dict[str, Any]) -> None:

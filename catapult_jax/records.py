@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.metadata
 import json
 import math
@@ -15,9 +17,12 @@ import jax
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import xarray
 
-_ARRAYS = "record.zarr"
+LOCK = "lock"  # a file that is empty, and stays
+_ARRAYS, _PROGRESS = "record.zarr", "progress.json"
 _EXTRA_AXES = {"eigenvalues": ("eigenvalue",), "eigenvalue_bounds": ("eigenvalue",)}
 UNITS = {
     "lr": "learning rate",
@@ -38,6 +43,29 @@ _PACKAGES = (
     "orbax-checkpoint",
     "tensorflow-datasets",
 )
+
+
+class DirectoryInUse(Exception):
+    """Another process is at work in a directory; the message is one line."""
+
+
+@contextlib.contextmanager
+def locked(directory: str | Path) -> Iterator[None]:
+    """Keeps a directory, made if need be, to this process; the lock goes with the process, however it ends.
+
+    Raises:
+      DirectoryInUse: another process has it.
+      OSError: the directory can't be made or written to.
+    """
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    with Path(directory, LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DirectoryInUse(
+                f"workdir={str(directory)!r} is in use by another process; allowed: another workdir, or this one when that has ended"
+            ) from error
+        yield
 
 
 def create(
@@ -80,7 +108,8 @@ def create(
         dims = ("member", "step", *_EXTRA_AXES.get(name, ()))
         add(name, (count, steps, *rest), dtype, dims, fill, (count, min(chunk, steps), *rest), units=units)
     # xarray takes the arrays named under "coordinates" as such.
-    group.attrs.update(about | {"steps_done": 0, "coordinates": " ".join(members)})
+    group.attrs.update(about | {"coordinates": " ".join(members)})
+    write_json(Path(run_dir, _PROGRESS), {"steps_done": 0})
 
 
 def write(run_dir: str | Path, start: int, measured: dict[str, np.ndarray]) -> None:
@@ -91,13 +120,17 @@ def write(run_dir: str | Path, start: int, measured: dict[str, np.ndarray]) -> N
     end = start + next(iter(measured.values())).shape[1]
     for name, values in measured.items():
         group[name][:, start:end] = values
-    group.attrs["steps_done"] = end
+    write_json(Path(run_dir, _PROGRESS), {"steps_done": end})
 
 
 def steps_done(run_dir: str | Path) -> int:
     """Steps that are on record; 0 where there is no record."""
     import zarr
 
+    path = Path(run_dir, _PROGRESS)
+    if path.is_file():
+        return json.loads(path.read_text())["steps_done"]
+    # A record of an earlier version has it among its attributes.
     path = Path(run_dir, _ARRAYS)
     return zarr.open_group(str(path), mode="r", zarr_format=3).attrs.get("steps_done", 0) if path.is_dir() else 0
 
@@ -114,7 +147,7 @@ def open_record(run_dir: str | Path) -> xarray.Dataset:
     if not path.is_dir():
         raise FileNotFoundError(f"run_dir={str(run_dir)!r} holds no {_ARRAYS}; allowed: the directory of a run")
     dataset = xarray.open_zarr(path, consolidated=False, chunks=None)
-    return dataset.isel(step=slice(0, dataset.attrs["steps_done"]))
+    return dataset.isel(step=slice(0, steps_done(run_dir)))
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -14,7 +14,7 @@ import optax
 
 from catapult_jax.critical_lr import critical_lr_from_lambda, weighted_tangent_kernel
 from catapult_jax.data import Data
-from catapult_jax.events import Detector, DetectorState
+from catapult_jax.events import KINDS, Detector, DetectorState
 from catapult_jax.instruments import Instrument, Moment, measure
 from catapult_jax.losses import batch_loss
 from catapult_jax.optimizers import preconditioning
@@ -40,7 +40,7 @@ class MemberState(NamedTuple):
     detector: DetectorState
     carried: dict[str, Any]  # by instrument: what it carries from one measurement to the next
     order: jax.Array | None  # (n,) of the examples in this epoch; None where all are in every batch
-    alive: jax.Array  # False once a loss was not finite: the member is frozen from that step on
+    alive: jax.Array  # False once the loss has diverged: the member is frozen from that step on
     done: jax.Array  # True once the training loss has come down to the loss to stop at: frozen as well, on those weights
 
 
@@ -91,7 +91,8 @@ def trainer(
       optimizer: Optax constructor with a rule, see :func:`catapult_jax.preconditioning`, or a ``functools.partial`` of one; the schedule's rate is
         handed to it at every step.
       schedule: see :mod:`catapult_jax.schedules`.
-      detector: online event detector, run on the training loss.
+      detector: online event detector, run on the training loss. A member whose spike does not come back within the detector's horizon, or
+        whose loss is not finite, is lost: it is frozen, on the weights before that step.
       instruments: by name, see :mod:`catapult_jax.instruments`.
       batch_size: 0 takes all training examples in every step (gradient descent); otherwise batches are drawn without
         replacement, epoch by epoch, in an order that is a function of seed and epoch alone, drawn at the first step of the epoch and carried
@@ -186,6 +187,9 @@ def trainer(
     take_gradient = giving[0] if together else plain_gradient
     precision = partial(jax.default_matmul_precision, "highest") if together else nullcontext
 
+    # Batches alone do not tell it: one that happens to have a small loss is a level that none may come back to.
+    tells_divergence = full or ("train_loss" in instruments and instruments["train_loss"].every == 1)
+
     def step_member(step, state: MemberState, seed, data: dict, wanted=True, *, due: frozenset[str] | None):
         """One step of one member, or none where it is not wanted.
 
@@ -222,7 +226,7 @@ def trainer(
         critical = measured.get("critical_lr_batch", jnp.float32(jnp.nan))
         tracked = measured.get("loss_train", value)
         rate = schedule.update(state.schedule, step, tracked, critical)
-        spikes, _ = detector.update(
+        spikes, closed = detector.update(
             state.detector,
             tracked,
             rate.lr,
@@ -239,7 +243,10 @@ def trainer(
             with precision():  # that of the loss before
                 measured |= measure(late, before._replace(new_params=params), {}, **when)[0]
 
-        alive = state.alive & jnp.isfinite(value)
+        lost = ~jnp.isfinite(value)
+        if tells_divergence:
+            lost |= closed.kind == KINDS.index("divergence")
+        alive = state.alive & ~lost
         settled = (rate.stage >= rate.raises) & ~rate.raised & ~spikes.is_open
         done = state.done | (settled & (tracked <= stop_loss)) if stop_loss else state.done
         moves = alive & ~done & wanted

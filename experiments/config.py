@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import logging as python_logging
 import math
 import re
 import sys
@@ -42,7 +43,8 @@ class RunError(Exception):
 
 def program(main) -> None:
     """Runs a program on a config; what goes wrong is one line on stderr, and exit status 2 (config) or 1 (run)."""
-    logging.set_verbosity(logging.ERROR)  # Orbax and TFDS tell of every file at the levels below
+    logging.set_verbosity(logging.FATAL)  # Orbax and TFDS tell of every file, and of what they raise as well
+    python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)  # of a full disk, once for each array of a checkpoint
     try:
         app.run(main, flags_parser=parse)
     except ConfigError as error:
@@ -53,15 +55,19 @@ def program(main) -> None:
         sys.exit(1)
 
 
-def parse(argv: Sequence[str]) -> list[str]:
+def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """Parses the command line (for ``app.run(flags_parser=...)``).
 
     Raises:
       ConfigError: unknown flag, unknown field, wrong type, a config file that can't be loaded.
     """
-    values = flags.FLAGS
     try:
         rest = values(list(argv))
+        if "reproduce" in values and values.reproduce:
+            if values.config is not None:
+                raise ConfigError("reproduce and config are both given; allowed: one, since a run has its config with it")
+            keep_compiled(values.compilation_cache)
+            return rest
         if values.config is None:
             raise ConfigError("--config is missing; allowed: a config file, for example --config=configs/cifar_gd.py")
         values.config.get("steps")  # a file that could not be loaded says so only when it is touched

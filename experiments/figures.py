@@ -13,7 +13,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments import optimizers
-from experiments.verdicts import by_setting, catapult_counts, finished, interval, is_stochastic, last, run_events, spike_series
+from experiments.verdicts import (
+    by_setting,
+    catapult_counts,
+    finished,
+    interval,
+    is_stochastic,
+    last,
+    run_events,
+    spike_series,
+    uncertain_steps,
+)
 
 _COLORS = {"catapult": "tab:red", "unexplained": "tab:purple", "divergence": "black", "unknown": "0.5"}
 
@@ -103,7 +113,7 @@ def lambda_figure(record, config, title):
 
 
 def ratio_figure(record, config, title):
-    """Learning rate over critical learning rate; above one the step is critical."""
+    """Learning rate over critical learning rate; above one the step is critical. Crosses: too near to one to tell."""
     figure, axes = _axes(record, config, title, "lr / critical lr of the batch")
     style = dict(ls="", marker=".", ms=2) if is_stochastic(config) else dict(lw=1.6)
     for axis, members in axes:
@@ -113,6 +123,8 @@ def ratio_figure(record, config, title):
             axis.plot(record.step[known], ratio[m, known], color="0.8", lw=0.8)
         axis.plot(record.step[known], ratio[members[0], known], color="tab:blue", **style)
         axis.axhline(1, color="tab:red", ls="--", lw=1.2)
+        steps = np.flatnonzero(uncertain_steps(record)[members[0]])
+        axis.plot(record.step.values[steps], ratio[members[0], steps], color="black", ls="", marker="x", ms=5)
         axis.set_yscale("log")
     return figure
 

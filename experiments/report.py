@@ -22,9 +22,11 @@ from experiments.verdicts import (
     finished,
     has_events,
     last,
+    lost_members,
     rise_predictions,
     run_events,
     text_of,
+    uncertain_steps,
 )
 
 _CADENCES = ("batch_kernel", "train_loss", "train_kernel", "loss_after", "preconditioner", "test", "agop")
@@ -131,12 +133,16 @@ def build(run_dir: str | Path) -> list[Verdict]:
     if run["data"]["stand_in_for"]:
         parts.append(stand_in_html(run["data"]))
     done = record.sizes["step"]
-    frozen = int((~record["alive"].values[:, -1]).sum())
+    lost = lost_members(record, config)
     parts.append(
         f"<p>{len(members)} members, {done} of {config['steps']} steps, status: {escape(run['status'])}"
-        + (f", {frozen} frozen after a loss that was not finite" if frozen else "")
+        + (f", {len(lost)} diverged" if lost else "")
         + "</p>"
     )
+    if lost:
+        parts.append("<h2>Members that diverged</h2>")
+        parts.append("<p>Each is frozen from its step on, and is in no figure or claim from there.</p>")
+        parts.append(table_html(("member", "step", "cause"), [tuple(row.values()) for row in lost]))
     if untested:
         parts.append(f'<p class="warning">Not tested at the cadences of this preset: {escape(", ".join(untested))}</p>')
     if verdicts:
@@ -150,6 +156,13 @@ def build(run_dir: str | Path) -> list[Verdict]:
     parts.append(table_html(("member", *(header.get(axis, axis) for axis in axes)), rows))
     if config["published_critical_lr"]:
         parts.append(f"<p>Published for the network of this figure: {config['published_critical_lr']} (Zhu et al. 2024).</p>")
+    if "critical_lr_batch" in record:
+        uncertain, known = uncertain_steps(record), np.isfinite(record["critical_lr_batch"].values)
+        parts.append(
+            f"<p>Whether a step is critical is not significant within {record.attrs.get('critical_lr_margin', 0):.1e} of the critical lr "
+            "(rounding of the kernel, n times the largest error of an entry), or within the bound of its eigenvalue where that is larger: "
+            f"{int(uncertain.sum())} of {int(known.sum())} measured steps, crosses in the figure of the ratio.</p>"
+        )
     for path, caption in drawn.values():
         parts.append(image_html(path, caption))
     ends = [name for name in ENDS if name in record]

@@ -25,6 +25,7 @@ from catapult_jax import records
 from experiments import config as configs
 from experiments import figures, report, verdicts
 from experiments.config import ConfigError, RunError
+from experiments.directory import held
 from experiments.main import default_workdir, run
 
 _GRID = flags.DEFINE_multi_string("grid", [], "FIELD=v1,v2,...; may be given several times. Default: the config's own sweep.")
@@ -235,6 +236,11 @@ def run_sweep(
     runs, axes = plan(config, grid)
     if workdir.exists() and not workdir.is_dir():
         raise ConfigError(f"workdir={str(workdir)!r} is a file; allowed: a directory")
+    with held(workdir):
+        return _run_sweep(config, runs, axes, workdir, processes, cache)
+
+
+def _run_sweep(config: ConfigDict, runs, axes, workdir: Path, processes: int, cache: str | None) -> list[verdicts.Verdict]:
     todo = [(chosen, one) for chosen, one in runs if not is_complete(directory_of(workdir, chosen, one))]
     print(f"{len(runs)} runs, {len(runs) - len(todo)} already complete")
     work = [(one.to_dict(), str(directory_of(workdir, chosen, one)), cache) for chosen, one in todo]

@@ -51,6 +51,31 @@ def run_events(record, config: dict[str, Any], *, factor: float | None = None) -
     return events
 
 
+def uncertain_steps(record) -> np.ndarray:
+    """(member, step): the lr is so near its critical value that it can't be told on which side, for rounding and, with kernel-vector
+    products, for the bound on the eigenvalue."""
+    if "critical_lr_batch" not in record:
+        return np.zeros(record["lr"].shape, bool)
+    margin = np.full(record["lr"].shape, record.attrs.get("critical_lr_margin", 0.0))
+    if "eigenvalue_bounds" in record:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            margin = np.fmax(margin, record["eigenvalue_bounds"].values[..., 0] / record["eigenvalues"].values[..., 0])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.abs(record["lr"].values / record["critical_lr_batch"].values - 1) <= margin
+
+
+def lost_members(record, config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Members that diverged: ``member``, ``step`` from which it is frozen, ``cause``."""
+    alive = record["alive"].values
+    found = []
+    for m in np.flatnonzero(~alive[:, -1]):
+        step = int(np.argmin(alive[m]))
+        finite = all(np.isfinite(record[name].values[m, step]) for name in ("loss_batch", "loss_train") if name in record)
+        cause = f"the loss was not back within {config['events']['horizon']} steps" if finite else "the loss was not finite"
+        found.append({"member": int(m), "step": step, "cause": cause})
+    return found
+
+
 def has_events(record, config: dict[str, Any]) -> bool:
     """Whether spikes could be looked for: with batches, the training loss is on record."""
     return "loss_train" in record or not is_stochastic(config)
@@ -294,6 +319,8 @@ def beyond_zero(values, sign: int) -> bool | None:
 
 def text_of(values) -> str:
     mean, low, high = interval(values)
+    if np.isnan(mean):
+        return "none"
     return f"{mean:.3g}" if np.isnan(low) else f"{mean:.3g} [{low:.3g}, {high:.3g}]"
 
 

@@ -24,8 +24,8 @@ from configs import (
     suppressed,
     synthetic_sgd_b1,
 )
+from experiments import building, main, report
 from experiments import config as configs
-from experiments import main, report
 from experiments.verdicts import OF_RUN
 
 
@@ -112,7 +112,7 @@ def test_interrupted_and_resumed_is_the_same_record(tmp_path, monkeypatch, capsy
         return made._replace(run=run)
 
     with monkeypatch.context() as patched:
-        patched.setattr(main.training, "trainer", dies)
+        patched.setattr(building.training, "trainer", dies)
         with pytest.raises(KeyboardInterrupt):
             main.run(smoke(), tmp_path / "parts")
     assert catapult_jax.open_record(tmp_path / "parts").sizes["step"] == 3
@@ -285,8 +285,8 @@ def test_a_saved_model_is_that_of_the_end_with_its_own_scores(tmp_path):
     after = catapult_jax.open_record(tmp_path / "longer")
     assert about["loss_test"] == pytest.approx(float(after["loss_test"].values[0, 6]), rel=1e-5)
     assert about["error_test"] == pytest.approx(float(after["error_test"].values[0, 6]))
-    arrays, _ = main.load_data(config)
-    outputs = main.build_model(about["config"]["model"], arrays.outputs).apply(params, arrays.x_test)
+    arrays, _ = building.load_data(config)
+    outputs = building.build_model(about["config"]["model"], arrays.outputs).apply(params, arrays.x_test)
     assert about["loss_test"] == pytest.approx(float(((outputs - arrays.y_test) ** 2).mean()), rel=1e-5)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from catapult_jax.instruments import Instrument
 from configs import quickstart
-from experiments import main, overhead
+from experiments import building, main, overhead
 
 COSTS = st.dictionaries(st.sampled_from("abcdef"), st.floats(0, 8), min_size=1)
 
@@ -54,10 +54,10 @@ def test_a_preset_finds_its_cadences_prints_and_keeps_them(tmp_path, capsys, mon
 def test_a_dear_instrument_costs_more_than_a_cheap_one(monkeypatch):
     monkeypatch.setattr(overhead, "_SECONDS", 0.02)
     config = quickstart.get_config("smoke")
-    arrays, _ = main.load_data(config)
-    model, members = main.build_model(config.model, arrays.outputs), main.build_members(config)
-    build = lambda chosen: main.build_trainer(config, model, arrays, chosen)
-    cheap = main.build_instruments(config, model, arrays, None, {"loss_after": 3}, {})["loss_after"]
+    arrays, _ = building.load_data(config)
+    model, members = building.build_model(config.model, arrays.outputs), building.build_members(config)
+    build = lambda chosen: building.build_trainer(config, model, arrays, chosen)
+    cheap = building.build_instruments(config, model, arrays, None, {"loss_after": 3}, {})["loss_after"]
     heavy = lambda now: {
         "sum": jax.lax.fori_loop(0, 300, lambda _, a: jnp.tanh(a @ a), jnp.ones((128, 128)) + now.outputs[0, 0])[0, 0]
     }

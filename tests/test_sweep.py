@@ -6,7 +6,7 @@ import json
 import pytest
 
 from configs import batch_size, quickstart
-from experiments import claims, main, sweep, verdicts
+from experiments import building, claims, sweep, verdicts
 from experiments.config import ConfigError
 
 
@@ -77,7 +77,7 @@ def test_a_sweep_resumes_skips_and_sums_up(tmp_path, monkeypatch, capsys):
     sweep.run_sweep(config, [], tmp_path / "s", 1)
     assert len(calls) == 3
     # The members of a run are those of the run alone.
-    alone = main.build_members(sweep.plan(config, [])[0][0][1])
+    alone = building.build_members(sweep.plan(config, [])[0][0][1])
     assert alone.seed.tolist() == [0, 1, 0, 1]
 
 

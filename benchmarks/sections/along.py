@@ -67,7 +67,7 @@ def follow(variant: str, seeds: int, steps: int) -> list[dict[str, list]]:
     from catapult_jax import batch_loss, critical_lr, find_events, loss_weighted_kernel, tangent_kernel, top_eigenpairs
     from catapult_jax.tangent_kernel.exact import loops_are_slow
     from configs import cifar_sgd
-    from experiments.main import build_model, load_data
+    from experiments.building import build_model, load_data
 
     config = cifar_sgd.get_config(variant)
     config.data.strict = True  # no stand-in under this name

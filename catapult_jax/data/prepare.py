@@ -80,6 +80,9 @@ def prepare(
         take_val = left[:validation_size]
         outputs, code = 1, lambda y: y.reshape(-1, 1).astype(np.float32)
     else:
+        for split, y in (("train", y_train), ("test", y_test)):
+            if not (np.isfinite(y).all() and (y == np.rint(y)).all()):
+                raise ValueError(f"{arrays.name}: y_{split} holds numbers that are no class; allowed: whole numbers")
         present = np.unique(y_train)
         kept = np.array(classes) if classes else present
         missing = [int(c) for c in kept if c not in present]
@@ -87,6 +90,8 @@ def prepare(
             raise ValueError(f"data.classes={tuple(map(int, kept))!r}; allowed for {arrays.name}: {[int(c) for c in present]}")
         if coding in ("sign", "binary") and len(kept) != 2:
             raise ValueError(f"data.coding={coding!r} with {len(kept)} classes; allowed: 2 classes, or one_hot, integer")
+        if len(kept) < 2:
+            raise ValueError(f"{arrays.name} has {len(kept)} class here; allowed: 2 or more")
         take_train = _first_of_each(y_train, kept, train_size, "data.train_size", arrays.name)
         take_test = _first_of_each(y_test, kept, test_size, "data.test_size", arrays.name)
         # Disjoint by construction, and in the order of the source like the others.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import lzma
+import math
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -14,6 +17,13 @@ import numpy as np
 EMBEDDED = ("digits", "natural_patches", "synthetic")
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 _TFDS_NAMES = {"celeba": "celeb_a", "svhn": "svhn_cropped"}
+
+
+# What zipfile, its decompressors and numpy's reader raise for bytes that are not what they should be.
+_UNREADABLE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, SyntaxError, OSError, EOFError, MemoryError, RuntimeError,
+    LookupError, ArithmeticError, TypeError, AttributeError, ValueError,
+)  # fmt: skip
 
 
 class DataUnavailable(Exception):
@@ -120,16 +130,45 @@ def _shrink(arrays: Arrays, image_size: int, limit: int) -> Arrays:
     return Arrays(x_train, y_train, x_test, y_test, arrays.name, arrays.source)
 
 
-def _read_npz(file: Path, name: str, attribute: str | None) -> Arrays:
+def _npz_arrays(file: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file that are known here. What they claim to be is checked before memory is taken for it; nothing is unpickled.
+
+    Raises:
+      ValueError: a file that is not of that form, or larger than the memory of the machine.
+    """
+    allowed = f"allowed: an .npz file with {', '.join(_ARRAYS)}"
     try:
+        with zipfile.ZipFile(file) as stored:
+            entries = {entry.filename.removesuffix(".npy"): entry for entry in stored.infolist()}
+            wanted = [entries[key] for key in (*_ARRAYS, "attributes") if key in entries]
+            memory, claimed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), sum(entry.file_size for entry in wanted)
+            if claimed > memory:
+                raise ValueError(f"its arrays claim {claimed} bytes, this machine has {memory}")
+            for entry in wanted:
+                with stored.open(entry) as array:
+                    version = np.lib.format.read_magic(array)
+                    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                    shape, _, dtype = header(array)
+                    if dtype.hasobject:
+                        raise ValueError(f"{entry.filename} holds Python objects")
+                    if array.tell() + math.prod(shape) * dtype.itemsize != entry.file_size:
+                        raise ValueError(f"{entry.filename} claims shape {shape} of {dtype}, which is not its size")
         with file.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
-            missing = [key for key in _ARRAYS if key not in stored]
-            arrays = {key: stored[key] for key in _ARRAYS if key in stored}
-            attributes = stored["attributes"] if "attributes" in stored else None
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{file} can't be read ({error}); allowed: an .npz file with {', '.join(_ARRAYS)}") from error
-    if missing:
+            return {key: stored[key] for key in (*_ARRAYS, "attributes") if key in stored}
+    except _UNREADABLE as error:
+        raise ValueError(f"{file} can't be read ({error or type(error).__name__}); {allowed}") from error
+
+
+def _read_npz(file: Path, name: str, attribute: str | None) -> Arrays:
+    arrays = _npz_arrays(file)
+    if missing := [key for key in _ARRAYS if key not in arrays]:
         raise ValueError(f"{file} lacks {', '.join(missing)}; allowed: a file with {', '.join(_ARRAYS)}")
+    for key in _ARRAYS:
+        if arrays[key].dtype.kind not in "biuf":
+            raise ValueError(
+                f"{file}: {key} has dtype {arrays[key].dtype}; allowed: whole or floating-point numbers, or booleans"
+            )
+    attributes = arrays.pop("attributes", None)
     names, columns = [], ()
     if attributes is not None and arrays["y_train"].ndim == 2:
         if attributes.ndim != 1 or attributes.dtype.kind != "U" or not attributes.size:
@@ -140,6 +179,8 @@ def _read_npz(file: Path, name: str, attribute: str | None) -> Arrays:
         if x.ndim < 2 or len(x) == 0 or y.shape != (len(x), *columns):
             allowed = f"(n, {len(names)}), n above 0" if names else "(n,), n above 0, or (n, k) with attributes, their k names"
             raise ValueError(f"{file}: x_{split} {x.shape} and y_{split} {y.shape}; allowed: (n, ...) and {allowed}")
+    if (train := arrays["x_train"].shape[1:]) != (test := arrays["x_test"].shape[1:]):
+        raise ValueError(f"{file}: examples of shape {train} in x_train and {test} in x_test; allowed: one shape")
     _check_attribute(attribute, names, name)
     if names:
         for key in ("y_train", "y_test"):  # above 0: booleans, 0 and 1, or the -1 and 1 of the original CelebA lists

@@ -1,0 +1,254 @@
+"""What a config is made into: data, model, reference, instruments, trainer, members."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from catapult_jax import checkpoints, data, events, instruments, models, training
+from catapult_jax.agop import input_jacobian
+from catapult_jax.tangent_kernel.exact import loops_are_slow
+from experiments import config as configs
+from experiments import optimizers, overhead, schedules
+
+CHUNK = 256  # examples whose input Jacobians are taken at a time
+_LARGEST = 8192  # rows of an exact kernel that is tried without being asked for: it alone takes 268 MB
+_READ = 3  # examples of a data set with attributes that are read for each one wanted
+
+
+def load_data(config: ConfigDict) -> tuple[data.Data, str | None]:
+    """The data of a run, and the name of the set that they stand in for, if they do.
+
+    Raises:
+      ConfigError: data that can't be had, or that the config does not fit.
+    """
+    c, stand_in_for, classes = config.data, None, tuple(config.data.classes)
+    sizes = {name: c[name] for name in ("train_size", "validation_size", "test_size")}
+    try:
+        if c.name == "synthetic":
+            arrays = data.synthetic(
+                dimension=c.synthetic.dimension, rank=c.synthetic.rank, target=c.synthetic.target, noise=c.synthetic.noise,
+                train_size=c.train_size + c.validation_size, test_size=c.test_size, seed=c.synthetic.seed,
+            )  # fmt: skip
+        else:
+            try:
+                # Attributes are unevenly spread: enough examples that each side of one has its share.
+                limit = _READ * (c.train_size + c.validation_size + c.test_size) if c.attribute and c.test_size else 0
+                arrays = data.read(
+                    c.name, directory=c.dir, tfds_dir=c.tfds_dir, download=c.download,
+                    attribute=c.attribute, image_size=c.image_size, limit=limit,
+                )  # fmt: skip
+            except data.DataUnavailable as error:
+                if c.strict or not c.stand_in:
+                    raise configs.ConfigError(configs.one_line(error)) from error
+                arrays, stand_in_for = data.read(c.stand_in, image_size=c.image_size), c.name
+                classes = tuple(c.stand_in_classes)
+                # A stand-in may be smaller than what it stands for.
+                most = data.most_examples(arrays.y_train, classes)
+                sizes["validation_size"] = min(sizes["validation_size"], most // 4)
+                sizes["train_size"] = min(sizes["train_size"], most - sizes["validation_size"])
+                sizes["test_size"] = min(sizes["test_size"], data.most_examples(arrays.y_test, classes))
+                print(
+                    f"{'!' * 78}\nWARNING: {c.name} could not be had; this run is on {c.stand_in} instead, and says nothing about {c.name}."
+                    f"\n{error}\n{'!' * 78}",
+                    file=sys.stderr,
+                )
+        prepared = data.prepare(arrays, classes=classes, **sizes, scaling=c.scaling, coding=c.coding)
+    except ValueError as error:
+        raise configs.ConfigError(configs.one_line(error)) from error
+    return prepared, stand_in_for
+
+
+def build_model(c: ConfigDict, outputs: int):
+    """``c``: the model's part of a config, or the same as a dictionary."""
+    shared = {name: c[name] for name in ("depth", "width", "activation", "gain", "bias")} | {"outputs": outputs}
+    if c["name"] == "cnn":
+        return models.CNN(**shared, strides=tuple(c["strides"]), readout=c["readout"])
+    if c["name"] == "wide_resnet":
+        return models.WideResNet(**shared, stem_stride=c["stem_stride"])
+    if c["name"] == "vit":
+        return models.ViT(**shared, patch_size=c["patch_size"])
+    return models.FCN(**shared)
+
+
+def agop_reference(config: ConfigDict, arrays: data.Data) -> tuple[np.ndarray, dict]:
+    """Rows of the reference's input Jacobian on the points of the AGOP, and what the reference is.
+
+    Raises:
+      ConfigError: no such model, or one for other data.
+    """
+    name, x = config.measure.agop_reference, arrays.x_train[: config.measure.agop_size]
+    if name == "closed_form":
+        target = data.target_function(config.data.synthetic.target, config.data.synthetic.rank)
+        return np.asarray(jax.vmap(jax.grad(target))(x.reshape(len(x), -1))), {"name": "gradient of the target"}
+    try:
+        params, about, checksum = checkpoints.load_model(name)
+    except FileNotFoundError as error:
+        raise configs.ConfigError(
+            f"measure.agop_reference={name!r} is not there; allowed: the model.npz of a run with run.save_model, as made by: "
+            f"python -m experiments.main --config=configs/reference.py:VARIANT --workdir={Path(name).parent}"
+        ) from error
+    except ValueError as error:
+        raise configs.ConfigError(configs.one_line(error)) from error
+    mine = {"name": arrays.name, "shape": list(arrays.x_train.shape[1:]), "outputs": arrays.outputs}
+    theirs = {key: about["data"][key] for key in mine}
+    settings = {key: json.loads(config.data.to_json())[key] for key in ("classes", "scaling", "attribute")}
+    mine, theirs = mine | settings, theirs | {key: about["config"]["data"][key] for key in settings}
+    if mine != theirs:
+        key = next(key for key in mine if mine[key] != theirs[key])
+        raise configs.ConfigError(
+            f"measure.agop_reference={name!r} is a model for data with {key} {theirs[key]!r}; allowed here: {mine[key]!r}"
+        )
+    model = build_model(about["config"]["model"], arrays.outputs)
+    rows = np.asarray(jax.jit(partial(input_jacobian, model.apply, chunk_size=CHUNK))(params, x))
+    if not np.isfinite(rows).all():
+        raise configs.ConfigError(f"measure.agop_reference={name!r} has gradients that are not finite; allowed: finite ones")
+    return rows, {
+        "name": f"{about['config']['model']['name']} trained on {about['data']['train']} examples",
+        "sha256": checksum,
+        "error_test": about.get("error_test"),  # none for targets that are values
+    }
+
+
+def cadences_of(config: ConfigDict) -> dict[str, int]:
+    """Cadence of each instrument that the config asks for; what a preset asks for, at every step."""
+    m, full = config.measure, config.optimizer.batch_size in (0, config.data.train_size)
+    names = ("batch_kernel", "train_loss", "train_kernel", "loss_after", "preconditioner", "test", "agop")
+    fields = {name: m[f"{name}_every"] for name in names}
+    if m.preset:
+        fields = dict.fromkeys(configs.PRESETS[m.preset], 1)
+        if not m.agop_reference:
+            fields.pop("agop", None)
+    if full:
+        fields.pop("train_loss", None)  # it is the batch loss
+    if fields.get("test") and config.data.validation_size:
+        fields["val"] = fields["test"]
+    return {name: every for name, every in fields.items() if every}
+
+
+def build_instruments(
+    config: ConfigDict, model, arrays: data.Data, reference, cadences: dict[str, int], methods: dict[str, str]
+) -> dict[str, instruments.Instrument]:
+    """``methods``: exact or products, for ``batch_kernel`` and ``train_kernel``."""
+    m, apply_fn, coding = config.measure, model.apply, config.data.coding
+    full = config.optimizer.batch_size in (0, config.data.train_size)
+    shared = dict(loss=config.loss, chunk_size=m.chunk_size or None)
+    shared["k"] = 1 if m.preset == "economy" else m.top_k
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), arrays.x_train[:1]))
+    slow = loops_are_slow(apply_fn, params, arrays.x_train)
+    shared_products = shared | {"tol": m.tolerance, "max_products": m.max_products or (1 if slow else 60)}
+    most = {name: shared_products | {"k": min(shared["k"], size)} for name, size in rows_of(config, arrays).items()}
+
+    def scores(split):
+        return lambda every: instruments.scores(apply_fn, loss=config.loss, every=every, coding=coding, split=split)
+
+    make = {
+        ("batch_kernel", "exact"): partial(instruments.batch_kernel, apply_fn, follow=full, **shared),
+        ("batch_kernel", "products"): partial(instruments.batch_products, apply_fn, **most["batch_kernel"]),
+        ("train_kernel", "exact"): partial(instruments.train_kernel, apply_fn, probe_size=m.probe_size, **shared),
+        ("train_kernel", "products"): partial(
+            instruments.train_products, apply_fn, probe_size=m.probe_size, **most["train_kernel"]
+        ),
+        "train_loss": partial(instruments.train_loss, apply_fn, loss=config.loss),
+        "loss_after": partial(instruments.loss_after, apply_fn, loss=config.loss),
+        "preconditioner": partial(instruments.preconditioner_bound, apply_fn, loss=config.loss),
+        "test": scores("test"),
+        "val": scores("val"),
+        "agop": lambda every: instruments.agop(
+            apply_fn, every=every, reference=jax.numpy.asarray(reference), size=m.agop_size, chunk_size=CHUNK
+        ),
+    }
+    return {name: make[(name, methods[name]) if name in methods else name](every=every) for name, every in cadences.items()}
+
+
+def rows_of(config: ConfigDict, arrays: data.Data) -> dict[str, int]:
+    """Rows of the kernels: one for each output of each example."""
+    n, m = len(arrays.x_train), config.measure
+    return {
+        "batch_kernel": (config.optimizer.batch_size or n) * arrays.outputs,
+        "train_kernel": (m.probe_size or n) * arrays.outputs,
+    }
+
+
+def choose_instruments(config: ConfigDict, model, arrays: data.Data, members, reference) -> dict:
+    """What is measured, how and how often: as the config says, or as found from the cost of each instrument in the first steps."""
+    m, cadences = config.measure, cadences_of(config)
+    full = config.optimizer.batch_size in (0, config.data.train_size)
+    kernels = [name for name in ("batch_kernel", "train_kernel") if name in cadences]
+    if m.method != "auto" and not m.preset:
+        return {"cadences": cadences, "methods": dict.fromkeys(kernels, m.method or "exact")}
+    rows = rows_of(config, arrays)
+    automatic = m.method in ("", "auto")
+    tried = {
+        name: (m.method,) if not automatic else ("products",) if rows[name] > _LARGEST else ("exact", "products")
+        for name in kernels
+    }
+    make = lambda cadences, methods: build_instruments(config, model, arrays, reference, cadences, methods)
+    candidates = {name: make({name: 1}, {})[name] for name in cadences if name not in kernels}
+    for name in kernels:
+        candidates |= {f"{name}, {method}": make({name: 1}, {name: method})[name] for method in tried[name]}
+    build = lambda chosen: build_trainer(config, model, arrays, {name.split(",")[0]: i for name, i in chosen.items()})
+    costs = overhead.measure(build, candidates, members)
+    methods = {name: min(tried[name], key=lambda method, name=name: costs[f"{name}, {method}"]) for name in kernels}
+    own = {name: costs[f"{name}, {methods[name]}" if name in methods else name] for name in cadences}
+    found, always = cadences, set()
+    if m.preset:
+        relative = config.schedule.name in configs.RELATIVE or config.schedule.cap or config.members.cap
+        wanted = set() if full else {"batch_kernel", "train_loss"}
+        always = (wanted | {"batch_kernel"} if relative else wanted) & set(own)
+        found = overhead.cadences(own, always, m.max_overhead, config.run.chunk_steps if config.run.stop_loss else None)
+    expected = 1 + sum(own[name] / found[name] for name in own)
+    print("cost of each instrument over the bare step, measured in the first steps:")
+    for name in own:
+        how = (
+            f" ({methods[name]}; " + ", ".join(f"{k} {costs[f'{name}, {k}']:.2f}" for k in tried[name]) + ")"
+            if name in methods
+            else ""
+        )
+        print(f"  {name}{how}: {own[name]:.2f}, {'every step' if found[name] == 1 else f'every {found[name]} steps'}")
+    over = (
+        f", above measure.max_overhead={m.max_overhead}: wanted at every step whatever it costs: {', '.join(sorted(always))}"
+        if always and expected > m.max_overhead * 1.05
+        else ""
+    )
+    print(f"  a measured step is expected to cost {expected:.2f} bare ones{over}")
+    return {"cadences": found, "methods": methods, "costs": costs, "expected_overhead": expected}
+
+
+def build_trainer(config: ConfigDict, model, arrays: data.Data, chosen: dict[str, instruments.Instrument]) -> training.Trainer:
+    m, momentum = config.measure, optimizers.momentum(config.optimizer)
+    rows = rows_of(config, arrays)["train_kernel"]
+    e = config.events
+    return training.trainer(
+        model,
+        arrays,
+        loss=config.loss,
+        optimizer=optimizers.build(config.optimizer),
+        schedule=schedules.build(config.schedule),
+        detector=events.detector(
+            factor=e.factor, delta=e.delta, horizon=e.horizon, momentum_horizon=events.momentum_horizon(momentum)
+        ),
+        instruments=chosen,
+        batch_size=config.optimizer.batch_size,
+        probe_size=m.probe_size,
+        stop_loss=config.run.stop_loss,
+        matrix_free=m.method == "products" or (m.method != "exact" and rows > _LARGEST),
+        chunk_size=m.chunk_size or None,
+    )
+
+
+def build_members(config: ConfigDict) -> training.Members:
+    axes = configs.member_axes(config)
+    columns = dict(zip(axes, zip(*itertools.product(*axes.values()), strict=True), strict=True))
+    dtypes = {"seed": np.int32, "raises": np.int32}
+    arrays = {name: np.array(column, dtypes.get(name, np.float32)) for name, column in columns.items()}
+    return training.Members(
+        arrays["seed"], arrays.get("lr"), arrays.get("lr_relative"), arrays.get("raises"), arrays.get("cap")
+    )

@@ -1,0 +1,81 @@
+"""The directory of a run: what it must hold, and that one process has it at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from catapult_jax import records
+from experiments import config as configs
+
+
+def earlier_run(workdir: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+    """What run.json says of the run that is there; None: there is none yet.
+
+    Raises:
+      ConfigError: the directory holds a run of another config, or files of something else.
+    """
+    stored = workdir / "config.json"
+    if stored.is_file():
+        old, new = (configs.flat(c) for c in (_read(stored), config))
+        changed = sorted(name for name in new if old.get(name) != new[name])
+        if changed:
+            name = changed[0]
+            raise configs.ConfigError(
+                f"workdir={str(workdir)!r} holds a run with {name}={old.get(name)!r}, not {new[name]!r}; allowed: the same config, or another workdir"
+            )
+    elif workdir.exists() and not is_new(workdir):
+        raise configs.ConfigError(f"workdir={str(workdir)!r} is not empty and holds no run; allowed: a new directory")
+    about = workdir / "run.json"
+    return _read(about) if about.is_file() else None
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise configs.ConfigError(f"{path} can't be read ({configs.one_line(error)}); allowed: as the run wrote it") from error
+
+
+def is_new(workdir: Path) -> bool:
+    """Not there, or empty but for what a run leaves that was killed before its first file was whole."""
+    ours = (records.LOCK, "config.json.tmp")
+    return not workdir.exists() or (workdir.is_dir() and all(entry.name in ours for entry in workdir.iterdir()))
+
+
+@contextlib.contextmanager
+def held(workdir: Path) -> Iterator[None]:
+    """Keeps the directory, made if need be, to this process.
+
+    Raises:
+      ConfigError: it can't be made, or another process has it.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(records.locked(workdir))
+        except records.DirectoryInUse as error:
+            raise configs.ConfigError(configs.one_line(error)) from error
+        except OSError as error:
+            raise configs.ConfigError(
+                f"workdir={str(workdir)!r} can't be made ({error.strerror}); allowed: a directory to write in"
+            ) from error
+        yield
+
+
+@contextlib.contextmanager
+def written(workdir: Path) -> Iterator[None]:
+    """An error of the file system in here is one line that says how to go on.
+
+    Raises:
+      RunError: a file could not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise configs.RunError(
+            f"workdir={str(workdir)!r} can't be written ({error.strerror or error}); what it holds is whole: "
+            "the same command goes on from there once there is room"
+        ) from error

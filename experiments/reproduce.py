@@ -1,0 +1,101 @@
+"""Runs a finished run again and compares: python -m experiments.main --reproduce RUN_DIR [--workdir=DIR]."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from catapult_jax import records
+from configs import default
+from experiments import config as configs
+
+
+class Comparison(NamedTuple):
+    """Two runs of one config."""
+
+    same: bool  # every number of the record, bit for bit
+    arrays: int  # in the record
+    numbers: int
+    differing: dict[str, dict[str, float]]  # array -> first step at which it differs, largest relative difference
+    environment: dict[str, list]  # what differs there: [then, now]
+
+
+def stored_config(run_dir: Path) -> ConfigDict:
+    """The config of a run, over today's defaults for fields that it did not have.
+
+    Raises:
+      ConfigError: no finished run there, or a config with fields that are no longer known.
+    """
+    try:
+        fields, about = (json.loads((run_dir / name).read_text()) for name in ("config.json", "run.json"))
+        status = about["status"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise configs.ConfigError(
+            f"reproduce={str(run_dir)!r} holds no run ({configs.one_line(error)}); allowed: the directory of a finished run"
+        ) from error
+    if status == "running":
+        raise configs.ConfigError(f"reproduce={str(run_dir)!r} holds a run that has not ended; allowed: a finished one")
+    config = default.get_config()
+    known = configs.flat(config)
+    for name, value in configs.flat(fields).items():
+        if name not in known:
+            raise configs.ConfigError(f"reproduce={str(run_dir)!r}: {configs.no_field(name)}")
+        if value is not None:
+            value = tuple(value) if isinstance(value, list) else value
+            config.update_from_flattened_dict({name: value})
+    return config
+
+
+def compare(then: Path, now: Path) -> Comparison:
+    """The record of a run against that of another."""
+    old, new = (records.open_record(directory).load() for directory in (then, now))
+    environments = [configs.flat(json.loads((directory / "run.json").read_text())["environment"]) for directory in (then, now)]
+    differing: dict[str, dict[str, float]] = {}
+    for name in sorted(set(old.variables) | set(new.variables)):
+        if name not in old or name not in new or old[name].shape != new[name].shape or old[name].dtype != new[name].dtype:
+            differing[name] = {"first_step": 0, "largest_relative_difference": None}
+            continue
+        a, b = old[name].values, new[name].values
+        unequal = _bits(a) != _bits(b)
+        if unequal.any():
+            places = unequal if "step" in old[name].dims else unequal[..., None]
+            step = int(np.nonzero(places)[old[name].dims.index("step") if "step" in old[name].dims else 0].min())
+            with np.errstate(all="ignore"):
+                relative = np.abs(b.astype(float) - a.astype(float)) / np.maximum(np.abs(a.astype(float)), np.finfo(float).tiny)
+            finite = relative[unequal & np.isfinite(relative)]
+            differing[name] = {"first_step": step, "largest_relative_difference": float(finite.max()) if finite.size else None}
+    changed = {
+        name: [environments[0].get(name), environments[1].get(name)]
+        for name in sorted(environments[0].keys() | environments[1].keys())
+        if environments[0].get(name) != environments[1].get(name)
+    }
+    numbers = sum(old[name].size for name in old.variables)
+    return Comparison(not differing, len(old.variables), int(numbers), differing, changed)
+
+
+def _bits(values: np.ndarray) -> np.ndarray:
+    """Whole numbers in place of floating-point ones, so that NaN equals itself and 0 is not -0."""
+    return values.view(f"u{values.dtype.itemsize}") if values.dtype.kind == "f" else values
+
+
+def write(comparison: Comparison, then: Path, workdir: Path) -> None:
+    records.write_json(workdir / "reproduction.json", {"of": str(then)} | comparison._asdict())
+
+
+def lines(comparison: Comparison) -> list[str]:
+    """What a reader wants to know first."""
+    changed: list[str] = [f"{name}: {old} then, {new} now" for name, (old, new) in comparison.environment.items()]
+    found: list[Any] = [f"environment differs in {line}" for line in changed]
+    if comparison.same:
+        return [*found, f"reproduced: {comparison.numbers} numbers in {comparison.arrays} arrays, the same bits"]
+    for name, about in comparison.differing.items():
+        size = about["largest_relative_difference"]
+        found.append(
+            f"{name} differs from step {about['first_step']} on"
+            + (f", by {size:.1e} relative at most" if size is not None else "")
+        )
+    return [*found, f"not reproduced: {len(comparison.differing)} of {comparison.arrays} arrays differ"]

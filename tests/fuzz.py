@@ -1,0 +1,143 @@
+"""Random data files and random command lines. Each either works or is refused in one line; nothing else is allowed to happen."""
+
+from __future__ import annotations
+
+import collections
+import io
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from ml_collections import config_flags
+
+from catapult_jax import data
+from configs import default
+from experiments import config as configs
+
+_NAMES = ("x_train", "y_train", "x_test", "y_test")
+_DTYPES = ("uint8", "int32", "int64", "float16", "float32", "float64", "bool", "complex64", "U3", "S2", "O", "datetime64[s]")
+
+
+def _good() -> dict[str, np.ndarray]:
+    draw = np.random.default_rng(0)
+    split = lambda n: (draw.integers(0, 256, (n, 4, 4, 1), dtype=np.uint8), np.arange(n) % 2)
+    return dict(zip(_NAMES, (*split(12), *split(8)), strict=True))
+
+
+@st.composite
+def npz_files(draw) -> bytes:
+    """A good file with some of its arrays changed, and then perhaps some of its bytes."""
+    arrays = _good()
+    for name in draw(st.lists(st.sampled_from(_NAMES), max_size=2, unique=True)):
+        how = draw(st.sampled_from(("drop", "dtype", "shape", "empty", "numbers", "one class")))
+        array = arrays[name]
+        if how == "drop":
+            del arrays[name]
+        elif how == "dtype":
+            arrays[name] = array.astype(draw(st.sampled_from(_DTYPES)))
+        elif how == "shape":
+            arrays[name] = np.zeros(tuple(draw(st.lists(st.integers(0, 5), max_size=5))), array.dtype)
+        elif how == "empty":
+            arrays[name] = array[:0]
+        elif how == "numbers":
+            arrays[name] = array.astype(float)
+            arrays[name].flat[0] = draw(st.sampled_from((np.nan, np.inf, -np.inf, 1e300, -1.0, 0.5)))
+        else:
+            arrays[name] = np.zeros_like(array)
+    file = io.BytesIO()
+    save = draw(st.sampled_from((np.savez, np.savez_compressed)))
+    save(file, **arrays)
+    content = bytearray(file.getvalue())
+    for _ in range(draw(st.integers(0, 3))):
+        content[draw(st.integers(0, len(content) - 1))] = draw(st.integers(0, 255))
+    return bytes(content[: draw(st.one_of(st.just(len(content)), st.integers(0, len(content))))])
+
+
+def bomb(claimed_shape: tuple[int, ...], *, honest: bool) -> bytes:
+    """A small file that claims a large array: in the header of the array alone, or with bytes that are there once it is unpacked."""
+    file, header = io.BytesIO(), io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": claimed_shape})
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as stored:
+        for name in _NAMES:
+            stored.writestr(f"{name}.npy", header.getvalue() + bytes(int(np.prod(claimed_shape)) if honest else 10))
+    return file.getvalue()
+
+
+def outcome_of_file(content: bytes, folder: Path) -> str:
+    """``read``, or ``refused`` with one line that names the file or the data set."""
+    (folder / "given.npz").write_bytes(content)
+    try:
+        arrays = data.read("given", directory=str(folder))
+        prepared = data.prepare(arrays, classes=(0, 1), train_size=6, test_size=4, scaling="sqrt_d", coding="sign")
+    except ValueError as error:
+        line = configs.one_line(error)
+        assert ("given" in line or "data." in line) and "allowed" in line, line
+        return "refused"
+    finally:
+        assert [path.name for path in folder.iterdir()] == ["given.npz"]
+    assert all(np.isfinite(array).all() for array in prepared[:4])
+    return "read"
+
+
+_VALUES = (
+    "0", "1", "2", "-1", "3", "1000000000", "-0.5", "0.5", "1e-30", "1e30", "nan", "inf", "-inf", "None", "True", "False", "''", "()",
+    "(0,)", "(0,1)", "(0.5,1.5)", "(-1,)", "('a',)", "(nan,)", "digits", "cifar10", "synthetic", "relu", "cnn", "vit", "wide_resnet",
+    "staircase", "cyclic", "relative_to_critical", "adam", "adadelta", "mse", "logistic", "softmax_cross_entropy", "one_hot", "integer",
+    "binary", "value", "full", "economy", "products", "auto", "closed_form", "<script>", "../../x", "a b", "\x00", "é",
+)  # fmt: skip
+
+
+@st.composite
+def command_lines(draw) -> list[str]:
+    names = draw(st.lists(st.sampled_from(sorted(configs.flat(default.get_config()))), min_size=1, max_size=4, unique=True))
+    values = st.one_of(st.sampled_from(_VALUES), st.integers().map(str), st.floats().map(str), st.text(max_size=5))
+    return [f"--config.{name}={draw(values)}" for name in names]
+
+
+def outcome_of_command_line(arguments: list[str]) -> str:
+    """``allowed``, or ``refused`` with one line that names a field or the flag."""
+    argv = ["main", "--config=configs/quickstart.py:smoke", *arguments]
+    values = flags.FlagValues()
+    flags.DEFINE_string("compilation_cache", None, "", flag_values=values)
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    try:
+        configs.parse(argv, values)
+        configs.check(values.config)
+    except configs.ConfigError as error:
+        line = str(error)
+        assert "\n" not in line, line
+        given = [argument.split("=")[0].removeprefix("--config.") for argument in arguments]
+        assert any(name in line or name.split(".")[-1] in line for name in given), (line, arguments)
+        return "refused"
+    return "allowed"
+
+
+def _tried(strategy, outcome, count: int) -> dict[str, int]:
+    counts: collections.Counter[str] = collections.Counter()
+
+    @settings(max_examples=count, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(strategy)
+    def every(value):
+        counts[outcome(value)] += 1
+
+    every()
+    return dict(counts)
+
+
+def files(count: int) -> dict[str, int]:
+    """How many random files were read, and how many refused.
+
+    Raises:
+      AssertionError: or whatever else one of them raised.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        return _tried(npz_files(), lambda content: outcome_of_file(content, Path(folder)), count)
+
+
+def command_lines_tried(count: int) -> dict[str, int]:
+    """How many random command lines were allowed, and how many refused."""
+    return _tried(command_lines(), outcome_of_command_line, count)

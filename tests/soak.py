@@ -1,0 +1,147 @@
+"""The long versions of the tests of reliability: python -m tests.soak [--kills=60] [--files=3000] [--configs=3000] [--write].
+
+``--write`` puts the counts into docs/soak.json, with the environment; without it they are printed alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from catapult_jax import records
+from experiments import reproduce
+
+ROOT = Path(__file__).parents[1]
+_BASE = ["--config=configs/quickstart.py:smoke", "--config.model.width=16", "--config.data.name=digits", "--config.claims=()"]
+_OFTEN = ["--config.steps=600", "--config.run.chunk_steps=2", "--config.run.checkpoint_every=4"]  # most of the time is writing
+COMMANDS = {
+    "one member": ["experiments.main", *_BASE, *_OFTEN, "--config.members.lr_relative=(0.5,)"],
+    "vmapped members, Adam, batches": [
+        "experiments.main", *_BASE, *_OFTEN, "--config.members.seed=(0,1,2)", "--config.optimizer.name=adam",
+        "--config.optimizer.batch_size=4", "--config.measure.batch_kernel_every=3", "--config.measure.train_loss_every=0",
+    ],
+    "sweep": ["experiments.sweep", *_BASE, *_OFTEN, "--grid=model.activation=relu,tanh", "--config.steps=240"],
+}  # fmt: skip
+
+
+def _start(command: list[str], workdir: Path, cache: Path) -> subprocess.Popen:
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    return subprocess.Popen(
+        [sys.executable, "-m", *command, f"--workdir={workdir}"],
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def _to_the_end(command: list[str], workdir: Path, cache: Path) -> str:
+    process = _start(command, workdir, cache)
+    out, _ = process.communicate(timeout=600)
+    if process.returncode:
+        raise AssertionError(f"exit status {process.returncode} of {' '.join(command)}: {out[-2000:]}")
+    return out
+
+
+def _progress(workdir: Path) -> dict[Path, int]:
+    """When each file that a run writes at every chunk was last written."""
+    return {path: path.stat().st_mtime_ns for pattern in ("progress.json", "*/progress.json") for path in workdir.glob(pattern)}
+
+
+def kill_and_resume(command: list[str], directory: Path, kills: int, seed: int) -> dict[str, int]:
+    """Runs a command to its end once, and again with ``kill -9`` at random moments; the two must be the same, bit for bit.
+
+    A kill comes up to a second after the first chunk of its sitting; a command that ends before all were made is run again from nothing.
+
+    Raises:
+      AssertionError: they differ, or a sitting failed.
+    """
+    draw, cache = random.Random(seed), directory / "compiled"
+    counts = {
+        "kills": 0,
+        "runs": 0,
+        "sittings": 0,
+        "in_checkpoint": 0,
+        "in_record": 0,
+        "runs_compared": 0,
+        "numbers_compared": 0,
+    }
+    _to_the_end(command, directory / "whole", cache)
+    while counts["kills"] < kills:
+        workdir = directory / f"killed-{counts['runs']}"
+        counts["runs"] += 1
+        while counts["kills"] < kills:
+            before, process = _progress(workdir), _start(command, workdir, cache)
+            counts["sittings"] += 1
+            while process.poll() is None and _progress(workdir) == before:
+                time.sleep(0.01)
+            time.sleep(draw.uniform(0, 1))
+            ended = process.poll() is not None
+            if not ended:
+                os.killpg(process.pid, signal.SIGKILL)
+            out, _ = process.communicate()
+            if ended:
+                assert process.returncode == 0, out[-2000:]
+                break
+            counts["kills"] += 1
+            counts["in_checkpoint"] += any(workdir.rglob("*orbax-checkpoint-tmp*"))
+            counts["in_record"] += any(workdir.rglob("*.partial"))
+        _to_the_end(command, workdir, cache)
+        _compare(directory / "whole", workdir, counts)
+    return counts
+
+
+def _compare(whole: Path, parts: Path, counts: dict[str, int]) -> None:
+    runs = [path.parent.relative_to(whole) for path in sorted(whole.rglob("run.json"))]
+    assert runs, whole
+    for run in runs:
+        found = reproduce.compare(whole / run, parts / run)
+        assert found.same, (run, found.differing)
+        for name in ("events.jsonl", "config.json"):
+            assert (whole / run / name).read_text() == (parts / run / name).read_text(), (run, name)
+        checksums = [sorted((root / run / "checkpoints").iterdir())[-1].name for root in (whole, parts)]
+        assert checksums[0] == checksums[1], checksums
+        assert state_checksum(whole / run) == state_checksum(parts / run), run
+        counts["runs_compared"] += 1
+        counts["numbers_compared"] += found.numbers
+    if (whole / "summary.csv").is_file():
+        assert (whole / "summary.csv").read_text() == (parts / "summary.csv").read_text()
+
+
+def state_checksum(run_dir: Path) -> str:
+    """Checksum of the newest state of a run: parameters, optimizer, detector, schedule, what the instruments carry."""
+    newest = max((run_dir / "checkpoints").iterdir(), key=lambda path: int(path.name) if path.name.isdigit() else -1)
+    return json.loads((newest / "about" / "metadata").read_text())["sha256"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=60)
+    parser.add_argument("--files", type=int, default=3000)
+    parser.add_argument("--configs", type=int, default=3000)
+    parser.add_argument("--write", action="store_true")
+    arguments = parser.parse_args()
+    results: dict = {"environment": records.environment(), "kills": {}}
+    for seed, (name, command) in enumerate(COMMANDS.items()):
+        with tempfile.TemporaryDirectory() as directory:
+            begin = time.monotonic()
+            found = kill_and_resume(command, Path(directory), -(-arguments.kills // len(COMMANDS)), seed)
+            results["kills"][name] = found | {"seconds": round(time.monotonic() - begin)}
+        print(name, results["kills"][name], flush=True)
+    from tests import fuzz
+
+    for name, tried in (("files", fuzz.files(arguments.files)), ("configs", fuzz.command_lines_tried(arguments.configs))):
+        results[name] = tried
+        print(name, tried, flush=True)
+    if arguments.write:
+        records.write_json(ROOT / "docs" / "soak.json", results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

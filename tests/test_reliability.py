@@ -1,0 +1,249 @@
+"""A run is never lost and never lies: kills, damaged files, full disks, two processes, divergence, random input, reproduction."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import zarr
+
+import catapult_jax
+from catapult_jax import checkpoints, data, records
+from configs import quickstart
+from experiments import config as configs
+from experiments import directory, main, reproduce, sweep
+from experiments.verdicts import uncertain_steps
+from tests import fuzz, soak
+
+pytestmark = pytest.mark.usefixtures("plain_figures")
+
+
+def tiny(**fields):
+    config = quickstart.get_config("smoke")
+    config.data.name = "digits"
+    config.model.width = 16
+    config.claims = ()
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+    return config
+
+
+def test_killed_at_random_moments_it_is_the_same_run_bit_for_bit(tmp_path):
+    """A few kills; ``make soak`` makes many, docs/soak.json has their number."""
+    command = [*soak.COMMANDS["vmapped members, Adam, batches"], "--config.steps=120"]
+    counts = soak.kill_and_resume(command, tmp_path, kills=3, seed=1)
+    assert counts["kills"] == 3 and counts["runs_compared"] >= 1
+
+
+def states():
+    first = {"a": jnp.arange(5.0), "b": (jnp.int32(3), jnp.asarray(True)), "c": jnp.ones((2, 3), jnp.bfloat16)}
+    return first, {"a": first["a"] + 1, "b": (jnp.int32(4), jnp.asarray(False)), "c": 2 * first["c"]}
+
+
+def spoil(directory, damage):
+    for file in sorted(directory.rglob("*")):
+        if file.is_file() and file.stat().st_size:
+            content = bytearray(file.read_bytes())
+            if damage == "one bit of each file":
+                content[len(content) // 2] ^= 1
+            file.write_bytes({"truncated": content[: len(content) // 2], "emptied": b""}.get(damage, content))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "one bit of each file", "deleted", "checksum"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
+    first, second = states()
+    for step, state in ((5, first), (10, second)):
+        checkpoints.save(tmp_path, step, state)
+    found, damaged = checkpoints.restore(tmp_path, first)
+    assert checkpoints.checksum(found) == checkpoints.checksum(second) and not damaged
+
+    if damage == "checksum":
+        (about,) = (tmp_path / "10" / "about").glob("metadata")
+        about.write_text(json.dumps({"sha256": "0" * 64}))
+    elif damage == "deleted":
+        shutil.rmtree(tmp_path / "10" / "state")
+    else:
+        spoil(tmp_path / "10", damage)
+    found, damaged = checkpoints.restore(tmp_path, first)
+    assert checkpoints.checksum(found) == checkpoints.checksum(first)
+    assert len(damaged) == 1 and damaged[0].startswith("the checkpoint of step 10 is damaged: ") and "\n" not in damaged[0]
+    checkpoints.save(tmp_path, 10, second)  # in the place of the damaged one
+    assert checkpoints.checksum(checkpoints.restore(tmp_path, first)[0]) == checkpoints.checksum(second)
+    spoil(tmp_path, "emptied")
+    found, damaged = checkpoints.restore(tmp_path, first)
+    assert found is None and len(damaged) == 2
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_says_so_and_is_the_same_run(tmp_path, capsys):
+    config = tiny(steps=9)
+    main.run(config, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    about = json.loads((tmp_path / "parts" / "run.json").read_text())
+    records.write_json(tmp_path / "parts" / "run.json", about | {"status": "running"})  # as if it had been killed at the end
+    spoil(tmp_path / "parts" / "checkpoints" / "9", "truncated")
+    capsys.readouterr()
+    main.run(config, tmp_path / "parts")
+    said = capsys.readouterr()
+    assert "WARNING: the checkpoint of step 9 is damaged" in said.err and "going on from step 6" in said.err
+    assert "resuming at step 6 of 9" in said.out
+    assert reproduce.compare(tmp_path / "whole", tmp_path / "parts").same
+
+
+def test_a_region_written_twice_is_written_once(tmp_path):
+    values = {"loss_batch": np.arange(12, dtype=np.float32).reshape(2, 6), "alive": np.ones((2, 6), bool)}
+    part = lambda a, b: {name: value[:, a:b] for name, value in values.items()}
+    records.create(tmp_path, members={"seed": np.arange(2)}, steps=6, shapes=part(0, 2), chunk=4, about={})
+    for first, last in ((0, 2), (2, 5), (2, 5), (3, 6), (0, 6)):
+        records.write(tmp_path, first, part(first, last))
+        assert records.steps_done(tmp_path) == last
+    record = catapult_jax.open_record(tmp_path)
+    for name, value in values.items():
+        np.testing.assert_array_equal(record[name], value)
+
+
+def test_a_second_process_is_refused(tmp_path):
+    with records.locked(tmp_path / "run"):
+        for attempt in (lambda: main.run(tiny(), tmp_path / "run"), lambda: sweep.run_sweep(tiny(), [], tmp_path / "run", 1)):
+            with pytest.raises(configs.ConfigError, match="is in use by another process; allowed: another workdir"):
+                attempt()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [records.LOCK]
+    main.run(tiny(), tmp_path / "run")  # what it leaves behind is no obstacle
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(tmp_path):
+    """Files may have so many kilobytes and no more: the checkpoint does not fit, then the first file."""
+    program = [sys.executable, "-m", *soak.COMMANDS["one member"], "--config.steps=12", f"--workdir={tmp_path / 'run'}"]
+    limited = ["bash", "-c", 'ulimit -f 10; exec "$@"', "bash", *program]
+    done = subprocess.run(limited, cwd=soak.ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert "can't be written" in done.stderr and "what it holds is whole: the same command goes on" in done.stderr
+    done = subprocess.run(program, cwd=soak.ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "resuming at step 0 of 12" in done.stdout, done.stderr
+    assert catapult_jax.open_record(tmp_path / "run").sizes["step"] == 12
+
+
+def test_a_run_that_ended_before_its_first_file_was_whole_left_nothing(tmp_path):
+    for name in (records.LOCK, "config.json.tmp"):
+        (tmp_path / name).write_text("{")
+    assert directory.is_new(tmp_path) and directory.is_new(tmp_path / "none")
+    (tmp_path / "other").touch()
+    assert not directory.is_new(tmp_path)
+
+
+def test_a_member_that_diverges_is_marked_and_changes_no_bit_of_the_others(tmp_path):
+    rates = {"calm": (0.5, 0.6), "lost": (0.5, 1e12)}
+    for name, lr_relative in rates.items():
+        main.run(tiny(steps=9, members__lr_relative=lr_relative), tmp_path / name)
+    calm, lost = (catapult_jax.open_record(tmp_path / name) for name in rates)
+    for name in calm.data_vars:
+        np.testing.assert_array_equal(calm[name].values[0], lost[name].values[0], err_msg=name)
+    about = json.loads((tmp_path / "lost" / "run.json").read_text())
+    (member,) = about["lost"]
+    assert about["status"] == "complete" and (member["member"], member["cause"]) == (1, "the loss was not finite")
+    alive = lost["alive"].values[1]
+    assert alive[: member["step"]].all() and not alive[member["step"] :].any()
+    html = (tmp_path / "lost" / "report.html").read_text()
+    assert "Members that diverged" in html and ">nan<" not in html.lower() and ">inf<" not in html.lower()
+    main.run(tiny(steps=9, members__lr_relative=(1e12, 1e13)), tmp_path / "all")
+    assert json.loads((tmp_path / "all" / "run.json").read_text())["status"] == "diverged"
+
+
+def test_a_member_that_does_not_come_back_is_frozen_too(tmp_path):
+    config = tiny(steps=20, members__lr_relative=(0.5, 1.67), events__horizon=2, model__width=256, data__name="natural_patches")
+    main.run(config, tmp_path / "run")
+    (member,) = json.loads((tmp_path / "run" / "run.json").read_text())["lost"]
+    assert (member["member"], member["cause"]) == (1, "the loss was not back within 2 steps")
+    loss = catapult_jax.open_record(tmp_path / "run")["loss_batch"].values[1]
+    assert np.isfinite(loss).all() and len(set(loss[member["step"] :].tolist())) == 1  # frozen on the weights of that step
+
+
+def test_seeds_side_by_side_are_those_alone_up_to_rounding(tmp_path):
+    """Another batch layout of the same arithmetic: equal to 1e-4 over these steps (rounding, which training lets grow), not bit for bit."""
+    main.run(tiny(members__seed=(0, 1, 2)), tmp_path / "three")
+    main.run(tiny(members__seed=(1,)), tmp_path / "one")
+    three, one = (catapult_jax.open_record(tmp_path / name) for name in ("three", "one"))
+    settings = len(one.member)
+    mine = np.flatnonzero(three["seed"].values == 1)
+    assert len(mine) == settings
+    for name in ("loss_batch", "critical_lr_batch", "lr"):
+        np.testing.assert_allclose(three[name].values[mine], one[name].values, rtol=1e-4, err_msg=name)
+
+
+def test_reproduced_or_not(tmp_path, capsys, monkeypatch):
+    main.run(tiny(), tmp_path / "run")
+    monkeypatch.setattr(
+        main.building, "choose_instruments", None
+    )  # found from costs, which are never twice the same: taken over
+    assert main.run_again(tmp_path / "run", tmp_path / "again")
+    assert "reproduced: " in capsys.readouterr().out
+    assert json.loads((tmp_path / "again" / "reproduction.json").read_text())["same"] is True
+    zarr.open_group(str(tmp_path / "run" / "record.zarr"), mode="r+")["lr"][0, 4] *= 1 + 1e-6
+    assert not main.run_again(tmp_path / "run", tmp_path / "again")
+    assert re.search(r"lr differs from step 4 on, by (9|1)\.\de-0[67] relative at most", capsys.readouterr().out)
+    for where, message in (
+        (tmp_path / "none", "holds no run"),
+        (tmp_path, "holds no run"),
+    ):
+        with pytest.raises(configs.ConfigError, match=message):
+            main.run_again(where, tmp_path / "new")
+    with pytest.raises(configs.ConfigError, match="is the run itself"):
+        main.run_again(tmp_path / "run", tmp_path / "run")
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    about["data"]["sha256"] = "0" * 64
+    records.write_json(tmp_path / "run" / "run.json", about)
+    with pytest.raises(configs.ConfigError, match="other data"):
+        main.run_again(tmp_path / "run", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_comes_from_the_outside_is_escaped(tmp_path):
+    main.run(tiny(title="<script>alert(1)</script> & co"), tmp_path / "run")
+    html = (tmp_path / "run" / "report.html").read_text()
+    assert "<script" not in html and "&lt;script&gt;alert(1)" in html
+
+
+def test_steps_too_near_to_tell_are_marked(tmp_path):
+    main.run(tiny(), tmp_path / "run")
+    record = catapult_jax.open_record(tmp_path / "run").load()
+    margin = record.attrs["critical_lr_margin"]
+    assert 0 < margin < 1e-3
+    assert f"not significant within {margin:.1e} of the critical lr" in (tmp_path / "run" / "report.html").read_text()
+    assert not uncertain_steps(record).any()
+    for distance, expected in ((0.5, True), (-0.5, True), (2.0, False), (-2.0, False)):
+        record["lr"][:] = record["critical_lr_batch"].astype(np.float64) * (1 + distance * margin)
+        assert (uncertain_steps(record) == expected).all() or margin < 2e-6, distance
+
+
+def test_random_files():
+    tried = fuzz.files(150)
+    assert tried["read"] >= 2 and tried["refused"] >= 50 and sum(tried.values()) >= 150
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # how ml_collections loads a config file
+def test_random_command_lines():
+    tried = fuzz.command_lines_tried(150)
+    assert tried["allowed"] >= 2 and tried["refused"] >= 50
+
+
+@pytest.mark.parametrize(
+    ("shape", "honest"), [((10**6, 10**6), False), ((2**40,), False), ((3, 2**62), False), ((50, 10**6), True)], ids=str
+)
+def test_a_bomb_is_refused_before_memory_is_taken(tmp_path, monkeypatch, shape, honest):
+    Path(tmp_path, "given.npz").write_bytes(fuzz.bomb(shape, honest=honest))
+    if honest:  # as on a machine with less memory than that
+        monkeypatch.setattr(data.sources.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1000}[name])
+    monkeypatch.setattr(np, "load", None)
+    with pytest.raises(ValueError, match="claim"):
+        data.read("given", directory=str(tmp_path))
+
+
+def test_a_bad_file_leaves_nothing_behind(tmp_path):
+    Path(tmp_path, "given.npz").write_bytes(b"PK\x03\x04 no archive")
+    config = tiny(data__name="given", data__dir=str(tmp_path))
+    with pytest.raises(configs.ConfigError, match=r"given.npz can't be read .*; allowed: an .npz file"):
+        main.run(config, tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["given.npz"]
