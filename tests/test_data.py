@@ -44,7 +44,7 @@ def test_folder_of_npz_by_argument_and_by_environment(tmp_path, monkeypatch):
         ({"y_test": None}, "lacks y_test"),
         ({"y_train": np.zeros(3)}, r"x_train \(40, 4, 4, 3\) and y_train \(3,\)"),
         ({"y_train": np.zeros((40, 2))}, r"y_train \(40, 2\); allowed: .*attributes"),
-        ({"x_train": np.array([{}] * 40)}, "toy.npz can't be read .*Object arrays"),
+        ({"x_train": np.array([{}] * 40)}, "toy.npz can't be read .*holds Python objects"),
     ],
 )
 def test_bad_npz(tmp_path, changed, message):

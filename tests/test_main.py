@@ -46,8 +46,8 @@ def about_data(tmp_path):
 
 @pytest.mark.parametrize(
     ("module", "variant"),
-    [(cifar_gd, "cnn,smoke"), (cifar_gd, "ratios,smoke"), (cifar_gd_multi, "smoke"), (synthetic_sgd_b1, "smoke")],
-    ids=["cnn", "ratios", "multi", "sgd"],
+    [(cifar_gd, "cnn,smoke"), (cifar_gd_multi, "smoke"), (synthetic_sgd_b1, "smoke")],
+    ids=["cnn", "multi", "sgd"],
 )
 def test_smoke_on_embedded_data(module, variant, tmp_path, no_data, capsys):
     config = module.get_config(variant)
@@ -189,7 +189,7 @@ def test_without_neural_tangents_the_check_is_skipped_and_says_so(tmp_path, monk
 def test_a_run_that_diverges_says_so(tmp_path):
     main.run(smoke(members__lr_relative=(1e7,), steps=12), tmp_path / "run")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "diverged"
-    assert "frozen after a loss that was not finite" in (tmp_path / "run" / "report.html").read_text()
+    assert "<td>the loss was not finite</td>" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_report_of_nothing(tmp_path, capsys):
@@ -205,7 +205,7 @@ def test_report_escapes_what_comes_from_outside(tmp_path):
 @pytest.mark.parametrize(
     ("module", "variant"),
     [
-        *((cifar_sgd, f"{variant},smoke") for variant in ("fcn", "vit", "fcn,momentum")),
+        *((cifar_sgd, f"{variant},smoke") for variant in ("fcn", "fcn,momentum")),
         (cifar_cyclic, "smoke"),
         (batch_size, "rank2,momentum,smoke"),
         (suppressed, "rank2,smoke"),
@@ -229,7 +229,7 @@ def test_smoke_of_the_other_experiments(module, variant, tmp_path, no_data, plai
         assert "gradient of the target" in html
 
 
-@pytest.mark.parametrize("task", ["cifar2", "usps", "celeba"])  # without data svhn2 and fmnist2 are cifar2 over again
+@pytest.mark.parametrize("task", ["cifar2", "usps"])  # without data the others are one of these over again
 def test_smoke_of_images_with_a_reference(task, tmp_path, no_data, capsys, plain_figures):
     """Train the reference, then use it: its checksum and its test error are on record."""
     config = catapults_agop.get_config(f"{task},smoke")

@@ -127,7 +127,7 @@ def test_stopped_and_resumed_from_disk_is_the_same_to_the_bit(model, tmp_path):
 
     again, _ = build(model, batch_size=3)
     fresh, _ = again.init(of)
-    restored = checkpoints.restore(tmp_path / "c", fresh)
+    restored, _ = checkpoints.restore(tmp_path / "c", fresh)
     _, resumed = again.run(restored, of, 4)
     for name in rest:
         np.testing.assert_array_equal(rest[name], resumed[name], err_msg=name)
@@ -135,7 +135,7 @@ def test_stopped_and_resumed_from_disk_is_the_same_to_the_bit(model, tmp_path):
 
 
 def test_no_checkpoint_is_none(tmp_path):
-    assert checkpoints.restore(tmp_path / "none", {}) is None
+    assert checkpoints.restore(tmp_path / "none", {}) == (None, [])
 
 
 @pytest.mark.parametrize("model", [None, CNN(depth=2, width=4)], ids=["scanned", "stepped"])
