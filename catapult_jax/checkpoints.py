@@ -66,6 +66,15 @@ def restore(directory: str | Path, like: Any) -> tuple[Any | None, list[str]]:
     return None, damaged
 
 
+def forget(directory: str | Path, *, after: int) -> None:
+    """Deletes the checkpoints of later steps, before they are made again: else the record would go back and they would not."""
+    if Path(directory).is_dir():
+        with _manager(directory) as manager:
+            for step in manager.all_steps():
+                if step > after:
+                    manager.delete(step)
+
+
 def checksum(state: Any) -> str:
     """SHA-256 of the leaves of a state: names, dtypes, shapes and bytes."""
     found = hashlib.sha256()

@@ -90,6 +90,7 @@ def create(
     import zarr
 
     count = len(next(iter(members.values())))
+    write_json(Path(run_dir, _PROGRESS), {"steps_done": 0, "over": False})  # first: what may be there already is no more
     group = zarr.open_group(str(Path(run_dir, _ARRAYS)), mode="w", zarr_format=3)
 
     def add(name, shape, dtype, dims, fill, chunks, **attributes):
@@ -109,18 +110,20 @@ def create(
         add(name, (count, steps, *rest), dtype, dims, fill, (count, min(chunk, steps), *rest), units=units)
     # xarray takes the arrays named under "coordinates" as such.
     group.attrs.update(about | {"coordinates": " ".join(members)})
-    write_json(Path(run_dir, _PROGRESS), {"steps_done": 0})
 
 
-def write(run_dir: str | Path, start: int, measured: dict[str, np.ndarray]) -> None:
-    """Writes measurements ``(m, n, ...)`` from step ``start`` on; writing the same region again changes nothing."""
+def write(run_dir: str | Path, start: int, measured: dict[str, np.ndarray], *, over: bool = False) -> None:
+    """Writes measurements ``(m, n, ...)`` from step ``start`` on; writing the same region again changes nothing.
+
+    ``over``: the run ends here, before its last step.
+    """
     import zarr
 
     group = zarr.open_group(str(Path(run_dir, _ARRAYS)), mode="r+", zarr_format=3)
     end = start + next(iter(measured.values())).shape[1]
     for name, values in measured.items():
         group[name][:, start:end] = values
-    write_json(Path(run_dir, _PROGRESS), {"steps_done": end})
+    write_json(Path(run_dir, _PROGRESS), {"steps_done": end, "over": over})
 
 
 def steps_done(run_dir: str | Path) -> int:
@@ -133,6 +136,12 @@ def steps_done(run_dir: str | Path) -> int:
     # A record of an earlier version has it among its attributes.
     path = Path(run_dir, _ARRAYS)
     return zarr.open_group(str(path), mode="r", zarr_format=3).attrs.get("steps_done", 0) if path.is_dir() else 0
+
+
+def is_over(run_dir: str | Path) -> bool:
+    """Whether the run ended with the last step that is on record, before the last one of its config."""
+    path = Path(run_dir, _PROGRESS)
+    return path.is_file() and json.loads(path.read_text()).get("over", False)
 
 
 def open_record(run_dir: str | Path) -> xarray.Dataset:
@@ -152,11 +161,11 @@ def open_record(run_dir: str | Path) -> xarray.Dataset:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Writes JSON so that a reader sees the old file or the new one, never half of it."""
-    _write_text(path, json.dumps(_finite(value), indent=2, sort_keys=True, allow_nan=False) + "\n")
+    write_text(path, json.dumps(_finite(value), indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
 def write_json_lines(path: str | Path, values: list[dict]) -> None:
-    _write_text(path, "".join(json.dumps(_finite(value), allow_nan=False) + "\n" for value in values))
+    write_text(path, "".join(json.dumps(_finite(value), allow_nan=False) + "\n" for value in values))
 
 
 def read_json_lines(path: str | Path) -> list[dict]:
@@ -172,7 +181,8 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _write_text(path: str | Path, text: str) -> None:
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a file so that a reader sees the old one or the new one, never half of it."""
     half = Path(f"{path}.tmp")
     half.write_text(text)
     os.replace(half, path)

@@ -92,7 +92,8 @@ def trainer(
         handed to it at every step.
       schedule: see :mod:`catapult_jax.schedules`.
       detector: online event detector, run on the training loss. A member whose spike does not come back within the detector's horizon, or
-        whose loss is not finite, is lost: it is frozen, on the weights before that step.
+        whose loss is not finite, is lost: it is frozen, on the weights before that step. With batches the former needs the training loss
+        at every step.
       instruments: by name, see :mod:`catapult_jax.instruments`.
       batch_size: 0 takes all training examples in every step (gradient descent); otherwise batches are drawn without
         replacement, epoch by epoch, in an order that is a function of seed and epoch alone, drawn at the first step of the epoch and carried

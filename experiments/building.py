@@ -165,7 +165,9 @@ def build_instruments(
             apply_fn, every=every, reference=jax.numpy.asarray(reference), size=m.agop_size, chunk_size=CHUNK
         ),
     }
-    return {name: make[(name, methods[name]) if name in methods else name](every=every) for name, every in cadences.items()}
+    return {
+        name: make[(name, methods[name]) if name in methods else name](every=every) for name, every in sorted(cadences.items())
+    }
 
 
 def rows_of(config: ConfigDict, arrays: data.Data) -> dict[str, int]:

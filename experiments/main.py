@@ -90,7 +90,8 @@ def _run(config: ConfigDict, workdir: Path, plan: dict | None, hold: Callable[[]
         )
     if earlier and earlier["status"] != "running":
         print("already complete")
-        return report.build(workdir)
+        with directory.written(workdir):
+            return report.build(workdir)
     model, members = building.build_model(config.model, arrays.outputs), building.build_members(config)
     reference, about_reference = (
         building.agop_reference(config, arrays) if "agop" in building.cadences_of(config) else (None, None)
@@ -140,6 +141,8 @@ def _run(config: ConfigDict, workdir: Path, plan: dict | None, hold: Callable[[]
     for line in damaged:
         before = f"step {int(restored.step)}" if restored is not None else "the first step"
         print(f"WARNING: {line}; going on from {before}", file=sys.stderr)
+    if damaged:
+        checkpoints.forget(workdir / "checkpoints", after=int(restored.step) if restored is not None else -1)
     if restored is not None and records.steps_done(workdir) < int(restored.step):
         raise configs.ConfigError(f"workdir={str(workdir)!r} has a checkpoint but no record up to it; allowed: another workdir")
     if restored is not None:
@@ -210,7 +213,9 @@ def _write_directions(config, workdir: Path, model, state, coordinates, arrays, 
         rows.append(jacobian(jax.tree.map(lambda a, m=m: a[m], state.members.params), x))
     k = min(_DIRECTIONS, x[0].size, *(len(r) for r in rows))
     vectors = [np.asarray(agop_eigenvectors(r, len(x), k=k)[1].T) for r in rows]
-    np.savez(workdir / "agop.npz", names=np.array(names), vectors=np.stack(vectors), shape=np.array(x.shape[1:]))
+    half = workdir / "agop.tmp.npz"
+    np.savez(half, names=np.array(names), vectors=np.stack(vectors), shape=np.array(x.shape[1:]))
+    half.replace(workdir / "agop.npz")
 
 
 def _train(config, workdir: Path, trainer: training.Trainer, state, members, coordinates, attributes):
@@ -219,7 +224,8 @@ def _train(config, workdir: Path, trainer: training.Trainer, state, members, coo
     ended = np.asarray(state.members.done | ~state.members.alive)
     longest = min(config.run.chunk_steps, config.run.checkpoint_every, config.steps)
     bar = tqdm(total=config.steps, initial=first, unit="step", disable=None, file=sys.stderr)
-    while int(state.step) < config.steps:
+    over = records.steps_done(workdir) == first and records.is_over(workdir)
+    while int(state.step) < config.steps and not over:
         at = int(state.step)
         steps = min(config.run.chunk_steps, config.steps - at, config.run.checkpoint_every - (at - saved))
         state, measured = trainer.run(state, members, steps, longest)
@@ -232,10 +238,10 @@ def _train(config, workdir: Path, trainer: training.Trainer, state, members, coo
                 chunk=config.run.chunk_steps,
                 about=attributes,
             )
-        records.write(workdir, at, measured)
-        at += steps
         # All were done, or lost, before this chunk began: so it holds every measurement of where they ended.
         over = config.run.stop_loss > 0 and bool(ended.all())
+        records.write(workdir, at, measured, over=over)
+        at += steps
         if at - saved >= config.run.checkpoint_every or at == config.steps or over:
             checkpoints.save(workdir / "checkpoints", at, state)
             saved = at
@@ -244,8 +250,6 @@ def _train(config, workdir: Path, trainer: training.Trainer, state, members, coo
             f"loss {np.median(measured['loss_batch'][:, -1]):.3g}, lr/critical {np.median(ratio):.2f}, events {measured['spikes'][:, -1].sum()}"
         )
         bar.update(steps)
-        if over:
-            break
         ended = np.asarray(state.members.done | ~state.members.alive)
     bar.close()
     return state
@@ -270,6 +274,10 @@ def run_again(then: Path, workdir: Path) -> bool:
     config = reproduce.stored_config(then)
     if workdir.resolve() == then.resolve():
         raise configs.ConfigError(f"workdir={str(workdir)!r} is the run itself; allowed: another directory")
+    if (workdir / "run.json").is_file() and json.loads((workdir / "run.json").read_text())["status"] != "running":
+        raise configs.ConfigError(
+            f"workdir={str(workdir)!r} holds a finished run; allowed: a new directory, so that it is run now"
+        )
     about = json.loads((then / "run.json").read_text())
     arrays, _ = building.load_data(config)
     if arrays.checksum != about["data"]["sha256"]:
@@ -285,7 +293,7 @@ def run_again(then: Path, workdir: Path) -> bool:
 
 def main(_argv: list[str]) -> int:
     if _REPRODUCE.value:
-        then = Path(_REPRODUCE.value)
+        then = Path(_REPRODUCE.value).resolve()
         return 0 if run_again(then, Path(_WORKDIR.value) if _WORKDIR.value else then.with_name(f"{then.name}-again")) else 1
     config = flags.FLAGS.config
     workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(sys.argv, config)

@@ -27,6 +27,7 @@ from experiments.verdicts import (
     run_events,
     text_of,
     uncertain_steps,
+    until_lost,
 )
 
 _CADENCES = ("batch_kernel", "train_loss", "train_kernel", "loss_after", "preconditioner", "test", "agop")
@@ -102,7 +103,7 @@ def build(run_dir: str | Path) -> list[Verdict]:
       FileNotFoundError: no run there.
     """
     run_dir = Path(run_dir)
-    record = records.open_record(run_dir).load()
+    record = until_lost(records.open_record(run_dir).load())
     config, run = (json.loads((run_dir / name).read_text()) for name in ("config.json", "run.json"))
     if config["measure"].get("preset"):  # the cadences that it found stand in its place
         every = {f"{name}_every": run["instruments"]["cadences"].get(name, 0) for name in _CADENCES}
@@ -141,7 +142,7 @@ def build(run_dir: str | Path) -> list[Verdict]:
     )
     if lost:
         parts.append("<h2>Members that diverged</h2>")
-        parts.append("<p>Each is frozen from its step on, and is in no figure or claim from there.</p>")
+        parts.append("<p>Each is frozen from its step on, and is in no figure or claim after it.</p>")
         parts.append(table_html(("member", "step", "cause"), [tuple(row.values()) for row in lost]))
     if untested:
         parts.append(f'<p class="warning">Not tested at the cadences of this preset: {escape(", ".join(untested))}</p>')
@@ -157,7 +158,7 @@ def build(run_dir: str | Path) -> list[Verdict]:
     if config["published_critical_lr"]:
         parts.append(f"<p>Published for the network of this figure: {config['published_critical_lr']} (Zhu et al. 2024).</p>")
     if "critical_lr_batch" in record:
-        uncertain, known = uncertain_steps(record), np.isfinite(record["critical_lr_batch"].values)
+        uncertain, known = uncertain_steps(record), ~np.isnan(record["critical_lr_batch"].values)
         parts.append(
             f"<p>Whether a step is critical is not significant within {record.attrs.get('critical_lr_margin', 0):.1e} of the critical lr "
             "(rounding of the kernel, n times the largest error of an entry), or within the bound of its eigenvalue where that is larger: "
@@ -245,7 +246,7 @@ def build(run_dir: str | Path) -> list[Verdict]:
     )
     parts.append(f"<pre>{escape(json.dumps(run['environment'], indent=2))}</pre>")
     parts.append(f"<h2>Config</h2><pre>{escape(json.dumps(config, indent=2))}</pre>")
-    (run_dir / "report.html").write_text(page(title, parts))
+    records.write_text(run_dir / "report.html", page(title, parts))
     return verdicts
 
 

@@ -32,7 +32,7 @@ def stored_config(run_dir: Path) -> ConfigDict:
     """
     try:
         fields, about = (json.loads((run_dir / name).read_text()) for name in ("config.json", "run.json"))
-        status = about["status"]
+        status, _, _ = about["status"], about["instruments"], about["data"]["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise configs.ConfigError(
             f"reproduce={str(run_dir)!r} holds no run ({configs.one_line(error)}); allowed: the directory of a finished run"
@@ -62,8 +62,7 @@ def compare(then: Path, now: Path) -> Comparison:
         a, b = old[name].values, new[name].values
         unequal = _bits(a) != _bits(b)
         if unequal.any():
-            places = unequal if "step" in old[name].dims else unequal[..., None]
-            step = int(np.nonzero(places)[old[name].dims.index("step") if "step" in old[name].dims else 0].min())
+            step = int(np.nonzero(unequal)[old[name].dims.index("step")].min()) if "step" in old[name].dims else 0
             with np.errstate(all="ignore"):
                 relative = np.abs(b.astype(float) - a.astype(float)) / np.maximum(np.abs(a.astype(float)), np.finfo(float).tiny)
             finite = relative[unequal & np.isfinite(relative)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import csv
+import io
 import itertools
 import json
 import multiprocessing
@@ -25,7 +26,7 @@ from catapult_jax import records
 from experiments import config as configs
 from experiments import figures, report, verdicts
 from experiments.config import ConfigError, RunError
-from experiments.directory import held
+from experiments.directory import held, written
 from experiments.main import default_workdir, run
 
 _GRID = flags.DEFINE_multi_string("grid", [], "FIELD=v1,v2,...; may be given several times. Default: the config's own sweep.")
@@ -143,7 +144,10 @@ def summary(runs: list[tuple[dict, ConfigDict]], workdir: Path) -> list[dict]:
         directory = directory_of(workdir, chosen, one)
         if not is_complete(directory):
             continue
-        record, config = records.open_record(directory).load(), json.loads((directory / "config.json").read_text())
+        record, config = (
+            verdicts.until_lost(records.open_record(directory).load()),
+            json.loads((directory / "config.json").read_text()),
+        )
         ends = {name: verdicts.last(record, name) for name in report.ENDS if name in record}
         critical = "critical_lr_batch" in record
         predicted = critical and "loss_batch_after" in record
@@ -186,10 +190,11 @@ def write_summary(
     rows: list[dict], axes: list[str], config: ConfigDict, workdir: Path, title: str, failures: dict[str, str], about: dict
 ):
     """summary.csv, summary.png and summary.html; returns the verdicts. ``about``: the data that the runs were on."""
-    with (workdir / "summary.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, _columns(rows))
-        writer.writeheader()
-        writer.writerows(rows)
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, _columns(rows), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    records.write_text(workdir / "summary.csv", file.getvalue())
     found = find_verdicts(rows, config, config.claims, about)
     parts = [
         f"<h1>{escape(title)}</h1>",
@@ -220,7 +225,7 @@ def write_summary(
         f'<li><a href="{escape(name)}/report.html">{escape(name)}</a></li>' for name in dict.fromkeys(r["run"] for r in rows)
     ]
     parts.append("</ul>")
-    (workdir / "summary.html").write_text(report.page(title, parts))
+    records.write_text(workdir / "summary.html", report.page(title, parts))
     return found
 
 
@@ -261,13 +266,18 @@ def _run_sweep(config: ConfigDict, runs, axes, workdir: Path, processes: int, ca
         raise RunError("no run of the sweep was completed")
     title = f"Sweep: {config.title}" if not axes else f"Sweep over {', '.join(axes)}: {config.title}"
     about = json.loads((workdir / rows[0]["run"] / "run.json").read_text())["data"]
-    found = write_summary(rows, axes, config, workdir, f"{title}, on {about['name']}", failures, about)
+    with written(workdir):
+        found = write_summary(rows, axes, config, workdir, f"{title}, on {about['name']}", failures, about)
     if failures:
         raise RunError(f"{len(failures)} of {len(runs)} runs failed; the summary is of the others: {workdir / 'summary.html'}")
     return found
 
 
 def main(_argv: list[str]) -> int:
+    if flags.FLAGS.reproduce:
+        raise ConfigError(
+            f"reproduce={flags.FLAGS.reproduce!r} is not for sweeps; allowed: python -m experiments.main --reproduce, run by run"
+        )
     config = flags.FLAGS.config
     given = flags.FLAGS.workdir
     workdir = Path(given) if given else default_workdir(sys.argv, config, "-".join(["sweep", *_GRID.value]).replace("/", "_"))

@@ -33,15 +33,18 @@ def run_events(record, config: dict[str, Any], *, factor: float | None = None) -
     missing = np.full(record.sizes["step"], np.nan)
     events = []
     for m in range(record.sizes["member"]):
+        alive = record["alive"].values[m]
+        known = slice(0, None if alive[-1] else int(alive.argmin()) + 1)  # up to the step at which it was lost
+        cut = lambda values, known=known: None if values is None else values[known]
         critical = pick("critical_lr_batch", m)
         events.append(
             find_events(
-                loss.values[m],
-                record["lr"].values[m],
-                missing if critical is None else critical,
-                lambda_max=pick("lambda_max_batch", m),
-                loss_top=pick(f"{split}_top", m),
-                loss_rest=pick(f"{split}_rest", m),
+                cut(loss.values[m]),
+                cut(record["lr"].values[m]),
+                cut(missing if critical is None else critical),
+                lambda_max=cut(pick("lambda_max_batch", m)),
+                loss_top=cut(pick(f"{split}_top", m)),
+                loss_rest=cut(pick(f"{split}_rest", m)),
                 factor=settings["factor"] if factor is None else factor,
                 delta=min(settings["delta"], ((settings["factor"] if factor is None else factor) - 1) / 2),
                 horizon=settings["horizon"],
@@ -74,6 +77,18 @@ def lost_members(record, config: dict[str, Any]) -> list[dict[str, Any]]:
         cause = f"the loss was not back within {config['events']['horizon']} steps" if finite else "the loss was not finite"
         found.append({"member": int(m), "step": step, "cause": cause})
     return found
+
+
+def until_lost(record):
+    """The record with NaN for what was measured of a member after the step at which it was lost: it is frozen there."""
+    lost = np.cumsum(~record["alive"].values, axis=1) > 1
+    if not lost.any():
+        return record
+    record = record.copy(deep=True)
+    for array in record.data_vars.values():
+        if array.dims[:2] == ("member", "step") and array.dtype.kind == "f":
+            array.values[lost] = np.nan
+    return record
 
 
 def has_events(record, config: dict[str, Any]) -> bool:
@@ -214,8 +229,9 @@ def batch_prediction(record, m: int) -> Prediction:
 
 
 def _going(record, m: int) -> np.ndarray:
-    """Steps at which a member was not done."""
-    return ~record["done"].values[m] if "done" in record else np.ones(record.sizes["step"], bool)
+    """Steps at which a member was neither done nor lost."""
+    alive = record["alive"].values[m]
+    return alive & ~record["done"].values[m] if "done" in record else alive
 
 
 def critical_share(record, m: int) -> float:

@@ -76,7 +76,8 @@ def kill_and_resume(command: list[str], directory: Path, kills: int, seed: int) 
         workdir = directory / f"killed-{counts['runs']}"
         counts["runs"] += 1
         while counts["kills"] < kills:
-            before, process = _progress(workdir), _start(command, workdir, cache)
+            left, before = set(workdir.rglob("*")), _progress(workdir)
+            process = _start(command, workdir, cache)
             counts["sittings"] += 1
             while process.poll() is None and _progress(workdir) == before:
                 time.sleep(0.01)
@@ -89,8 +90,8 @@ def kill_and_resume(command: list[str], directory: Path, kills: int, seed: int) 
                 assert process.returncode == 0, out[-2000:]
                 break
             counts["kills"] += 1
-            counts["in_checkpoint"] += any(workdir.rglob("*orbax-checkpoint-tmp*"))
-            counts["in_record"] += any(workdir.rglob("*.partial"))
+            counts["in_checkpoint"] += bool(set(workdir.rglob("*orbax-checkpoint-tmp")) - left)
+            counts["in_record"] += bool(set(workdir.rglob("*.partial")) - left)
         _to_the_end(command, workdir, cache)
         _compare(directory / "whole", workdir, counts)
     return counts

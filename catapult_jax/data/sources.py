@@ -153,8 +153,11 @@ def _npz_arrays(file: Path) -> dict[str, np.ndarray]:
                         raise ValueError(f"{entry.filename} holds Python objects")
                     if array.tell() + math.prod(shape) * dtype.itemsize != entry.file_size:
                         raise ValueError(f"{entry.filename} claims shape {shape} of {dtype}, which is not its size")
-        with file.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
-            return {key: stored[key] for key in (*_ARRAYS, "attributes") if key in stored}
+            found = {}
+            for entry in wanted:
+                with stored.open(entry) as array:
+                    found[entry.filename.removesuffix(".npy")] = np.lib.format.read_array(array, allow_pickle=False)
+            return found
     except _UNREADABLE as error:
         raise ValueError(f"{file} can't be read ({error or type(error).__name__}); {allowed}") from error
 

@@ -306,6 +306,7 @@ def _block(plan: layers.Plan, leaves: list, scales: list | None, left: _Derivati
 
 
 _SLICE = 2**24  # numbers that are held at a time: in the per-example gradients, and in the rows they are made of
+_STRIPS = 16  # at most, since each is a program of its own
 _PASS = 256  # multiplications of a matrix product that are spent to save one number written and read again
 
 
@@ -339,7 +340,8 @@ def _weight_gram(
     if not same:
         return pairs(left, right).reshape(a * r, b * r)
     # The sum over pairs is symmetric in the examples: four strips, each from its diagonal block on, are 10/16 of the work.
-    strips = max(4, math.ceil(a * b * p * g * min(p * r * r, r * c) / _SLICE))
+    numbers = a * b * p * g * (p * r * r if outer_first <= outer_last else max(p, r * c))
+    strips = min(max(4, math.ceil(numbers / _SLICE)), _STRIPS)
     upper, edges = jnp.zeros((b, r, b, r), d.dtype), [b * s // strips for s in range(strips + 1)]
     for first, last in itertools.pairwise(edges):
         if first < last:

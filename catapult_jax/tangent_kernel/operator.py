@@ -214,7 +214,8 @@ def _search(apply_fn, params, batch, loss, preconditioner, chunk_size, n, k, k_m
             return jnp.einsum("ipq,iq->ip", root, v.reshape(root.shape[:2])).reshape(v.shape) * b**-0.5
 
         dtype = jnp.promote_types(outputs.dtype, jnp.float32)
-        forward = lambda u: weigh(push(scaled(u)).astype(dtype)).reshape(-1)
+        like_params = lambda tree: jax.tree.map(lambda a, p: a.astype(jnp.result_type(p)), tree, params)
+        forward = lambda u: weigh(push(like_params(scaled(u))).astype(dtype)).reshape(-1)
         backward = lambda v: pull(weigh(v.reshape(outputs.shape)).astype(outputs.dtype))[0]
         return forward, backward
 
@@ -254,7 +255,8 @@ def _search(apply_fn, params, batch, loss, preconditioner, chunk_size, n, k, k_m
 
 def _dot(a, b):
     """Eight parts are added up as vectors first: XLA's sum of an array to a number is four times slower on the CPU."""
-    products = lambda part: a.reshape(-1)[part] * b.reshape(-1)[part]
+    dtype = jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), jnp.float32)
+    products = lambda part: a.reshape(-1)[part].astype(dtype) * b.reshape(-1)[part].astype(dtype)
     part = a.size // 8
     head = sum(products(slice(i * part, (i + 1) * part)) for i in range(8))
     return head.sum() + products(slice(8 * part, None)).sum()
