@@ -19,7 +19,7 @@ help:
 	@echo "make run    make the environment, then run configs/quickstart.py on embedded data (about a minute)"
 	@echo "make test   make the environment, then run the tests"
 	@echo "make env    only the environment, in $(VENV)"
-	@echo "make soak   the long tests of reliability (twenty minutes on two cores), into docs/soak.json"
+	@echo "make soak   the long tests of reliability, into docs/soak.json"
 	@echo "make lint   ruff"
 	@echo "make bench  the benchmarks, into benchmarks/results"
 	@echo "make clean  remove the environment"

@@ -35,9 +35,13 @@ def save(directory: str | Path, step: int, state: Any) -> None:
             manager.delete(step)
         about = ocp.args.JsonSave({"sha256": checksum(state)})
         try:
-            manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), about=about))
+            saved = manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), about=about))
         except (ValueError, RuntimeError) as error:  # so Orbax's storage tells of a disk that is full
             raise OSError(f"the checkpoint of step {step}: {str(error).splitlines()[0][:300]}") from error
+        if not saved:
+            raise OSError(
+                f"the checkpoint of step {step} would be older than one that is there, of step {manager.latest_step()}"
+            )
 
 
 def restore(directory: str | Path, like: Any) -> tuple[Any | None, list[str]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import importlib.metadata
 import json
 import math
@@ -17,11 +15,8 @@ import jax
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import xarray
 
-LOCK = "lock"  # a file that is empty, and stays
 _ARRAYS, _PROGRESS = "record.zarr", "progress.json"
 _EXTRA_AXES = {"eigenvalues": ("eigenvalue",), "eigenvalue_bounds": ("eigenvalue",)}
 UNITS = {
@@ -43,29 +38,6 @@ _PACKAGES = (
     "orbax-checkpoint",
     "tensorflow-datasets",
 )
-
-
-class DirectoryInUse(Exception):
-    """Another process is at work in a directory; the message is one line."""
-
-
-@contextlib.contextmanager
-def locked(directory: str | Path) -> Iterator[None]:
-    """Keeps a directory, made if need be, to this process; the lock goes with the process, however it ends.
-
-    Raises:
-      DirectoryInUse: another process has it.
-      OSError: the directory can't be made or written to.
-    """
-    Path(directory).mkdir(parents=True, exist_ok=True)
-    with Path(directory, LOCK).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DirectoryInUse(
-                f"workdir={str(directory)!r} is in use by another process; allowed: another workdir, or this one when that has ended"
-            ) from error
-        yield
 
 
 def create(

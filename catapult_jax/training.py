@@ -140,8 +140,8 @@ def trainer(
             lambda_max, bound = found.eigenvalues[0], found.bounds[0]
         else:
             kernel = weighted_tangent_kernel(apply_fn, params, (x, y), apply_fn(params, x), **options)
-            lambda_max, bound = jnp.linalg.eigvalsh(kernel)[-1], 0.0
-        return params, critical_lr_from_lambda(lambda_max, rule), bound / lambda_max
+            lambda_max, bound = jnp.linalg.eigvalsh(kernel)[-1], jnp.float32(0)
+        return params, critical_lr_from_lambda(lambda_max, rule), jnp.where(bound > 0, bound / lambda_max, 0)
 
     def moment(params):
         batch = (

@@ -202,8 +202,8 @@ def results(experiment: Experiment, scale: str, workdir: Path) -> tuple[list[ver
         )
         figure = directory / "summary.png"
     else:
-        record = records.open_record(directory).load()
-        found = [verdicts.OF_RUN[name](record, config.to_dict()) for name in experiment.claims]
+        record = verdicts.until_lost(records.open_record(directory).load())
+        found = [verdicts.of_run(name, record, config.to_dict()) for name in experiment.claims]
         figure = directory / "figures" / f"{experiment.figure}.png"
     about = [json.loads((d / "run.json").read_text()) for d in directories]
     only = lambda values: ", ".join(sorted(set(values)))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from catapult_jax import records
 from experiments import config as configs
+
+LOCK = "lock"  # a file that is empty, and stays
 
 
 def earlier_run(workdir: Path, config: dict[str, Any]) -> dict[str, Any] | None:
@@ -42,22 +44,26 @@ def _read(path: Path) -> Any:
 
 def is_new(workdir: Path) -> bool:
     """Not there, or empty but for what a run leaves that was killed before its first file was whole."""
-    ours = (records.LOCK, "config.json.tmp")
+    ours = (LOCK, "config.json.tmp")
     return not workdir.exists() or (workdir.is_dir() and all(entry.name in ours for entry in workdir.iterdir()))
 
 
 @contextlib.contextmanager
 def held(workdir: Path) -> Iterator[None]:
-    """Keeps the directory, made if need be, to this process.
+    """Keeps the directory, made if need be, to this process; the lock goes with the process, however it ends.
 
     Raises:
       ConfigError: it can't be made, or another process has it.
     """
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(records.locked(workdir))
-        except records.DirectoryInUse as error:
-            raise configs.ConfigError(configs.one_line(error)) from error
+            workdir.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((workdir / LOCK).open("a"))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise configs.ConfigError(
+                f"workdir={str(workdir)!r} is in use by another process; allowed: another workdir, or this one when that has ended"
+            ) from error
         except OSError as error:
             raise configs.ConfigError(
                 f"workdir={str(workdir)!r} can't be made ({error.strerror}); allowed: a directory to write in"

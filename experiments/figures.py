@@ -60,6 +60,12 @@ def _mark_events(axis, events, label=True):
         seen.add(event.kind)
 
 
+def _log_scale(axis):
+    """Where there is something to draw on it: a critical lr may be infinite throughout."""
+    if any((np.asarray(line.get_ydata(), float) > 0).any() for line in axis.lines):
+        axis.set_yscale("log")
+
+
 def loss_figure(record, config, title):
     """The loss with its parts inside and outside the top eigenspace; spikes shaded; the other seeds in grey."""
     series = spike_series(record)
@@ -80,7 +86,7 @@ def loss_figure(record, config, title):
         for step in np.flatnonzero(np.diff(record["stage"].values[m])) + 1:
             axis.axvline(step, color="0.3", ls=":", lw=1, label="lr raised")
         _mark_events(axis, events[m])
-        axis.set_yscale("log")
+        _log_scale(axis)
         handles, labels = axis.get_legend_handles_labels()
         unique = dict(zip(labels, handles, strict=True))
         axis.legend(unique.values(), unique.keys(), fontsize=7, loc="lower left")
@@ -107,7 +113,7 @@ def lambda_figure(record, config, title):
         with np.errstate(divide="ignore", invalid="ignore"):  # a kernel of zero is never critical
             line = record["lambda_max_batch"].values[m] * (2 / lr - decay) / (2 / critical_lr - decay)
         axis.plot(record.step[known], line[known], color="tab:red", ls="--", lw=1.2, label="critical at this lr")
-        axis.set_yscale("log")
+        _log_scale(axis)
         axis.legend(fontsize=7)
     return figure
 
@@ -125,7 +131,7 @@ def ratio_figure(record, config, title):
         axis.axhline(1, color="tab:red", ls="--", lw=1.2)
         steps = np.flatnonzero(uncertain_steps(record)[members[0]])
         axis.plot(record.step.values[steps], ratio[members[0], steps], color="black", ls="", marker="x", ms=5)
-        axis.set_yscale("log")
+        _log_scale(axis)
     return figure
 
 
@@ -164,7 +170,7 @@ def conditioning_figure(record, config, title):
         for axis, name in zip(axes, ("lambda_max_train", "condition_number_train"), strict=True):
             _plot_known(axis, record, name, members[0], color="tab:blue", lw=1.2)
             _mark_events(axis, events[members[0]])
-            axis.set_yscale("log")
+            _log_scale(axis)
     first = panels[0][0][0]
     if first.get_legend_handles_labels()[0]:
         first.legend(fontsize=7)
@@ -182,7 +188,7 @@ def preconditioner_figure(record, config, title):
     for (top, bottom), members in panels:
         for name, label, color in series:
             _plot_known(top, record, name, members[0], color=color, lw=1, label=label)
-        top.set_yscale("log")
+        _log_scale(top)
         _plot_members(bottom, record, "preconditioner_min", members)
     panels[0][0][0].legend(fontsize=7)
     return figure
@@ -194,7 +200,7 @@ def scores_figure(record, config, title):
     for axes, members in panels:
         for axis, name in zip(axes, ("loss_batch", "error_test"), strict=True):
             _plot_members(axis, record, name, members)
-        axes[0].set_yscale("log")
+        _log_scale(axes[0])
     return figure
 
 

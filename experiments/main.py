@@ -11,7 +11,6 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -50,7 +49,8 @@ def check_kernel(model, params, x) -> dict:
         theirs = np.asarray(jax.jit(lambda p, x: tangent_kernel(model.apply, p, x, method="neural_tangents"))(params, x))
     except NeuralTangentsMissing as error:
         return {"examples": len(x), "relative_error": None, "text": f"skipped: {error}"}
-    error = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+    difference, size = np.abs(ours - theirs).max(), np.abs(theirs).max()
+    error = float(difference / size if size else difference)  # the kernel of dead units is zero
     if not error <= _CHECK_LIMIT:
         raise configs.RunError(
             f"kernel differs from neural_tangents by {error:.2e} relative on {len(x)} examples; allowed: {_CHECK_LIMIT}"
@@ -58,10 +58,10 @@ def check_kernel(model, params, x) -> dict:
     return {"examples": len(x), "relative_error": error, "text": f"relative error {error:.1e}"}
 
 
-def run(config: ConfigDict, workdir: Path, plan: dict | None = None) -> list[report.Verdict]:
+def run(config: ConfigDict, workdir: Path, like: dict | None = None) -> list[report.Verdict]:
     """Runs or resumes a config in a directory, and writes its report.
 
-    ``plan``: cadences and methods of the instruments, where they are not to be found from their cost (that of an earlier run).
+    ``like``: what run.json says of a run that this one is to repeat: on the same data, with the cadences and methods that it found.
 
     Raises:
       ConfigError: the config can't be run, or the directory holds another one, or another process has it.
@@ -69,24 +69,25 @@ def run(config: ConfigDict, workdir: Path, plan: dict | None = None) -> list[rep
     """
     configs.check(config)
     with contextlib.ExitStack() as until_the_end:
-        if new := directory.is_new(workdir):
-            # Made, and kept to this process, once everything has been checked.
-            hold = lambda: until_the_end.enter_context(directory.held(workdir))
-        else:
-            directory.earlier_run(workdir, json.loads(config.to_json()))  # a directory of something else is not touched
-            until_the_end.enter_context(directory.held(workdir))
-            hold = lambda: None
-        return _run(config, workdir, plan, hold, new)
+        return _run(config, workdir, like, until_the_end)
 
 
-def _run(config: ConfigDict, workdir: Path, plan: dict | None, hold: Callable[[], None], new: bool) -> list[report.Verdict]:
+def _run(config: ConfigDict, workdir: Path, like: dict | None, until_the_end: contextlib.ExitStack) -> list[report.Verdict]:
     begin = time.monotonic()
     as_json = json.loads(config.to_json())
-    earlier = None if new else directory.earlier_run(workdir, as_json)
+    earlier, new = None, directory.is_new(workdir)
+    if not new:
+        directory.earlier_run(workdir, as_json)  # a directory of something else is not touched
+        until_the_end.enter_context(directory.held(workdir))
+        earlier = directory.earlier_run(workdir, as_json)
     arrays, stand_in_for = building.load_data(config)
     if earlier and earlier["data"]["sha256"] != arrays.checksum:
         raise configs.ConfigError(
             f"workdir={str(workdir)!r} holds a run on other data (SHA-256 differs); allowed: another workdir"
+        )
+    if like and like["data"]["sha256"] != arrays.checksum:
+        raise configs.ConfigError(
+            f"reproduce: that run was on other data than {arrays.source} (SHA-256 differs); allowed: the same data"
         )
     if earlier and earlier["status"] != "running":
         print("already complete")
@@ -101,8 +102,8 @@ def _run(config: ConfigDict, workdir: Path, plan: dict | None, hold: Callable[[]
             f"workdir={str(workdir)!r} holds a run with another model in measure.agop_reference; allowed: another workdir"
         )
     try:
-        plan = earlier["instruments"] if earlier else plan
-        plan = plan or building.choose_instruments(config, model, arrays, members, reference)
+        found = earlier or like
+        plan = found["instruments"] if found else building.choose_instruments(config, model, arrays, members, reference)
         chosen = building.build_instruments(config, model, arrays, reference, plan["cadences"], plan["methods"])
         trainer = building.build_trainer(config, model, arrays, chosen)
         state, start = trainer.init(members)
@@ -120,9 +121,20 @@ def _run(config: ConfigDict, workdir: Path, plan: dict | None, hold: Callable[[]
             f"the critical lr at initialisation is known to within {start.error.max():.1%} alone; allowed: {_PRODUCTS_LIMIT:.0%}"
         )
 
-    hold()
-    if new and not directory.is_new(workdir):
-        raise configs.ConfigError(f"workdir={str(workdir)!r} was taken by another process meanwhile; allowed: another workdir")
+    if not np.isfinite(start.lr).all():
+        m = int(np.argmin(np.isfinite(start.lr)))
+        raise configs.ConfigError(
+            f"members.seed={int(members.seed[m])}; the critical lr at initialisation is {start.critical_lr[m]:.3g}, and the lr, a "
+            "multiple of it, no number: the gradient of every example is zero there, or not finite; allowed: another seed, model or "
+            "data, or an absolute lr"
+        )
+
+    if new:
+        until_the_end.enter_context(directory.held(workdir))
+        if not directory.is_new(workdir):
+            raise configs.ConfigError(
+                f"workdir={str(workdir)!r} was taken by another process meanwhile; allowed: another workdir"
+            )
     about = {
         "status": "running",
         "data": {
@@ -278,13 +290,7 @@ def run_again(then: Path, workdir: Path) -> bool:
         raise configs.ConfigError(
             f"workdir={str(workdir)!r} holds a finished run; allowed: a new directory, so that it is run now"
         )
-    about = json.loads((then / "run.json").read_text())
-    arrays, _ = building.load_data(config)
-    if arrays.checksum != about["data"]["sha256"]:
-        raise configs.ConfigError(
-            f"reproduce={str(then)!r} was on other data than {arrays.source} (SHA-256 differs); allowed: the same data"
-        )
-    run(config, workdir, plan=about["instruments"])
+    run(config, workdir, like=json.loads((then / "run.json").read_text()))
     found = reproduce.compare(then, workdir)
     reproduce.write(found, then, workdir)
     print("\n".join(reproduce.lines(found)))

@@ -23,6 +23,7 @@ from experiments.verdicts import (
     has_events,
     last,
     lost_members,
+    of_run,
     rise_predictions,
     run_events,
     text_of,
@@ -127,7 +128,7 @@ def build(run_dir: str | Path) -> list[Verdict]:
             for event in found
         ],
     )
-    verdicts = [OF_RUN[name](record, config) for name in config["claims"] if name in OF_RUN]
+    verdicts = [of_run(name, record, config) for name in config["claims"] if name in OF_RUN]
     drawn = figures.write_all(record, config, title, run_dir / "figures")
 
     parts = [f"<h1>{escape(title)}</h1>"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -86,15 +86,12 @@ def write(comparison: Comparison, then: Path, workdir: Path) -> None:
 
 
 def lines(comparison: Comparison) -> list[str]:
-    """What a reader wants to know first."""
-    changed: list[str] = [f"{name}: {old} then, {new} now" for name, (old, new) in comparison.environment.items()]
-    found: list[Any] = [f"environment differs in {line}" for line in changed]
-    if comparison.same:
-        return [*found, f"reproduced: {comparison.numbers} numbers in {comparison.arrays} arrays, the same bits"]
+    """What a reader wants to know: what differs, in the environment and in the record, and the result."""
+    found = [f"environment differs in {name}: {old} then, {new} now" for name, (old, new) in comparison.environment.items()]
     for name, about in comparison.differing.items():
         size = about["largest_relative_difference"]
-        found.append(
-            f"{name} differs from step {about['first_step']} on"
-            + (f", by {size:.1e} relative at most" if size is not None else "")
-        )
+        by = "" if size is None else f", by {size:.1e} relative at most"
+        found.append(f"{name} differs from step {about['first_step']} on{by}")
+    if comparison.same:
+        return [*found, f"reproduced: {comparison.numbers} numbers in {comparison.arrays} arrays, the same bits"]
     return [*found, f"not reproduced: {len(comparison.differing)} of {comparison.arrays} arrays differ"]

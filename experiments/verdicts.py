@@ -120,10 +120,17 @@ def is_stochastic(config: dict[str, Any]) -> bool:
 
 
 def _spread(values) -> str:
+    """Of the values that are known."""
     values = np.asarray(values, float)
+    values = values[~np.isnan(values)]
     if len(values) == 0:
         return "none"
     return f"median {np.median(values):.3g} (from {values.min():.3g} to {values.max():.3g}, n = {len(values)})"
+
+
+def number_text(value: float) -> str:
+    """Three digits; a value that is not known is no number."""
+    return "none" if np.isnan(value) else f"{value:.3g}"
 
 
 def first_catapult(record, config) -> Verdict:
@@ -156,6 +163,8 @@ def first_catapult(record, config) -> Verdict:
         f"{len(found)} of {len(chosen)} members have one; onset at step {_spread(onset)}; share of the rise {_spread(share)}; "
         f"peak over level {_spread([e.peak_ratio for e in found])}; lambda_max after / before {_spread(ratio)}"
     )
+    if np.isnan([*share, *ratio]).any():
+        return Verdict("first_catapult", statement, NOT_TESTED, "a share or a lambda_max that is not known; " + effect)
     return Verdict("first_catapult", statement, REPRODUCED if holds else NOT_REPRODUCED, effect)
 
 
@@ -237,7 +246,7 @@ def _going(record, m: int) -> np.ndarray:
 def critical_share(record, m: int) -> float:
     """Share of the steps with a known critical lr, until the member was done, at which the lr was above it."""
     critical = record["critical_lr_batch"].values[m]
-    known = ~np.isnan(critical) & record["alive"].values[m] & _going(record, m)
+    known = ~np.isnan(critical) & _going(record, m)
     return float((record["lr"].values[m] > critical)[known].mean()) if known.any() else float("nan")
 
 
@@ -275,9 +284,8 @@ def exceedance_predicts_rise(record, config) -> Verdict:
         batch_sum, full_sum, spikes_sum = _pooled(batch), _pooled(full), _pooled(spikes)
         parts.append(
             f"{label}, {len(members)} members: batch loss precision "
-            f"{_pooled_spread(batch, 'precision')}, recall {_pooled_spread(batch, 'recall')}, base rate {batch_sum.base_rate:.3g}; "
-            f"full training loss precision {full_sum.precision:.3g}, recall {full_sum.recall:.3g}, base rate {full_sum.base_rate:.3g}; "
-            f"its spikes precision {spikes_sum.precision:.3g}, recall {spikes_sum.recall:.3g}, base rate {spikes_sum.base_rate:.3g}"
+            f"{_pooled_spread(batch, 'precision')}, recall {_pooled_spread(batch, 'recall')}, base rate {number_text(batch_sum.base_rate)}; "
+            f"full training loss {_scores_text(full_sum)}; its spikes {_scores_text(spikes_sum)}"
         )
         holds &= batch_sum.precision >= 0.9 and batch_sum.recall >= 0.95
         told &= not (np.isnan(batch_sum.precision) or np.isnan(batch_sum.recall))
@@ -288,6 +296,12 @@ def exceedance_predicts_rise(record, config) -> Verdict:
     return Verdict(name, statement, REPRODUCED if holds else NOT_REPRODUCED, effect)
 
 
+def _scores_text(table: Prediction) -> str:
+    return ", ".join(
+        f"{name.replace('_', ' ')} {number_text(getattr(table, name))}" for name in ("precision", "recall", "base_rate")
+    )
+
+
 def _pooled(tables: list[Prediction]) -> Prediction:
     """The tables of several members as one."""
     return scores(*(sum(t[i] for t in tables) for i in range(4)))
@@ -295,7 +309,7 @@ def _pooled(tables: list[Prediction]) -> Prediction:
 
 def _pooled_spread(tables: list[Prediction], score: str) -> str:
     values = [getattr(t, score) for t in tables if not np.isnan(getattr(t, score))]
-    return f"{getattr(_pooled(tables), score):.3g}" + (f" (seeds {min(values):.3g} to {max(values):.3g})" if values else "")
+    return number_text(getattr(_pooled(tables), score)) + (f" (seeds {min(values):.3g} to {max(values):.3g})" if values else "")
 
 
 _MIN_SEEDS = 5  # fewer decide nothing
@@ -369,8 +383,8 @@ def finished(record, config) -> np.ndarray:
 
 
 def _rank_correlation(x, y) -> float:
-    """Spearman's; 0 where ``y`` does not vary, NaN where ``x`` takes fewer than three values."""
-    if len(np.unique(x)) < 3:
+    """Spearman's; 0 where ``y`` does not vary, NaN where ``x`` takes fewer than three values, or a value is not known."""
+    if len(np.unique(x)) < 3 or np.isnan([*x, *y]).any():
         return float("nan")
     return float(stats.spearmanr(x, y).statistic) if len(np.unique(y)) > 1 else 0.0
 
@@ -391,8 +405,7 @@ class _OnTheWay(NamedTuple):
 def _on_the_way(record, config, factor: float) -> _OnTheWay:
     found = _OnTheWay([], [], [])
     for m, events in enumerate(run_events(record, config, factor=factor)):
-        going = record["alive"].values[m] & (~record["done"].values[m] if "done" in record else True)
-        above = (record["lr"].values[m] > record["critical_lr_batch"].values[m])[: going.sum()]
+        above = (record["lr"].values[m] > record["critical_lr_batch"].values[m])[: _going(record, m).sum()]
         hits, base = [], []
         for e in events:
             if e.kind != "divergence":
@@ -418,12 +431,13 @@ def sgd_spikes_are_catapults(record, config) -> Verdict:
         f"rate; {_BEYOND}), and on average at least 90 % {part} lies in the top-{k} eigenspace of the kernel of the training set"
     )
     name = "sgd_spikes_are_catapults"
-    above = record["lr"].values > record["critical_lr_batch"].values
+    critical = np.array([critical_share(record, m) for m in range(record.sizes["member"])])
+    critical = critical[~np.isnan(critical)]
     found = _on_the_way(record, config, factor)
     flat = lambda lists: np.array([value for values in lists for value in values], float)
     hits, base = flat(found.hits), flat(found.base)
     if not len(hits):
-        return Verdict(name, statement, NOT_TESTED, f"no spike; {above.mean():.3g} of the steps critical")
+        return Verdict(name, statement, NOT_TESTED, f"no spike; {text_of(critical)} of the steps critical")
     gain = [np.mean(h) - np.mean(b) for h, b in zip(found.hits, found.base, strict=True) if h]
     shares = np.array(found.shares)[np.isfinite(found.shares)]
     at_onset = sum(e.kind == "catapult" for events in run_events(record, config, factor=factor) for e in events)
@@ -436,7 +450,7 @@ def sgd_spikes_are_catapults(record, config) -> Verdict:
     effect = (
         f"{hits.mean():.0%} of {len(hits)} spikes have one on the way (base rate {base.mean():.0%}, difference over seeds {text_of(gain)}), "
         f"share of the rise in the top space {text_of(shares)}; {at_onset} have one at the very onset, or within the momentum's memory "
-        f"before it; {', '.join(by_factor)}; {above.mean():.1%} of all steps are critical"
+        f"before it; {', '.join(by_factor)}; {text_of(critical)} of all steps are critical"
     )
     if len(hits) < _MIN_SPIKES or not len(shares):
         return Verdict(
@@ -581,6 +595,8 @@ def adagrad_outgrows_its_lr(record, config) -> Verdict:
         return Verdict(name, statement, NOT_TESTED, f"{(~ok).sum()} members were lost; " + effect)
     if not above.any(1).all():
         return Verdict(name, statement, NOT_TESTED, "a seed without a critical step; " + effect)
+    if np.isnan(bound).any():
+        return Verdict(name, statement, NOT_TESTED, f"the bound is not known at {int(np.isnan(bound).sum())} steps; " + effect)
     holds = bool((growth > 1).all() and not late.any() and len(told) == len(predicted))
     return Verdict(name, statement, REPRODUCED if holds else NOT_REPRODUCED, effect)
 
@@ -602,6 +618,7 @@ def catapults_condition_the_kernel(record, config) -> Verdict:
                 after.append(values[e.end])
             lost += e.kind == "catapult" and e.end < 0
     norms, before, after = np.array(norms), np.array(before), np.array(after)
+    norms = norms[~np.isnan(norms)]
     # Infinite: lost in the rounding of the smallest eigenvalue; larger than any that is known, and not comparable with itself.
     known = ~(np.isnan(before) | np.isnan(after) | (np.isinf(before) & np.isinf(after)))
     both = np.isfinite(before) & np.isfinite(after)
@@ -620,7 +637,8 @@ def catapults_condition_the_kernel(record, config) -> Verdict:
 
 
 def _arms(rows: list[dict], axes: tuple[str, ...], metric: str, *, finished: bool) -> dict[tuple, list[dict]]:
-    """For each value of the axes the rows of one learning rate, that with the smallest mean ``metric`` over seeds.
+    """For each value of the axes the rows of one learning rate, that with the smallest mean ``metric`` over seeds, which must be
+    known of each.
 
     ``finished``: every seed must have come to the loss to stop at; otherwise it must only not have been lost.
     """
@@ -628,7 +646,8 @@ def _arms(rows: list[dict], axes: tuple[str, ...], metric: str, *, finished: boo
     for arm in dict.fromkeys(tuple(row[axis] for axis in axes) for row in rows):
         own = [row for row in rows if tuple(row[axis] for axis in axes) == arm]
         by_rate = [[row for row in own if row["rate"] == rate] for rate in dict.fromkeys(row["rate"] for row in own)]
-        whole = [r for r in by_rate if all((row["finished"] if finished else row["alive"]) for row in r)]
+        ended = lambda row: (row["finished"] if finished else row["alive"]) and np.isfinite(row[metric])
+        whole = [r for r in by_rate if all(map(ended, r))]
         if whole:
             arms[arm] = min(whole, key=lambda r: np.mean([row[metric] for row in r]))
     return arms
@@ -724,9 +743,14 @@ def exceedance_predicts_for_every_optimizer(rows: list[dict], config) -> Verdict
     )
     parts, tests = [], []
     for optimizer in dict.fromkeys(row.get(axis) for row in rows):
-        own = [row for row in rows if row.get(axis) == optimizer and row["alive"] and np.isfinite(row.get("precision", np.nan))]
+        both = lambda row: np.isfinite([row.get(k, np.nan) for k in ("precision", "base_rate")]).all()
+        own = [row for row in rows if row.get(axis) == optimizer and row["alive"] and both(row)]
         seeds = [[row for row in own if row["seed"] == seed] for seed in dict.fromkeys(row["seed"] for row in own)]
-        mean = {k: [np.mean([row[k] for row in mine]) for mine in seeds] for k in ("precision", "recall", "base_rate")}
+        # Recall is known of the members whose loss did rise.
+        known = lambda mine, k: [row[k] for row in mine if np.isfinite(row[k])]
+        mean = {
+            k: [np.mean(values) for mine in seeds if (values := known(mine, k))] for k in ("precision", "recall", "base_rate")
+        }
         gain = np.subtract(mean["precision"], mean["base_rate"])
         tests.append(beyond_zero(gain, 1))
         parts.append(f"{optimizer}: " + ", ".join(f"{k.replace('_', ' ')} {text_of(v)}" for k, v in mean.items()))
@@ -804,8 +828,11 @@ def published_accuracies(rows: list[dict], config) -> Verdict:
     if min(len(arms[arm]) for arm in tested) < _MIN_SEEDS:
         return Verdict(name, statement, NOT_TESTED, f"fewer than {_MIN_SEEDS} seeds; " + effect)
     off = {arm: float(np.mean(_accuracy(arms[arm]))) - PUBLISHED[arm] for arm in tested}
-    effect = ", ".join(f"{arm[0]} {d:+.2f} points" for arm, d in off.items()) + "; " + effect
-    return Verdict(name, statement, _decide(all(abs(d) <= 1 for d in off.values())), effect)
+    effect = (
+        ", ".join(f"{arm[0]} " + (f"{d:+.2f} points" if np.isfinite(d) else "none") for arm, d in off.items()) + "; " + effect
+    )
+    within = bool(max(map(abs, off.values())) <= 1) if np.isfinite([*off.values()]).all() else None
+    return Verdict(name, statement, _decide(within), effect)
 
 
 # Instruments that must run at every step for a claim to be checked.
@@ -857,3 +884,18 @@ OF_SWEEP = {
     "catapults_hurt_adagrad": catapults_hurt_adagrad,
 }
 VERDICTS = OF_RUN | OF_SWEEP
+
+
+def of_run(name: str, record, config: dict[str, Any]) -> Verdict:
+    """What a record says of a claim. Where the claim rests on the critical lr of every step, it must be known at every step of every
+    member that goes on; otherwise nothing is said."""
+    found = OF_RUN[name](record, config)
+    if "measure.batch_kernel_every" not in NEEDS.get(name, ()):
+        return found
+    going = np.array([_going(record, m) for m in range(record.sizes["member"])])
+    unknown = int((np.isnan(record["critical_lr_batch"].values) & going).sum())
+    if not unknown:
+        return found
+    return found._replace(
+        verdict=NOT_TESTED, effect=f"the critical lr is not known at {unknown} of {int(going.sum())} steps; {found.effect}"
+    )

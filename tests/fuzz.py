@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import io
+import json
+import random
 import tempfile
 import zipfile
 from pathlib import Path
@@ -15,7 +18,7 @@ from hypothesis import strategies as st
 from ml_collections import config_flags
 
 from catapult_jax import data
-from configs import default
+from configs import default, quickstart
 from experiments import config as configs
 
 _NAMES = ("x_train", "y_train", "x_test", "y_test")
@@ -116,6 +119,90 @@ def outcome_of_command_line(arguments: list[str]) -> str:
     return "allowed"
 
 
+# Small enough to run in seconds, and otherwise any value with any other.
+_TO_RUN = {
+    "steps": (1, 4, 7),
+    "members.seed": ((), (0, 3)),
+    "members.lr_relative": ((), (0.5, 2.0), (1e8,)),
+    "data.name": ("digits", "natural_patches", "synthetic"),
+    "data.classes": ((), (0, 1), (1,)),
+    "data.train_size": (1, 2, 12),
+    "data.validation_size": (0, 3),
+    "data.scaling": ("none", "sqrt_d", "standardize"),
+    "data.coding": ("sign", "one_hot", "integer", "binary", "value"),
+    "model.name": ("fcn", "cnn", "vit", "wide_resnet"),
+    "model.depth": (1, 2, 10),
+    "model.width": (1, 8),
+    "model.activation": ("relu", "tanh", "linear"),
+    "model.bias": (False, True),
+    "model.readout": ("flatten", "average"),
+    "loss": ("mse", "logistic", "softmax_cross_entropy"),
+    "optimizer.name": ("sgd", "adagrad", "rmsprop", "adam", "adamw", "adadelta"),
+    "optimizer.batch_size": (0, 1, 5),
+    "optimizer.momentum": (0.0, 0.9),
+    "optimizer.nesterov": (False, True),
+    "optimizer.weight_decay": (None, 0.0, 0.1),
+    "schedule.name": ("constant", "warm_up", "cyclic", "exponential_cyclic", "staircase", "relative_to_critical"),
+    "schedule.cap": (0.0, 0.9),
+    "schedule.period": (2, 5),
+    "schedule.settle_steps": (1, 3),
+    "measure.preset": ("", "economy", "standard", "full"),
+    "measure.method": ("", "exact", "products", "auto"),
+    "measure.chunk_size": (0, 1, 5),
+    "measure.batch_kernel_every": (0, 1, 2),
+    "measure.top_k": (1, 5, 20),
+    "measure.train_loss_every": (0, 1, 3),
+    "measure.train_kernel_every": (0, 2),
+    "measure.loss_after_every": (0, 1),
+    "measure.preconditioner_every": (0, 1),
+    "measure.test_every": (0, 1, 3),
+    "measure.probe_size": (0, 1, 9),
+    "events.horizon": (1, 1000),
+    "run.chunk_steps": (1, 3, 10),
+    "run.checkpoint_every": (1, 6),
+    "run.stop_loss": (0.0, 0.5, 1e9),
+    "run.save_model": (False, True),
+}  # fmt: skip
+
+
+def config_to_run(seed: int) -> dict[str, object]:
+    """Three to ten fields of a run of seconds; the coding mostly one that the loss allows, since else nearly all are refused for that."""
+    draw = random.Random(seed)
+    fields = {name: draw.choice(_TO_RUN[name]) for name in draw.sample(sorted(_TO_RUN), draw.randint(3, 10))}
+    if draw.random() < 0.9:
+        synthetic = fields.get("data.name") == "synthetic"
+        fields["loss"] = "mse" if synthetic else fields.get("loss", "mse")
+        allowed = [coding for coding in data.CODINGS_OF_LOSS[fields["loss"]] if (coding == "value") == synthetic]
+        fields["data.coding"] = draw.choice(allowed)
+        if synthetic:
+            fields |= {"data.scaling": "none", "data.classes": (), "model.name": "fcn"}
+    return fields
+
+
+def outcome_of_run(fields: dict[str, object], folder: Path) -> str:
+    """``complete`` or ``diverged``, with its report, or ``refused`` with one line and nothing left behind."""
+    from experiments import main
+
+    config = quickstart.get_config("smoke")
+    config.claims = ()
+    config.model.width, config.model.depth, config.model.patch_size = (
+        8,
+        2 if fields.get("model.name") != "wide_resnet" else 10,
+        4,
+    )
+    config.data.name = "digits"
+    config.update_from_flattened_dict(fields)
+    workdir = folder / configs.identity(config)
+    try:
+        main.run(config, workdir)
+    except configs.ConfigError as error:
+        assert "\n" not in str(error) and not workdir.exists(), error
+        return "refused"
+    shown = (workdir / "report.html").read_text().lower()
+    assert ">nan<" not in shown and ">inf<" not in shown, fields
+    return json.loads((workdir / "run.json").read_text())["status"]
+
+
 def _tried(strategy, outcome, count: int) -> dict[str, int]:
     counts: collections.Counter[str] = collections.Counter()
 
@@ -136,6 +223,16 @@ def files(count: int) -> dict[str, int]:
     """
     with tempfile.TemporaryDirectory() as folder:
         return _tried(npz_files(), lambda content: outcome_of_file(content, Path(folder)), count)
+
+
+def runs(count: int) -> dict[str, int]:
+    """How many random configs were run to their end, with their status, and how many refused.
+
+    Raises:
+      AssertionError: or whatever else one of them raised.
+    """
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        return dict(collections.Counter(outcome_of_run(config_to_run(seed), Path(folder)) for seed in range(count)))
 
 
 def command_lines_tried(count: int) -> dict[str, int]:

@@ -38,14 +38,14 @@ def test_degenerate_spectra(spectrum, k, loss):
     kernel = jnp.float32(rotation @ np.diag(spectrum) @ rotation.T)
     outputs, targets = jnp.arange(4.0) / 4, jnp.array([1.0, 0.0, 1.0, 0.0])
     found = split_loss(kernel, outputs, targets, loss=loss, k=k)
-    largest = float(np.linalg.eigvalsh(np.float64(found.eigenvectors.T @ found.eigenvectors) - np.eye(k)).max())
-    assert abs(largest) < 1e-5 and np.isfinite(found.top) and np.isfinite(found.rest)
+    np.testing.assert_allclose(found.eigenvectors.T @ found.eigenvectors, np.eye(k), atol=1e-5)
+    assert np.isfinite(found.top) and np.isfinite(found.rest)
     assert 0 <= found.top and -1e-6 <= found.rest
     if loss == "mse":
         np.testing.assert_allclose(float(found.top + found.rest), np.mean((np.arange(4) / 4 - [1, 0, 1, 0]) ** 2), rtol=1e-6)
         np.testing.assert_allclose(found.lambda_max, 2 * max(spectrum) / 4, rtol=1e-5, atol=1e-7)
     if spectrum[-1] == 0:
-        assert np.isinf(found.condition_number) or np.isnan(found.condition_number) or found.condition_number > 1e5
+        assert np.isinf(found.condition_number)  # lost in rounding
     if max(spectrum) == 0:
         assert np.isinf(critical_lr_from_lambda(found.lambda_max))  # nothing grows, whatever the rate
 

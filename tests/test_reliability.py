@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -33,8 +34,13 @@ def tiny(**fields):
 
 
 def test_killed_at_random_moments_it_is_the_same_run_bit_for_bit(tmp_path):
-    """A few kills; ``make soak`` makes many, docs/soak.json has their number."""
-    command = [*soak.COMMANDS["vmapped members, Adam, batches"], "--config.steps=80"]
+    """A few kills; ``make soak`` makes many, and of more kinds of runs; docs/soak.json has their number."""
+    command = [
+        *soak.COMMANDS["one member"],
+        "--config.members.seed=(0,1)",
+        "--config.optimizer.batch_size=4",
+        "--config.steps=80",
+    ]
     counts = soak.kill_and_resume(command, tmp_path, kills=2, seed=1)
     assert counts["kills"] == 2 and counts["runs_compared"] >= 1
 
@@ -132,11 +138,11 @@ def test_a_region_written_twice_is_written_once(tmp_path):
 
 
 def test_a_second_process_is_refused(tmp_path):
-    with records.locked(tmp_path / "run"):
+    with directory.held(tmp_path / "run"):
         for attempt in (lambda: main.run(tiny(), tmp_path / "run"), lambda: sweep.run_sweep(tiny(), [], tmp_path / "run", 1)):
             with pytest.raises(configs.ConfigError, match="is in use by another process; allowed: another workdir"):
                 attempt()
-    assert [path.name for path in (tmp_path / "run").iterdir()] == [records.LOCK]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [directory.LOCK]
     main.run(tiny(), tmp_path / "run")  # what it leaves behind is no obstacle
 
 
@@ -151,9 +157,16 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(tmp_path
     assert done.returncode == 0 and "resuming at step 0 of 12" in done.stdout, done.stderr
     assert catapult_jax.open_record(tmp_path / "run").sizes["step"] == 12
 
+    # That process had one device, this one has eight. The sums may be divided otherwise: equal to 1e-5, a hundred roundings.
+    main.run(reproduce.stored_config(tmp_path / "run"), tmp_path / "on eight")
+    assert jax.device_count() == 8
+    one, eight = (catapult_jax.open_record(tmp_path / name) for name in ("run", "on eight"))
+    for name in one.data_vars:
+        np.testing.assert_allclose(eight[name], one[name], rtol=1e-5, err_msg=name)
+
 
 def test_a_run_that_ended_before_its_first_file_was_whole_left_nothing(tmp_path):
-    for name in (records.LOCK, "config.json.tmp"):
+    for name in (directory.LOCK, "config.json.tmp"):
         (tmp_path / name).write_text("{")
     assert directory.is_new(tmp_path) and directory.is_new(tmp_path / "none")
     (tmp_path / "other").touch()
@@ -256,6 +269,23 @@ def test_steps_too_near_to_tell_are_marked(tmp_path):
     for distance, expected in ((0.5, True), (-0.5, True), (2.0, False), (-2.0, False)):
         record["lr"][:] = record["critical_lr_batch"].astype(np.float64) * (1 + distance * margin)
         assert known.any() and (uncertain_steps(record)[known] == expected).all(), distance
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_random_runs():
+    tried = fuzz.runs(6)
+    assert tried["refused"] >= 2 and tried["complete"] >= 2 and sum(tried.values()) == 6
+
+
+def test_a_kernel_of_zero_has_no_critical_lr_to_be_relative_to(tmp_path):
+    """Its network is dead, so that no example has a gradient: with an absolute lr it stays where it is."""
+    dead = {"model__width": 1, "data__train_size": 1, "members__lr_relative": (), "members__seed": (0,)}
+    with pytest.raises(configs.ConfigError, match=r"members.seed=0; the critical lr at initialisation is inf"):
+        main.run(tiny(**dead, optimizer__lr_relative=0.5), tmp_path / "relative")
+    assert not (tmp_path / "relative").exists()
+    main.run(tiny(**dead, optimizer__lr=0.5), tmp_path / "absolute")
+    record = catapult_jax.open_record(tmp_path / "absolute").load()
+    assert np.isinf(record["critical_lr_batch"].values).all() and len(np.unique(record["loss_batch"])) == 1
 
 
 def test_random_files():

@@ -321,7 +321,7 @@ def test_couplings_behind_functions_that_are_not_finite_everywhere(couple):
 
 def test_deep_and_half_precision_models_are_not_refused():
     x = jnp.ones((2, 64))
-    for model, dtype in ((FCN(depth=40, width=64), jnp.float32), (nn.Sequential([nn.Dense(64)] * 5), jnp.float16)):
+    for model, dtype in ((FCN(depth=20, width=64), jnp.float32), (nn.Sequential([nn.Dense(64)] * 5), jnp.float16)):
         params = jax.tree.map(lambda a, dtype=dtype: a.astype(dtype), model.init(jax.random.key(0), x))
         tangent_kernel(model.apply, params, x.astype(dtype))
 
@@ -379,7 +379,7 @@ def test_products_of_patches_by_pixels(kwargs):
 
 def test_a_network_whose_weights_go_by_pixels(monkeypatch):
     """A wide layer on a small image, so that the sum over pairs of pixels is the cheapest order."""
-    model = CNN(depth=3, width=200)
+    model = CNN(depth=3, width=96)
     x = jax.random.normal(jax.random.key(0), (20, 3, 3, 8))
     params = model.init(jax.random.key(1), x)
     taken, whole = [], exact._by_pairs

@@ -1,5 +1,7 @@
 """Verdicts on records with a known answer."""
 
+import re
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -388,6 +390,101 @@ def test_catapults_condition_the_kernel():
     singular = np.where(condition == 4, np.inf, condition)
     assert check(DROPS, singular) == verdicts.NOT_REPRODUCED  # the smallest eigenvalue is lost
     assert check(DROPS, np.where(condition == 9, np.inf, condition)) == verdicts.REPRODUCED
+
+
+def reproducing():
+    """For each claim a record, or the rows of a sweep, that reproduces it."""
+    seeds, counts = np.repeat(np.arange(5), 4), np.array([0, 1, 2, 3] * 5)
+    raised = np.array([[0, 0, 1, 1, 1, 1, 2, 2, 2]])
+    before, rises = np.ones((5, 20)), np.where(np.arange(20) % 2, 2.0, 0.5)
+    cycles = np.tile([1.0, 3.0, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5], (10, 1))
+    free = np.array([np.inf, 0.9] * 5, np.float32)
+    pairs = members_with((2, 0) * 5, np.repeat(np.arange(5), 2), **ends_of_pairs(np.isinf(free)))
+    falling = np.tile([1.0, 2.0, 4.0, 1.0, 0.9, 0.8], (12, 1))
+    published = {arm: 100 - value for arm, value in verdicts.PUBLISHED.items()}
+    with_schedule = lambda config, **fields: config | {"schedule": config["schedule"] | fields}
+    return {
+        "first_catapult": (record(SPIKE, 1.5, DROPS), FIG3),
+        "spikes_are_catapults": (record(SPIKE, 1.5, DROPS), FIG3),
+        "catapult_follows_raise": (
+            record([1.0, 0.5, 0.4, 2, 0.4, 0.3, 0.2, 2, 0.2], [0.5, 0.5, 3, 3, 3, 3, 6, 6, 6], [2.0, 2, 2, 4, 4, 4, 4, 9, 9], stage=raised),
+            FIG4,
+        ),
+        "exceedance_predicts_rise": (
+            record(before, 1.0, np.where(np.arange(20) % 2, 0.5, 2.0), loss_batch_after=np.tile(rises, (5, 1))),
+            FIG5,
+        ),
+        "sgd_spikes_are_catapults": (sgd_record(BEFORE, 0.95), SGD),
+        "cycles_cause_catapults": (record(cycles, 1.5, [1.0, 1, 9, 9, 9, 9, 9, 9]), with_schedule(CYCLIC, period=4)),
+        "catapults_raise_alignment": (members_with(counts, seeds, agop_alignment=counts * 0.1, loss_test=-counts * 0.1), AGOP),
+        "forbidding_catapults_hurts": (pairs.assign_coords(cap=("member", free)), with_schedule(FORBIDDEN, cap_from=0)),
+        "adagrad_outgrows_its_lr": (
+            adagrad_record(*(scale * np.array([1.0, 1, 1, 3, 3, 3, 3, 3]) for scale in (1.0, 0.8))),
+            with_schedule(ADAGRAD, period=4),
+        ),
+        "catapults_condition_the_kernel": (
+            record(falling, 1.5, DROPS, condition_number_batch=np.tile([9.0, 9, 9, 4, 4, 4], (12, 1))),
+            FIG3,
+        ),
+        "small_batches_help": (batch_rows(0.1, 0.1), BATCH),
+        "alignment_over_optimizers": (optimizer_rows(-1.0), OPTIMIZERS),
+        "exceedance_predicts_for_every_optimizer": (optimizer_rows(0.0), OPTIMIZERS),
+        **{
+            name: (accuracy_rows(published), MNIST)
+            for name in ("catapults_help_sgd", "published_accuracies", "catapults_hurt_adagrad")
+        },
+    }  # fmt: skip
+
+
+def ends_of_pairs(free):
+    return {"agop_alignment": 0.5 + 0.1 * free, "loss_test": 0.5 - 0.1 * free}
+
+
+def no_number_is_none(effect):
+    assert not re.search(r"\b(nan|inf)\b", effect, re.IGNORECASE), effect
+
+
+@pytest.mark.parametrize("name", verdicts.OF_RUN)
+def test_what_is_not_known_decides_no_claim_on_a_run(name):
+    made, config = reproducing()[name]
+    assert verdicts.of_run(name, made, config).verdict == verdicts.REPRODUCED
+    given = ("loss_batch", "loss_train", "lr")  # a member without these is lost
+    for series in [key for key in made.data_vars if made[key].dtype.kind == "f" and key not in given]:
+        unknown = made.copy(deep=True)
+        unknown[series][:] = np.nan
+        found = verdicts.of_run(name, unknown, config)
+        assert found.verdict in (verdicts.NOT_TESTED, verdicts.REPRODUCED), (
+            series
+        )  # the latter where the claim does not rest on it
+        no_number_is_none(found.effect)
+        if series == "critical_lr_batch":
+            assert found.verdict == verdicts.NOT_TESTED
+
+
+@pytest.mark.parametrize("name", verdicts.OF_RUN)
+def test_a_lost_member_is_no_number_in_a_claim(name):
+    made, config = reproducing()[name]
+    lost = made.isel(member=[0]).copy(deep=True)
+    for series in ("loss_batch", "loss_train"):
+        lost[series][:, 2] = np.inf
+    lost["alive"][:, 2:] = False
+    if "done" in lost:
+        lost["done"][:] = False
+    lost["seed"] = lost["seed"] + 100
+    both = xr.concat([made, verdicts.until_lost(lost)], "member")
+    no_number_is_none(verdicts.of_run(name, both, config).effect)
+
+
+@pytest.mark.parametrize("name", verdicts.OF_SWEEP)
+def test_what_is_not_known_decides_no_claim_on_a_sweep(name):
+    rows, config = reproducing()[name]
+    decide = verdicts.OF_SWEEP[name]
+    assert decide(rows, config).verdict == verdicts.REPRODUCED
+    for column in [key for key, value in rows[0].items() if isinstance(value, float) and key != "rate"]:
+        for which in (lambda row: True, lambda row: row["seed"] == 1):
+            found = decide([row | ({column: np.nan} if which(row) else {}) for row in rows], config)
+            assert found.verdict in (verdicts.NOT_TESTED, verdicts.REPRODUCED), (column, found)
+            no_number_is_none(found.effect)
 
 
 def test_interval_holds_the_mean_and_is_the_same_every_time():

@@ -336,11 +336,12 @@ def _weight_gram(
     outer_last = a * b * p * g * (p * m + p * r * c + r * r * c + _PASS * r * c)
     if scale is not None or by_gradients <= min(outer_first, outer_last):
         return _by_gradients(left, right, rows_of, scale, same=same)
-    pairs = partial(_by_pairs, rows_of=rows_of, products=products, outer_first=outer_first <= outer_last)
+    is_first = outer_first <= outer_last
+    pairs = partial(_by_pairs, rows_of=rows_of, products=products, outer_first=is_first)
     if not same:
         return pairs(left, right).reshape(a * r, b * r)
-    # The sum over pairs is symmetric in the examples: four strips, each from its diagonal block on, are 10/16 of the work.
-    numbers = a * b * p * g * (p * r * r if outer_first <= outer_last else max(p, r * c))
+    # The sum over pairs is symmetric in the examples: strips, each from its diagonal block on; four are 10/16 of the work.
+    numbers = a * b * p * g * (p * r * r if is_first else max(p, r * c))
     strips = min(max(4, math.ceil(numbers / _SLICE)), _STRIPS)
     upper, edges = jnp.zeros((b, r, b, r), d.dtype), [b * s // strips for s in range(strips + 1)]
     for first, last in itertools.pairwise(edges):
