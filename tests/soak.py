@@ -1,4 +1,4 @@
-"""The long versions of the tests of reliability: python -m tests.soak [--kills=60] [--files=3000] [--configs=3000] [--write].
+"""The long versions of the tests of reliability: python -m tests.soak [--kills=60] [--files=3000] [--configs=3000] [--runs=150] [--write].
 
 ``--write`` puts the counts into docs/soak.json, with the environment; without it they are printed alone.
 """
@@ -125,6 +125,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--files", type=int, default=3000)
     parser.add_argument("--configs", type=int, default=3000)
+    parser.add_argument("--runs", type=int, default=150)
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     results: dict = {"environment": records.environment(), "kills": {}}
@@ -136,8 +137,9 @@ def main() -> int:
         print(name, results["kills"][name], flush=True)
     from tests import fuzz
 
-    for name, tried in (("files", fuzz.files(arguments.files)), ("configs", fuzz.command_lines_tried(arguments.configs))):
-        results[name] = tried
+    counts = {"files": arguments.files, "configs": arguments.configs, "runs": arguments.runs}
+    for name, try_so_many in (("files", fuzz.files), ("configs", fuzz.command_lines_tried), ("runs", fuzz.runs)):
+        results[name] = tried = try_so_many(counts[name])
         print(name, tried, flush=True)
     if arguments.write:
         records.write_json(ROOT / "docs" / "soak.json", results)
