@@ -62,16 +62,18 @@ def preconditioning(
     Args:
       optimizer: ``optax.sgd``, ``adagrad``, ``rmsprop``, ``adam``, ``adamw`` or ``adadelta``, or a ``functools.partial`` of one.
       params: parameters.
-      after: state of the optimizer after the update, also inside of ``optax.chain``, ``inject_hyperparams`` or ``masked``. Parameters that are
-        masked out are taken not to move: their ``P`` is infinite. Other links of a chain, which leave no trace in the state (clipping, a
-        factor, decay), are not seen: they must leave the update alone.
+      after: state of the optimizer after the update, also inside of ``optax.chain``, ``inject_hyperparams``, ``masked`` or
+        ``multi_transform``. Parameters that are masked out are taken not to move, and their ``P`` is infinite; ``masked`` alone passes their
+        gradient on, so that it takes ``set_to_zero`` for them. Links of a chain that leave no trace in the state (clipping, a
+        factor, decay) are not seen: they must leave the update alone.
       before: state before the update; for ``adadelta``.
       settings: what the optimizer was made with where it is not the default (``b1=0.8``). What ``inject_hyperparams`` keeps in the state is read
-        there.
+        there: numbers, not truth values such as ``nesterov``.
 
     Raises:
       ValueError: an optimizer, or a setting of it, that has no rule; a setting that it does not have; a state that is not of that
-        optimizer, or of several.
+        optimizer, of several, or of a link of another kind (an average, say); ``sgd`` without momentum in ``masked``, since its state does
+        not tell the mask.
 
     Source: the frozen-preconditioner rule of Cohen et al. (2022), arXiv 2207.14484; the gains are the momentum filters at ``z = -1``.
 
@@ -93,14 +95,14 @@ def preconditioning(
         raise ValueError(
             f"{unknown[0]}={settings[unknown[0]]!r} is no setting of {optimizer.__name__}; allowed: {', '.join(defaults)}"
         )
+    kind = _STATE_OF[optimizer]
+    strange = sorted({type(state).__name__ for state in _links(after)} - {kind.__name__})
+    if strange:
+        raise ValueError(f"the state holds {strange[0]}; allowed for {optimizer.__name__}: {kind.__name__} alone")
     injected = {}
     for state in _states(after, optax.InjectStatefulHyperparamsState):
-        injected |= {name: value for name, value in state.hyperparams.items() if name in defaults}
-    strange = {type(state).__name__ for state in _states(after, _KINDS)} - {_STATE_OF[optimizer].__name__}
-    if strange:
-        raise ValueError(
-            f"the state holds {strange.pop()}; allowed for {optimizer.__name__}: {_STATE_OF[optimizer].__name__} alone"
-        )
+        if _states(state.inner_state, kind):  # another link may have settings of the same name
+            injected |= {name: value for name, value in state.hyperparams.items() if name in defaults}
     return _RULES[optimizer](_Step(params, before, after), defaults | settings | injected)
 
 
@@ -125,6 +127,23 @@ def _states(state, kind) -> list:
     return [inner for outer in found for inner in (outer, *_states(tuple(outer), kind))]
 
 
+# What holds the states of links, and what a link that changes no update leaves.
+_WRAPPERS = (optax.InjectStatefulHyperparamsState, optax.MaskedState, optax.PartitionState)
+_TRACELESS = (optax.EmptyState, optax.ScaleByScheduleState, optax.MaskedNode)
+
+
+def _links(state) -> list:
+    """The states of the links of a chain, without wrappers and without those that change no update."""
+    if isinstance(state, _WRAPPERS):
+        inner = state.inner_states if isinstance(state, optax.PartitionState) else state.inner_state
+        return _links(inner)
+    if isinstance(state, dict):
+        return [link for inner in state.values() for link in _links(inner)]
+    if isinstance(state, tuple) and not hasattr(state, "_fields"):
+        return [link for inner in state for link in _links(inner)]
+    return [] if state is None or isinstance(state, _TRACELESS) else [state]
+
+
 def _one(state, kind, optimizer: str):
     found = _states(state, kind)
     if len(found) != 1:
@@ -140,15 +159,18 @@ def _refuse(settings: dict, optimizer: str, **allowed) -> None:
 
 def _whole(tree, params):
     """The tree with infinity in place of what is masked out."""
-    is_masked = lambda node: isinstance(node, optax.MaskedNode)
     leaves, structure = jax.tree.flatten(params)
     return jax.tree.unflatten(
         structure,
         [
-            jnp.full_like(p, jnp.inf) if is_masked(leaf) else leaf
-            for p, leaf in zip(leaves, jax.tree.leaves(tree, is_leaf=is_masked), strict=True)
+            jnp.full_like(p, jnp.inf) if _is_masked(leaf) else leaf
+            for p, leaf in zip(leaves, jax.tree.leaves(tree, is_leaf=_is_masked), strict=True)
         ],
     )
+
+
+def _is_masked(node) -> bool:
+    return isinstance(node, optax.MaskedNode)
 
 
 def _map(function: Callable, step: _Step, *trees):
@@ -160,8 +182,13 @@ def _sgd(step: _Step, settings: dict) -> Preconditioning:
     if traces != (beta is not None):
         raise ValueError(f"momentum={beta!r} of sgd with a state of {traces} momentum averages; allowed: that of the state")
     if beta is None:
+        if _states(step.after, (optax.MaskedState, optax.PartitionState)):
+            raise ValueError("the state holds a mask that it does not tell; allowed for sgd without momentum: none")
         return Preconditioning()
-    return Preconditioning(gain=(1 + 2 * beta) / (1 + beta) if settings["nesterov"] else 1 / (1 + beta))
+    trace = _one(step.after, optax.TraceState, "sgd").trace
+    is_masked = any(isinstance(m, optax.MaskedNode) for m in jax.tree.leaves(trace, is_leaf=_is_masked))
+    diagonal = _map(jnp.ones_like, step, trace) if is_masked else None
+    return Preconditioning(diagonal, gain=(1 + 2 * beta) / (1 + beta) if settings["nesterov"] else 1 / (1 + beta))
 
 
 def _adagrad(step: _Step, settings: dict) -> Preconditioning:
@@ -221,5 +248,4 @@ _STATE_OF = {
     optax.adamw: optax.ScaleByAdamState,
     optax.adadelta: optax.ScaleByAdaDeltaState,
 }
-_KINDS = tuple(dict.fromkeys(_STATE_OF.values()))
 OPTIMIZERS = tuple(rule.__name__ for rule in _RULES)

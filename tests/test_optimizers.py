@@ -135,6 +135,23 @@ def test_what_is_masked_out_does_not_move():
     assert np.isinf(rule.diagonal["b"]).all()
 
 
+def test_what_a_momentum_average_does_not_hold_does_not_move():
+    make, mask = CASES["heavy ball"], {"a": True, "b": False}
+    parts = {True: make(0.1), False: optax.set_to_zero()}
+    for optimizer in (optax.masked(make(0.1), mask), optax.multi_transform(parts, mask)):
+        _, state, update = _after(optimizer)
+        rule = preconditioning(make, _PARAMS, state)
+        assert (rule.diagonal["a"] == 1).all() and np.isinf(rule.diagonal["b"]).all() and rule.gain == 1 / 1.9
+    assert not update["b"].any()
+    assert preconditioning(make, _PARAMS, _after(make(0.1))[1]).diagonal is None
+
+
+def test_settings_of_another_link_are_not_read():
+    decay = optax.inject_hyperparams(optax.add_decayed_weights)(weight_decay=0.3)
+    _, state, _ = _after(optax.chain(decay, optax.adamw(0.1, weight_decay=0.2)))
+    assert preconditioning(functools.partial(optax.adamw, weight_decay=0.2), _PARAMS, state).decay == 0.2
+
+
 def test_adagrad_does_not_move_what_has_had_no_gradient():
     optimizer = optax.adagrad(0.1, initial_accumulator_value=0.0)
     params = jnp.array([1.0, 1.0])
@@ -170,6 +187,18 @@ def test_adagrad_does_not_move_what_has_had_no_gradient():
         (functools.partial(optax.adadelta, weight_decay=0.1), optax.adadelta, "weight_decay=0.1 of adadelta has no rule"),
         (optax.adadelta, optax.adadelta, "before=None; allowed for adadelta: the state before the update"),
         (optax.adam, lambda lr: optax.chain(optax.adam(lr), optax.adam(lr)), "the state holds 2 of ScaleByAdamState"),
+        (
+            optax.sgd,
+            lambda lr: optax.chain(optax.ema(0.9), optax.sgd(lr)),
+            "the state holds EmaState; allowed for sgd: TraceState alone",
+        ),
+        (optax.sgd, optax.lion, "the state holds ScaleByLionState; allowed for sgd: TraceState alone"),
+        (optax.adam, optax.amsgrad, "the state holds ScaleByAmsgradState; allowed for adam: ScaleByAdamState alone"),
+        (
+            optax.sgd,
+            lambda lr: optax.masked(optax.sgd(lr), {"a": True, "b": False}),
+            "the state holds a mask that it does not tell",
+        ),
     ],
 )
 def test_what_has_no_rule(make, state_of, message):
