@@ -6,13 +6,14 @@ import hashlib
 import io
 import json
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from flax import traverse_util
+
+from catapult_jax.data.npz import npz_arrays
 
 
 def _manager(directory: str | Path, keep: int = 2):
@@ -47,14 +48,16 @@ def save(directory: str | Path, step: int, state: Any) -> None:
 def restore(directory: str | Path, like: Any) -> tuple[Any | None, list[str]]:
     """The newest state that is whole, in the structure, shapes and dtypes of ``like``, and a line for each newer one that is not.
 
-    A state is whole if it can be read and has the checksum that it was saved with. None where there is none; nothing is deleted.
+    A state is whole if it can be read and has the checksum that it was saved with. It is put on the default device, wherever it was saved.
+    None where there is none; nothing is deleted.
     """
     import orbax.checkpoint as ocp
 
     damaged = []
     if not Path(directory).is_dir():
         return None, damaged
-    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), like)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), like)
     with _manager(directory) as manager:
         for step in sorted(manager.all_steps(), reverse=True):
             arguments = ocp.args.Composite(state=ocp.args.StandardRestore(shapes), about=ocp.args.JsonRestore())
@@ -70,13 +73,28 @@ def restore(directory: str | Path, like: Any) -> tuple[Any | None, list[str]]:
     return None, damaged
 
 
-def forget(directory: str | Path, *, after: int) -> None:
-    """Deletes the checkpoints of later steps, before they are made again: else the record would go back and they would not."""
-    if Path(directory).is_dir():
-        with _manager(directory) as manager:
-            for step in manager.all_steps():
-                if step > after:
-                    manager.delete(step)
+def set_aside(directory: str | Path, *, after: int) -> None:
+    """Moves the checkpoints of later steps to ``DIRECTORY-damaged``, before they are made again: else the record would go back and they
+    would not."""
+    with _manager(directory) as manager:
+        later = [step for step in manager.all_steps() if step > after]
+    aside = Path(f"{directory}-damaged")
+    aside.mkdir(exist_ok=True)
+    for step in later:
+        count = len(list(aside.glob(f"{step}*")))
+        Path(directory, str(step)).rename(aside / (f"{step}" if not count else f"{step}-{count}"))
+
+
+def newest_checksum(directory: str | Path) -> str:
+    """Checksum that the newest state was saved with.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    steps = [int(path.name) for path in Path(directory).iterdir() if path.name.isdigit()]
+    if not steps:
+        raise FileNotFoundError(f"no checkpoint in {directory}")
+    return json.loads(Path(directory, str(max(steps)), "about", "metadata").read_text())["sha256"]
 
 
 def checksum(state: Any) -> str:
@@ -105,11 +123,15 @@ def load_model(path: str | Path) -> tuple[dict, dict[str, Any], str]:
       FileNotFoundError: no such file.
       ValueError: a file that is not of that form.
     """
-    content = Path(path).read_bytes()
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-            about = json.loads(str(stored["about"]))
-            params = traverse_util.unflatten_dict({k: stored[k] for k in stored.files if k != "about"}, sep="/")
-    except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
+        content = Path(path).read_bytes()
+        arrays = npz_arrays(io.BytesIO(content))
+        about = json.loads(str(arrays.pop("about")))
+        params = traverse_util.unflatten_dict(arrays, sep="/")
+        if not isinstance(about, dict) or not all(array.dtype.kind == "f" for array in arrays.values()):
+            raise ValueError("about is no description, or a parameter no floating-point array")
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no saved model ({error}); allowed: a model.npz of a run with run.save_model") from error
     return params, about, hashlib.sha256(content).hexdigest()

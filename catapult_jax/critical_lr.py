@@ -202,7 +202,9 @@ def critical_lr(
     0.5
     """
     x, _ = batch
+    with jax.default_matmul_precision("highest"):
+        outputs = apply_fn(params, x)
     weighted = weighted_tangent_kernel(
-        apply_fn, params, batch, apply_fn(params, x), loss=loss, method=method, preconditioner=preconditioning.diagonal
+        apply_fn, params, batch, outputs, loss=loss, method=method, preconditioner=preconditioning.diagonal
     )
     return critical_lr_from_lambda(jnp.linalg.eigvalsh(weighted)[-1], preconditioning)

@@ -37,6 +37,9 @@ _PACKAGES = (
     "zarr",
     "orbax-checkpoint",
     "tensorflow-datasets",
+    "scipy",
+    "scikit-learn",
+    "matplotlib",
 )
 
 
@@ -178,6 +181,7 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "backend": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "packages": versions,
     }
 

@@ -139,7 +139,9 @@ def trainer(
             found = top_eigenpairs(apply_fn, params, (x, y), k=1, **options)
             lambda_max, bound = found.eigenvalues[0], found.bounds[0]
         else:
-            kernel = weighted_tangent_kernel(apply_fn, params, (x, y), apply_fn(params, x), **options)
+            with jax.default_matmul_precision("highest"):
+                outputs = apply_fn(params, x)
+            kernel = weighted_tangent_kernel(apply_fn, params, (x, y), outputs, **options)
             lambda_max, bound = jnp.linalg.eigvalsh(kernel)[-1], jnp.float32(0)
         return params, critical_lr_from_lambda(lambda_max, rule), jnp.where(bound > 0, bound / lambda_max, 0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,12 @@ def load_data(config: ConfigDict) -> tuple[data.Data, str | None]:
     sizes = {name: c[name] for name in ("train_size", "validation_size", "test_size")}
     try:
         if c.name == "synthetic":
+            size = 8 * c.synthetic.dimension * (c.train_size + c.validation_size + c.test_size)  # drawn in double precision
+            if size > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+                raise configs.ConfigError(
+                    f"data.synthetic.dimension={c.synthetic.dimension}, data.train_size={c.train_size}, data.test_size={c.test_size}; "
+                    f"allowed: examples of less than the {memory} bytes of this machine, not {size}"
+                )
             arrays = data.synthetic(
                 dimension=c.synthetic.dimension, rank=c.synthetic.rank, target=c.synthetic.target, noise=c.synthetic.noise,
                 train_size=c.train_size + c.validation_size, test_size=c.test_size, seed=c.synthetic.seed,
@@ -63,6 +70,9 @@ def load_data(config: ConfigDict) -> tuple[data.Data, str | None]:
         prepared = data.prepare(arrays, classes=classes, **sizes, scaling=c.scaling, coding=c.coding)
     except ValueError as error:
         raise configs.ConfigError(configs.one_line(error)) from error
+    except (OSError, MemoryError, OverflowError) as error:
+        why = configs.one_line(error) or type(error).__name__
+        raise configs.ConfigError(f"data.name={c.name!r} can't be had ({why}); allowed: data that fit here") from error
     return prepared, stand_in_for
 
 
@@ -98,20 +108,32 @@ def agop_reference(config: ConfigDict, arrays: data.Data) -> tuple[np.ndarray, d
     except ValueError as error:
         raise configs.ConfigError(configs.one_line(error)) from error
     mine = {"name": arrays.name, "shape": list(arrays.x_train.shape[1:]), "outputs": arrays.outputs}
-    theirs = {key: about["data"][key] for key in mine}
     settings = {key: json.loads(config.data.to_json())[key] for key in ("classes", "scaling", "attribute")}
-    mine, theirs = mine | settings, theirs | {key: about["config"]["data"][key] for key in settings}
+    try:
+        theirs = {key: about["data"][key] for key in mine} | {key: about["config"]["data"][key] for key in settings}
+        model = build_model(about["config"]["model"], arrays.outputs)
+        size = about["data"]["train"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise configs.ConfigError(
+            f"measure.agop_reference={name!r} does not say what it is ({configs.one_line(error)}); allowed: the model.npz of a run with "
+            "run.save_model"
+        ) from error
+    mine |= settings
     if mine != theirs:
         key = next(key for key in mine if mine[key] != theirs[key])
         raise configs.ConfigError(
             f"measure.agop_reference={name!r} is a model for data with {key} {theirs[key]!r}; allowed here: {mine[key]!r}"
         )
-    model = build_model(about["config"]["model"], arrays.outputs)
+    expected = jax.eval_shape(lambda: model.init(jax.random.key(0), x[:1]))
+    if jax.tree.map(np.shape, params) != jax.tree.map(lambda leaf: leaf.shape, expected):
+        raise configs.ConfigError(
+            f"measure.agop_reference={name!r} holds other parameters than its model has; allowed: those of its model"
+        )
     rows = np.asarray(jax.jit(partial(input_jacobian, model.apply, chunk_size=CHUNK))(params, x))
     if not np.isfinite(rows).all():
         raise configs.ConfigError(f"measure.agop_reference={name!r} has gradients that are not finite; allowed: finite ones")
     return rows, {
-        "name": f"{about['config']['model']['name']} trained on {about['data']['train']} examples",
+        "name": f"{about['config']['model']['name']} trained on {size} examples",
         "sha256": checksum,
         "error_test": about.get("error_test"),  # none for targets that are values
     }

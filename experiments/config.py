@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging as python_logging
 import math
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -70,6 +71,10 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[s
             return rest
         if values.config is None:
             raise ConfigError("--config is missing; allowed: a config file, for example --config=configs/cifar_gd.py")
+        if re.search(r"--xla_gpu_deterministic_ops=(?!true)", os.environ.get("XLA_FLAGS", "")):
+            raise ConfigError(
+                "XLA_FLAGS has --xla_gpu_deterministic_ops other than true; allowed: true, so that a config gives the same bits"
+            )
         values.config.get("steps")  # a file that could not be loaded says so only when it is touched
         keep_compiled(values.compilation_cache)
     except (AttributeError, KeyError) as error:
@@ -80,19 +85,17 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[s
 
 
 def keep_compiled(directory: str | None) -> None:
-    """Keeps compiled programs in a directory and finds them there again.
+    """Keeps compiled programs in a directory, made when the first is, and finds them there again.
 
     Raises:
       ConfigError: it can't be made.
     """
     if not directory:
         return
-    try:
-        Path(directory).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"compilation_cache={directory!r} can't be made ({error.strerror}); allowed: a directory to write in"
-        ) from error
+    wanted = Path(directory).resolve()
+    there = next(path for path in (wanted, *wanted.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):  # JAX makes it once there is something to keep
+        raise ConfigError(f"compilation_cache={directory!r} can't be made in {there}; allowed: a directory to write in")
     jax.config.update("jax_compilation_cache_dir", str(Path(directory).resolve()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
@@ -173,6 +176,7 @@ PRESETS = {
     "full": ("batch_kernel", "train_loss", "loss_after", "test", "train_kernel", "agop"),
 }
 RELATIVE = ("staircase", "relative_to_critical")  # schedules that need the critical lr
+_MOST = 2**31 - 1  # steps are counted in 32 bits
 _SHARE = ("0 or more, below 1", lambda v: 0 <= v < 1)
 _SEED = ("0 to 2147483647", lambda v: 0 <= v < 2**31)
 
@@ -273,6 +277,9 @@ def check(config: ConfigDict) -> None:
         value = fields[name]
         if value is not None and not _holds(good, value):
             raise ConfigError(f"{name}={value!r}; allowed: {allowed}")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int) and abs(number) > _MOST:
+                raise ConfigError(f"{name}={value!r}; allowed: whole numbers up to {_MOST}")
 
     def refuse(condition, *names, why):
         if condition:

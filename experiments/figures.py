@@ -38,7 +38,7 @@ def _axes(record, config, title: str, ylabel: str):
         title += f" (the first {_PANELS} of {len(groups)} settings)"
     groups = groups[:_PANELS]
     figure, axes = plt.subplots(1, len(groups), figsize=(1.5 + 4.2 * len(groups), 3.6), sharey=True, squeeze=False)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     axes[0, 0].set_ylabel(ylabel)
     for axis, (label, _) in zip(axes[0], groups, strict=True):
         axis.set_title(label, fontsize=9)
@@ -141,7 +141,7 @@ def _pairs_of_axes(record, config, title: str, above: str, below: str):
     figure, axes = plt.subplots(
         2, len(groups), figsize=(1.5 + 4.4 * len(groups), 5.4), sharex=True, sharey="row", squeeze=False
     )
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     axes[0, 0].set_ylabel(above)
     axes[1, 0].set_ylabel(below)
     for column, (label, _) in enumerate(groups):
@@ -230,7 +230,7 @@ def against_catapults_figure(record, config, title):
     ok, counts = finished(record, config), catapult_counts(record, config)
     metrics = [name for name in _METRICS if name in record]
     figure, axes = plt.subplots(1, len(metrics), figsize=(1 + 3.6 * len(metrics), 3.4), squeeze=False)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     for axis, name in zip(axes[0], metrics, strict=True):
         values = last(record, name)
         axis.plot(counts[ok], values[ok], ls="", marker=".", color="0.7")
@@ -255,7 +255,7 @@ def directions_figure(directory: Path, title: str):
     count, k = vectors.shape[:2]
     image = len(shape) == 3
     figure, axes = plt.subplots(count, k, figsize=(1.6 * k + 1.6, (1.7 if image else 0.7) * count + 0.8), squeeze=False)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     for row in range(count):
         axes[row, 0].set_ylabel(str(names[row]), fontsize=6, rotation=0, ha="right", va="center")
         for column in range(k):
@@ -278,7 +278,7 @@ def sweep_figure(rows: list[dict], names: tuple[str, ...], title: str):
     metrics = [name for name in ("catapults", *_METRICS) if any(name in row for row in rows)]
     settings = list(dict.fromkeys(row["setting"] for row in rows))
     figure, axes = plt.subplots(1, len(metrics), figsize=(1 + 3.6 * len(metrics), 3.6), squeeze=False)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     places = list(dict.fromkeys(map(place_of, rows)))
     numeric = all(isinstance(place, (int, float)) for place in places)
     for axis, name in zip(axes[0], metrics, strict=True):
@@ -293,12 +293,14 @@ def sweep_figure(rows: list[dict], names: tuple[str, ...], title: str):
                     y.append(interval(own))
             if x:
                 mean, low, high = np.array(y).T
-                error = np.nan_to_num(np.stack([mean - low, high - mean]))
+                error = np.stack([mean - low, high - mean])  # none is drawn where it is not known
                 axis.errorbar(x, mean, yerr=error, marker="o", ms=3, capsize=2, lw=1, label=setting)
         if numeric and min(places) > 0:
             axis.set_xscale("log", base=2)
         elif not numeric:
-            axis.set_xticks(range(len(places)), [str(place).replace(" ", "\n") for place in places], fontsize=7)
+            axis.set_xticks(
+                range(len(places)), [str(place).replace(" ", "\n") for place in places], fontsize=7, parse_math=False
+            )
         axis.set_xlabel(", ".join(names))
         axis.set_ylabel(_METRICS.get(name, name))
     if axes[0, 0].get_legend_handles_labels()[0]:  # none where no member came to its end

@@ -101,6 +101,8 @@ def _run(config: ConfigDict, workdir: Path, like: dict | None, until_the_end: co
         raise configs.ConfigError(
             f"workdir={str(workdir)!r} holds a run with another model in measure.agop_reference; allowed: another workdir"
         )
+    if like and like.get("agop_reference") != about_reference:
+        raise configs.ConfigError("reproduce: that run had another model in measure.agop_reference; allowed: the same model")
     try:
         found = earlier or like
         plan = found["instruments"] if found else building.choose_instruments(config, model, arrays, members, reference)
@@ -109,6 +111,9 @@ def _run(config: ConfigDict, workdir: Path, like: dict | None, until_the_end: co
         state, start = trainer.init(members)
     except ValueError as error:  # a model and data that do not fit
         raise configs.ConfigError(configs.one_line(error)) from error
+    except (MemoryError, OverflowError, jax.errors.JaxRuntimeError) as error:
+        why = configs.one_line(error)[:300] or type(error).__name__
+        raise configs.ConfigError(f"the run can't be built ({why}); allowed: a model and data that fit here") from error
     title = report.title_of(as_json, {"data": {"name": arrays.name}})
     print(f"{title}; {len(members.seed)} members; data: {arrays.source}")
     check = check_kernel(model, jax.tree.map(lambda a: a[0], state.members.params), arrays.x_train)
@@ -150,17 +155,23 @@ def _run(config: ConfigDict, workdir: Path, like: dict | None, until_the_end: co
     if earlier:  # what the first steps were made with stays on record
         about = earlier | {"resumed_with": [*earlier.get("resumed_with", []), about["environment"]], "status": "running"}
     restored, damaged = checkpoints.restore(workdir / "checkpoints", state)
+    if damaged and restored is None:
+        raise configs.RunError(
+            f"workdir={str(workdir)!r} has no checkpoint that can be read: {'; '.join(damaged)}; nothing was changed; allowed: the versions and "
+            f"devices that it was written with, or its folder checkpoints moved away, to begin again"
+        )
     for line in damaged:
-        before = f"step {int(restored.step)}" if restored is not None else "the first step"
-        print(f"WARNING: {line}; going on from {before}", file=sys.stderr)
+        print(f"WARNING: {line}; going on from step {int(restored.step)}; moved to checkpoints-damaged", file=sys.stderr)
     if damaged:
-        checkpoints.forget(workdir / "checkpoints", after=int(restored.step) if restored is not None else -1)
+        checkpoints.set_aside(workdir / "checkpoints", after=int(restored.step))
     if restored is not None and records.steps_done(workdir) < int(restored.step):
         raise configs.ConfigError(f"workdir={str(workdir)!r} has a checkpoint but no record up to it; allowed: another workdir")
     if restored is not None:
         state = restored
     if earlier:
         print(f"resuming at step {int(state.step)} of {config.steps}")
+        for name, (then, now) in reproduce.differences(earlier["environment"], about["resumed_with"][-1]).items():
+            print(f"WARNING: environment differs in {name}: {then} then, {now} now", file=sys.stderr)
     # By Weyl |d lambda| <= n max |d K|, and lambda_max >= max |K|: the error of an entry, n times, bounds that of the critical lr.
     margin = max(building.rows_of(config, arrays)["batch_kernel"] * (check["relative_error"] or _ROUNDING), _ROUNDING)
     relative = members.lr_relative if members.lr_relative is not None else start.lr / start.critical_lr
@@ -183,28 +194,36 @@ def _run(config: ConfigDict, workdir: Path, like: dict | None, until_the_end: co
         records.write_json(workdir / "config.json", as_json)
         records.write_json(workdir / "run.json", about)
         state = _train(config, workdir, trainer, state, members, coordinates, attributes)
-        if config.run.save_model:
+        lost = verdicts.lost_members(records.open_record(workdir), as_json)
+        usable = _finite(state) & np.asarray(state.members.alive)
+        lost += [
+            {"member": int(m), "step": int(state.step), "cause": "the parameters were not finite after the last step"}
+            for m in np.flatnonzero(~usable & np.asarray(state.members.alive))
+        ]
+        if config.run.save_model and usable[0]:
             _write_model(workdir, model, state, arrays, {"config": as_json, "data": about["data"]})
         if "agop" in plan["cadences"]:
-            _write_directions(config, workdir, model, state, coordinates, arrays, reference)
-        lost = verdicts.lost_members(records.open_record(workdir), as_json)
+            _write_directions(config, workdir, model, state, coordinates, arrays, reference, usable)
         status = "diverged" if len(lost) == len(members.seed) else "complete"
         ended = {"status": status, "lost": lost, "seconds": about["seconds"] + time.monotonic() - begin}
         records.write_json(workdir / "run.json", about | ended)
-        return report.build(workdir)
+        found = report.build(workdir)
+    if config.run.save_model and not usable[0]:
+        raise configs.RunError(
+            "run.save_model: the first member diverged, so that there is no model.npz; allowed: a run whose first member ends with finite parameters"
+        )
+    return found
+
+
+def _finite(state) -> np.ndarray:
+    """Members whose parameters are."""
+    leaves = jax.tree.leaves(state.members.params)
+    return np.all([np.isfinite(np.asarray(leaf)).reshape(len(leaf), -1).all(1) for leaf in leaves], axis=0)
 
 
 def _write_model(workdir: Path, model, state, arrays: data.Data, about: dict) -> None:
-    """model.npz: the first member's parameters after the last step, and their test scores.
-
-    Raises:
-      RunError: that member was lost.
-    """
+    """model.npz: the first member's parameters after the last step, and their test scores."""
     params = jax.device_get(jax.tree.map(lambda a: a[0], state.members.params))
-    if not bool(state.members.alive[0]) or not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
-        raise configs.RunError(
-            "run.save_model: the first member diverged; allowed: a run whose first member ends with finite parameters"
-        )
     config = about["config"]
     scores = instruments.scores(model.apply, loss=config["loss"], every=1, coding=config["data"]["coding"])
     x_test, y_test = jax.numpy.asarray(arrays.x_test), jax.numpy.asarray(arrays.y_test)
@@ -213,14 +232,14 @@ def _write_model(workdir: Path, model, state, arrays: data.Data, about: dict) ->
     checkpoints.save_model(workdir / "model.npz", params, about | measured)
 
 
-def _write_directions(config, workdir: Path, model, state, coordinates, arrays, reference) -> None:
+def _write_directions(config, workdir: Path, model, state, coordinates, arrays, reference, usable) -> None:
     """agop.npz: top eigenvectors of the AGOP of the reference, and at the end of training of the first seed of each setting."""
     x = jax.numpy.asarray(arrays.x_train[: config.measure.agop_size])
     jacobian = jax.jit(partial(input_jacobian, model.apply, chunk_size=building.CHUNK))
     names, rows = ["reference"], [jax.numpy.asarray(reference)]
     first = coordinates["seed"][0]
     axes = [axis for axis in ("rate", "raises", "cap") if len(np.unique(coordinates.get(axis, 0))) > 1]
-    for m in np.flatnonzero((coordinates["seed"] == first) & np.asarray(state.members.alive)):
+    for m in np.flatnonzero((coordinates["seed"] == first) & usable):
         names.append(", ".join(f"{axis} {coordinates[axis][m]:.3g}" for axis in axes) or "trained")
         rows.append(jacobian(jax.tree.map(lambda a, m=m: a[m], state.members.params), x))
     k = min(_DIRECTIONS, x[0].size, *(len(r) for r in rows))

@@ -12,8 +12,9 @@ import numpy as np
 
 from catapult_jax import records
 from catapult_jax.events import FACTORS
-from experiments import figures
-from experiments.config import flat, testable
+from experiments import directory, figures
+from experiments.config import ConfigError, flat, testable
+from experiments.reproduce import differences
 from experiments.verdicts import (
     OF_RUN,
     Verdict,
@@ -49,7 +50,7 @@ ENDS = ("loss_train", "loss_test", "error_test", "loss_val", "error_val", "agop_
 
 def _number(value) -> str:
     if isinstance(value, (float, np.floating)):
-        return "&ndash;" if np.isnan(value) else f"{value:.4g}"
+        return "&ndash;" if np.isnan(value) else "infinite" if np.isinf(value) else f"{value:.4g}"
     return escape(str(value))
 
 
@@ -246,6 +247,17 @@ def build(run_dir: str | Path) -> list[Verdict]:
         f"<p>Kernel against neural_tangents on {run['kernel_check']['examples']} examples: {escape(run['kernel_check']['text'])}.</p>"
     )
     parts.append(f"<pre>{escape(json.dumps(run['environment'], indent=2))}</pre>")
+    if run.get("resumed_with"):
+        changes = [differences(run["environment"], other) for other in run["resumed_with"]]
+        changed = "".join(
+            f"<li>{escape(name)}: {escape(str(then))} then, {escape(str(now))} in sitting {i + 2}</li>"
+            for i, change in enumerate(changes)
+            for name, (then, now) in change.items()
+        )
+        parts.append(
+            f"<p>Resumed {len(changes)} times; {'the environment differed in' if changed else 'in the same environment'}</p>"
+        )
+        parts.append(f"<ul>{changed}</ul>" if changed else "")
     parts.append(f"<h2>Config</h2><pre>{escape(json.dumps(config, indent=2))}</pre>")
     records.write_text(run_dir / "report.html", page(title, parts))
     return verdicts
@@ -256,8 +268,11 @@ def main(argv: list[str]) -> int:
         print("usage: python -m experiments.report RUN_DIR", file=sys.stderr)
         return 2
     try:
-        verdicts = build(argv[1])
-    except FileNotFoundError as error:
+        if not Path(argv[1], "run.json").is_file():
+            raise FileNotFoundError(f"no run in {argv[1]}")
+        with directory.held(Path(argv[1])):
+            verdicts = build(argv[1])
+    except (FileNotFoundError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for v in verdicts:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from catapult_jax import records
+from catapult_jax import checkpoints, records
 from configs import default
 from experiments import config as configs
 
@@ -17,10 +17,12 @@ from experiments import config as configs
 class Comparison(NamedTuple):
     """Two runs of one config."""
 
-    same: bool  # every number of the record, bit for bit
+    same: bool  # every number of the record and of the last state, bit for bit, and every event
     arrays: int  # in the record
     numbers: int
-    differing: dict[str, dict[str, float]]  # array -> first step at which it differs, largest relative difference
+    differing: dict[
+        str, dict[str, float | None]
+    ]  # array, events or state -> first step at which it differs, largest relative difference
     environment: dict[str, list]  # what differs there: [then, now]
 
 
@@ -51,10 +53,9 @@ def stored_config(run_dir: Path) -> ConfigDict:
 
 
 def compare(then: Path, now: Path) -> Comparison:
-    """The record of a run against that of another."""
+    """The record, the events and the last state of a run against those of another."""
     old, new = (records.open_record(directory).load() for directory in (then, now))
-    environments = [configs.flat(json.loads((directory / "run.json").read_text())["environment"]) for directory in (then, now)]
-    differing: dict[str, dict[str, float]] = {}
+    differing: dict[str, dict[str, float | None]] = {}
     for name in sorted(set(old.variables) | set(new.variables)):
         if name not in old or name not in new or old[name].shape != new[name].shape or old[name].dtype != new[name].dtype:
             differing[name] = {"first_step": 0, "largest_relative_difference": None}
@@ -67,13 +68,23 @@ def compare(then: Path, now: Path) -> Comparison:
                 relative = np.abs(b.astype(float) - a.astype(float)) / np.maximum(np.abs(a.astype(float)), np.finfo(float).tiny)
             finite = relative[unequal & np.isfinite(relative)]
             differing[name] = {"first_step": step, "largest_relative_difference": float(finite.max()) if finite.size else None}
-    changed = {
-        name: [environments[0].get(name), environments[1].get(name)]
-        for name in sorted(environments[0].keys() | environments[1].keys())
-        if environments[0].get(name) != environments[1].get(name)
+    last = old.sizes["step"]
+    pairs = {
+        "events": [(directory / "events.jsonl").read_text() for directory in (then, now)],
+        "state": [checkpoints.newest_checksum(directory / "checkpoints") for directory in (then, now)],
     }
+    for name, (a, b) in pairs.items():
+        if a != b:
+            differing[name] = {"first_step": 0 if name == "events" else last, "largest_relative_difference": None}
+    changed = differences(*(json.loads((directory / "run.json").read_text())["environment"] for directory in (then, now)))
     numbers = sum(old[name].size for name in old.variables)
     return Comparison(not differing, len(old.variables), int(numbers), differing, changed)
+
+
+def differences(then: dict, now: dict) -> dict[str, list]:
+    """What differs between two environments: name -> [then, now]."""
+    old, new = configs.flat(then), configs.flat(now)
+    return {name: [old.get(name), new.get(name)] for name in sorted(old | new) if old.get(name) != new.get(name)}
 
 
 def _bits(values: np.ndarray) -> np.ndarray:
@@ -94,4 +105,7 @@ def lines(comparison: Comparison) -> list[str]:
         found.append(f"{name} differs from step {about['first_step']} on{by}")
     if comparison.same:
         return [*found, f"reproduced: {comparison.numbers} numbers in {comparison.arrays} arrays, the same bits"]
-    return [*found, f"not reproduced: {len(comparison.differing)} of {comparison.arrays} arrays differ"]
+    return [
+        *found,
+        f"not reproduced: {', '.join(comparison.differing)} {'differs' if len(comparison.differing) == 1 else 'differ'}",
+    ]

@@ -23,10 +23,10 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from catapult_jax import records
+from experiments import building, figures, report, verdicts
 from experiments import config as configs
-from experiments import figures, report, verdicts
 from experiments.config import ConfigError, RunError
-from experiments.directory import held, written
+from experiments.directory import held, is_new, written
 from experiments.main import default_workdir, run
 
 _GRID = flags.DEFINE_multi_string("grid", [], "FIELD=v1,v2,...; may be given several times. Default: the config's own sweep.")
@@ -183,7 +183,7 @@ def find_verdicts(rows: list[dict], config: ConfigDict, names, about: dict) -> l
     """``about``: the data that the runs were on, which need not be those that the config names."""
     fields = config.to_dict()
     fields["data"]["name"] = about["name"]
-    return [verdicts.OF_SWEEP[name](rows, fields) for name in names if name in verdicts.OF_SWEEP]
+    return [verdicts.of_sweep(name, rows, fields) for name in names if name in verdicts.OF_SWEEP]
 
 
 def write_summary(
@@ -241,6 +241,14 @@ def run_sweep(
     runs, axes = plan(config, grid)
     if workdir.exists() and not workdir.is_dir():
         raise ConfigError(f"workdir={str(workdir)!r} is a file; allowed: a directory")
+    if not is_new(workdir) and not any(
+        is_new(path) or (path / "config.json").is_file() for path in workdir.iterdir() if path.is_dir()
+    ):
+        raise ConfigError(
+            f"workdir={str(workdir)!r} holds something else than a sweep; allowed: a new directory or that of a sweep"
+        )
+    for one in {json.dumps(configs.flat(one.data), default=list): one for _, one in runs}.values():
+        building.load_data(one)  # what can't be had is said before anything is made
     with held(workdir):
         return _run_sweep(config, runs, axes, workdir, processes, cache)
 

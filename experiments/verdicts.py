@@ -884,6 +884,15 @@ OF_SWEEP = {
     "catapults_hurt_adagrad": catapults_hurt_adagrad,
 }
 VERDICTS = OF_RUN | OF_SWEEP
+# Columns of the rows of a sweep without which a claim is not tested.
+_COLUMNS = {
+    "small_batches_help": ("catapults", "loss_val", "loss_test", "agop_alignment"),
+    "alignment_over_optimizers": ("loss_val", "loss_test", "agop_alignment", "catapults", "critical_steps"),
+    "exceedance_predicts_for_every_optimizer": ("precision", "base_rate"),
+    **dict.fromkeys(
+        ("catapults_help_sgd", "published_accuracies", "catapults_hurt_adagrad"), ("error_val", "error_test", "critical_steps")
+    ),
+}
 
 
 def of_run(name: str, record, config: dict[str, Any]) -> Verdict:
@@ -899,3 +908,16 @@ def of_run(name: str, record, config: dict[str, Any]) -> Verdict:
     return found._replace(
         verdict=NOT_TESTED, effect=f"the critical lr is not known at {unknown} of {int(going.sum())} steps; {found.effect}"
     )
+
+
+def of_sweep(name: str, rows: list[dict], config: dict[str, Any]) -> Verdict:
+    """What the rows of a sweep say of a claim; nothing where a preset did not measure what it rests on."""
+    missing = [column for column in _COLUMNS[name] if not all(column in row for row in rows)]
+    if missing:
+        return Verdict(
+            name,
+            " ".join(OF_SWEEP[name].__doc__.split()).rstrip("."),
+            NOT_TESTED,
+            f"not measured in every run: {', '.join(missing)}",
+        )
+    return OF_SWEEP[name](rows, config)

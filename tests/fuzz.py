@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ml_collections import config_flags
 
-from catapult_jax import data
+from catapult_jax import checkpoints, data
 from configs import default, quickstart
 from experiments import config as configs
 
@@ -60,6 +60,18 @@ def npz_files(draw) -> bytes:
     return bytes(content[: draw(st.one_of(st.just(len(content)), st.integers(0, len(content))))])
 
 
+@st.composite
+def models(draw) -> bytes:
+    """A saved model with another description, another kind of array, some bytes changed, or truncated."""
+    about = draw(st.sampled_from(('{"data": {}}', "{}", "[1]", "{", "1", "null")))
+    file = io.BytesIO()
+    np.savez(file, about=np.array(about), **{"params/a/kernel": np.ones((3, 2), draw(st.sampled_from(_DTYPES)))})
+    content = bytearray(file.getvalue())
+    for _ in range(draw(st.integers(0, 2))):
+        content[draw(st.integers(0, len(content) - 1))] = draw(st.integers(0, 255))
+    return bytes(content[: draw(st.one_of(st.just(len(content)), st.integers(0, len(content))))])
+
+
 def bomb(claimed_shape: tuple[int, ...], *, honest: bool) -> bytes:
     """A small file that claims a large array: in the header of the array alone, or with bytes that are there once it is unpacked."""
     file, header = io.BytesIO(), io.BytesIO()
@@ -83,6 +95,19 @@ def outcome_of_file(content: bytes, folder: Path) -> str:
     finally:
         assert [path.name for path in folder.iterdir()] == ["given.npz"]
     assert all(np.isfinite(array).all() for array in prepared[:4])
+    return "read"
+
+
+def outcome_of_model(content: bytes, folder: Path) -> str:
+    """``read``, or ``refused`` with one line that names the file."""
+    (folder / "model.npz").write_bytes(content)
+    try:
+        _, about, _ = checkpoints.load_model(folder / "model.npz")
+    except ValueError as error:
+        line = configs.one_line(error)
+        assert "model.npz is no saved model" in line and "allowed" in line, line
+        return "refused"
+    assert isinstance(about, dict)
     return "read"
 
 
@@ -223,6 +248,12 @@ def files(count: int) -> dict[str, int]:
     """
     with tempfile.TemporaryDirectory() as folder:
         return _tried(npz_files(), lambda content: outcome_of_file(content, Path(folder)), count)
+
+
+def models_tried(count: int) -> dict[str, int]:
+    """How many random files of a model were read, and how many refused."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _tried(models(), lambda content: outcome_of_model(content, Path(folder)), count)
 
 
 def runs(count: int) -> dict[str, int]:

@@ -280,7 +280,7 @@ def test_compiled_programs_are_kept_where_asked(tmp_path, monkeypatch):
     updated = {}
     monkeypatch.setattr(configs.jax.config, "update", updated.__setitem__)
     configs.keep_compiled(str(tmp_path / "a" / "b"))
-    assert (tmp_path / "a" / "b").is_dir() and updated["jax_compilation_cache_dir"] == str(tmp_path / "a" / "b")
+    assert updated["jax_compilation_cache_dir"] == str(tmp_path / "a" / "b") and not (tmp_path / "a").exists()
     (tmp_path / "file").touch()
     with pytest.raises(configs.ConfigError, match=r"compilation_cache='.*file' can't be made"):
         configs.keep_compiled(str(tmp_path / "file"))

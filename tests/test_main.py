@@ -290,7 +290,8 @@ def test_a_model_that_diverged_is_not_saved(tmp_path):
     config = smoke(run__save_model=True, members__lr_relative=(1e7,), steps=12)
     with pytest.raises(configs.RunError, match="the first member diverged"):
         main.run(config, tmp_path / "run")
-    assert not (tmp_path / "run" / "model.npz").exists()
+    assert not (tmp_path / "run" / "model.npz").exists() and (tmp_path / "run" / "report.html").is_file()
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "diverged"
 
 
 def test_another_reference_in_the_same_directory_is_refused(tmp_path, no_data, plain_figures):

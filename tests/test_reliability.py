@@ -1,6 +1,7 @@
 """A run is never lost and never lies: kills, damaged files, full disks, two processes, divergence, random input, reproduction."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import zarr
+from absl import flags
+from absl.testing import flagsaver
 
 import catapult_jax
 from catapult_jax import checkpoints, data, records
@@ -113,16 +116,44 @@ def test_a_run_that_ended_early_and_was_killed_after_that_takes_no_further_step(
 
 
 def test_after_damage_new_checkpoints_are_made_at_once(tmp_path):
-    """Else those that are damaged would stand in the way of the ones before them."""
+    """Else those that are damaged would stand in the way of the ones before them. They are kept, in another folder."""
+    directory = tmp_path / "checkpoints"
     first, second = states()
     for step in (90, 100):
-        checkpoints.save(tmp_path, step, second)
-    spoil(tmp_path, "emptied")
-    assert checkpoints.restore(tmp_path, first)[0] is None
-    checkpoints.forget(tmp_path, after=-1)
-    checkpoints.save(tmp_path, 10, first)
+        checkpoints.save(directory, step, second)
+    for _ in range(2):
+        spoil(directory / "100", "emptied")
+        checkpoints.set_aside(directory, after=90)
+        checkpoints.save(directory, 100, first)
+    found, damaged = checkpoints.restore(directory, first)
+    assert checkpoints.checksum(found) == checkpoints.checksum(first) and not damaged
+    assert sorted(path.name for path in (tmp_path / "checkpoints-damaged").iterdir()) == ["100", "100-1"]
+
+
+def test_a_run_without_a_readable_checkpoint_is_left_alone(tmp_path):
+    """It may be whole, and the versions or the machine others: beginning again would destroy it."""
+    config = tiny(steps=9)
+    main.run(config, tmp_path / "run")
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    records.write_json(tmp_path / "run" / "run.json", about | {"status": "running"})
+    spoil(tmp_path / "run" / "checkpoints", "truncated")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(
+        configs.RunError, match=r"has no checkpoint that can be read: the checkpoint of step 9 .*; nothing was changed"
+    ):
+        main.run(config, tmp_path / "run")
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    main.run(config, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "complete"
+
+
+def test_a_checkpoint_of_another_device_is_read(tmp_path):
+    first, _ = states()
+    checkpoints.save(tmp_path, 5, jax.device_put(first, jax.devices()[3]))
     found, damaged = checkpoints.restore(tmp_path, first)
     assert checkpoints.checksum(found) == checkpoints.checksum(first) and not damaged
+    assert found["a"].devices() == {jax.devices()[0]}
 
 
 def test_a_region_written_twice_is_written_once(tmp_path):
@@ -163,6 +194,53 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(tmp_path
     one, eight = (catapult_jax.open_record(tmp_path / name) for name in ("run", "on eight"))
     for name in one.data_vars:
         np.testing.assert_allclose(eight[name], one[name], rtol=1e-5, err_msg=name)
+
+
+def test_a_disk_that_is_full_in_the_middle_of_the_record(tmp_path, monkeypatch):
+    config, whole, calls = tiny(steps=9), records.write, []
+    main.run(config, tmp_path / "whole")
+
+    def fails(*arguments, **keywords):
+        calls.append(arguments)
+        if len(calls) == 2:
+            (tmp_path / "run" / "record.zarr" / "lr" / "c").mkdir(exist_ok=True)
+            raise OSError(28, "No space left on device")
+        return whole(*arguments, **keywords)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(records, "write", fails)
+        with pytest.raises(configs.RunError, match=r"can't be written .No space left on device.; what it holds is whole"):
+            main.run(config, tmp_path / "run")
+    main.run(config, tmp_path / "run")
+    assert len(calls) == 2 and reproduce.compare(tmp_path / "whole", tmp_path / "run").same
+
+
+def test_nothing_is_written_outside_of_the_run(tmp_path):
+    """But for what Matplotlib keeps of its fonts, where it always does."""
+    for name in ("home", "cwd", "tmp"):
+        (tmp_path / name).mkdir()
+    elsewhere = {
+        "HOME": str(tmp_path / "home"),
+        "TMPDIR": str(tmp_path / "tmp"),
+        "PYTHONPATH": str(soak.ROOT),
+        "JAX_PLATFORMS": "cpu",
+    }
+    program = [*soak.COMMANDS["one member"], "--config.steps=2", f"--workdir={tmp_path / 'run'}"]
+    program = [part.replace("--config=", f"--config={soak.ROOT}/") for part in program]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "MPL"))} | elsewhere
+    done = subprocess.run(
+        [sys.executable, "-B", "-m", *program],
+        cwd=tmp_path / "cwd",
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    left = [
+        path.relative_to(tmp_path) for name in ("home", "cwd", "tmp") for path in (tmp_path / name).rglob("*") if path.is_file()
+    ]
+    assert all("matplotlib" in path.parts for path in left), left
 
 
 def test_a_run_that_ended_before_its_first_file_was_whole_left_nothing(tmp_path):
@@ -222,10 +300,12 @@ def test_seeds_side_by_side_are_those_alone_up_to_rounding(tmp_path):
 
 def test_reproduced_or_not(tmp_path, capsys, monkeypatch):
     main.run(tiny(), tmp_path / "run")
+    flags.FLAGS.mark_as_parsed()
     monkeypatch.setattr(
         main.building, "choose_instruments", None
     )  # found from costs, which are never twice the same: taken over
-    assert main.run_again(tmp_path / "run", tmp_path / "again")
+    with flagsaver.flagsaver(reproduce=str(tmp_path / "run"), workdir=str(tmp_path / "again")):
+        assert main.main([]) == 0
     assert "reproduced: " in capsys.readouterr().out
     assert json.loads((tmp_path / "again" / "reproduction.json").read_text())["same"] is True
     zarr.open_group(str(tmp_path / "run" / "record.zarr"), mode="r+")["lr"][0, 4] *= 1 + 1e-6
@@ -233,6 +313,11 @@ def test_reproduced_or_not(tmp_path, capsys, monkeypatch):
     assert not found.same and re.match(
         r"lr differs from step 4 on, by (9|1)\.\de-0[67] relative at most", reproduce.lines(found)[0]
     )
+    events = (tmp_path / "again" / "events.jsonl").read_text()
+    (tmp_path / "again" / "events.jsonl").write_text(events + "{}\n")
+    assert set(reproduce.compare(tmp_path / "run", tmp_path / "again").differing) == {"lr", "events"}
+    with flagsaver.flagsaver(reproduce=str(tmp_path / "run"), workdir=str(tmp_path / "third")):
+        assert main.main([]) == 1
     with pytest.raises(configs.ConfigError, match="holds a finished run; allowed: a new directory"):
         main.run_again(tmp_path / "run", tmp_path / "again")
     for where, message in (
@@ -252,7 +337,7 @@ def test_reproduced_or_not(tmp_path, capsys, monkeypatch):
 
 
 def test_what_comes_from_the_outside_is_escaped(tmp_path):
-    main.run(tiny(title="<script>alert(1)</script> & co"), tmp_path / "run")
+    main.run(tiny(title=r"<script>alert(1)</script> & $\no formula$"), tmp_path / "run")
     html = (tmp_path / "run" / "report.html").read_text()
     assert "<script" not in html and "&lt;script&gt;alert(1)" in html
 
@@ -271,10 +356,53 @@ def test_steps_too_near_to_tell_are_marked(tmp_path):
         assert known.any() and (uncertain_steps(record)[known] == expected).all(), distance
 
 
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_random_runs():
     tried = fuzz.runs(6)
     assert tried["refused"] >= 2 and tried["complete"] >= 2 and sum(tried.values()) == 6
+
+
+def test_random_models():
+    tried = fuzz.models_tried(100)
+    assert tried["read"] >= 2 and tried["refused"] >= 30
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"events__horizon": 10**12}, "events.horizon=1000000000000; allowed: whole numbers up to 2147483647"),
+        ({"members__seed": (0, 10**12)}, "members.seed"),
+        ({"data__name": "x" * 300}, "data.name='x+' can't be had .*File name too long"),
+        ({"measure__agop_every": 1, "measure__agop_reference": "."}, "is no saved model"),
+        (
+            {
+                "data__name": "synthetic", "data__coding": "value", "data__scaling": "none", "data__classes": (), "data__test_size": 2,
+                "data__synthetic__dimension": 2**31 - 1, "data__train_size": 2**31 - 1,
+            },
+            "data.synthetic.dimension=2147483647, data.train_size=2147483647, .*allowed: examples of less than",
+        ),
+    ],
+)  # fmt: skip
+def test_sizes_and_names_that_can_not_be(tmp_path, fields, message):
+    with pytest.raises(configs.ConfigError, match=message):
+        main.run(tiny(**fields), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sweep_on_a_bad_file_or_in_another_folder_leaves_nothing(tmp_path):
+    Path(tmp_path, "given.npz").write_bytes(b"none")
+    with pytest.raises(configs.ConfigError, match=r"given.npz can't be read"):
+        sweep.run_sweep(tiny(data__name="given", data__dir=str(tmp_path)), [], tmp_path / "sweep", 1)
+    with pytest.raises(configs.ConfigError, match="holds something else than a sweep"):
+        sweep.run_sweep(tiny(), [], tmp_path, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["given.npz"]
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_sums_in_one_order_are_demanded(monkeypatch):
+    assert "--xla_gpu_deterministic_ops=true" in os.environ["XLA_FLAGS"]
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=false")
+    with pytest.raises(configs.ConfigError, match="XLA_FLAGS has --xla_gpu_deterministic_ops other than true; allowed: true"):
+        configs.parse(["main", "--config=configs/quickstart.py:smoke"])
 
 
 def test_a_kernel_of_zero_has_no_critical_lr_to_be_relative_to(tmp_path):
@@ -305,7 +433,7 @@ def test_random_command_lines():
 def test_a_bomb_is_refused_before_memory_is_taken(tmp_path, monkeypatch, shape, honest):
     Path(tmp_path, "given.npz").write_bytes(fuzz.bomb(shape, honest=honest))
     if honest:  # as on a machine with less memory than that
-        monkeypatch.setattr(data.sources.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1000}[name])
+        monkeypatch.setattr(data.npz.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1000}[name])
     monkeypatch.setattr(np, "load", None)
     with pytest.raises(ValueError, match="claim"):
         data.read("given", directory=str(tmp_path))

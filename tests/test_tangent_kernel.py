@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from catapult_jax import CNN, FCN, CoupledExamplesError, tangent_kernel
+from catapult_jax import CNN, FCN, CoupledExamplesError, critical_lr, tangent_kernel, top_eigenpairs
+from catapult_jax.critical_lr import weighted_kernel_and_gradient
+from catapult_jax.eigenspace import split_weighted_loss
 from catapult_jax.tangent_kernel import exact, layers, neural_tangents
 from catapult_jax.tangent_kernel.coupling import refuse_coupled_examples
 from catapult_jax.testing import explicit_jacobian, explicit_kernel, relative_error
@@ -209,15 +211,32 @@ def test_orders_of_the_sum_over_places(monkeypatch, shape, expected, same):
     assert set(taken) == {expected} - {"product of two kernels"}
 
 
-def test_kernel_arithmetic_is_at_highest_precision():
+_BATCH = jnp.ones((2, 6, 6, 1)), jnp.ones((2, 1))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda f, p, x: tangent_kernel(f, p, x),
+        lambda f, p, x: tangent_kernel(f, p, x, method="jacobian"),
+        lambda f, p, x: tangent_kernel(f, p, x, preconditioner=p),
+        lambda f, p, x: critical_lr(f, p, (x, _BATCH[1]), loss="mse"),
+        lambda f, p, x: weighted_kernel_and_gradient(f, p, (x, _BATCH[1]), loss="mse"),
+        lambda f, p, x: top_eigenpairs(f, p, (x, _BATCH[1]), k=1, loss="mse", max_products=2),
+        lambda f, p, x: split_weighted_loss(jnp.eye(2), _BATCH[1], 0 * _BATCH[1], loss="mse", k=1),
+    ],
+    ids=["layers", "jacobian", "preconditioner", "critical_lr", "with gradient", "products", "split"],
+)
+def test_kernel_arithmetic_is_at_highest_precision(function):
+    """Every product in it, whatever the default is; each names its precision for both operands."""
     model = CNN(depth=3, width=4)
-    x = jnp.ones((2, 6, 6, 1))
-    params = model.init(jax.random.key(0), x)
+    params = model.init(jax.random.key(0), _BATCH[0])
     with jax.default_matmul_precision("default"):
-        jaxpr = str(jax.make_jaxpr(lambda p, x: tangent_kernel(model.apply, p, x))(params, x))
-    products = jaxpr.count("= dot_general[") + jaxpr.count("= conv_general_dilated[")
-    assert products > 4
-    assert jaxpr.count("Precision.HIGHEST") + jaxpr.count("HIGHEST") >= products
+        jaxpr = str(jax.make_jaxpr(lambda p, x: function(model.apply, p, x))(params, _BATCH[0]))
+    precisions = re.findall(r"\bprecision=(.*)", jaxpr)
+    products = len(re.findall(r"= (?:dot_general|conv_general_dilated)\[", jaxpr))
+    assert len(precisions) == products > 0
+    assert all(p.count("Precision.HIGHEST") == 2 for p in precisions), precisions
 
 
 class _BatchNorm(nn.Module):

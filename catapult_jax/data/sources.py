@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import lzma
-import math
 import os
-import struct
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from catapult_jax.data.npz import npz_arrays
+
 EMBEDDED = ("digits", "natural_patches", "synthetic")
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 _TFDS_NAMES = {"celeba": "celeb_a", "svhn": "svhn_cropped"}
-
-
-# What zipfile, its decompressors and numpy's reader raise for bytes that are not what they should be.
-_UNREADABLE = (
-    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, SyntaxError, OSError, EOFError, MemoryError, RuntimeError,
-    LookupError, ArithmeticError, TypeError, AttributeError, ValueError,
-)  # fmt: skip
 
 
 class DataUnavailable(Exception):
@@ -130,40 +120,11 @@ def _shrink(arrays: Arrays, image_size: int, limit: int) -> Arrays:
     return Arrays(x_train, y_train, x_test, y_test, arrays.name, arrays.source)
 
 
-def _npz_arrays(file: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file that are known here. What they claim to be is checked before memory is taken for it; nothing is unpickled.
-
-    Raises:
-      ValueError: a file that is not of that form, or larger than the memory of the machine.
-    """
-    allowed = f"allowed: an .npz file with {', '.join(_ARRAYS)}"
-    try:
-        with zipfile.ZipFile(file) as stored:
-            entries = {entry.filename.removesuffix(".npy"): entry for entry in stored.infolist()}
-            wanted = [entries[key] for key in (*_ARRAYS, "attributes") if key in entries]
-            memory, claimed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), sum(entry.file_size for entry in wanted)
-            if claimed > memory:
-                raise ValueError(f"its arrays claim {claimed} bytes, this machine has {memory}")
-            for entry in wanted:
-                with stored.open(entry) as array:
-                    version = np.lib.format.read_magic(array)
-                    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                    shape, _, dtype = header(array)
-                    if dtype.hasobject:
-                        raise ValueError(f"{entry.filename} holds Python objects")
-                    if array.tell() + math.prod(shape) * dtype.itemsize != entry.file_size:
-                        raise ValueError(f"{entry.filename} claims shape {shape} of {dtype}, which is not its size")
-            found = {}
-            for entry in wanted:
-                with stored.open(entry) as array:
-                    found[entry.filename.removesuffix(".npy")] = np.lib.format.read_array(array, allow_pickle=False)
-            return found
-    except _UNREADABLE as error:
-        raise ValueError(f"{file} can't be read ({error or type(error).__name__}); {allowed}") from error
-
-
 def _read_npz(file: Path, name: str, attribute: str | None) -> Arrays:
-    arrays = _npz_arrays(file)
+    try:
+        arrays = npz_arrays(file, (*_ARRAYS, "attributes"))
+    except ValueError as error:
+        raise ValueError(f"{error}; allowed: an .npz file with {', '.join(_ARRAYS)}") from error
     if missing := [key for key in _ARRAYS if key not in arrays]:
         raise ValueError(f"{file} lacks {', '.join(missing)}; allowed: a file with {', '.join(_ARRAYS)}")
     for key in _ARRAYS:
