@@ -204,7 +204,7 @@ def _nowhere(now: Moment, k: int) -> Directions:
     """Directions before the first search, which then starts at random."""
     zeros = jax.tree.map(lambda p: jnp.zeros((k, *jnp.shape(p)), jnp.result_type(p)), now.params)
     number = lambda value: jnp.asarray(value, jnp.promote_types(now.outputs.dtype, jnp.float32))
-    return Directions(zeros, jnp.int32(k), number(0), number(jnp.inf))
+    return Directions(zeros, jnp.int32(k), number(0), number(jnp.inf), jnp.int32(0))
 
 
 def preconditioner_bound(apply_fn: Callable, *, loss: str, every: int) -> Instrument:

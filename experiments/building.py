@@ -218,16 +218,24 @@ def choose_instruments(config: ConfigDict, model, arrays: data.Data, members, re
     candidates = {name: make({name: 1}, {})[name] for name in cadences if name not in kernels}
     for name in kernels:
         candidates |= {f"{name}, {method}": make({name: 1}, {name: method})[name] for method in tried[name]}
+    if m.preset and "exact" in tried.get("batch_kernel", ()):  # at every step it shares the step's derivatives
+        candidates["batch_kernel, exact, apart"] = make({"batch_kernel": 2}, {"batch_kernel": "exact"})["batch_kernel"]
     build = lambda chosen: build_trainer(config, model, arrays, {name.split(",")[0]: i for name, i in chosen.items()})
     costs = overhead.measure(build, candidates, members)
     methods = {name: min(tried[name], key=lambda method, name=name: costs[f"{name}, {method}"]) for name in kernels}
     own = {name: costs[f"{name}, {methods[name]}" if name in methods else name] for name in cadences}
+    apart = (
+        {"batch_kernel": costs.get(f"batch_kernel, {methods.get('batch_kernel')}, apart", 0.0)} if "batch_kernel" in own else {}
+    )
+    apart = {name: max(cost, own[name]) for name, cost in apart.items()}
     found, always = cadences, set()
     if m.preset:
         relative = config.schedule.name in configs.RELATIVE or config.schedule.cap or config.members.cap
         wanted = set() if full else {"batch_kernel", "train_loss"}
         always = (wanted | {"batch_kernel"} if relative else wanted) & set(own)
-        found = overhead.cadences(own, always, m.max_overhead, config.run.chunk_steps if config.run.stop_loss else None)
+        longest = config.run.chunk_steps if config.run.stop_loss else None
+        found = overhead.cadences(own, always, m.max_overhead, longest, apart)
+    own = {name: cost if found[name] == 1 else apart.get(name, cost) for name, cost in own.items()}
     expected = 1 + sum(own[name] / found[name] for name in own)
     print("cost of each instrument over the bare step, measured in the first steps:")
     for name in own:

@@ -136,6 +136,26 @@ def _compare(apply_fn, params, batch, loss, preconditioner, chunk_size, *, jit):
     assert (np.linalg.norm(residual, axis=0) <= np.asarray(found.residuals) + 1e-4 * oracle[0]).all()
 
 
+def test_what_was_seen_of_the_eigenvalue_below_is_not_trusted_for_long():
+    """A direction that is an eigenvector exactly, while another eigenvalue grows past its own."""
+    linear, zeros = (lambda w, x: x @ w), jnp.zeros(3)
+    call = jax.jit(lambda x, warm: top_eigenpairs(linear, zeros, (x, zeros), k=1, loss="mse", warm_start=warm))
+    warm = top_eigenpairs(linear, zeros, (jnp.diag(jnp.array([3.0, 1.0, 0.5])), zeros), k=1, loss="mse").directions
+    found = []
+    for _ in range(12):
+        pairs = call(jnp.diag(jnp.array([3.0, 6.0, 0.5])), warm)
+        warm = pairs.directions
+        found.append(float(pairs.eigenvalues[0]))
+    assert found[-1] == pytest.approx(24, rel=1e-3)  # (2/3) 36
+
+
+def test_one_output_takes_one_product():
+    linear, batch = (lambda w, x: x @ w), (jnp.ones((1, 3)), jnp.zeros(1))
+    call = lambda warm: top_eigenpairs(linear, jnp.zeros(3), batch, k=1, loss="mse", warm_start=warm)
+    second = call(call(None).directions)
+    assert float(second.products) == 1 and float(second.eigenvalues[0]) == pytest.approx(6)
+
+
 def test_a_warm_direction_saves_products():
     apply_fn, params, (x, y) = batch_of("fcn", "mse")
     search = jax.jit(lambda p, batch, warm: top_eigenpairs(apply_fn, p, batch, k=1, loss="mse", warm_start=warm))

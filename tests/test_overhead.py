@@ -34,6 +34,7 @@ def test_what_is_wanted_at_every_step_gets_it_and_no_cadence_is_beyond_the_longe
 def test_a_preset_finds_its_cadences_prints_and_keeps_them(tmp_path, capsys, monkeypatch, plain_figures):
     monkeypatch.delenv("CATAPULT_DATA_DIR", raising=False)
     costs = {"batch_kernel, exact": 0.9, "batch_kernel, products": 0.3, "loss_after": 0.2, "test": 1.5}
+    costs["batch_kernel, exact, apart"] = 1.8
     monkeypatch.setattr(overhead, "measure", lambda build, candidates, members: {name: costs[name] for name in candidates})
     config = quickstart.get_config("smoke")
     config.schedule.name = "constant"
@@ -49,6 +50,19 @@ def test_a_preset_finds_its_cadences_prints_and_keeps_them(tmp_path, capsys, mon
     assert "expected to cost 1.40 bare ones" in printed
     assert found == []
     assert "Not tested at the cadences of this preset: first_catapult" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_kernel_that_is_not_taken_at_every_step_pays_for_its_own_derivatives(monkeypatch):
+    costs = {"batch_kernel, exact": 0.9, "batch_kernel, exact, apart": 1.8, "batch_kernel, products": 2.0}
+    monkeypatch.setattr(overhead, "measure", lambda build, candidates, members: {name: costs[name] for name in candidates})
+    config = quickstart.get_config("smoke")
+    config.measure.preset = "economy"
+    arrays, _ = building.load_data(config)
+    model, members = building.build_model(config.model, arrays.outputs), building.build_members(config)
+    for most, every, expected in ((1.5, 10, 1.18), (1.95, 1, 1.9)):
+        config.measure.max_overhead = most
+        plan = building.choose_instruments(config, model, arrays, members, None)
+        assert plan["cadences"] == {"batch_kernel": every} and plan["expected_overhead"] == pytest.approx(expected)
 
 
 def test_a_dear_instrument_costs_more_than_a_cheap_one(monkeypatch):

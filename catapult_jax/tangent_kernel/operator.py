@@ -29,6 +29,7 @@ class Directions(NamedTuple):
     tracked: Int[Array, ""]  # how many of them are in use
     largest: Float[Array, ""]  # largest eigenvalue, and
     below: Float[Array, ""]  # the one below the tracked ones, when it was last seen; infinite: never
+    age: Int[Array, ""]  # calls since then
 
 
 class Eigenpairs(NamedTuple):
@@ -75,7 +76,8 @@ def top_eigenpairs(
 
     The bound on the error of ``theta`` is ``r = ||K v - theta v||``: some eigenvalue is that near. After a warm start it is
     ``r^2 / gap`` where that is less, with ``gap`` the distance from the nearest other Ritz value, or from the largest eigenvalue that
-    an earlier call saw below. That the eigenvalue is the one of this rank rests on the search having met its direction, and
+    an earlier call saw below, taken a quarter larger and as a tenth of the largest at least. It is looked at again after ten calls at
+    the latest, by one more product. That the eigenvalue is the one of this rank rests on the search having met its direction, and
     the quadratic form on the gap being what it was; neither is seen by a search that starts orthogonal to an eigenvector. For one
     warm direction ``w`` (unit) a single product may do: ``theta = mu_2 / mu_1``, ``mu_1 = ||A w||^2``, ``mu_2 = ||A^T A w||^2``, with the
     bound ``beta (mu_2 - mu_1^2) / (mu_1 (mu_1 - beta))``, ``beta`` the eigenvalue below.
@@ -152,7 +154,8 @@ def top_eigenpairs(
 
 
 _LEAST = 6  # products of a cold search beyond k
-_SAFETY = 1.25  # by so much the eigenvalue below may have grown unseen
+_SAFETY, _FLOOR = 1.25, 0.1  # by so much the eigenvalue below may have grown unseen, and to such a share of the largest
+_TRUSTED = 10  # calls for which it is taken to be what it was
 
 
 class _Search(NamedTuple):
@@ -290,9 +293,12 @@ def _extend(search: _Search, space: _Space, proposal: Callable[[], Array]) -> _S
     return _Space(put(space.basis, q), put(space.images, image), space.count + 1, space.products + 1)
 
 
-def _expected_below(warm: Directions, largest: Array) -> Array:
+def _expected_below(search: _Search, warm: Directions, largest: Array) -> Array:
     """The eigenvalue below the tracked ones: as it was last seen, or larger where the largest has grown since."""
-    return _SAFETY * warm.below * jnp.maximum(largest / jnp.where(warm.largest > 0, warm.largest, 1), 1)
+    if search.k_max == search.n:  # there is none
+        return jnp.zeros_like(largest)
+    grown = warm.below * jnp.maximum(largest / jnp.where(warm.largest > 0, warm.largest, 1), 1)
+    return jnp.maximum(_SAFETY * grown, _FLOOR * largest)
 
 
 def _ritz(search: _Search, space: _Space, warm: Directions | None) -> _Ritz:
@@ -314,7 +320,7 @@ def _ritz(search: _Search, space: _Space, warm: Directions | None) -> _Ritz:
     if warm is not None:
         known = jnp.isfinite(warm.below)
         seen = jnp.where(jnp.arange(1, search.k_max + 1) < space.count, (values + sizes)[1:], jnp.inf)
-        upper = jnp.minimum(seen, jnp.maximum(values[1:], _expected_below(warm, values[0])))
+        upper = jnp.minimum(seen, jnp.maximum(values[1:], _expected_below(search, warm, values[0])))
         lower = jnp.concatenate([jnp.full(1, jnp.inf, values.dtype), (values - sizes)[: search.k_max - 1]])
         gap = jnp.minimum(theta - upper, lower - theta)
         bounds = jnp.where(known & (gap > r), r * r / jnp.where(gap > r, gap, 1), r)
@@ -327,6 +333,8 @@ def _ritz(search: _Search, space: _Space, warm: Directions | None) -> _Ritz:
     is_open = (jnp.arange(search.k_max) < tracked) & ~(bounds <= search.tol * theta + rounding)
     # The first Ritz pairs of a random start may settle below the largest eigenvalue for a while.
     is_open |= ~known & (space.count < min(search.n, search.k + _LEAST))
+    if warm is not None:
+        is_open |= (warm.age >= _TRUSTED) & (space.count <= tracked) & (space.count < search.n)
     return _Ritz(values, vectors, residuals, sizes, bounds + rounding, tracked, is_open)
 
 
@@ -379,9 +387,10 @@ def _finish(search: _Search, found: tuple[_Space, _Ritz], extra, earlier: Direct
         images = jax.vmap(search.backward)(vectors.T)
     # The next eigenvalue is at most what its own residual allows, or what was known of it before.
     largest, next_one = ritz.values[0], ritz.values[ritz.tracked]
-    seen = (space.count > ritz.tracked) & ~ritz.open.any()
-    below = jnp.where(seen, next_one + ritz.sizes[ritz.tracked], jnp.inf)
+    seen = ((space.count > ritz.tracked) | (space.count >= search.n)) & ~ritz.open.any()
+    below, age = jnp.where(seen, next_one + ritz.sizes[ritz.tracked], jnp.inf), jnp.int32(0)
     if earlier is not None:
+        age = jnp.where(seen, 0, earlier.age + 1).astype(jnp.int32)
         known = earlier.below * largest / jnp.where(earlier.largest > 0, earlier.largest, 1)
         known = jnp.where(jnp.isfinite(earlier.below), known, jnp.inf)
         below = jnp.where(seen, jnp.maximum(next_one, jnp.minimum(known, below)), earlier.below)
@@ -394,7 +403,7 @@ def _finish(search: _Search, found: tuple[_Space, _Ritz], extra, earlier: Direct
         tracked=ritz.tracked,
         products=space.products + extra,
         converged=~ritz.open.any(),
-        directions=Directions(images, ritz.tracked, largest, below),
+        directions=Directions(images, ritz.tracked, largest, below, age),
     )
 
 
@@ -427,16 +436,18 @@ def _from_one_direction(search: _Search, warm: Directions) -> Eigenpairs:
     theta = search.norm(image)  # mu_2 / mu_1
     some &= theta > 0
     one, theta = jnp.where(some, one / norm, 1), jnp.where(some, theta, 0)
-    beta = _expected_below(warm, theta)
+    beta = _expected_below(search, warm, theta)
     slack = jnp.where(one > beta, beta * jnp.maximum(theta - one, 0) / (one - beta), jnp.inf)
     bound = jnp.where(some, slack, jnp.inf) + 16 * jnp.finfo(v.dtype).eps * theta
     warm = warm._replace(below=jnp.where(some, warm.below, jnp.inf))
     row = lambda value: jnp.asarray(value, v.dtype)[None]
-    directions = Directions(jax.tree.map(lambda a: a[None], image), jnp.int32(1), warm.largest, warm.below)
+    directions = Directions(jax.tree.map(lambda a: a[None], image), jnp.int32(1), warm.largest, warm.below, warm.age + 1)
     enough = Eigenpairs(
         row(theta), row(bound), row(jnp.nan), v[:, None], jnp.int32(1), jnp.float32(1), jnp.asarray(True), directions
     )
     needed = ~(bound <= search.tol * theta)
+    if search.n > 1:
+        needed |= warm.age >= _TRUSTED
 
     def search_on(enough: Eigenpairs):
         image = jax.tree.map(lambda a: a[0], enough.directions.vectors)
