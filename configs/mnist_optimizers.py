@@ -2,6 +2,7 @@
 
     python -m experiments.sweep --config=configs/mnist_optimizers.py             # MNIST
     python -m experiments.sweep --config=configs/mnist_optimizers.py:fashion     # Fashion-MNIST
+    python -m experiments.main --config=configs/mnist_optimizers.py:held         # the cycles alone: SGD held below its critical lr, or not
     python -m experiments.sweep --config=configs/mnist_optimizers.py:smoke       # seconds
 
 One protocol for all arms: a two-layer net, mse on one-hot targets, five epochs with batches of 128; five seeds at every lr of one grid, in multiples
@@ -27,15 +28,16 @@ from configs import default
 
 def get_config(variant: str = "mnist") -> ConfigDict:
     words = set(variant.split(","))
-    if unknown := words - {"mnist", "fashion", "smoke"}:
-        raise ValueError(f"variant {unknown.pop()!r}; allowed: mnist or fashion; with it, joined by a comma, smoke")
+    if unknown := words - {"mnist", "fashion", "held", "smoke"}:
+        raise ValueError(f"variant {unknown.pop()!r}; allowed: mnist, fashion or held; with it, joined by a comma, smoke")
     c = default.get_config()
     c.title = "Optimizers with and without catapults"
     c.data.name, c.data.coding = "fashion_mnist" if "fashion" in words else "mnist", "one_hot"
     c.data.stand_in = "digits"
     c.data.train_size, c.data.validation_size = 49_920, 4_000  # as many of each digit
     c.model.depth, c.model.width = 2, 256
-    c.steps = 5 * 390  # epochs of 390 batches
+    c.steps = 5 * 390 + 1  # epochs of 390 batches, and one step that is measured after them
+    c.optimizer.initial_accumulator_value = 0.0  # of AdaGrad
     c.sweep = ("optimizer.name=sgd,adagrad,adam", "schedule.name=constant,cyclic")
     c.members.seed = (0, 1, 2, 3, 4)
     c.members.lr_relative = (1.0, 3.0, 10.0, 20.0, 40.0)
@@ -48,9 +50,12 @@ def get_config(variant: str = "mnist") -> ConfigDict:
     c.run.chunk_steps = 39
     c.run.checkpoint_every = 1950
     c.claims = ("catapults_help_sgd", "published_accuracies", "catapults_hurt_adagrad")
+    if "held" in words:
+        c.sweep, c.schedule.name, c.claims = (), "cyclic", ("catapults_help_beyond_cycles",)
+        c.members.cap, c.members.lr_relative = (0, 0.9), (10.0, 20.0, 40.0)
     if "smoke" in words:
         c.steps, c.data.train_size, c.data.validation_size, c.data.test_size, c.model.width = 8, 20, 10, 20, 16
-        c.sweep = ("optimizer.name=sgd,adam", "schedule.name=constant,cyclic")
+        c.sweep = c.sweep and ("optimizer.name=sgd,adam", "schedule.name=constant,cyclic")
         c.members.seed, c.members.lr_relative = (0, 1), (0.1, 0.3)
         c.optimizer.batch_size, c.schedule.period, c.measure.probe_size, c.measure.batch_kernel_every = 5, 4, 10, 2
         c.run.chunk_steps, c.run.checkpoint_every, c.measure.test_every = 4, 4, 2

@@ -567,6 +567,37 @@ def forbidding_catapults_hurts(record, config) -> Verdict:
     return Verdict(name, statement, _decide(*tests), effect)
 
 
+def catapults_help_beyond_cycles(record, config) -> Verdict:
+    """The same cycles with and without catapults: what is left of the gain when the lr is held below its critical value."""
+    name, caps, rates = "catapults_help_beyond_cycles", record["cap"].values, record["rate"].values
+    statement = (
+        "Under the same cycles of the lr, without a cap and held below the critical lr, each at the lr of one grid with the smallest mean validation "
+        f"error: a higher test accuracy where catapults are allowed ({_BEYOND} on the paired differences), and more steps above the critical lr"
+    )
+    ends = {key: last(record, key) for key in ("error_val", "error_test")}
+    critical, seeds = np.array([critical_share(record, m) for m in range(len(caps))]), record["seed"].values
+    arms, parts = {}, []
+    for word, own in (("allowed", np.isinf(caps)), ("held", np.isfinite(caps))):
+        mean = {rate: ends["error_val"][own & (rates == rate)].mean() for rate in np.unique(rates[own])}
+        known = {rate: value for rate, value in mean.items() if np.isfinite(value)}
+        if not known:
+            return Verdict(
+                name, statement, NOT_TESTED, f"no lr at which every seed of the arm {word} came to an end that is known"
+            )
+        rate = min(known, key=known.get)
+        arms[word] = {seeds[m]: m for m in np.flatnonzero(own & (rates == rate))}
+        members = [*arms[word].values()]
+        edge = ", an end of the grid" if rate in (min(mean), max(mean)) else ""
+        parts.append(
+            f"{word}: {text_of(100 * (1 - ends['error_test'][members]))} %, {rate:.3g} x critical lr at start{edge}, critical steps {text_of(critical[members])}"
+        )
+    pairs = [(m, arms["held"][seed]) for seed, m in arms["allowed"].items() if seed in arms["held"]]
+    gain = [100 * (ends["error_test"][held] - ends["error_test"][free]) for free, held in pairs]
+    more = [critical[free] - critical[held] for free, held in pairs]
+    effect = f"accuracy {text_of(gain)} points higher, share of critical steps {text_of(more)} higher; " + "; ".join(parts)
+    return Verdict(name, statement, _decide(beyond_zero(gain, 1), beyond_zero(more, 1)), effect)
+
+
 def adagrad_outgrows_its_lr(record, config) -> Verdict:
     """With AdaGrad under a cyclic lr the critical lr grows until no lr of the schedule is critical."""
     statement = (
@@ -861,6 +892,7 @@ NEEDS_SOME = {
     "catapults_help_sgd": ("measure.test_every", "measure.batch_kernel_every", "data.validation_size"),
     "published_accuracies": ("measure.test_every", "measure.batch_kernel_every", "data.validation_size"),
     "catapults_hurt_adagrad": ("measure.test_every", "measure.batch_kernel_every", "data.validation_size"),
+    "catapults_help_beyond_cycles": ("measure.test_every", "measure.batch_kernel_every", "data.validation_size", "members.cap"),
 }  # fmt: skip
 
 OF_RUN = {
@@ -874,6 +906,7 @@ OF_RUN = {
     "forbidding_catapults_hurts": forbidding_catapults_hurts,
     "adagrad_outgrows_its_lr": adagrad_outgrows_its_lr,
     "catapults_condition_the_kernel": catapults_condition_the_kernel,
+    "catapults_help_beyond_cycles": catapults_help_beyond_cycles,
 }
 OF_SWEEP = {
     "small_batches_help": small_batches_help,

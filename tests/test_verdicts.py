@@ -426,6 +426,7 @@ def reproducing():
             record(falling, 1.5, DROPS, condition_number_batch=np.tile([9.0, 9, 9, 4, 4, 4], (12, 1))),
             FIG3,
         ),
+        "catapults_help_beyond_cycles": (held_record(0.01), MNIST),
         "small_batches_help": (batch_rows(0.1, 0.1), BATCH),
         "alignment_over_optimizers": (optimizer_rows(-1.0), OPTIMIZERS),
         "exceedance_predicts_for_every_optimizer": (optimizer_rows(0.0), OPTIMIZERS),
@@ -434,6 +435,25 @@ def reproducing():
             for name in ("catapults_help_sgd", "published_accuracies", "catapults_hurt_adagrad")
         },
     }  # fmt: skip
+
+
+def held_record(gain, critical=(1.0, 9.0)):
+    """Two rates, of which the second is better, each with and without a cap, over five seeds; an lr of 1.5."""
+    axes = [(rate, cap, seed) for rate in (1.0, 2.0) for cap in (np.inf, 0.9) for seed in range(5)]
+    rate, cap, seed = np.array(axes).T
+    errors = 0.2 - 0.05 * rate - gain * np.isinf(cap)
+    above = np.where(np.isinf(cap), *critical)[:, None]
+    made = record(np.ones((20, 8)), 1.5, above, **ends("error_val", errors), **ends("error_test", errors + 1e-4 * seed))
+    return made.assign_coords(rate=("member", rate), cap=("member", cap.astype(np.float32)), seed=("member", seed))
+
+
+def test_catapults_beyond_their_cycles():
+    check = lambda *a: verdicts.catapults_help_beyond_cycles(held_record(*a), MNIST)
+    assert check(0.01).verdict == verdicts.REPRODUCED and "allowed: 91 [91, 91] %, 2 x critical lr" in check(0.01).effect
+    assert check(-0.01).verdict == check(0.0).verdict == verdicts.NOT_REPRODUCED
+    assert check(0.01, (9.0, 9.0)).verdict == verdicts.NOT_REPRODUCED  # no more critical steps
+    few = held_record(0.01).isel(member=held_record(0.01)["seed"].values < 4)
+    assert verdicts.catapults_help_beyond_cycles(few, MNIST).verdict == verdicts.NOT_TESTED
 
 
 def ends_of_pairs(free):
