@@ -20,7 +20,20 @@ from typing import Any
 from benchmarks import child, tables
 from catapult_jax import records
 
-SECTIONS = ("step", "kernel", "eigen", "along", "optimizers", "agop", "members", "growth", "large", "compile", "loops")
+SECTIONS = (
+    "step",
+    "preset",
+    "kernel",
+    "eigen",
+    "along",
+    "optimizers",
+    "agop",
+    "members",
+    "growth",
+    "large",
+    "compile",
+    "loops",
+)
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -56,10 +56,18 @@ def _progress(workdir: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for pattern in ("progress.json", "*/progress.json") for path in workdir.glob(pattern)}
 
 
+_HALVES = ("*.partial", "*orbax-checkpoint-tmp")  # of the record, of a checkpoint
+
+
+def _half_written(workdir: Path, halves) -> set[Path]:
+    return {path for half in halves for path in workdir.rglob(half)}
+
+
 def kill_and_resume(command: list[str], directory: Path, kills: int, seed: int) -> dict[str, int]:
     """Runs a command to its end once, and again with ``kill -9`` at random moments; the two must be the same, bit for bit.
 
-    A kill comes up to a second after the first chunk of its sitting; a command that ends before all were made is run again from nothing.
+    A kill comes up to a second after the first chunk of its sitting, every other one as soon as after that a file of the record or a checkpoint is seen half
+    written; a command that ends before all were made is run again from nothing.
 
     Raises:
       AssertionError: they differ, or a sitting failed.
@@ -85,6 +93,11 @@ def kill_and_resume(command: list[str], directory: Path, kills: int, seed: int) 
             while process.poll() is None and _progress(workdir) == before:
                 time.sleep(0.01)
             time.sleep(draw.uniform(0, 1))
+            if counts["sittings"] % 2:
+                halves = _HALVES if counts["sittings"] % 4 == 1 else _HALVES[:1]
+                end = time.monotonic() + 2
+                while process.poll() is None and time.monotonic() < end and not _half_written(workdir, halves) - left:
+                    pass
             ended = process.poll() is not None
             if not ended:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -93,8 +106,8 @@ def kill_and_resume(command: list[str], directory: Path, kills: int, seed: int) 
                 assert process.returncode == 0, out[-2000:]
                 break
             counts["kills"] += 1
-            counts["in_checkpoint"] += bool(set(workdir.rglob("*orbax-checkpoint-tmp")) - left)
-            counts["in_record"] += bool(set(workdir.rglob("*.partial")) - left)
+            for name, half in zip(("in_record", "in_checkpoint"), _HALVES, strict=True):
+                counts[name] += bool(_half_written(workdir, [half]) - left)
         _to_the_end(command, workdir, cache)
         _compare(directory / "whole", workdir, counts)
     return counts

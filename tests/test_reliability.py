@@ -20,7 +20,7 @@ import catapult_jax
 from catapult_jax import checkpoints, data, records
 from configs import quickstart
 from experiments import config as configs
-from experiments import directory, main, reproduce, sweep
+from experiments import directory, main, report, reproduce, sweep
 from experiments.verdicts import run_events, uncertain_steps, until_lost
 from tests import fuzz, soak
 
@@ -168,13 +168,16 @@ def test_a_region_written_twice_is_written_once(tmp_path):
         np.testing.assert_array_equal(record[name], value)
 
 
-def test_a_second_process_is_refused(tmp_path):
+def test_a_second_process_is_refused(tmp_path, capsys):
     with directory.held(tmp_path / "run"):
         for attempt in (lambda: main.run(tiny(), tmp_path / "run"), lambda: sweep.run_sweep(tiny(), [], tmp_path / "run", 1)):
             with pytest.raises(configs.ConfigError, match="is in use by another process; allowed: another workdir"):
                 attempt()
     assert [path.name for path in (tmp_path / "run").iterdir()] == [directory.LOCK]
     main.run(tiny(), tmp_path / "run")  # what it leaves behind is no obstacle
+    with directory.held(tmp_path / "run"):
+        assert report.main(["report", str(tmp_path / "run")]) == 2
+    assert "is in use by another process" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(tmp_path):

@@ -146,8 +146,11 @@ def _first_of_each(y: np.ndarray, classes: np.ndarray, size: int, field: str, na
 
 def _scale(splits: list[np.ndarray], scaling: str) -> list[np.ndarray]:
     """The training examples come first."""
-    with np.errstate(over="ignore"):  # what is not finite afterwards is refused
-        splits = [x.astype(np.float32) for x in splits]
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite afterwards is refused
+        return _scaled([x.astype(np.float32) for x in splits], scaling)
+
+
+def _scaled(splits: list[np.ndarray], scaling: str) -> list[np.ndarray]:
     if scaling == "sqrt_d":
 
         def to_sqrt_d(x):
