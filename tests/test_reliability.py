@@ -180,16 +180,24 @@ def test_a_second_process_is_refused(tmp_path, capsys):
     assert "is in use by another process" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(tmp_path):
+def test_a_full_disk_is_one_line_and_the_run_goes_on_elsewhere_and_on_eight_devices(tmp_path):
     """Files may have so many kilobytes and no more: the checkpoint does not fit, then the first file."""
     program = [sys.executable, "-m", *soak.COMMANDS["one member"], "--config.steps=12", f"--workdir={tmp_path / 'run'}"]
     limited = ["bash", "-c", 'ulimit -f 10; exec "$@"', "bash", *program]
     done = subprocess.run(limited, cwd=soak.ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
     assert "can't be written" in done.stderr and "what it holds is whole: the same command goes on" in done.stderr
-    done = subprocess.run(program, cwd=soak.ROOT, capture_output=True, text=True, timeout=300)
+    # Nothing is written outside of the run, but for what Matplotlib keeps of its fonts, where it always does.
+    for name in ("home", "cwd", "tmp"):
+        (tmp_path / name).mkdir()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "MPL"))}
+    environment |= {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp"), "PYTHONPATH": str(soak.ROOT)}
+    program = [part.replace("--config=", f"--config={soak.ROOT}/") for part in program]
+    done = subprocess.run(program, cwd=tmp_path / "cwd", env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "resuming at step 0 of 12" in done.stdout, done.stderr
     assert catapult_jax.open_record(tmp_path / "run").sizes["step"] == 12
+    left = [path for name in ("home", "cwd", "tmp") for path in (tmp_path / name).rglob("*") if path.is_file()]
+    assert all("matplotlib" in path.parts for path in left), left
 
     # That process had one device, this one has eight. The sums may be divided otherwise: equal to 1e-5, a hundred roundings.
     main.run(reproduce.stored_config(tmp_path / "run"), tmp_path / "on eight")
@@ -216,34 +224,6 @@ def test_a_disk_that_is_full_in_the_middle_of_the_record(tmp_path, monkeypatch):
             main.run(config, tmp_path / "run")
     main.run(config, tmp_path / "run")
     assert len(calls) == 2 and reproduce.compare(tmp_path / "whole", tmp_path / "run").same
-
-
-def test_nothing_is_written_outside_of_the_run(tmp_path):
-    """But for what Matplotlib keeps of its fonts, where it always does."""
-    for name in ("home", "cwd", "tmp"):
-        (tmp_path / name).mkdir()
-    elsewhere = {
-        "HOME": str(tmp_path / "home"),
-        "TMPDIR": str(tmp_path / "tmp"),
-        "PYTHONPATH": str(soak.ROOT),
-        "JAX_PLATFORMS": "cpu",
-    }
-    program = [*soak.COMMANDS["one member"], "--config.steps=2", f"--workdir={tmp_path / 'run'}"]
-    program = [part.replace("--config=", f"--config={soak.ROOT}/") for part in program]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "MPL"))} | elsewhere
-    done = subprocess.run(
-        [sys.executable, "-B", "-m", *program],
-        cwd=tmp_path / "cwd",
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    left = [
-        path.relative_to(tmp_path) for name in ("home", "cwd", "tmp") for path in (tmp_path / name).rglob("*") if path.is_file()
-    ]
-    assert all("matplotlib" in path.parts for path in left), left
 
 
 def test_a_run_that_ended_before_its_first_file_was_whole_left_nothing(tmp_path):
@@ -360,8 +340,8 @@ def test_steps_too_near_to_tell_are_marked(tmp_path):
 
 
 def test_random_runs():
-    tried = fuzz.runs(6)
-    assert tried["refused"] >= 2 and tried["complete"] >= 2 and sum(tried.values()) == 6
+    tried = fuzz.runs(4)
+    assert tried == {"refused": 2, "complete": 2}
 
 
 def test_random_models():
