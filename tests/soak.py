@@ -56,11 +56,13 @@ def _progress(workdir: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for pattern in ("progress.json", "*/progress.json") for path in workdir.glob(pattern)}
 
 
-_HALVES = ("*.partial", "*orbax-checkpoint-tmp")  # of the record, of a checkpoint
+_HALVES = (".partial", "orbax-checkpoint-tmp")  # of the record, of a checkpoint
 
 
-def _half_written(workdir: Path, halves) -> set[Path]:
-    return {path for half in halves for path in workdir.rglob(half)}
+def _half_written(workdir: Path, halves) -> set[str]:
+    """Files and folders with such an end, while others come and go."""
+    found = ((folder, name) for folder, *names in os.walk(workdir) for name in (*names[0], *names[1]))
+    return {os.path.join(folder, name) for folder, name in found if name.endswith(tuple(halves))}
 
 
 def kill_and_resume(command: list[str], directory: Path, kills: int, seed: int) -> dict[str, int]:
@@ -87,7 +89,7 @@ def kill_and_resume(command: list[str], directory: Path, kills: int, seed: int) 
         workdir = directory / f"killed-{counts['runs']}"
         counts["runs"] += 1
         while counts["kills"] < kills:
-            left, before = set(workdir.rglob("*")), _progress(workdir)
+            left, before = _half_written(workdir, _HALVES), _progress(workdir)
             process = _start(command, workdir, cache)
             counts["sittings"] += 1
             while process.poll() is None and _progress(workdir) == before:
