@@ -35,10 +35,12 @@ COMMANDS = {
 }  # fmt: skip
 
 
-def _start(command: list[str], workdir: Path, cache: Path) -> subprocess.Popen:
+def _start(command: list[str], workdir: Path, cache: Path, dies: int = 0) -> subprocess.Popen:
+    """``dies``: at so many files of the record; 0: not by itself."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    dying = ["tests.dying", str(dies)] if dies else []
     return subprocess.Popen(
-        [sys.executable, "-m", *command, f"--workdir={workdir}"],
+        [sys.executable, "-m", *dying, *command, f"--workdir={workdir}"],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
 
@@ -68,8 +70,8 @@ def _half_written(workdir: Path, halves) -> set[str]:
 def kill_and_resume(command: list[str], directory: Path, kills: int, seed: int) -> dict[str, int]:
     """Runs a command to its end once, and again with ``kill -9`` at random moments; the two must be the same, bit for bit.
 
-    A kill comes up to a second after the first chunk of its sitting, every other one as soon as after that a file of the record or a checkpoint is seen half
-    written; a command that ends before all were made is run again from nothing.
+    Every other kill comes up to a second after the first chunk of its sitting, the others where some file of the record is half written. A command
+    that ends before all were made is run again from nothing.
 
     Raises:
       AssertionError: they differ, or a sitting failed.
@@ -90,19 +92,18 @@ def kill_and_resume(command: list[str], directory: Path, kills: int, seed: int) 
         counts["runs"] += 1
         while counts["kills"] < kills:
             left, before = _half_written(workdir, _HALVES), _progress(workdir)
-            process = _start(command, workdir, cache)
+            dies = draw.randint(1, 150) if counts["sittings"] % 2 else 0
+            process = _start(command, workdir, cache, dies)
             counts["sittings"] += 1
-            while process.poll() is None and _progress(workdir) == before:
-                time.sleep(0.01)
-            time.sleep(draw.uniform(0, 1))
-            if counts["sittings"] % 2:
-                halves = _HALVES if counts["sittings"] % 4 == 1 else _HALVES[:1]
-                end = time.monotonic() + 2
-                while process.poll() is None and time.monotonic() < end and not _half_written(workdir, halves) - left:
-                    pass
-            ended = process.poll() is not None
-            if not ended:
-                os.killpg(process.pid, signal.SIGKILL)
+            if dies:
+                ended = process.wait() != -signal.SIGKILL
+            else:
+                while process.poll() is None and _progress(workdir) == before:
+                    time.sleep(0.01)
+                time.sleep(draw.uniform(0, 1))
+                ended = process.poll() is not None
+                if not ended:
+                    os.killpg(process.pid, signal.SIGKILL)
             out, _ = process.communicate()
             if ended:
                 assert process.returncode == 0, out[-2000:]
