@@ -13,12 +13,15 @@ from catapult_jax import (
     FCN,
     agop_alignment,
     agop_pearson,
+    batch_loss,
     checkpoints,
+    critical_lr,
     data,
     events,
     find_events,
     input_jacobian,
     instruments,
+    preconditioning,
     schedules,
     training,
 )
@@ -76,6 +79,31 @@ def test_gradient_descent_is_gradient_descent():
     np.testing.assert_allclose(measured["loss_batch"][0, 1:], measured["loss_batch_after"][0, :-1], rtol=1e-5)
     np.testing.assert_allclose(start.lr, 0.4 * start.critical_lr, rtol=1e-6)
     np.testing.assert_allclose(measured["critical_lr_batch"][0, 0], start.critical_lr[0], rtol=1e-5)
+
+
+def test_critical_lr_of_adam_is_that_of_the_state_that_the_step_used():
+    """The trainer's, exact and from products, against a loop over Optax and the explicit kernel."""
+    adam, model = partial(optax.adam, b1=0.8, b2=0.95, eps=1e-3), FCN(depth=2, width=16)
+    arrays, of = build()[1], training.Members(np.array([0], np.int32), np.array([0.01], np.float32), None)
+    batch = arrays.x_train, arrays.y_train
+    gradient_of = jax.jit(jax.grad(lambda p: batch_loss(model.apply(p, batch[0]), batch[1], loss="mse")))
+    for make in (instruments.batch_kernel, partial(instruments.batch_products, tol=1e-3, max_products=30)):
+        made = training.trainer(
+            model, arrays, loss="mse", optimizer=adam, schedule=schedules.following(optax.constant_schedule(1.0)), detector=events.detector(),
+            instruments={"batch_kernel": make(model.apply, loss="mse", every=1, k=1)}, batch_size=0,
+        )  # fmt: skip
+        begun, _ = made.init(of)
+        params = jax.tree.map(lambda a: np.asarray(a[0]), begun.members.params)
+        found = made.run(begun, of, 4)[1]["critical_lr_batch"][0]
+        optimizer, expected = adam(0.01), []
+        state = optimizer.init(params)
+        for _ in range(4):
+            updates, state = optimizer.update(gradient_of(params), state, params)
+            rule = preconditioning(adam, params, state)
+            expected.append(float(critical_lr(model.apply, params, batch, loss="mse", preconditioning=rule, method="jacobian")))
+            params = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(found, expected, rtol=2e-3)
+    assert max(expected) > 1.2 * min(expected)  # P moves
 
 
 @pytest.mark.parametrize("batch_size", [0, 3])
