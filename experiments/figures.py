@@ -31,12 +31,16 @@ _COLORS = {"catapult": "tab:red", "unexplained": "tab:purple", "divergence": "bl
 _PANELS = 4
 
 
+def _first_settings(record, config, title: str):
+    """The settings that are drawn, and the title, which says where those are not all."""
+    groups = by_setting(record, config)
+    more = f" (the first {_PANELS} of {len(groups)} settings)" if len(groups) > _PANELS else ""
+    return groups[:_PANELS], title + more
+
+
 def _axes(record, config, title: str, ylabel: str):
     """One panel for each setting: [(axis, members)], the first member to be drawn in full."""
-    groups = by_setting(record, config)
-    if len(groups) > _PANELS:
-        title += f" (the first {_PANELS} of {len(groups)} settings)"
-    groups = groups[:_PANELS]
+    groups, title = _first_settings(record, config, title)
     figure, axes = plt.subplots(1, len(groups), figsize=(1.5 + 4.2 * len(groups), 3.6), sharey=True, squeeze=False)
     figure.suptitle(title, fontsize=10, parse_math=False)
     axes[0, 0].set_ylabel(ylabel)
@@ -137,7 +141,7 @@ def ratio_figure(record, config, title):
 
 def _pairs_of_axes(record, config, title: str, above: str, below: str):
     """Two panels, one above the other, for each setting: [((top, bottom), members)], the first member to be drawn in full."""
-    groups = by_setting(record, config)[:_PANELS]
+    groups, title = _first_settings(record, config, title)
     figure, axes = plt.subplots(
         2, len(groups), figsize=(1.5 + 4.4 * len(groups), 5.4), sharex=True, sharey="row", squeeze=False
     )
