@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -80,7 +81,7 @@ def test_smoke_on_embedded_data(module, variant, tmp_path, no_data, capsys):
     assert all({"member", "seed", "kind", "onset", "factor"} <= set(e) for e in events)
 
 
-def test_smoke_on_real_cifar(tmp_path, real_data):
+def test_smoke_on_real_cifar(tmp_path, real_data, plain_figures):
     main.run(cifar_gd.get_config("smoke"), tmp_path / "run")
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (about["data"]["name"], about["data"]["stand_in_for"]) == ("cifar10", None)
@@ -95,7 +96,7 @@ def test_strict_refuses_a_stand_in_and_writes_nothing(tmp_path, no_data):
     assert not (tmp_path / "run").exists()
 
 
-def test_interrupted_and_resumed_is_the_same_record(tmp_path, monkeypatch, capsys):
+def test_interrupted_and_resumed_is_the_same_record(tmp_path, monkeypatch, capsys, plain_figures):
     main.run(smoke(), tmp_path / "whole")
 
     calls, whole_trainer = [], training.trainer
@@ -177,7 +178,7 @@ def test_a_kernel_that_disagrees_with_neural_tangents_stops_the_run(tmp_path, mo
     assert not (tmp_path / "run").exists()
 
 
-def test_without_neural_tangents_the_check_is_skipped_and_says_so(tmp_path, monkeypatch, capsys):
+def test_without_neural_tangents_the_check_is_skipped_and_says_so(tmp_path, monkeypatch, capsys, plain_figures):
     def missing():
         raise catapult_jax.NeuralTangentsMissing("not installed")
 
@@ -186,7 +187,7 @@ def test_without_neural_tangents_the_check_is_skipped_and_says_so(tmp_path, monk
     assert "skipped: not installed" in capsys.readouterr().out
 
 
-def test_a_run_that_diverges_says_so(tmp_path):
+def test_a_run_that_diverges_says_so(tmp_path, plain_figures):
     main.run(smoke(members__lr_relative=(1e7,), steps=12), tmp_path / "run")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "diverged"
     assert "<td>the loss was not finite</td>" in (tmp_path / "run" / "report.html").read_text()
@@ -252,7 +253,7 @@ def test_smoke_of_images_with_a_reference(tmp_path, no_data, capsys, plain_figur
     assert np.isfinite(catapult_jax.open_record(tmp_path / "suppressed")["agop_alignment"].values[:, 0]).all()
 
 
-def test_a_run_ends_when_all_members_are_done(tmp_path):
+def test_a_run_ends_when_all_members_are_done(tmp_path, plain_figures):
     """The record ends with a whole chunk after the last of them, and going on finds the run complete."""
     config = smoke(steps=60, run__stop_loss=1.0, run__chunk_steps=10, run__checkpoint_every=10, measure__test_every=10)
     main.run(config, tmp_path / "run")
@@ -267,7 +268,7 @@ def test_a_run_ends_when_all_members_are_done(tmp_path):
     assert (tmp_path / "run" / "report.html").read_text() == before
 
 
-def test_a_saved_model_is_that_of_the_end_with_its_own_scores(tmp_path):
+def test_a_saved_model_is_that_of_the_end_with_its_own_scores(tmp_path, plain_figures):
     """The scores in the file are those of the weights in it: one step after the last ones on record."""
     config = smoke(run__save_model=True, measure__test_every=1)
     main.run(config, tmp_path / "run")
@@ -281,7 +282,7 @@ def test_a_saved_model_is_that_of_the_end_with_its_own_scores(tmp_path):
     assert about["loss_test"] == pytest.approx(float(((outputs - arrays.y_test) ** 2).mean()), rel=1e-5)
 
 
-def test_a_model_that_diverged_is_not_saved(tmp_path):
+def test_a_model_that_diverged_is_not_saved(tmp_path, plain_figures):
     config = smoke(run__save_model=True, members__lr_relative=(1e7,), steps=12)
     with pytest.raises(configs.RunError, match="the first member diverged"):
         main.run(config, tmp_path / "run")
@@ -291,20 +292,19 @@ def test_a_model_that_diverged_is_not_saved(tmp_path):
 
 def test_another_reference_in_the_same_directory_is_refused(tmp_path, no_data, plain_figures):
     config = catapults_agop.get_config("cifar2,smoke")
-    made = reference.get_config("cifar2,smoke")
-    for seed in (0, 1):
-        made.seed = seed
-        main.run(made, tmp_path / f"reference-{seed}")
-    shutil.copy(tmp_path / "reference-0" / "model.npz", tmp_path / "model.npz")
+    main.run(reference.get_config("cifar2,smoke"), tmp_path / "reference")
+    shutil.copy(tmp_path / "reference" / "model.npz", tmp_path / "model.npz")
+    params, known, _ = checkpoints.load_model(tmp_path / "model.npz")
+    checkpoints.save_model(tmp_path / "other.npz", jax.tree.map(lambda leaf: 2 * leaf, params), known)
     config.measure.agop_reference = str(tmp_path / "model.npz")
     config.claims = ()
     main.run(config, tmp_path / "run")
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     records.write_json(tmp_path / "run" / "run.json", about | {"status": "running"})  # as if it had been killed at the end
-    shutil.copy(tmp_path / "reference-1" / "model.npz", tmp_path / "model.npz")
+    shutil.copy(tmp_path / "other.npz", tmp_path / "model.npz")
     with pytest.raises(configs.ConfigError, match=r"another model in measure\.agop_reference"):
         main.run(config, tmp_path / "run")
-    shutil.copy(tmp_path / "reference-0" / "model.npz", tmp_path / "model.npz")
+    shutil.copy(tmp_path / "reference" / "model.npz", tmp_path / "model.npz")
     before = catapult_jax.open_record(tmp_path / "run")
     main.run(config, tmp_path / "run")
     np.testing.assert_array_equal(

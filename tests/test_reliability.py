@@ -44,8 +44,8 @@ def test_killed_at_random_moments_it_is_the_same_run_bit_for_bit(tmp_path):
         "--config.optimizer.batch_size=4",
         "--config.steps=80",
     ]
-    counts = soak.kill_and_resume(command, tmp_path, kills=3, seed=1)
-    assert counts["kills"] == 3 and counts["runs_compared"] >= 1
+    counts = soak.kill_and_resume(command, tmp_path, kills=2, seed=1)
+    assert counts["kills"] == 2 and counts["runs_compared"] >= 1
 
 
 def states():
