@@ -6,19 +6,20 @@ import signal
 import sys
 from pathlib import Path
 
-_LEFT = [int(sys.argv[1])]
 _replace = Path.replace
+_left = 0
 
 
 def _dying(self: Path, target):
+    global _left
     if self.suffix == ".partial":  # so Zarr names it until it is whole
-        _LEFT[0] -= 1
-        if not _LEFT[0]:
+        _left -= 1
+        if not _left:
             os.kill(os.getpid(), signal.SIGKILL)
     return _replace(self, target)
 
 
 if __name__ == "__main__":
-    Path.replace = _dying
+    Path.replace, _left = _dying, int(sys.argv[1])
     module, sys.argv = sys.argv[2], sys.argv[2:]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -97,9 +97,10 @@ def test_a_run_that_fails_leaves_the_others(tmp_path, monkeypatch):
 
 
 def test_two_processes_at_a_time(tmp_path):
-    runs = ["model.activation=relu,tanh"]
-    assert sweep.run_sweep(quickstart.get_config("smoke"), runs, tmp_path / "s", 2) == []
-    assert [row["model.activation"] for row in table(tmp_path / "s")] == ["relu", "relu", "tanh", "tanh"]
+    config = quickstart.get_config("smoke")
+    config.members.lr_relative, config.data.name, config.steps = (0.5,), "digits", 2
+    assert sweep.run_sweep(config, ["model.activation=relu,tanh"], tmp_path / "s", 2) == []
+    assert [row["model.activation"] for row in table(tmp_path / "s")] == ["relu", "tanh"]
 
 
 @pytest.mark.parametrize("scale", ["smoke", "cpu", "gpu"])
