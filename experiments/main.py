@@ -163,7 +163,8 @@ def _run(config: ConfigDict, workdir: Path, like: dict | None, until_the_end: co
     for line in damaged:
         print(f"WARNING: {line}; going on from step {int(restored.step)}; moved to checkpoints-damaged", file=sys.stderr)
     if damaged:
-        checkpoints.set_aside(workdir / "checkpoints", after=int(restored.step))
+        with directory.written(workdir):
+            checkpoints.set_aside(workdir / "checkpoints", after=int(restored.step))
     if restored is not None and records.steps_done(workdir) < int(restored.step):
         raise configs.ConfigError(f"workdir={str(workdir)!r} has a checkpoint but no record up to it; allowed: another workdir")
     if restored is not None:
