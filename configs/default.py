@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
     c.loss = "mse"  # softmax_cross_entropy, logistic
 
     c.optimizer = ConfigDict()
-    c.optimizer.name = "sgd"  # adagrad, rmsprop, adam, adamw, adadelta
+    c.optimizer.name = "sgd"  # heavy_ball, nesterov (sgd with momentum 0.9), adagrad, rmsprop, adam, adamw, adadelta
     c.optimizer.lr = 0.0  # absolute; 0: not given. Absolute or relative rates are given, not both
     c.optimizer.lr_relative = 0.0  # multiple of the critical lr at initialisation; 0: not given
     c.optimizer.batch_size = 0  # 0: all training examples

@@ -28,7 +28,7 @@ def get_config(variant: str = "rank2") -> ConfigDict:
     tasks.choose(c, task)
     c.data.validation_size = 256
     c.steps = 3000 if task in tasks.SYNTHETIC else 1000
-    c.sweep = ("optimizer.name=sgd,adagrad,rmsprop,adam,adamw,adadelta",)
+    c.sweep = ("optimizer.name=sgd,heavy_ball,nesterov,adagrad,rmsprop,adam,adamw,adadelta",)
     c.members.seed = (0, 1, 2, 3, 4)
     c.members.lr_relative = (0.3, 1.0, 3.0, 10.0)
     c.optimizer.batch_size = 16

@@ -193,7 +193,8 @@ def results(experiment: Experiment, scale: str, workdir: Path) -> tuple[list[ver
     stored = [defaults | configs.flat(json.loads((d / "config.json").read_text())) for d in directories]
     wanted = [configs.flat(json.loads(one.to_json())) for _, one in runs]
     for fields in (*stored, *wanted):
-        fields.pop("claims")  # what is asked of a record does not change it
+        fields.pop("claims")  # what is asked of a record does not change it,
+        fields.pop("sweep")  # nor do the other runs beside it
     if stored != wanted:
         return "run with another config"
     if experiment.is_sweep:

@@ -142,8 +142,9 @@ def flat(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
 
 
 def identity(config: ConfigDict) -> str:
-    """Eight hexadecimal digits that differ between configs."""
-    return hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True, default=list).encode()).hexdigest()[:8]
+    """Eight hexadecimal digits that differ between configs. What other runs there are (``sweep``) does not change one."""
+    fields = {name: value for name, value in config.to_dict().items() if name != "sweep"}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, default=list).encode()).hexdigest()[:8]
 
 
 def _at_least(least):
@@ -287,7 +288,7 @@ def check(config: ConfigDict) -> None:
 
     own = optimizers.SETTINGS[config.optimizer.name]
     for name in sorted({name for names in optimizers.SETTINGS.values() for name in names} - set(own)):
-        refuse(config.optimizer[name], "optimizer.name", f"optimizer.{name}", why=f"allowed for it: {', '.join(own)}")
+        refuse(config.optimizer[name], "optimizer.name", f"optimizer.{name}", why=f"allowed for it: {', '.join(own) or 'no settings'}")
     refuse(
         config.optimizer.nesterov and not config.optimizer.momentum,
         "optimizer.nesterov",
@@ -295,10 +296,10 @@ def check(config: ConfigDict) -> None:
         why="allowed with nesterov: a momentum above 0",
     )
     refuse(
-        config.optimizer.name == "sgd" and config.measure.preconditioner_every,
+        config.optimizer.name in ("sgd", *optimizers.MOMENTUM) and config.measure.preconditioner_every,
         "optimizer.name",
         "measure.preconditioner_every",
-        why="allowed for sgd, which has no preconditioner: 0",
+        why="allowed for sgd, heavy_ball and nesterov, which have no preconditioner: 0",
     )
     refuse(
         config.measure.preset and config.measure.preconditioner_every,
