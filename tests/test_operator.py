@@ -136,6 +136,23 @@ def _compare(apply_fn, params, batch, loss, preconditioner, chunk_size, *, jit):
     assert (np.linalg.norm(residual, axis=0) <= np.asarray(found.residuals) + 1e-4 * oracle[0]).all()
 
 
+def test_chunks_outside_of_jit_are_compiled_once():
+    """Convolutions in chunks are driven by Python: other weights find the programs of the first call."""
+    apply_fn, params, batch = batch_of("cnn strided, average, outputs", "mse")
+    traces, after = [], []
+
+    def counted(params, x):
+        traces.append(x)
+        return apply_fn(params, x)
+
+    for scale in (1.0, 1.1, 1.2):
+        scaled = jax.tree.map(lambda p, scale=scale: scale * p, params)
+        top_eigenpairs(counted, scaled, batch, k=1, loss="mse", chunk_size=2, max_products=3)
+        after.append(len(traces))
+    looks = after[2] - after[1]  # at shapes and at coupled examples, of the batch as a whole: with no program to compile
+    assert after[1] - after[0] == looks and not any(len(x) == 2 for x in traces[after[0] :])
+
+
 def test_what_was_seen_of_the_eigenvalue_below_is_not_trusted_for_long():
     """A direction that is an eigenvector exactly, while another eigenvalue grows past its own."""
     linear, zeros = (lambda w, x: x @ w), jnp.zeros(3)

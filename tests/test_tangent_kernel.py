@@ -135,7 +135,7 @@ def test_pull_back_with_the_kernel(name):
     assert relative_error(ravel_pytree(gradient)[0], a.reshape(-1) @ combined) <= 1e-5
 
 
-@pytest.mark.parametrize("name", ["fcn bias, ten outputs", "embedding"])
+@pytest.mark.parametrize("name", ["fcn bias, ten outputs", "embedding", "cnn strided, average, outputs"])
 def test_shared_over_devices(name):
     """Eight devices (four, where the batch is smaller) give what one gives."""
     apply_fn, params, x = build(name)

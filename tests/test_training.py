@@ -372,11 +372,20 @@ class _Counted(FCN):
         return super().__call__(x)
 
 
+class _CountedConvolutions(CNN):  # not scanned: their steps are driven by Python
+    @nn.compact
+    def __call__(self, x):
+        _TRACES.append(1)
+        return super().__call__(x)
+
+
 _TRACES = []
 
 
-def test_nothing_is_compiled_after_the_first_chunk():
-    trainer, _ = build(_Counted(depth=2, width=8), batch_size=4)
+@pytest.mark.parametrize("model", [_Counted(depth=2, width=8), _CountedConvolutions(depth=2, width=2)], ids=["fcn", "cnn"])
+def test_nothing_is_compiled_after_the_first_chunk(model):
+    trainer, _ = build(model, batch_size=4)
+    assert trainer.scanned == isinstance(model, FCN)
     of = members((0,), (0.4,))
     state, _ = trainer.init(of)
     state, first = trainer.run(state, of, 5, 5)

@@ -200,40 +200,23 @@ def _search(apply_fn, params, batch, loss, preconditioner, chunk_size, n, k, k_m
     )  # the last one: under a jit around it all
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in arrays)
     how = "loop" if not loops_are_slow(apply_fn, params, x) else "unrolled" if traced else "host"
-    scaled = lambda u: u if preconditioner is None else jax.tree.map(jnp.divide, u, preconditioner)
 
     def norm(u):
-        return sum(_dot(a, b) for a, b in zip(jax.tree.leaves(u), jax.tree.leaves(scaled(u)), strict=True))
-
-    def maps(params, x, targets):
-        outputs, push = jax.linearize(lambda p: apply_fn(p, x), params)
-        pull = jax.linear_transpose(push, params)
-        root = hessian_root(outputs, targets, loss=loss)
-
-        def weigh(v):
-            """``b^(-1/2) S^(1/2) v``, with ``v`` like the outputs."""
-            if loss == "mse":  # S = 2 I
-                return v * (2 / b) ** 0.5
-            return jnp.einsum("ipq,iq->ip", root, v.reshape(root.shape[:2])).reshape(v.shape) * b**-0.5
-
-        dtype = jnp.promote_types(outputs.dtype, jnp.float32)
-        like_params = lambda tree: jax.tree.map(lambda a, p: a.astype(jnp.result_type(p)), tree, params)
-        forward = lambda u: weigh(push(like_params(scaled(u))).astype(dtype)).reshape(-1)
-        backward = lambda v: pull(weigh(v.reshape(outputs.shape)).astype(outputs.dtype))[0]
-        return forward, backward
+        return sum(_dot(a, b) for a, b in zip(jax.tree.leaves(u), jax.tree.leaves(_scaled(u, preconditioner)), strict=True))
 
     if chunk_size is None or chunk_size >= b:
-        forward, backward = maps(params, x, targets)
+        forward, backward = _maps(apply_fn, loss, b, params, preconditioner, x, targets)
         return _Search(forward, backward, norm, n, k, k_max, tol, max_products, above, how)
 
     whole, o = b // chunk_size * chunk_size, n // b
     chunks = jax.tree.map(lambda a: a[:whole].reshape(-1, chunk_size, *a.shape[1:]), (x, targets))
     rest = (x[whole:], targets[whole:])
-    forward_of = lambda u, x, targets: maps(params, x, targets)[0](u)
-    backward_of = lambda v, x, targets: maps(params, x, targets)[1](v)
+    # Outside of jit the programs of a chunk are found again by the next call, which may have other weights.
+    image_of, pulled_of = (_image_compiled, _pulled_compiled) if how == "host" else (_image, _pulled)
+    forward_of = lambda u, x, targets: image_of(apply_fn, loss, b, params, preconditioner, x, targets, u)
+    backward_of = lambda v, x, targets: pulled_of(apply_fn, loss, b, params, preconditioner, x, targets, v)
     add = lambda a, b: jax.tree.map(jnp.add, a, b)
     if how == "host":
-        forward_of, backward_of = jax.jit(forward_of), jax.jit(backward_of)
         pieces = lambda: [jax.tree.map(lambda a, i=i: a[i], chunks) for i in range(whole // chunk_size)]
         many_forward = lambda u: jnp.concatenate([forward_of(u, *piece) for piece in pieces()])
         many_backward = lambda v: functools.reduce(add, (backward_of(u, *p) for u, p in zip(v, pieces(), strict=True)))
@@ -254,6 +237,40 @@ def _search(apply_fn, params, batch, loss, preconditioner, chunk_size, n, k, k_m
         return add(total, backward_of(v[whole * o :], *rest)) if whole < b else total
 
     return _Search(forward, backward, norm, n, k, k_max, tol, max_products, above, how)
+
+
+def _scaled(u, preconditioner):
+    return u if preconditioner is None else jax.tree.map(jnp.divide, u, preconditioner)
+
+
+def _maps(apply_fn, loss: str, b: int, params, preconditioner, x, targets) -> tuple[Callable, Callable]:
+    """``forward`` and ``backward`` of a search, on some examples of a batch of ``b``; linearised once."""
+    outputs, push = jax.linearize(lambda p: apply_fn(p, x), params)
+    pull = jax.linear_transpose(push, params)
+    root = hessian_root(outputs, targets, loss=loss)
+
+    def weigh(v):
+        """``b^(-1/2) S^(1/2) v``, with ``v`` like the outputs."""
+        if loss == "mse":  # S = 2 I
+            return v * (2 / b) ** 0.5
+        return jnp.einsum("ipq,iq->ip", root, v.reshape(root.shape[:2])).reshape(v.shape) * b**-0.5
+
+    dtype = jnp.promote_types(outputs.dtype, jnp.float32)
+    like_params = lambda tree: jax.tree.map(lambda a, p: a.astype(jnp.result_type(p)), tree, params)
+    forward = lambda u: weigh(push(like_params(_scaled(u, preconditioner))).astype(dtype)).reshape(-1)
+    backward = lambda v: pull(weigh(v.reshape(outputs.shape)).astype(outputs.dtype))[0]
+    return forward, backward
+
+
+def _image(apply_fn, loss, b, params, preconditioner, x, targets, u):
+    return _maps(apply_fn, loss, b, params, preconditioner, x, targets)[0](u)
+
+
+def _pulled(apply_fn, loss, b, params, preconditioner, x, targets, v):
+    return _maps(apply_fn, loss, b, params, preconditioner, x, targets)[1](v)
+
+
+_image_compiled, _pulled_compiled = (jax.jit(function, static_argnums=(0, 1, 2)) for function in (_image, _pulled))
 
 
 def _dot(a, b):
