@@ -288,7 +288,12 @@ def check(config: ConfigDict) -> None:
 
     own = optimizers.SETTINGS[config.optimizer.name]
     for name in sorted({name for names in optimizers.SETTINGS.values() for name in names} - set(own)):
-        refuse(config.optimizer[name], "optimizer.name", f"optimizer.{name}", why=f"allowed for it: {', '.join(own) or 'no settings'}")
+        refuse(
+            config.optimizer[name],
+            "optimizer.name",
+            f"optimizer.{name}",
+            why=f"allowed for it: {', '.join(own) or 'no settings'}",
+        )
     refuse(
         config.optimizer.nesterov and not config.optimizer.momentum,
         "optimizer.nesterov",

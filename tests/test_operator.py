@@ -1,5 +1,7 @@
 """Top eigenpairs without the kernel, against prescribed spectra and the float64 Jacobian."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 from catapult_jax import instruments, top_eigenpairs
 from catapult_jax.losses import hessian_root
+from catapult_jax.tangent_kernel import Directions
 from catapult_jax.testing import explicit_jacobian, symmetric_with_spectrum
 from tests.zoo import QUICK, build
 
@@ -70,6 +73,37 @@ def test_the_bound_holds_for_random_spectra(values, seed):
 
 
 _search = jax.jit(lambda x: top_eigenpairs(linear, jnp.zeros(12), (x, jnp.zeros(12)), k=1, loss="mse", tol=0.05))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.lists(st.floats(0, 0.95), min_size=6, max_size=6),
+    st.integers(0, 50),
+    st.floats(0, 2),
+    st.sampled_from([1e-6, 0.01, 0.3]),
+)
+def test_the_bounds_of_few_products_hold(below, seed, noise, tol):
+    """Of one product, one and a half, and two, from directions near the first eigenvector and far from it, what is below being known."""
+    spectrum = np.array([1.0, *np.sort(below)[::-1]])
+    x = inputs(spectrum, seed)
+    first = np.linalg.eigh(np.asarray(x, np.float64).T @ np.asarray(x, np.float64))[1][:, -1]
+    start = first + noise * np.random.default_rng(seed).standard_normal(7)
+    found = _few(x, jnp.asarray(start, jnp.float32), jnp.float32(spectrum[1]), tol=tol)
+    theta, bound = float(found.eigenvalues[0]), float(found.bounds[0])
+    assert 1 <= float(found.products) <= 2 and theta <= 1 + 1e-5
+    assert not found.converged or bound <= tol * theta + 1e-5
+    assert np.abs(spectrum - theta).min() <= bound + 1e-5
+    if spectrum[1] <= 0.7:  # of more, a quarter is added to it, so that it is no gap
+        assert 1 - theta <= bound + 1e-5 or not found.converged
+    vector = np.asarray(found.directions.vectors[0], np.float64)
+    pulled = np.asarray(x, np.float64).T @ np.asarray(found.vectors[:, 0], np.float64) * np.sqrt(2 / 7)
+    np.testing.assert_allclose(vector, pulled, atol=1e-5)  # also where it is a sum of two
+
+
+@partial(jax.jit, static_argnames="tol")
+def _few(x, start, below, tol):
+    warm = Directions(start[None], jnp.int32(1), jnp.float32(1), below, jnp.int32(0))
+    return top_eigenpairs(linear, jnp.zeros(7), (x, jnp.zeros(7)), k=1, loss="mse", tol=tol, max_products=1, warm_start=warm)
 
 
 def weighted_kernel(apply_fn, params, batch, loss, preconditioner=None):

@@ -80,7 +80,9 @@ def top_eigenpairs(
     the latest, by one more product. That the eigenvalue is the one of this rank rests on the search having met its direction, and
     the quadratic form on the gap being what it was; neither is seen by a search that starts orthogonal to an eigenvector. For one
     warm direction ``w`` (unit) a single product may do: ``theta = mu_2 / mu_1``, ``mu_1 = ||A w||^2``, ``mu_2 = ||A^T A w||^2``, with the
-    bound ``beta (mu_2 - mu_1^2) / (mu_1 (mu_1 - beta))``, ``beta`` the eigenvalue below.
+    bound ``beta (mu_2 - mu_1^2) / (mu_1 (mu_1 - beta))``, ``beta`` the eigenvalue below; half a product more gives the residual, and
+    half of one more the Ritz values of the space of ``A w`` and its image. Unrolled, from a start of which nothing is known, it is
+    ``converged`` after some calls, when the chain of them has made the products of a cold search.
 
     Args:
       apply_fn: ``apply_fn(params, x) -> (b,)`` or ``(b, o)``; must treat each example alone.
@@ -148,7 +150,7 @@ def top_eigenpairs(
         if warm_start is None:
             start = _extend(search, _empty(search, dtype), lambda: _random(search, dtype, 0))
             return _finish(search, _until_converged(search, start), jnp.float32(k_max / 2), None)
-        if k_max == 1 and search.how == "loop":
+        if k_max == 1:
             return _from_one_direction(search, warm_start)
         return _from_directions(search, warm_start, dtype)
 
@@ -291,8 +293,8 @@ def _random(search: _Search, dtype, seed) -> Array:
     return jax.random.normal(jax.random.fold_in(jax.random.key(0), seed), (search.n,), dtype)
 
 
-def _extend(search: _Search, space: _Space, proposal: Callable[[], Array]) -> _Space:
-    """One more vector in the space, with its image; a vector that is in the space already gives way to a random one."""
+def _orthonormal(search: _Search, space: _Space, proposal: Array) -> Array:
+    """What the proposal has beyond the space, unit; one that is in the space already gives way to a random one."""
 
     def beyond(v):
         v = v / jnp.linalg.norm(v)
@@ -300,11 +302,16 @@ def _extend(search: _Search, space: _Space, proposal: Callable[[], Array]) -> _S
             v = v - space.basis @ (space.basis.T @ v)
         return v
 
-    q = beyond(proposal())
+    q = beyond(proposal)
     size = jnp.linalg.norm(q)
     fresh = beyond(_random(search, q.dtype, space.count + 1))
     q = jnp.where(size > 100 * jnp.finfo(q.dtype).eps, q, fresh)  # also where the proposal was zero, hence NaN
-    q = q / jnp.linalg.norm(q)
+    return q / jnp.linalg.norm(q)
+
+
+def _extend(search: _Search, space: _Space, proposal: Callable[[], Array]) -> _Space:
+    """One more vector in the space, with its image."""
+    q = _orthonormal(search, space, proposal())
     image = search.forward(search.backward(q))
     put = lambda matrix, column: lax.dynamic_update_index_in_dim(matrix, column, space.count, 1)
     return _Space(put(space.basis, q), put(space.images, image), space.count + 1, space.products + 1)
@@ -335,7 +342,7 @@ def _ritz(search: _Search, space: _Space, warm: Directions | None) -> _Ritz:
     theta, r = values[: search.k_max], sizes[: search.k_max]
     bounds, known = r, jnp.asarray(False)
     if warm is not None:
-        known = jnp.isfinite(warm.below)
+        known = jnp.isfinite(warm.below) | ((warm.age >= _LEAST) & (space.count > search.k))
         seen = jnp.where(jnp.arange(1, search.k_max + 1) < space.count, (values + sizes)[1:], jnp.inf)
         upper = jnp.minimum(seen, jnp.maximum(values[1:], _expected_below(search, warm, values[0])))
         lower = jnp.concatenate([jnp.full(1, jnp.inf, values.dtype), (values - sizes)[: search.k_max - 1]])
@@ -355,14 +362,14 @@ def _ritz(search: _Search, space: _Space, warm: Directions | None) -> _Ritz:
     return _Ritz(values, vectors, residuals, sizes, bounds + rounding, tracked, is_open)
 
 
-def _until_converged(search: _Search, space: _Space, warm: Directions | None = None, wanted=True) -> tuple[_Space, _Ritz]:
+def _until_converged(search: _Search, space: _Space, warm: Directions | None = None) -> tuple[_Space, _Ritz]:
     first = space.products
 
     def going_on(carry):
         space, ritz = carry
         room = space.count < space.basis.shape[1]
         more = room & (space.products - first < search.max_products) & ritz.open.any()
-        return more & jnp.isfinite(ritz.values[0]) & wanted  # of numbers that are none, nothing more is learned
+        return more & jnp.isfinite(ritz.values[0])  # of numbers that are none, nothing more is learned
 
     def grow(carry):
         space, ritz = carry
@@ -395,7 +402,7 @@ def _finish(search: _Search, found: tuple[_Space, _Ritz], extra, earlier: Direct
     vectors = ritz.vectors[:, : search.k_max]
     if image is not None:
         one = lambda tree: jax.tree.map(lambda a: a[None], tree)
-        images = _if_needed(space.count > 1, one(image), lambda _: one(search.backward(vectors[:, 0])))
+        images = _if_needed(search, space.count > 1, one(image), lambda _: one(search.backward(vectors[:, 0])))
         extra += 0.5 * (space.count > 1)
     elif search.how == "host":
         images = [search.backward(v) for v in vectors.T]
@@ -405,13 +412,8 @@ def _finish(search: _Search, found: tuple[_Space, _Ritz], extra, earlier: Direct
     # The next eigenvalue is at most what its own residual allows, or what was known of it before.
     largest, next_one = ritz.values[0], ritz.values[ritz.tracked]
     seen = ((space.count > ritz.tracked) | (space.count >= search.n)) & ~ritz.open.any()
-    below, age = jnp.where(seen, next_one + ritz.sizes[ritz.tracked], jnp.inf), jnp.int32(0)
-    if earlier is not None:
-        age = jnp.where(seen, 0, earlier.age + 1).astype(jnp.int32)
-        known = earlier.below * largest / jnp.where(earlier.largest > 0, earlier.largest, 1)
-        known = jnp.where(jnp.isfinite(earlier.below), known, jnp.inf)
-        below = jnp.where(seen, jnp.maximum(next_one, jnp.minimum(known, below)), earlier.below)
-        largest = jnp.where(seen, largest, earlier.largest)
+    size = jnp.where(seen, ritz.sizes[ritz.tracked], jnp.inf)
+    last = (largest, next_one + size, jnp.int32(0)) if earlier is None else _seen(earlier, seen, largest, next_one, size)
     return Eigenpairs(
         eigenvalues=ritz.values[: search.k_max],
         bounds=ritz.bounds,
@@ -420,8 +422,16 @@ def _finish(search: _Search, found: tuple[_Space, _Ritz], extra, earlier: Direct
         tracked=ritz.tracked,
         products=space.products + extra,
         converged=~ritz.open.any(),
-        directions=Directions(images, ritz.tracked, largest, below, age),
+        directions=Directions(images, ritz.tracked, *last),
     )
+
+
+def _seen(earlier: Directions, seen, largest, next_one, size) -> tuple[Array, Array, Array]:
+    """``largest``, ``below`` and ``age`` of the directions: what was seen now, where it was, or earlier."""
+    known = earlier.below * largest / jnp.where(earlier.largest > 0, earlier.largest, 1)
+    known = jnp.where(jnp.isfinite(earlier.below), known, jnp.inf)
+    below = jnp.where(seen, jnp.maximum(next_one, jnp.minimum(known, next_one + size)), earlier.below)
+    return jnp.where(seen, largest, earlier.largest), below, jnp.where(seen, 0, earlier.age + 1).astype(jnp.int32)
 
 
 def _from_directions(search: _Search, warm: Directions, dtype) -> Eigenpairs:
@@ -443,42 +453,129 @@ def _from_directions(search: _Search, warm: Directions, dtype) -> Eigenpairs:
 
 
 def _from_one_direction(search: _Search, warm: Directions) -> Eigenpairs:
-    """As from several, but the product that makes the first vector is enough where its bound is."""
+    """One product, half a product more for the residual, half of one more for a second vector, and then a search from what these
+    found: each where the bound so far is too large."""
+    some, found = _one_product(search, warm)
+    # Of a start from nothing, nothing is known.
+    warm = warm._replace(below=jnp.where(some, warm.below, jnp.inf), age=jnp.where(some, warm.age, 0))
+    if search.n == 1:
+        return found
+    second_look = warm.age >= _TRUSTED
+
+    def with_residual(found):
+        product = search.forward(jax.tree.map(lambda a: a[0], found.directions.vectors))
+        found = _residual_of(search, warm, found, product)
+        return _if_needed(search, ~found.converged | second_look, found, lambda found: second_vector(found, product))
+
+    def second_vector(found, product):
+        found = _two_products(search, warm, found, product)
+        if search.max_products == 1:
+            return found
+        return _if_needed(search, ~found.converged, found, lambda found: _search_on(search, warm, found))
+
+    return _if_needed(search, ~found.converged | second_look, found, with_residual)
+
+
+def _one_product(search: _Search, warm: Directions) -> tuple[Array, Eigenpairs]:
+    """Whether there was a direction to start from (otherwise it is random); and what its vjp and jvp tell."""
     u = jax.tree.map(lambda a: a[0], warm.vectors)
     v = search.forward(u)
     norm, one = search.norm(u), jnp.sum(v * v)
     some = (norm > 0) & (one > 0)
-    v = v / jnp.sqrt(jnp.where(some, one, 1))
+    random = _random(search, v.dtype, 0)
+    v = jnp.where(some, v / jnp.sqrt(jnp.where(some, one, 1)), random / jnp.linalg.norm(random))
     image = search.backward(v)
     theta = search.norm(image)  # mu_2 / mu_1
-    some &= theta > 0
-    one, theta = jnp.where(some, one / norm, 1), jnp.where(some, theta, 0)
+    one = jnp.where(some, one / norm, 1)
     beta = _expected_below(search, warm, theta)
-    slack = jnp.where(one > beta, beta * jnp.maximum(theta - one, 0) / (one - beta), jnp.inf)
-    bound = jnp.where(some, slack, jnp.inf) + 16 * jnp.finfo(v.dtype).eps * theta
-    warm = warm._replace(below=jnp.where(some, warm.below, jnp.inf))
+    slack = jnp.where(some & (one > beta), beta * jnp.maximum(theta - one, 0) / (one - beta), jnp.inf)
+    bound = jnp.zeros_like(slack) if search.n == 1 else slack
+    return some, _one_pair(search, theta, bound, v, image, 1.0, (warm.largest, warm.below, warm.age + 1))
+
+
+def _one_pair(search: _Search, theta, bound, v, image, products, seen) -> Eigenpairs:
+    rounding = 16 * jnp.finfo(v.dtype).eps * theta
+    converged = bound <= search.tol * theta + rounding
     row = lambda value: jnp.asarray(value, v.dtype)[None]
-    directions = Directions(jax.tree.map(lambda a: a[None], image), jnp.int32(1), warm.largest, warm.below, warm.age + 1)
-    enough = Eigenpairs(
-        row(theta), row(bound), row(jnp.nan), v[:, None], jnp.int32(1), jnp.float32(1), jnp.asarray(True), directions
+    directions = Directions(jax.tree.map(lambda a: a[None], image), jnp.int32(1), *seen)
+    return Eigenpairs(
+        row(theta), row(bound + rounding), row(jnp.nan), v[:, None], jnp.int32(1), jnp.float32(products), converged, directions
     )
-    needed = ~(bound <= search.tol * theta)
-    if search.n > 1:
-        needed |= warm.age >= _TRUSTED
-
-    def search_on(enough: Eigenpairs):
-        image = jax.tree.map(lambda a: a[0], enough.directions.vectors)
-        empty, random = _empty(search, v.dtype), _random(search, v.dtype, 0)
-        start = jnp.where(some, v, random / jnp.linalg.norm(random))
-        pulled = _if_needed(~some, image, lambda _: search.backward(start))
-        put = lambda matrix, column: matrix.at[:, 0].set(column)
-        space = _Space(put(empty.basis, start), put(empty.images, search.forward(pulled)), jnp.int32(1), jnp.float32(1))
-        return _finish(search, _until_converged(search, space, warm, needed), jnp.float32(0.5), warm, pulled)
-
-    return _if_needed(needed, enough, search_on)
 
 
-def _if_needed(needed, have, make: Callable):
-    """What is made, of what there is, where it is needed; otherwise what there is. A loop and no branch, so that under ``vmap`` it
-    is made only where some member needs it. (What ``make`` took from outside would be copied on the way in.)"""
+def _residual_of(search: _Search, warm: Directions, found: Eigenpairs, product: Array) -> Eigenpairs:
+    """The same pair with its residual and the bound that it gives, from ``product``, the kernel times its vector."""
+    v, (theta,) = found.vectors[:, 0], found.eigenvalues
+    r = jnp.linalg.norm(product - theta * v)
+    known = jnp.isfinite(warm.below)
+    gap = jnp.where(known, theta - _expected_below(search, warm, theta), 0)
+    bound = jnp.where(gap > r, r * r / jnp.where(gap > r, gap, 1), r)
+    rounding = 16 * jnp.finfo(v.dtype).eps * theta
+    converged = known & (bound <= search.tol * theta + rounding)
+    return found._replace(
+        bounds=(bound + rounding)[None], residuals=r[None], products=found.products + 0.5, converged=converged
+    )
+
+
+def _two_products(search: _Search, warm: Directions, found: Eigenpairs, product: Array) -> Eigenpairs:
+    """Rayleigh-Ritz in the space of ``v`` and ``product``, ``K v``, from half a product for the vector ``q`` that it adds (Golub and
+    Kahan's way: the image that the next call starts from comes with it).
+
+    ``K v`` lies in the space, and ``||K q||^2 <= lambda_1 q^T K q``: with ``T`` the kernel in ``(v, q)`` and ``theta_1, theta_2`` its
+    eigenvalues, the residual of the first is at most ``t_12^2 theta_2 / (theta_1 - theta_2) + c^2 t_22 (lambda_1 - theta_1)`` in square,
+    ``c`` the share of ``q`` in its vector; that over the gap bounds ``lambda_1 - theta_1``, or else its root does.
+    """
+    image = jax.tree.map(lambda a: a[0], found.directions.vectors)
+    space, v = _empty(search, found.vectors.dtype), found.vectors[:, 0]
+    space = space._replace(basis=space.basis.at[:, 0].set(v), count=jnp.int32(1))
+    q = _orthonormal(search, space, product)
+    other = search.backward(q)
+    t_11, t_12, t_22 = v @ product, q @ product, search.norm(other)
+    values, rotation = jnp.linalg.eigh(jnp.array([[t_11, t_12], [t_12, t_22]]))
+    theta_2, theta = jnp.maximum(values, 0)
+    c_1, c_2 = rotation[:, 1]
+
+    apart = jnp.where(theta > theta_2, theta - theta_2, 1)
+    grows = c_2 * c_2 * t_22
+    square = jnp.where(theta > theta_2, t_12 * t_12 * theta_2 / apart, jnp.inf)  # of the residual, but for what grows
+    known = jnp.isfinite(warm.below) | (warm.age >= _LEAST)
+
+    residual = (grows + jnp.sqrt(grows * grows + 4 * square)) / 2  # some eigenvalue is that near
+
+    def bound_with(upper):
+        gap = theta - upper - grows
+        return jnp.where(known & (gap > 0) & (gap * gap > square), square / jnp.where(gap > 0, gap, 1), residual)
+
+    # The second residual likewise, from the first bound without it.
+    expected = jnp.maximum(theta_2, _expected_below(search, warm, theta))
+    share = jnp.maximum(theta - t_22, 0) / apart
+    second = lambda bound: jnp.sqrt(share * (jnp.maximum(theta - t_22, 0) * theta_2 + t_22 * bound))
+    bound = bound_with(jnp.minimum(expected, theta_2 + second(bound_with(expected))))
+    # Where nothing is known of what is below, the first Ritz pairs may be those of smaller eigenvalues.
+    mixed = jax.tree.map(lambda a, b: c_1.astype(a.dtype) * a + c_2.astype(b.dtype) * b, image, other)
+    converged = known & (bound <= search.tol * theta + 16 * jnp.finfo(v.dtype).eps * theta)
+    seen = _seen(warm, converged, theta, theta_2, jnp.where(converged, second(bound), jnp.inf))
+    return _one_pair(search, theta, bound, c_1 * v + c_2 * q, mixed, found.products + 0.5, seen)._replace(converged=converged)
+
+
+def _search_on(search: _Search, warm: Directions, found: Eigenpairs) -> Eigenpairs:
+    """The search of a random start, from the vector that was found."""
+    image = jax.tree.map(lambda a: a[0], found.directions.vectors)
+    empty = _empty(search, found.vectors.dtype)
+    put = lambda matrix, column: matrix.at[:, 0].set(column)
+    space = _Space(
+        put(empty.basis, found.vectors[:, 0]), put(empty.images, search.forward(image)), jnp.int32(1), jnp.float32(0)
+    )
+    search = search._replace(max_products=search.max_products - 1)
+    return _finish(search, _until_converged(search, space, warm), found.products + 0.5, warm, image)
+
+
+def _if_needed(search: _Search, needed, have, make: Callable):
+    """What is made, of what there is, where it is needed; otherwise what there is. In compiled loops a loop and no branch, so that
+    under ``vmap`` it is made only where some member needs it. (What ``make`` took from outside would be copied on the way in.)
+    Unrolled it is always made."""
+    if search.how == "unrolled":
+        return make(have)
+    if search.how == "host":
+        return make(have) if bool(needed) else have
     return lax.while_loop(lambda carry: carry[0], lambda carry: (jnp.zeros_like(carry[0]), make(carry[1])), (needed, have))[1]
