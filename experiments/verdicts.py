@@ -749,9 +749,8 @@ def alignment_over_optimizers(rows: list[dict], config) -> Verdict:
     arms = _arms(rows, (axis,), "loss_val", finished=True)
     parts = []
     for arm, own in arms.items():
-        shown = ", ".join(
-            f"{k} {text_of([row[k] for row in own])}" for k in ("agop_alignment", "loss_test", "catapults", "critical_steps")
-        )
+        counted = ("catapults", "critical_steps") if "critical_steps" in own[0] else ()  # where the critical lr was measured
+        shown = ", ".join(f"{k} {text_of([row[k] for row in own])}" for k in ("agop_alignment", "loss_test", *counted))
         edge = _at_the_edge([row for row in rows if row[axis] == arm[0]], own[0]["rate"])
         parts.append(f"{arm[0]} ({own[0]['rate']:.3g} x critical lr at start{edge}): {shown}")
     missing = [other for other in names if (other,) not in arms]
@@ -886,9 +885,7 @@ NEEDS_SOME = {
     "small_batches_help": (
         "run.stop_loss", "measure.test_every", "measure.agop_every", "measure.batch_kernel_every", "data.validation_size",
     ),
-    "alignment_over_optimizers": (
-        "run.stop_loss", "measure.test_every", "measure.agop_every", "measure.batch_kernel_every", "data.validation_size",
-    ),
+    "alignment_over_optimizers": ("run.stop_loss", "measure.test_every", "measure.agop_every", "data.validation_size"),
     "catapults_help_sgd": ("measure.test_every", "measure.batch_kernel_every", "data.validation_size"),
     "published_accuracies": ("measure.test_every", "measure.batch_kernel_every", "data.validation_size"),
     "catapults_hurt_adagrad": ("measure.test_every", "measure.batch_kernel_every", "data.validation_size"),
@@ -920,7 +917,7 @@ VERDICTS = OF_RUN | OF_SWEEP
 # Columns of the rows of a sweep without which a claim is not tested.
 _COLUMNS = {
     "small_batches_help": ("catapults", "loss_val", "loss_test", "agop_alignment"),
-    "alignment_over_optimizers": ("loss_val", "loss_test", "agop_alignment", "catapults", "critical_steps"),
+    "alignment_over_optimizers": ("loss_val", "loss_test", "agop_alignment"),
     "exceedance_predicts_for_every_optimizer": ("precision", "base_rate"),
     **dict.fromkeys(
         ("catapults_help_sgd", "published_accuracies", "catapults_hurt_adagrad"), ("error_val", "error_test", "critical_steps")
