@@ -182,6 +182,7 @@ def environment() -> dict[str, Any]:
         "backend": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "openblas_num_threads": os.environ.get("OPENBLAS_NUM_THREADS", ""),
         "packages": versions,
     }
 

@@ -284,6 +284,8 @@ def write_page(page: Path, scale: str, workdir: Path, failures: dict[str, str]) 
                 (text, source, f"[{name}](#{_anchor(name)})", about["seeds"], verdict.verdict, short(verdict.effect), link)
             )
             details.append(f"**{verdict.verdict}**: {text} ({source}). Tested as: {verdict.statement}.\n\n{verdict.effect}.\n")
+            if verdict.table and _markdown(verdict.table) not in details:
+                details.append(_markdown(verdict.table))
         if link != "-":
             details.append(f"![{name}]({target.relative_to(page.parent)})\n")
     lines = [
@@ -301,6 +303,12 @@ def write_page(page: Path, scale: str, workdir: Path, failures: dict[str, str]) 
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n".join(lines))
     return table
+
+
+def _markdown(table: tuple[tuple[str, ...], ...]) -> str:
+    header, *rows = table
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
 
 def short(effect: str) -> str:

@@ -68,7 +68,7 @@ def image_html(path: Path, caption: str) -> str:
 def verdict_html(v: Verdict) -> str:
     return (
         f'<p><span class="{v.verdict.replace(" ", "-")}">{escape(v.verdict)}</span>: {escape(v.statement)}.<br>'
-        f"<em>{escape(v.effect)}.</em></p>"
+        f"<em>{escape(v.effect)}.</em></p>" + (table_html(v.table[0], v.table[1:]) if v.table else "")
     )
 
 

@@ -18,6 +18,7 @@ class Verdict(NamedTuple):
     statement: str  # what must hold, with its thresholds
     verdict: str
     effect: str  # sizes, over members
+    table: tuple[tuple[str, ...], ...] = ()  # header and rows, where there is more to tell
 
 
 def run_events(record, config: dict[str, Any], *, factor: float | None = None) -> list[list[Event]]:
@@ -747,44 +748,45 @@ def alignment_over_optimizers(rows: list[dict], config) -> Verdict:
     if len(names) < 3:
         return Verdict(name, statement, NOT_TESTED, "allowed: a sweep over three or more optimizers")
     arms = _arms(rows, (axis,), "loss_val", finished=True)
-    parts = []
-    for arm, own in arms.items():
-        counted = ("catapults", "critical_steps") if "critical_steps" in own[0] else ()  # where the critical lr was measured
-        shown = ", ".join(f"{k} {text_of([row[k] for row in own])}" for k in ("agop_alignment", "loss_test", *counted))
-        edge = _at_the_edge([row for row in rows if row[axis] == arm[0]], own[0]["rate"])
-        parts.append(f"{arm[0]} ({own[0]['rate']:.3g} x critical lr at start{edge}): {shown}")
-    missing = [other for other in names if (other,) not in arms]
-    parts += [f"{other}: at no lr did every seed come to that loss" for other in missing]
+    counted = ("catapults", "critical_steps") if "critical_steps" in rows[0] else ()  # where the critical lr was measured
+    shown = ("agop_alignment", "loss_test", *counted)
+    table = [("optimizer", "lr / critical lr at start", *(k.replace("_", " ") for k in shown))]
+    for other in names:
+        own = arms.get((other,))
+        if own is None:
+            table.append((other, "none at which every seed came to that loss", *("-" for _ in shown)))
+            continue
+        edge = _at_the_edge([row for row in rows if row[axis] == other], own[0]["rate"])
+        table.append((other, f"{own[0]['rate']:.3g}{edge}", *(text_of([row[k] for row in own]) for k in shown)))
     seeds = list(dict.fromkeys(row["seed"] for row in rows))
     of_seed = [[row for own in arms.values() for row in own if row["seed"] == seed] for seed in seeds]
     rho = [_rank_correlation([r["agop_alignment"] for r in own], [r["loss_test"] for r in own]) for own in of_seed]
-    effect = f"rank correlation {text_of(rho)} over {len(arms)} optimizers; " + "; ".join(parts)
-    if len(arms) < 3:
-        return Verdict(name, statement, NOT_TESTED, effect)
-    return Verdict(name, statement, _decide(beyond_zero(rho, -1)), effect)
+    effect = f"rank correlation {text_of(rho)} over {len(arms)} optimizers"
+    verdict = _decide(beyond_zero(rho, -1)) if len(arms) >= 3 else NOT_TESTED
+    return Verdict(name, statement, verdict, effect, tuple(table))
 
 
 def exceedance_predicts_for_every_optimizer(rows: list[dict], config) -> Verdict:
     """For every optimizer, lr above its own critical lr foretells a rise of the loss of the batch better than chance."""
     name, axis = "exceedance_predicts_for_every_optimizer", "optimizer.name"
+    scored = ("precision", "recall", "base_rate")
     statement = (
         "For every optimizer, over the members of its grid of learning rates that were not lost and had an exceedance: the precision of lr > "
         f"critical_lr_batch as a predictor of a rise of that batch's loss in the step is above the base rate ({_BEYOND}, means within a seed)"
     )
-    parts, tests = [], []
+    table, parts, tests = [("optimizer", "members", *(k.replace("_", " ") for k in scored))], [], []
     for optimizer in dict.fromkeys(row.get(axis) for row in rows):
         both = lambda row: np.isfinite([row.get(k, np.nan) for k in ("precision", "base_rate")]).all()
         own = [row for row in rows if row.get(axis) == optimizer and row["alive"] and both(row)]
         seeds = [[row for row in own if row["seed"] == seed] for seed in dict.fromkeys(row["seed"] for row in own)]
         # Recall is known of the members whose loss did rise.
         known = lambda mine, k: [row[k] for row in mine if np.isfinite(row[k])]
-        mean = {
-            k: [np.mean(values) for mine in seeds if (values := known(mine, k))] for k in ("precision", "recall", "base_rate")
-        }
+        mean = {k: [np.mean(values) for mine in seeds if (values := known(mine, k))] for k in scored}
         gain = np.subtract(mean["precision"], mean["base_rate"])
         tests.append(beyond_zero(gain, 1))
-        parts.append(f"{optimizer}: " + ", ".join(f"{k.replace('_', ' ')} {text_of(v)}" for k, v in mean.items()))
-    return Verdict(name, statement, _decide(*tests), ", ".join(parts))
+        parts.append(f"{optimizer} {text_of(gain)}")
+        table.append((str(optimizer), str(len(own)), *(text_of(v) for v in mean.values())))
+    return Verdict(name, statement, _decide(*tests), "precision above base rate: " + ", ".join(parts), tuple(table))
 
 
 # Test accuracies in percent of the two-layer net on MNIST, as published by the student study; math.md, section 6.
@@ -802,17 +804,18 @@ def _accuracy(rows: list[dict]) -> list[float]:
     return [100 * (1 - row["error_test"]) for row in rows]
 
 
-def _accuracies(rows: list[dict], config) -> tuple[dict[tuple, list[dict]], str]:
-    """The arms at their tuned learning rates, and what to say of them."""
-    arms, parts = _arms(rows, _ARM_AXES, "error_val", finished=False), []
+def _accuracies(rows: list[dict], config) -> tuple[dict[tuple, list[dict]], tuple[tuple[str, ...], ...]]:
+    """The arms at their tuned learning rates, and a table of them."""
+    arms, on_mnist = _arms(rows, _ARM_AXES, "error_val", finished=False), config["data"]["name"] == "mnist"
+    table = [
+        ("optimizer", "lr", *["published, %"] * on_mnist, "test accuracy, %", "lr / critical lr at start", "critical steps")
+    ]
     for arm, own in arms.items():
-        published = f", published {PUBLISHED[arm]}" if arm in PUBLISHED and config["data"]["name"] == "mnist" else ""
         edge = _at_the_edge([row for row in rows if tuple(row[axis] for axis in _ARM_AXES) == arm], own[0]["rate"])
-        parts.append(
-            f"{' '.join(arm)}: {text_of(_accuracy(own))} %{published}, {own[0]['rate']:.3g} x critical lr at start{edge}, "
-            f"critical steps {text_of([row['critical_steps'] for row in own])}"
-        )
-    return arms, "; ".join(parts)
+        published = [str(PUBLISHED.get(arm, "-"))] * on_mnist
+        critical = text_of([row["critical_steps"] for row in own])
+        table.append((*arm, *published, text_of(_accuracy(own)), f"{own[0]['rate']:.3g}{edge}", critical))
+    return arms, tuple(table)
 
 
 def catapults_help_sgd(rows: list[dict], config) -> Verdict:
@@ -823,13 +826,13 @@ def catapults_help_sgd(rows: list[dict], config) -> Verdict:
         f"a cyclic lr has a higher test accuracy than SGD with a constant one ({_BEYOND} on the paired differences), and more steps above the "
         "critical lr"
     )
-    arms, effect = _accuracies(rows, config)
+    arms, table = _accuracies(rows, config)
     if one not in arms or other not in arms:
-        return Verdict(name, statement, NOT_TESTED, "an arm was lost; " + effect)
+        return Verdict(name, statement, NOT_TESTED, "an arm was lost", table)
     gain = [-100 * d for d in _paired(arms, one, other, "error_test")]
     more = _paired(arms, one, other, "critical_steps")
-    effect = f"accuracy {text_of(gain)} points higher, share of critical steps {text_of(more)} higher; " + effect
-    return Verdict(name, statement, _decide(beyond_zero(gain, 1), beyond_zero(more, 1)), effect)
+    effect = f"accuracy {text_of(gain)} points higher, share of critical steps {text_of(more)} higher"
+    return Verdict(name, statement, _decide(beyond_zero(gain, 1), beyond_zero(more, 1)), effect, table)
 
 
 def catapults_hurt_adagrad(rows: list[dict], config) -> Verdict:
@@ -839,11 +842,11 @@ def catapults_hurt_adagrad(rows: list[dict], config) -> Verdict:
         "Each arm at the lr of one grid, in multiples of its own critical lr at initialisation, with the smallest mean validation error: AdaGrad "
         f"with a cyclic lr has a lower test accuracy than AdaGrad with a constant one ({_BEYOND} on the paired differences)"
     )
-    arms, effect = _accuracies(rows, config)
+    arms, table = _accuracies(rows, config)
     if one not in arms or other not in arms:
-        return Verdict(name, statement, NOT_TESTED, "an arm was lost; " + effect)
+        return Verdict(name, statement, NOT_TESTED, "an arm was lost", table)
     loss = [100 * d for d in _paired(arms, one, other, "error_test")]
-    return Verdict(name, statement, _decide(beyond_zero(loss, 1)), f"accuracy {text_of(loss)} points lower; " + effect)
+    return Verdict(name, statement, _decide(beyond_zero(loss, 1)), f"accuracy {text_of(loss)} points lower", table)
 
 
 def published_accuracies(rows: list[dict], config) -> Verdict:
@@ -852,17 +855,15 @@ def published_accuracies(rows: list[dict], config) -> Verdict:
     statement = (
         "Mean test accuracy over seeds of SGD, AdaGrad and Adam at a constant, tuned lr within one point of the published table"
     )
-    arms, effect = _accuracies(rows, config)
+    arms, table = _accuracies(rows, config)
     if config["data"]["name"] != "mnist" or any(arm not in arms for arm in tested):
-        return Verdict(name, statement, NOT_TESTED, "not on MNIST, or an arm was lost; " + effect)
+        return Verdict(name, statement, NOT_TESTED, "not on MNIST, or an arm was lost", table)
     if min(len(arms[arm]) for arm in tested) < _MIN_SEEDS:
-        return Verdict(name, statement, NOT_TESTED, f"fewer than {_MIN_SEEDS} seeds; " + effect)
+        return Verdict(name, statement, NOT_TESTED, f"fewer than {_MIN_SEEDS} seeds", table)
     off = {arm: float(np.mean(_accuracy(arms[arm]))) - PUBLISHED[arm] for arm in tested}
-    effect = (
-        ", ".join(f"{arm[0]} " + (f"{d:+.2f} points" if np.isfinite(d) else "none") for arm, d in off.items()) + "; " + effect
-    )
+    effect = ", ".join(f"{arm[0]} " + (f"{d:+.2f} points" if np.isfinite(d) else "none") for arm, d in off.items())
     within = bool(max(map(abs, off.values())) <= 1) if np.isfinite([*off.values()]).all() else None
-    return Verdict(name, statement, _decide(within), effect)
+    return Verdict(name, statement, _decide(within), effect, table)
 
 
 # Instruments that must run at every step for a claim to be checked.

@@ -112,7 +112,10 @@ def changed(**fields) -> ConfigDict:
         ({"measure__method": "lanczos"}, "measure.method='lanczos'; allowed: , auto, exact, products"),
         ({"measure__tolerance": 0.0}, "measure.tolerance=0.0; allowed: above 0"),
         ({"measure__chunk_size": -1}, "measure.chunk_size=-1; allowed: 0 or more"),
-        ({"optimizer__name": "lion"}, "optimizer.name='lion'; allowed: adadelta, adagrad, adam, adamw, rmsprop, sgd"),
+        (
+            {"optimizer__name": "lion"},
+            "optimizer.name='lion'; allowed: adadelta, adagrad, adam, adamw, heavy_ball, nesterov, rmsprop, sgd",
+        ),
         ({"optimizer__name": "adam", "optimizer__momentum": 0.9}, "optimizer.momentum=0.9; allowed for it: b1, b2, eps"),
         ({"optimizer__b1": 0.9}, "optimizer.name='sgd', optimizer.b1=0.9; allowed for it: momentum, nesterov"),
         ({"optimizer__name": "adam", "optimizer__b2": 1.0}, "optimizer.b2=1.0; allowed: 0 or more, below 1"),

@@ -99,6 +99,55 @@ def test_relative_to_critical_holds_the_multiple_of_the_last_one_known(multiple,
         assert float(state.lr) == pytest.approx(0.7 if known is None else multiple * known, rel=1e-5)
 
 
+_CRITICAL = st.lists(st.floats(0.01, 100) | st.just(float("nan")), min_size=12, max_size=12)
+
+
+@given(lr=st.floats(0.01, 10), cap=st.floats(0.1, 3) | st.just(float("inf")), criticals=_CRITICAL)
+@settings(max_examples=40, deadline=None)
+def test_a_warm_up_is_optax_times_the_rate_below_its_cap(lr, cap, criticals):
+    shape, known = optax.linear_schedule(0.1, 1.0, 5), np.inf
+    rates = np.asarray(_warm_up(lr, jnp.zeros(12), jnp.array(criticals), 0, cap)[0])
+    for step, critical in enumerate(criticals):
+        known = known if np.isnan(critical) else critical
+        assert rates[step] == pytest.approx(min(lr * float(shape(step)), cap * known), rel=1e-5)
+
+
+@given(
+    losses=st.lists(st.floats(1e-3, 1e3), min_size=12, max_size=12), criticals=_CRITICAL, raises=st.integers(0, 4),
+    cap=st.floats(0.1, 0.9) | st.just(float("inf")),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_a_staircase_only_climbs_and_only_so_often(losses, criticals, raises, cap):
+    rates, stages, raised = map(np.asarray, _stairs(0.5, jnp.array(losses), jnp.array(criticals), raises, cap))
+    assert (np.diff(stages) >= 0).all() and (np.diff(stages) <= 1).all() and stages[-1] <= raises
+    climbs = np.flatnonzero(np.diff(stages, prepend=0))
+    critical = np.array(criticals, np.float32)
+    assert np.isfinite(critical[climbs]).all()  # to a multiple of the rate of that moment
+    if np.isinf(cap):
+        expected = np.maximum.accumulate(np.where(np.isin(np.arange(12), climbs), 1.5 * critical, 0.5))
+        np.testing.assert_allclose(rates, expected, rtol=1e-5)
+        return
+    known = np.array([[np.inf, *critical[: i + 1][~np.isnan(critical[: i + 1])]][-1] for i in range(12)])
+    held = np.minimum(0.5, cap * known)
+    np.testing.assert_allclose(rates[~raised], held[~raised], rtol=1e-5)
+    np.testing.assert_allclose(rates[climbs], 1.5 * critical[climbs], rtol=1e-5)
+
+
+def _scanned(schedule):
+    def run(lr, losses, criticals, raises, cap):
+        def one(state, now):
+            state = schedule.update(state, *now)
+            return state, (state.lr, state.stage, state.raised)
+
+        return jax.lax.scan(one, schedule.init(lr, raises=raises, cap=cap), (jnp.arange(12), losses, criticals))[1]
+
+    return jax.jit(run)
+
+
+_warm_up = _scanned(following(optax.linear_schedule(0.1, 1.0, 5)))
+_stairs = _scanned(staircase(raise_to=1.5, settle_fraction=0.5, settle_steps=1))
+
+
 def test_relative_to_critical_stays_finite_where_no_rate_is_critical():
     schedule = relative_to_critical()
     state = schedule.update(schedule.init(0.7, multiple=2.0), 0, 1.0, 3.0)

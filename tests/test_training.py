@@ -81,6 +81,15 @@ def test_gradient_descent_is_gradient_descent():
     np.testing.assert_allclose(measured["critical_lr_batch"][0, 0], start.critical_lr[0], rtol=1e-5)
 
 
+@pytest.mark.parametrize("batch_size", [0, 4])
+def test_a_rate_relative_to_critical_is_that_multiple_at_every_step(batch_size):
+    trainer, _ = build(schedule=schedules.relative_to_critical(), batch_size=batch_size)
+    of = members((0,), (0.5, 1.2))
+    _, measured = trainer.run(trainer.init(of)[0], of, 6)
+    np.testing.assert_allclose(measured["lr"], [[0.5], [1.2]] * measured["critical_lr_batch"], rtol=1e-5)
+    assert (measured["loss_batch_after"][0] < measured["loss_batch"][0]).all()
+
+
 def test_critical_lr_of_adam_is_that_of_the_state_that_the_step_used():
     """The trainer's, exact and from products, against a loop over Optax and the explicit kernel."""
     adam, model = partial(optax.adam, b1=0.8, b2=0.95, eps=1e-3), FCN(depth=2, width=16)

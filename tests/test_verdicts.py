@@ -299,15 +299,25 @@ def optimizer_rows(slope, precision=0.9, lost=()):
 def test_alignment_over_optimizers():
     check = lambda *a, **k: verdicts.alignment_over_optimizers(optimizer_rows(*a, **k), OPTIMIZERS)
     assert check(-1.0).verdict == verdicts.REPRODUCED
-    assert "rank correlation -1 [-1, -1] over 3 optimizers; sgd (1 x critical lr at start): agop" in check(-1.0).effect
+    assert check(-1.0).effect == "rank correlation -1 [-1, -1] over 3 optimizers"
+    header, first, *_ = check(-1.0).table
+    assert header[2:] == ("agop alignment", "loss test", "catapults", "critical steps") and first[:2] == ("sgd", "1")
+    aligned = {row["agop_alignment"] for row in optimizer_rows(-1.0) if row["optimizer.name"] == "sgd"}
+    assert float(first[2].split()[0]) == pytest.approx(np.mean([*aligned]), abs=1e-3)
     assert check(1.0).verdict == check(0.0).verdict == verdicts.NOT_REPRODUCED
     assert check(-1.0, lost=("adam",)).verdict == verdicts.NOT_TESTED  # two are too few
-    assert "adam: at no lr did every seed come to that loss" in check(-1.0, lost=("adam",)).effect
+    assert check(-1.0, lost=("adam",)).table[-1][:2] == ("adam", "none at which every seed came to that loss")
+    bare = [{k: v for k, v in row.items() if k not in ("catapults", "critical_steps")} for row in optimizer_rows(-1.0)]
+    found = verdicts.alignment_over_optimizers(bare, OPTIMIZERS)
+    assert found.verdict == verdicts.REPRODUCED and len(found.table[0]) == 4  # where the critical lr was not measured
     assert verdicts.alignment_over_optimizers(batch_rows(0.1, 0.1), OPTIMIZERS).verdict == verdicts.NOT_TESTED
 
 
 def test_exceedance_of_every_optimizer():
     check = lambda rows: verdicts.exceedance_predicts_for_every_optimizer(rows, OPTIMIZERS).verdict
+    header, first, *_ = verdicts.exceedance_predicts_for_every_optimizer(optimizer_rows(0.0), OPTIMIZERS).table
+    assert header == ("optimizer", "members", "precision", "recall", "base rate")
+    assert first[0] == "sgd" and first[3:] == ("0.5 [0.5, 0.5]", "0.3 [0.3, 0.3]")
     assert check(optimizer_rows(0.0)) == verdicts.REPRODUCED
     assert check(optimizer_rows(0.0, precision=0.3)) == verdicts.NOT_REPRODUCED
     never = [row | ({"precision": np.nan} if row["optimizer.name"] == "sgd" else {}) for row in optimizer_rows(0.0)]

@@ -2,7 +2,8 @@
 
 Each competitor takes turns with ours in a process of its own: ``ratio`` is its seconds over ours there. ``above`` is the peak
 resident memory during one call of the compiled program, less that of the process before it, which holds program, parameters and
-inputs. ``plan`` is what XLA says that the program needs for temporary arrays. A competitor that needs more than 12 GiB or
+inputs. ``forward passes`` are those of the same examples that take as long; each needs one, and about one more for the derivatives of
+each output (``limit``). ``plan`` is what XLA says that the program needs for temporary arrays. A competitor that needs more than 12 GiB or
 a minute is not run to the end, and its row says so.
 """
 
@@ -22,6 +23,8 @@ COLUMNS = {
     "seconds": "median s",
     "ours_seconds": "ours s",
     "ratio": "/ ours",
+    "forward_passes": "forward passes",
+    "limit": "limit",
     "compile_seconds": "compile s",
     "before_mib": "before MiB",
     "peak_mib": "peak MiB",
@@ -32,6 +35,7 @@ COLUMNS = {
     "note": "note",
 }
 OURS, JACOBIAN, NT_1, NT_2, NT_3 = "ours", "jacobian", "neural_tangents 1", "neural_tangents 2", "neural_tangents 3"
+FORWARD = "forward"
 COMPETITORS = (JACOBIAN, NT_3, NT_1, NT_2)
 BATCH = {"fcn": 128, "cnn": 32, "cnn_64": 128, "wrn": 32, "vit": 32}
 SMOKE_BATCH, SMOKE_MODELS = 4, ("fcn", "cnn_64")
@@ -87,10 +91,11 @@ def _promised(case: dict[str, Any], variant: str, ratio: float | None) -> dict[s
 
 
 def seconds(model: str, batch: int, outputs: int, variant: str, scale: str) -> dict[str, Any]:
-    made, inputs = programs(model, batch, outputs, list(dict.fromkeys((OURS, variant))), scale)
+    made, inputs = programs(model, batch, outputs, list(dict.fromkeys((FORWARD, OURS, variant))), scale)
     calls = {name: lambda program=program: program()(*inputs) for name, program in made.items()}
     found = timing.take_turns(calls, rounds=timing.ROUNDS[scale])
     row, ours = found[variant] | {"plan_mib": timing.plan_mib(made[variant]())}, found[OURS]["seconds"]
+    row |= {"forward_passes": row["seconds"] / found[FORWARD]["seconds"], "limit": 1 + outputs}
     return row if variant == OURS else row | {"ours_seconds": ours, "ratio": row["seconds"] / ours}
 
 
@@ -113,6 +118,8 @@ def programs(model: str, batch: int, outputs: int, names: list[str], scale: str)
     implementations = {NT_1: 1, NT_2: 2, NT_3: 3}
 
     def function(name):
+        if name == FORWARD:
+            return f
         if name in implementations:
             return lambda p, x: neural_tangents.empirical_kernel(f, p, x, implementation=implementations[name])
         return lambda p, x: tangent_kernel(f, p, x, method="jacobian" if name == JACOBIAN else "auto")

@@ -1,4 +1,7 @@
-"""XLA runs convolutions in loops slowly on the CPU: the effect itself, and that the kernel in chunks does not fall for it."""
+"""XLA runs convolutions in loops slowly on the CPU: the effect itself, and what it makes of the kernel and of AGOP in chunks.
+
+The derivatives of the kernel are taken outside of its loop; AGOP is differentiated in one, since a loop alone bounds its memory.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ COLUMNS = {
     "seconds": "median s",
     "ratio": "/ without a loop",
     "compile_seconds": "compile s",
+    "above_mib": "above MiB",
     "promise": "promise",
     "met": "met",
     "note": "note",
@@ -28,7 +32,9 @@ def run(scale: str) -> Iterator[dict[str, Any]]:
     arguments = {"n": n, "scale": scale}
     yield from child.rows_or_reason({"batch": n}, lambda: child.call("benchmarks.sections.loops:gradients", arguments))
     arguments |= {"chunk_size": chunk_size}
-    yield from child.rows_or_reason({"batch": n}, lambda: child.call("benchmarks.sections.loops:kernels", arguments))
+    for function in ("kernels", "agops"):
+        make = lambda f=function: child.call(f"benchmarks.sections.loops:{f}", arguments)
+        yield from child.rows_or_reason({"batch": n}, make)
 
 
 def gradients(n: int, scale: str) -> list[dict[str, Any]]:
@@ -72,9 +78,26 @@ def kernels(n: int, chunk_size: int, scale: str) -> list[dict[str, Any]]:
     return _rows("cnn", calls, scale, LIMIT)
 
 
+def agops(n: int, chunk_size: int, scale: str) -> list[dict[str, Any]]:
+    import jax
+
+    from catapult_jax import input_jacobian
+
+    f, params, x, _ = house.setup("cnn_64", scale, n)
+    jacobian = {
+        size: jax.jit(lambda params, x, size=size: input_jacobian(f, params, x, chunk_size=size)) for size in (None, chunk_size)
+    }
+    calls = {
+        "input Jacobians, all at once": lambda: jacobian[None](params, x),
+        f"input Jacobians, chunks of {chunk_size}": lambda: jacobian[chunk_size](params, x),
+    }
+    return _rows("cnn_64", calls, scale, None)
+
+
 def _rows(model: str, calls: dict[str, timing.Call], scale: str, limit: float | None) -> list[dict[str, Any]]:
     """Two calls, the second with a loop."""
     (plain, first), (looped, second) = timing.take_turns(calls, rounds=timing.ROUNDS[scale]).items()
+    first, second = (found | timing.peak_of(calls[name]) for name, found in ((plain, first), (looped, second)))
     ratio = second["seconds"] / first["seconds"]
     kept = tables.at_most(limit, ratio, "times the kernel at once")
     return [{"model": model, "variant": plain, **first}, {"model": model, "variant": looped, **second, "ratio": ratio} | kept]

@@ -25,8 +25,9 @@ COLUMNS = {
     "note": "note",
 }
 EXACT, SPLIT, MATRIX_FREE, AGOP = "exact critical lr", "top-5 split", "matrix-free, warm", "AGOP alignment"
+AFTER = "loss after the step"
 APART = "exact critical lr, a pass of its own"  # every other step, or in chunks; otherwise the step's gradient comes with the kernel
-VARIANTS = ("bare step", EXACT, APART, SPLIT, MATRIX_FREE, AGOP)
+VARIANTS = ("bare step", EXACT, APART, SPLIT, MATRIX_FREE, AGOP, AFTER)
 # (model, variant) -> most bare steps, and the batch sizes for which it is promised
 PROMISES = {
     ("fcn", EXACT): (1.5, (1, 8, 32, 128)),
@@ -37,7 +38,7 @@ PROMISES = {
 }
 BATCHES = {"cpu": (1, 8, 32, 128, 512), "gpu": (1, 8, 32, 128, 512), "smoke": (4,)}
 MEMORY_OF = {"cpu": {("fcn", 128)}, "gpu": {("fcn", 128)}, "smoke": {("fcn", 4)}}  # beside the batch size of all
-MEMORY_BATCH, FAST = 32, ("fcn", "vit")  # only these run every batch on a CPU
+MEMORY_BATCH = 32
 MODELS = {"cpu": ("fcn", "cnn", "wrn", "vit"), "gpu": ("fcn", "cnn", "wrn", "vit"), "smoke": ("fcn", "cnn")}
 SOFTMAX_MODELS = {"cpu": ("wrn", "vit"), "gpu": ("wrn", "vit"), "smoke": ("vit",)}
 SOFTMAX_BATCH = {"cpu": 32, "gpu": 32, "smoke": 4}
@@ -46,9 +47,8 @@ SOFTMAX_BATCH = {"cpu": 32, "gpu": 32, "smoke": 4}
 def run(scale: str) -> Iterator[dict[str, Any]]:
     for model in MODELS[scale]:
         for batch in BATCHES[scale]:
-            if scale != "cpu" or model in FAST or batch in (1, 32, 128):
-                memory = batch == MEMORY_BATCH or (model, batch) in MEMORY_OF[scale]
-                yield from _rows(model, batch, "mse", VARIANTS, memory, scale)
+            memory = batch == MEMORY_BATCH or (model, batch) in MEMORY_OF[scale]
+            yield from _rows(model, batch, "mse", VARIANTS, memory, scale)
     for model in SOFTMAX_MODELS[scale]:
         yield from _rows(model, SOFTMAX_BATCH[scale], "softmax_cross_entropy", VARIANTS[:3], False, scale)
 
@@ -90,6 +90,7 @@ def calls(model: str, batch: int, loss: str, scale: str, names: list[str]) -> di
     from catapult_jax import agop_alignment, batch_loss, critical_lr_from_lambda, input_jacobian, top_eigenpairs
     from catapult_jax.critical_lr import weighted_kernel_and_gradient, weighted_tangent_kernel
     from catapult_jax.eigenspace import split_weighted_loss
+    from catapult_jax.tangent_kernel.exact import loops_are_slow
 
     outputs = 2 if loss == "softmax_cross_entropy" else 1
     f, params, x, y = house.setup(model, scale, batch, outputs=outputs, loss=loss)
@@ -114,8 +115,10 @@ def calls(model: str, batch: int, loss: str, scale: str, names: list[str]) -> di
     def split(params, x, y, out, weighted, _):
         return split_weighted_loss(weighted, out, y, loss=loss, k=5)
 
+    most = 1 if loops_are_slow(f, params, x) else 60  # as in experiments.main
+
     def matrix_free(params, x, y, _, __, directions):
-        return top_eigenpairs(f, params, (x, y), k=1, loss=loss, warm_start=directions, tol=0.01, max_products=2)
+        return top_eigenpairs(f, params, (x, y), k=1, loss=loss, warm_start=directions, tol=0.01, max_products=most)
 
     def agop(params, x, _, __, ___, reference):
         return agop_alignment(input_jacobian(f, params, x), reference)
@@ -132,13 +135,15 @@ def calls(model: str, batch: int, loss: str, scale: str, names: list[str]) -> di
         SPLIT: (together, split, nothing),
         MATRIX_FREE: (plain, matrix_free, directions),
         AGOP: (plain, agop, lambda: jax.random.normal(jax.random.key(3), (batch * outputs, x[0].size))),
+        AFTER: (plain, None, nothing),  # of the new weights
     }
 
     def step_with(take_gradient, measure):
         def step(params, x, y, extra):
             out, weighted, gradient = take_gradient(params, x, y)
             new = jax.tree.map(lambda w, g: w - 1e-9 * g, params, gradient)  # nothing moves, so that every call does the same
-            return new, batch_loss(out, y, loss=loss), measure(params, x, y, out, weighted, extra)
+            measured = batch_loss(f(new, x), y, loss=loss) if measure is None else measure(params, x, y, out, weighted, extra)
+            return new, batch_loss(out, y, loss=loss), measured
 
         return jax.jit(step, donate_argnums=0)
 
