@@ -42,7 +42,11 @@ _OF_MEMBERS = {
 }
 
 
-_PREDICTION = ("precision", "recall", "base_rate")  # of lr > critical_lr_batch, for a rise of that batch's loss in the step
+_PREDICTION = (
+    "precision",
+    "recall",
+    "base_rate",
+)  # beside the counts: of lr > critical_lr_batch, for a rise of that batch's loss in the step
 
 
 def parse_axis(text: str, config: ConfigDict) -> tuple[str, tuple]:
@@ -167,7 +171,7 @@ def summary(runs: list[tuple[dict, ConfigDict]], workdir: Path) -> list[dict]:
                 | {"setting": label[m], "finished": bool(ok[m]), "alive": bool(record["alive"].values[m, -1]), "steps": steps}
                 | ({"catapults": int(catapults[m]), "spikes": spikes[m]} if looked else {})
                 | ({"critical_steps": verdicts.critical_share(record, m)} if critical else {})
-                | ({name: getattr(found, name) for name in _PREDICTION} if found else {})
+                | ({name: getattr(found, name) for name in (*verdicts.CONFUSION, *_PREDICTION)} if found else {})
                 | {name: float(values[m]) for name, values in ends.items()}
                 | {"run": directory.name}
             )

@@ -313,6 +313,7 @@ def _pooled_spread(tables: list[Prediction], score: str) -> str:
     return number_text(getattr(_pooled(tables), score)) + (f" (seeds {min(values):.3g} to {max(values):.3g})" if values else "")
 
 
+CONFUSION = ("true_positive", "false_positive", "false_negative", "true_negative")
 _MIN_SEEDS = 5  # fewer decide nothing
 _BEYOND = "95 % interval over seeds and sign test"
 
@@ -769,23 +770,23 @@ def alignment_over_optimizers(rows: list[dict], config) -> Verdict:
 def exceedance_predicts_for_every_optimizer(rows: list[dict], config) -> Verdict:
     """For every optimizer, lr above its own critical lr foretells a rise of the loss of the batch better than chance."""
     name, axis = "exceedance_predicts_for_every_optimizer", "optimizer.name"
-    scored = ("precision", "recall", "base_rate")
     statement = (
-        "For every optimizer, over the members of its grid of learning rates that were not lost and had an exceedance: the precision of lr > "
-        f"critical_lr_batch as a predictor of a rise of that batch's loss in the step is above the base rate ({_BEYOND}, means within a seed)"
+        "For every optimizer, over all steps of its grid of learning rates, each member until it was lost or done: the precision of lr > "
+        f"critical_lr_batch as a predictor of a rise of that batch's loss in the step is above the base rate ({_BEYOND}; the steps of a seed are "
+        "counted together)"
     )
-    table, parts, tests = [("optimizer", "members", *(k.replace("_", " ") for k in scored))], [], []
+    table, parts, tests = [("optimizer", "members", "lost", "steps", "precision", "recall", "base rate")], [], []
     for optimizer in dict.fromkeys(row.get(axis) for row in rows):
-        both = lambda row: np.isfinite([row.get(k, np.nan) for k in ("precision", "base_rate")]).all()
-        own = [row for row in rows if row.get(axis) == optimizer and row["alive"] and both(row)]
-        seeds = [[row for row in own if row["seed"] == seed] for seed in dict.fromkeys(row["seed"] for row in own)]
-        # Recall is known of the members whose loss did rise.
-        known = lambda mine, k: [row[k] for row in mine if np.isfinite(row[k])]
-        mean = {k: [np.mean(values) for mine in seeds if (values := known(mine, k))] for k in scored}
-        gain = np.subtract(mean["precision"], mean["base_rate"])
+        own = [row for row in rows if row.get(axis) == optimizer]
+        counts = [[row[count] for count in CONFUSION] for row in own]
+        seeds = dict.fromkeys(row["seed"] for row in own)
+        found = [scores(*np.sum([c for row, c in zip(own, counts, strict=True) if row["seed"] == s], axis=0)) for s in seeds]
+        gain = [one.precision - one.base_rate for one in found]
         tests.append(beyond_zero(gain, 1))
         parts.append(f"{optimizer} {text_of(gain)}")
-        table.append((str(optimizer), str(len(own)), *(text_of(v) for v in mean.values())))
+        numbers = (len(own), sum(not row["alive"] for row in own), np.sum(counts))
+        spreads = (text_of([getattr(one, score) for one in found]) for score in ("precision", "recall", "base_rate"))
+        table.append((str(optimizer), *map(str, numbers), *spreads))
     return Verdict(name, statement, _decide(*tests), "precision above base rate: " + ", ".join(parts), tuple(table))
 
 
@@ -919,7 +920,7 @@ VERDICTS = OF_RUN | OF_SWEEP
 _COLUMNS = {
     "small_batches_help": ("catapults", "loss_val", "loss_test", "agop_alignment"),
     "alignment_over_optimizers": ("loss_val", "loss_test", "agop_alignment"),
-    "exceedance_predicts_for_every_optimizer": ("precision", "base_rate"),
+    "exceedance_predicts_for_every_optimizer": CONFUSION,
     **dict.fromkeys(
         ("catapults_help_sgd", "published_accuracies", "catapults_hurt_adagrad"), ("error_val", "error_test", "critical_steps")
     ),

@@ -276,6 +276,8 @@ def test_small_batches(effects, verdict):
 
 def optimizer_rows(slope, precision=0.9, lost=()):
     """Three optimizers, each at two rates of which the second has the smaller validation loss."""
+    right, rises = round(30 * precision), round(60 * precision)  # of 30 that were predicted; half of the rises are
+    counts = (right, 30 - right, rises - right, round(rises / 0.3) - 30 - rises + right)
     rows, rng = [], np.random.default_rng(0)
     for i, name in enumerate(("sgd", "adagrad", "adam")):
         for rate in (0.3, 1.0, 3.0):
@@ -290,9 +292,7 @@ def optimizer_rows(slope, precision=0.9, lost=()):
                     "run": name,
                 }
                 row |= {"agop_alignment": aligned, "loss_test": 1 + slope * aligned, "loss_val": 1.0 if rate < 1 else rate / 10}
-                rows.append(
-                    row | {"catapults": 0, "critical_steps": 0.1, "precision": precision, "recall": 0.5, "base_rate": 0.3}
-                )
+                rows.append(row | {"catapults": 0, "critical_steps": 0.1} | dict(zip(verdicts.CONFUSION, counts, strict=True)))
     return rows
 
 
@@ -316,11 +316,12 @@ def test_alignment_over_optimizers():
 def test_exceedance_of_every_optimizer():
     check = lambda rows: verdicts.exceedance_predicts_for_every_optimizer(rows, OPTIMIZERS).verdict
     header, first, *_ = verdicts.exceedance_predicts_for_every_optimizer(optimizer_rows(0.0), OPTIMIZERS).table
-    assert header == ("optimizer", "members", "precision", "recall", "base rate")
-    assert first[0] == "sgd" and first[3:] == ("0.5 [0.5, 0.5]", "0.3 [0.3, 0.3]")
+    assert header == ("optimizer", "members", "lost", "steps", "precision", "recall", "base rate")
+    assert first[0] == "sgd" and first[4:] == ("0.9 [0.9, 0.9]", "0.5 [0.5, 0.5]", "0.3 [0.3, 0.3]")
     assert check(optimizer_rows(0.0)) == verdicts.REPRODUCED
     assert check(optimizer_rows(0.0, precision=0.3)) == verdicts.NOT_REPRODUCED
-    never = [row | ({"precision": np.nan} if row["optimizer.name"] == "sgd" else {}) for row in optimizer_rows(0.0)]
+    none = {"true_positive": 0, "false_positive": 0}
+    never = [row | (none if row["optimizer.name"] == "sgd" else {}) for row in optimizer_rows(0.0)]
     assert check(never) == verdicts.NOT_TESTED
 
 
