@@ -612,14 +612,19 @@ def adagrad_outgrows_its_lr(record, config) -> Verdict:
     above, steps = lr > exact, lr.shape[1]
     growth = np.median(exact[:, -period:], 1) / np.median(exact[:, :period], 1)
     late = above[:, -steps // 4 :].mean(1)
-    observed = [int(np.flatnonzero(row)[-1]) + 1 if row.any() else 0 for row in above]
-    safe = bound > lr.max(1, keepdims=True)
-    predicted = [int(np.flatnonzero(~row)[-1]) + 1 if not row.all() else 0 for row in safe]
+    # Steps from which on it holds; at the largest lr of the schedule, since the lr of a step hangs on its place in the cycle.
+    from_on = lambda holds: [int(np.flatnonzero(~row)[-1]) + 1 if not row.all() else 0 for row in holds]
+    observed, largest, predicted = (
+        from_on(~above),
+        from_on(exact > lr.max(1, keepdims=True)),
+        from_on(bound > lr.max(1, keepdims=True)),
+    )
     told = [p for p in predicted if p < steps]
     violations = int((bound > exact * 1.01).sum())  # the exact one may come from products, to one percent
     effect = (
         f"critical lr of the last cycle over the first {text_of(growth)}, critical steps {text_of(above.mean(1))} of all, {text_of(late)} of the last quarter; "
-        f"last critical step, observed: {_spread(observed)}; predicted by the bound in {len(told)} of {len(predicted)} seeds"
+        f"no step critical from {_spread(observed)} on, nor could it be at the largest lr from {_spread(largest)} on; predicted by the bound in "
+        f"{len(told)} of {len(predicted)} seeds"
         + (f": {_spread(told)}" if told else "")
         + f"; exact over bound {_spread(np.median(exact / bound, 1))}; {violations} of {exact.size} steps with the bound above the exact one; smallest "
         f"entry of P {text_of(least[:, 0])} at first, {text_of(least[:, -1])} at last"
