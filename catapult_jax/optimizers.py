@@ -99,6 +99,12 @@ def preconditioning(
     strange = sorted({type(state).__name__ for state in _links(after)} - {kind.__name__})
     if strange:
         raise ValueError(f"the state holds {strange[0]}; allowed for {optimizer.__name__}: {kind.__name__} alone")
+    for parts in _states(after, optax.PartitionState):
+        for label, part in parts.inner_states.items():  # of set_to_zero it is a bare EmptyState
+            if not _links(part) and not isinstance(part.inner_state, optax.EmptyState):
+                raise ValueError(
+                    f"the group {label!r} does not tell how it moves; allowed: {optimizer.__name__}, or set_to_zero"
+                )
     injected = {}
     for state in _states(after, optax.InjectStatefulHyperparamsState):
         if _states(state.inner_state, kind):  # another link may have settings of the same name

@@ -38,9 +38,7 @@ def get_config(variant: str = "rank2") -> ConfigDict:
     c.run.chunk_steps = 100
     c.run.checkpoint_every = 1000
     c.claims = ("alignment_over_optimizers", "exceedance_predicts_for_every_optimizer")
-    if (
-        task in tasks.IMAGES
-    ):  # the kernel of a preconditioned step takes the gradient of every example and output: hours on two cores
+    if task in tasks.IMAGES:  # the critical lr of every step and member takes hours on two cores, see docs/optimizers.md
         c.measure.batch_kernel_every = c.measure.loss_after_every = 0
         c.claims = ("alignment_over_optimizers",)
     if "smoke" in words:

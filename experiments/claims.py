@@ -28,7 +28,9 @@ from experiments import main as single
 from experiments import sweep, verdicts
 
 _SCALES = ("smoke", "cpu", "gpu")
-_SCALE = flags.DEFINE_enum("scale", "cpu", _SCALES, "smoke: seconds each; cpu: an hour on two cores; gpu: the configs in full.")
+_SCALE = flags.DEFINE_enum(
+    "scale", "cpu", _SCALES, "smoke: seconds each; cpu: two to three hours on two cores; gpu: the configs in full."
+)
 _ONLY = flags.DEFINE_multi_string("only", [], "Experiment or config to run; may be given several times. Default: all.")
 _CLAIMS_DIR = flags.DEFINE_string("claims_dir", None, "Directory of the runs; default: runs/claims-SCALE.")
 _PAGE = flags.DEFINE_string("page", None, "Page to write; default: docs/claims.md (smoke: claims.md beside the runs).")
@@ -40,7 +42,7 @@ MNIST = "MNIST study"
 class Experiment(NamedTuple):
     name: str  # CONFIG or CONFIG:VARIANT
     claims: dict[str, tuple[str, str]]  # verdict -> (what is claimed, where)
-    figure: str = "loss"
+    figure: str = "loss"  # or several, joined by commas
     is_sweep: bool = False
     reference: str = ""  # variant of configs/reference.py that must be there first
     cpu: Mapping[str, Any] = MappingProxyType({})  # what is smaller than in the config at that scale
@@ -124,7 +126,7 @@ EXPERIMENTS = (
     Experiment(
         "mnist_adagrad:full",
         {"adagrad_outgrows_its_lr": ("With AdaGrad the critical lr grows until no lr of the schedule is critical", MNIST)},
-        "preconditioner",
+        "preconditioner,scores",
     ),
     *(
         Experiment(
@@ -203,11 +205,11 @@ def results(experiment: Experiment, scale: str, workdir: Path) -> tuple[list[ver
         found = sweep.find_verdicts(
             rows, config, experiment.claims, json.loads((directories[0] / "run.json").read_text())["data"]
         )
-        figure = directory / "summary.png"
+        figures = [directory / "summary.png"]
     else:
         record = verdicts.until_lost(records.open_record(directory).load())
         found = [verdicts.of_run(name, record, config.to_dict()) for name in experiment.claims]
-        figure = directory / "figures" / f"{experiment.figure}.png"
+        figures = [directory / "figures" / f"{name}.png" for name in experiment.figure.split(",")]
     about = [json.loads((d / "run.json").read_text()) for d in directories]
     only = lambda values: ", ".join(sorted(set(values)))
     reference = about[0].get("agop_reference") or {}
@@ -219,7 +221,7 @@ def results(experiment: Experiment, scale: str, workdir: Path) -> tuple[list[ver
         "seeds": len(config.members.seed) or 1,
         "seconds": sum(run["seconds"] for run in about),
         "code": only(_code(run["environment"]["commit"]) for run in about),
-        "figure": figure,
+        "figures": figures,
     }
 
 
@@ -263,12 +265,12 @@ def write_page(page: Path, scale: str, workdir: Path, failures: dict[str, str]) 
                 table.append((text, source, name, "-", verdicts.NOT_TESTED, outcome, "-"))
             continue
         found, about = outcome
-        link = "-"
-        if about["figure"].is_file():
+        targets = []
+        for figure in filter(Path.is_file, about["figures"]):
             figures.mkdir(parents=True, exist_ok=True)
-            target = figures / f"{experiment.directory}.png"
-            shutil.copyfile(about["figure"], target)
-            link = f"[figure]({target.relative_to(page.parent)})"
+            targets.append(figures / f"{experiment.directory}{f'-{figure.stem}' if targets else ''}.png")
+            shutil.copyfile(figure, targets[-1])
+        link = ", ".join(f"[figure]({target.relative_to(page.parent)})" for target in targets) or "-"
         details.append(f"## {name}\n")
         details.append("```\n" + "\n".join(_commands(experiment, scale, workdir)) + "\n```\n")
         reference = about["reference"]
@@ -286,8 +288,7 @@ def write_page(page: Path, scale: str, workdir: Path, failures: dict[str, str]) 
             details.append(f"**{verdict.verdict}**: {text} ({source}). Tested as: {verdict.statement}.\n\n{verdict.effect}.\n")
             if verdict.table and _markdown(verdict.table) not in details:
                 details.append(_markdown(verdict.table))
-        if link != "-":
-            details.append(f"![{name}]({target.relative_to(page.parent)})\n")
+        details += [f"![{name}]({target.relative_to(page.parent)})\n" for target in targets]
     lines = [
         "# Claims\n",
         f"Written by `python -m experiments.claims --scale={scale}`, from the runs whose commands stand below. In brackets: the 95 % percentile "

@@ -288,7 +288,7 @@ def _train(config, workdir: Path, trainer: training.Trainer, state, members, coo
 
 
 def default_workdir(argv: list[str], config: ConfigDict, kind: str = "") -> Path:
-    """``runs/KIND-NAME-VARIANT-IDENTITY``: the same command has the same directory, another config another one."""
+    """``runs/KIND-NAME-VARIANT-IDENTITY``: the same command has the same directory, a config of another run another one."""
     given = itertools.pairwise([*argv, ""])
     path = next(b if a.lstrip("-") == "config" else a.split("=", 1)[1] for a, b in given if re.match(r"--?config(=|$)", a))
     file, _, variant = path.partition(":")

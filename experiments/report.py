@@ -172,7 +172,7 @@ def build(run_dir: str | Path) -> list[Verdict]:
     if len(ends) > 1:
         parts.append("<h2>Where training ended</h2>")
         values, ok = {name: last(record, name) for name in ends}, finished(record, config)
-        if has_events(record, config):
+        if has_events(record, config) and "critical_lr_batch" in record:
             values = {"catapults": catapult_counts(record, config)} | values
         rows = [
             (label, f"{ok[m].sum()} of {len(m)}", *(text_of(found[m[ok[m]]]) for found in values.values()))

@@ -169,7 +169,8 @@ def summary(runs: list[tuple[dict, ConfigDict]], workdir: Path) -> list[dict]:
                 chosen
                 | {name: _short(record[name].values[m].item()) for name in coordinates}
                 | {"setting": label[m], "finished": bool(ok[m]), "alive": bool(record["alive"].values[m, -1]), "steps": steps}
-                | ({"catapults": int(catapults[m]), "spikes": spikes[m]} if looked else {})
+                | ({"catapults": int(catapults[m])} if looked and critical else {})
+                | ({"spikes": spikes[m]} if looked else {})
                 | ({"critical_steps": verdicts.critical_share(record, m)} if critical else {})
                 | ({name: getattr(found, name) for name in (*verdicts.CONFUSION, *_PREDICTION)} if found else {})
                 | {name: float(values[m]) for name, values in ends.items()}
@@ -205,7 +206,8 @@ def write_summary(
         *([report.stand_in_html(about)] if about["stand_in_for"] else []),
         *(f'<p class="warning">{escape(f"{name}: {why}")}</p>' for name, why in failures.items()),
     ]
-    parts += [report.verdict_html(v) for v in found]
+    tables = [v.table for v in found]
+    parts += [report.verdict_html(v._replace(table=() if v.table in tables[:i] else v.table)) for i, v in enumerate(found)]
     picture = figures.save(figures.sweep_figure(rows, tuple(axes) or ("rate",), title), workdir / "summary")
     parts.append(report.image_html(picture, figures.sweep_figure.__doc__))
     settings = list(dict.fromkeys(tuple(row[name] for name in (*axes, "setting")) for row in rows))
@@ -295,6 +297,8 @@ def main(_argv: list[str]) -> int:
     workdir = Path(given) if given else default_workdir(sys.argv, config, "-".join(["sweep", *_GRID.value]).replace("/", "_"))
     for verdict in run_sweep(config, _GRID.value, workdir, _PROCESSES.value, configs.CACHE.value):
         print(f"{verdict.verdict}: {verdict.claim}: {verdict.effect}")
+        for row in verdict.table:
+            print("  " + ", ".join(row))
     print(f"summary: {workdir / 'summary.html'}")
     return 0
 

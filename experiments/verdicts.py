@@ -614,19 +614,19 @@ def adagrad_outgrows_its_lr(record, config) -> Verdict:
     late = above[:, -steps // 4 :].mean(1)
     # Steps from which on it holds; at the largest lr of the schedule, since the lr of a step hangs on its place in the cycle.
     from_on = lambda holds: [int(np.flatnonzero(~row)[-1]) + 1 if not row.all() else 0 for row in holds]
-    observed, largest, predicted = (
-        from_on(~above),
-        from_on(exact > lr.max(1, keepdims=True)),
-        from_on(bound > lr.max(1, keepdims=True)),
-    )
+    peak = lr.max(1, keepdims=True)
+    observed, largest, predicted = from_on(~above), from_on(exact > peak), from_on(bound > peak)
     told = [p for p in predicted if p < steps]
+
+    def in_time(found):
+        known = [f for f in found if f < steps]
+        return f"{len(known)} of {len(found)} seeds" + (f", step {_spread(known)}" if known else "")
+
     violations = int((bound > exact * 1.01).sum())  # the exact one may come from products, to one percent
     effect = (
         f"critical lr of the last cycle over the first {text_of(growth)}, critical steps {text_of(above.mean(1))} of all, {text_of(late)} of the last quarter; "
-        f"no step critical from {_spread(observed)} on, nor could it be at the largest lr from {_spread(largest)} on; predicted by the bound in "
-        f"{len(told)} of {len(predicted)} seeds"
-        + (f": {_spread(told)}" if told else "")
-        + f"; exact over bound {_spread(np.median(exact / bound, 1))}; {violations} of {exact.size} steps with the bound above the exact one; smallest "
+        f"no step is critical any more in {in_time(observed)}; nor would one be at the largest lr in {in_time(largest)}; predicted by the bound "
+        f"in {in_time(predicted)}; exact over bound {_spread(np.median(exact / bound, 1))}; {violations} of {exact.size} steps with the bound above the exact one; smallest "
         f"entry of P {text_of(least[:, 0])} at first, {text_of(least[:, -1])} at last"
     )
     if not ok.all():
@@ -742,6 +742,9 @@ def small_batches_help(rows: list[dict], config) -> Verdict:
     return Verdict(name, statement, _decide(*tests), ", ".join(heads) + "; " + "; ".join(parts))
 
 
+_ONLY_OPTIMIZERS = "allowed: a sweep over three or more optimizers and nothing else but members"
+
+
 def alignment_over_optimizers(rows: list[dict], config) -> Verdict:
     """Over optimizers, each at its own tuned lr: a higher AGOP alignment, a lower test loss."""
     name, axis = "alignment_over_optimizers", "optimizer.name"
@@ -751,11 +754,11 @@ def alignment_over_optimizers(rows: list[dict], config) -> Verdict:
         f"test loss is negative ({_BEYOND})"
     )
     names = list(dict.fromkeys(row.get(axis) for row in rows))
-    if len(names) < 3:
-        return Verdict(name, statement, NOT_TESTED, "allowed: a sweep over three or more optimizers")
+    if len(names) < 3 or len({row["run"] for row in rows}) > len(names):
+        return Verdict(name, statement, NOT_TESTED, _ONLY_OPTIMIZERS)
     arms = _arms(rows, (axis,), "loss_val", finished=True)
     counted = ("catapults", "critical_steps") if "critical_steps" in rows[0] else ()  # where the critical lr was measured
-    shown = ("agop_alignment", "loss_test", *counted)
+    shown = ("agop_alignment", "loss_test", *(["error_test"] if "error_test" in rows[0] else []), *counted)
     table = [("optimizer", "lr / critical lr at start", *(k.replace("_", " ") for k in shown))]
     for other in names:
         own = arms.get((other,))
@@ -777,22 +780,36 @@ def exceedance_predicts_for_every_optimizer(rows: list[dict], config) -> Verdict
     name, axis = "exceedance_predicts_for_every_optimizer", "optimizer.name"
     statement = (
         "For every optimizer, over all steps of its grid of learning rates, each member until it was lost or done: the precision of lr > "
-        f"critical_lr_batch as a predictor of a rise of that batch's loss in the step is above the base rate ({_BEYOND}; the steps of a seed are "
-        "counted together)"
+        f"critical_lr_batch as a predictor of a rise of that batch's loss in the step is above what chance gives ({_BEYOND}; the steps of a seed are "
+        "counted together; chance: the same number of predictions in each member, at random, so that rates at which all steps are critical gain nothing)"
     )
-    table, parts, tests = [("optimizer", "members", "lost", "steps", "precision", "recall", "base rate")], [], []
-    for optimizer in dict.fromkeys(row.get(axis) for row in rows):
-        own = [row for row in rows if row.get(axis) == optimizer]
-        counts = [[row[count] for count in CONFUSION] for row in own]
-        seeds = dict.fromkeys(row["seed"] for row in own)
-        found = [scores(*np.sum([c for row, c in zip(own, counts, strict=True) if row["seed"] == s], axis=0)) for s in seeds]
-        gain = [one.precision - one.base_rate for one in found]
+    names = list(dict.fromkeys(row.get(axis) for row in rows))
+    if len(names) < 3 or len({row["run"] for row in rows}) > len(names):
+        return Verdict(name, statement, NOT_TESTED, _ONLY_OPTIMIZERS)
+    table, parts, tests = [("optimizer", "members", "lost", "steps", "precision", "by chance", "recall", "base rate")], [], []
+    for optimizer in names:
+        own = [row for row in rows if row[axis] == optimizer]
+        found, chance = [], []
+        for seed in dict.fromkeys(row["seed"] for row in own):
+            members = [scores(*(row[count] for count in CONFUSION)) for row in own if row["seed"] == seed]
+            predicted = [m.true_positive + m.false_positive for m in members]
+            by_chance = sum(p * m.base_rate for p, m in zip(predicted, members, strict=True) if p)
+            found.append(_pooled(members))
+            chance.append(by_chance / sum(predicted) if sum(predicted) else np.nan)
+        gain = [one.precision - by_chance for one, by_chance in zip(found, chance, strict=True)]
         tests.append(beyond_zero(gain, 1))
-        parts.append(f"{optimizer} {text_of(gain)}")
-        numbers = (len(own), sum(not row["alive"] for row in own), np.sum(counts))
-        spreads = (text_of([getattr(one, score) for one in found]) for score in ("precision", "recall", "base_rate"))
-        table.append((str(optimizer), *map(str, numbers), *spreads))
-    return Verdict(name, statement, _decide(*tests), "precision above base rate: " + ", ".join(parts), tuple(table))
+        parts.append(f"{optimizer} {_known_text(gain)}")
+        precision, recall, base = ([getattr(one, score) for one in found] for score in ("precision", "recall", "base_rate"))
+        lost, steps = sum(not row["alive"] for row in own), sum(row[count] for row in own for count in CONFUSION)
+        numbers = (str(optimizer), str(len(own)), str(lost), str(steps))
+        table.append((*numbers, *map(_known_text, (precision, chance, recall, base))))
+    return Verdict(name, statement, _decide(*tests), "precision above chance: " + ", ".join(parts), tuple(table))
+
+
+def _known_text(values: list[float]) -> str:
+    """The mean over seeds at which it is known, with their number where it is not that of all."""
+    known = [v for v in values if np.isfinite(v)]
+    return text_of(known) + (f" ({len(known)} of {len(values)} seeds)" if 0 < len(known) < len(values) else "")
 
 
 # Test accuracies in percent of the two-layer net on MNIST, as published by the student study; math.md, section 6.
@@ -813,10 +830,12 @@ def _accuracy(rows: list[dict]) -> list[float]:
 def _accuracies(rows: list[dict], config) -> tuple[dict[tuple, list[dict]], tuple[tuple[str, ...], ...]]:
     """The arms at their tuned learning rates, and a table of them."""
     arms, on_mnist = _arms(rows, _ARM_AXES, "error_val", finished=False), config["data"]["name"] == "mnist"
-    table = [
-        ("optimizer", "lr", *["published, %"] * on_mnist, "test accuracy, %", "lr / critical lr at start", "critical steps")
-    ]
-    for arm, own in arms.items():
+    header = ("test accuracy, %", "lr / critical lr at start", "critical steps")
+    table = [("optimizer", "schedule", *["published, %"] * on_mnist, *header)]
+    for arm in dict.fromkeys(tuple(row[axis] for axis in _ARM_AXES) for row in rows):
+        if (own := arms.get(arm)) is None:
+            table.append((*arm, *[str(PUBLISHED.get(arm, "-"))] * on_mnist, "-", "a seed was lost at every lr", "-"))
+            continue
         edge = _at_the_edge([row for row in rows if tuple(row[axis] for axis in _ARM_AXES) == arm], own[0]["rate"])
         published = [str(PUBLISHED.get(arm, "-"))] * on_mnist
         critical = text_of([row["critical_steps"] for row in own])
@@ -927,7 +946,8 @@ _COLUMNS = {
     "alignment_over_optimizers": ("loss_val", "loss_test", "agop_alignment"),
     "exceedance_predicts_for_every_optimizer": CONFUSION,
     **dict.fromkeys(
-        ("catapults_help_sgd", "published_accuracies", "catapults_hurt_adagrad"), ("error_val", "error_test", "critical_steps")
+        ("catapults_help_sgd", "published_accuracies", "catapults_hurt_adagrad"),
+        (*_ARM_AXES, "error_val", "error_test", "critical_steps"),
     ),
 }
 

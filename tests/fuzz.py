@@ -163,7 +163,7 @@ _TO_RUN = {
     "model.bias": (False, True),
     "model.readout": ("flatten", "average"),
     "loss": ("mse", "logistic", "softmax_cross_entropy"),
-    "optimizer.name": ("sgd", "adagrad", "rmsprop", "adam", "adamw", "adadelta"),
+    "optimizer.name": ("sgd", "heavy_ball", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "adadelta"),
     "optimizer.batch_size": (0, 1, 5),
     "optimizer.momentum": (0.0, 0.9),
     "optimizer.nesterov": (False, True),

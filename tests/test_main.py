@@ -18,6 +18,7 @@ from configs import (
     cifar_gd,
     cifar_gd_multi,
     cifar_sgd,
+    default,
     mnist_adagrad,
     optimizers_agop,
     quickstart,
@@ -27,6 +28,7 @@ from configs import (
 )
 from experiments import building, main, report
 from experiments import config as configs
+from experiments.directory import earlier_run
 from experiments.verdicts import OF_RUN
 
 
@@ -130,6 +132,16 @@ def test_interrupted_and_resumed_is_the_same_record(tmp_path, monkeypatch, capsy
     shutil.rmtree(tmp_path / "parts" / "checkpoints")
     main.run(smoke(), tmp_path / "parts")
     assert catapult_jax.open_record(tmp_path / "parts").sizes["step"] == 6
+
+
+def test_the_other_runs_of_a_sweep_do_not_make_another_run(tmp_path):
+    config = default.get_config()
+    (tmp_path / "config.json").write_text(config.to_json())
+    config.sweep = ("steps=1,2",)
+    assert earlier_run(tmp_path, json.loads(config.to_json())) is None
+    config.steps += 1
+    with pytest.raises(configs.ConfigError, match="holds a run with steps="):
+        earlier_run(tmp_path, json.loads(config.to_json()))
 
 
 def test_a_directory_with_another_run_or_other_files_is_left_alone(tmp_path):

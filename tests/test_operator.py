@@ -183,7 +183,7 @@ def test_chunks_outside_of_jit_are_compiled_once():
         scaled = jax.tree.map(lambda p, scale=scale: scale * p, params)
         top_eigenpairs(counted, scaled, batch, k=1, loss="mse", chunk_size=2, max_products=3)
         after.append(len(traces))
-    looks = after[2] - after[1]  # at shapes and at coupled examples, of the batch as a whole: with no program to compile
+    looks = after[2] - after[1]  # at shapes, and at coupled examples with programs of its own; none of a chunk
     assert after[1] - after[0] == looks and not any(len(x) == 2 for x in traces[after[0] :])
 
 
@@ -198,6 +198,58 @@ def test_what_was_seen_of_the_eigenvalue_below_is_not_trusted_for_long():
         warm = pairs.directions
         found.append(float(pairs.eigenvalues[0]))
     assert found[-1] == pytest.approx(24, rel=1e-3)  # (2/3) 36
+
+
+@pytest.mark.parametrize("how", ["unrolled", "host"])
+def test_a_chain_of_calls_on_convolutions(how):
+    """Under jit two products a call, whatever comes of them, and converged after some calls; driven by Python as many as it takes."""
+    net, params, (x, y) = batch_of("cnn strided, average, outputs", "mse")
+    apply_fn, params = (lambda p, x: p["scale"] * net(p["net"], x)), {"net": params, "scale": jnp.ones(())}
+
+    def call(params, warm):
+        return top_eigenpairs(
+            apply_fn, params, (x, y), k=1, loss="mse", warm_start=warm, max_products=1 if how == "unrolled" else 60
+        )
+
+    call = jax.jit(call, compiler_options=QUICK) if how == "unrolled" else call
+    n, directions, converged = y.size, _nothing(params, y.size), []
+    for step in range(9 if how == "unrolled" else 2):
+        params = jax.tree.map(lambda p, s=1 + 0.01 * step: s * p, params)
+        found = call(params, directions)
+        directions = found.directions
+        truth = np.linalg.eigvalsh(weighted_kernel(apply_fn, params, (x, y), "mse"))
+        assert float(found.eigenvalues[0]) <= truth[-1] * (1 + 1e-5) and found.vectors.shape == (n, 1)
+        assert np.abs(truth - float(found.eigenvalues[0])).min() <= float(found.bounds[0]) + 1e-5 * truth[-1]
+        converged.append(bool(found.converged))
+        assert how == "host" or float(found.products) == 2
+    assert converged[-1] and abs(float(found.eigenvalues[0]) / truth[-1] - 1) <= 0.0101
+    assert how == "host" or not converged[0]
+    dead = jax.tree.map(jnp.zeros_like, params)  # the kernel is zero
+    zero = call(dead, directions)
+    assert float(zero.eigenvalues[0]) == 0 and float(zero.bounds[0]) == 0
+
+
+def test_two_outputs_are_known_after_two_products():
+    batch = (inputs([3.0, 2.9]), jnp.zeros(2))
+    call = jax.jit(
+        lambda d: top_eigenpairs(linear, jnp.zeros(2), batch, k=1, loss="mse", tol=1e-4, warm_start=d, max_products=1)
+    )
+    found = call(_nothing(jnp.zeros(2), 2))
+    assert bool(found.converged) and float(found.products) == 2
+    assert float(found.eigenvalues[0]) == pytest.approx(3.0, rel=1e-5) and float(found.bounds[0]) <= 1e-4
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_directions_that_were_lost_tell_nothing(k):
+    """After a kernel of zeros the search is one from a random start again, with its floor of products."""
+    spectrum = SPECTRA["clustered"]
+    n = len(spectrum)
+    call = jax.jit(lambda x, d: top_eigenpairs(linear, jnp.zeros(n), (x, jnp.zeros(n)), k=k, loss="mse", warm_start=d))
+    lost = call(jnp.zeros((n, n)), call(inputs(spectrum), _nothing(jnp.zeros(n), n, k)).directions)
+    assert (np.asarray(lost.eigenvalues) == 0).all()
+    found = call(inputs(spectrum), lost.directions)
+    assert bool(found.converged) and float(found.products) >= min(n, k + 6)
+    np.testing.assert_allclose(found.eigenvalues, np.sort(spectrum)[::-1][:k], rtol=0.0101)
 
 
 def test_one_output_takes_one_product():

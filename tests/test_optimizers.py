@@ -24,6 +24,8 @@ from catapult_jax.eigenspace import split_weighted_loss
 from catapult_jax.losses import batch_loss
 from catapult_jax.optimizers import OPTIMIZERS, smallest_entry
 from catapult_jax.testing import explicit_jacobian
+from configs import default
+from experiments.optimizers import SETTINGS, build, momentum
 from tests.zoo import QUICK
 
 CASES = {
@@ -144,6 +146,27 @@ def test_what_a_momentum_average_does_not_hold_does_not_move():
         assert (rule.diagonal["a"] == 1).all() and np.isinf(rule.diagonal["b"]).all() and rule.gain == 1 / 1.9
     assert not update["b"].any()
     assert preconditioning(make, _PARAMS, _after(make(0.1))[1]).diagonal is None
+
+
+def test_a_group_that_does_not_tell_how_it_moves_is_refused():
+    """SGD without momentum leaves no trace; set_to_zero is told from it."""
+    labels = {"a": "a", "b": "b"}
+    moved = _after(optax.multi_transform({"a": optax.adam(0.1), "b": optax.sgd(0.1)}, labels))[1]
+    with pytest.raises(ValueError, match="the group 'b' does not tell how it moves; allowed: adam, or set_to_zero"):
+        preconditioning(optax.adam, _PARAMS, moved)
+    held = _after(optax.multi_transform({"a": optax.adam(0.1), "b": optax.set_to_zero()}, labels))[1]
+    assert np.isinf(preconditioning(optax.adam, _PARAMS, held).diagonal["b"]).all()
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_optimizers_of_a_config_are_those_of_their_names(name):
+    fields = default.get_config().optimizer.to_dict() | {"name": name}
+    made = build(fields)
+    before, after, _ = _after(made(0.1))
+    rule = preconditioning(made, _PARAMS, after, before=before)
+    expected = {"heavy_ball": 1 / 1.9, "nesterov": 2.8 / 1.9, "adam": 0.1 / 1.9, "adamw": 0.1 / 1.9}
+    assert rule.gain == pytest.approx(expected.get(name, 1)) and rule.decay == (1e-4 if name == "adamw" else 0)
+    assert momentum(fields) == (0.9 if name in expected else 0)
 
 
 def test_settings_of_another_link_are_not_read():

@@ -140,12 +140,14 @@ def test_shared_over_devices(name):
     """Eight devices (four, where the batch is smaller) give what one gives."""
     apply_fn, params, x = build(name)
     assert jax.device_count() == 8  # tests/conftest.py asks for them
-    x = jnp.concatenate([x, x[:, ::-1]])[:8]
+    x = jnp.concatenate([x, x[:, ::-1], jnp.roll(x, 1, 1)])[:8]
     oracle = explicit_kernel(apply_fn, params, x)
+    alone = np.asarray(jax.jit(lambda p, x: tangent_kernel(apply_fn, p, x), compiler_options=QUICK)(params, x))
     for devices in (8, 4):
         mesh = jax.make_mesh((devices,), ("examples",), devices=jax.devices()[:devices])
         kernel = jax.jit(lambda p, x, mesh=mesh: tangent_kernel(apply_fn, p, x, mesh=mesh), compiler_options=QUICK)(params, x)
         assert len(kernel.sharding.device_set) == devices
+        assert relative_error(kernel, alone) <= 1e-6
         assert relative_error(kernel, oracle) <= 1e-5
 
 
@@ -206,7 +208,8 @@ def test_orders_of_the_sum_over_places(monkeypatch, shape, expected, same):
     oracle = np.einsum("iogmc,jrgmc->iojr", gradients(*left), gradients(*right)).reshape(a * r, b * r)
     for room in (exact._SLICE, 2000) if same else (exact._SLICE,):
         monkeypatch.setattr(exact, "_SLICE", room)
-        found = exact._weight_gram(left, right, lambda rows: rows, same=same)
+        gram = lambda left, right: exact._weight_gram(left, left if same else right, lambda rows: rows, same=same)
+        found = jax.jit(gram, compiler_options=QUICK)(left, right)
         assert relative_error(found, oracle) <= 1e-5
     assert set(taken) == {expected} - {"product of two kernels"}
 
@@ -342,7 +345,7 @@ def test_deep_and_half_precision_models_are_not_refused():
     x = jnp.ones((2, 64))
     for model, dtype in ((FCN(depth=20, width=64), jnp.float32), (nn.Sequential([nn.Dense(64)] * 5), jnp.float16)):
         params = jax.tree.map(lambda a, dtype=dtype: a.astype(dtype), model.init(jax.random.key(0), x))
-        tangent_kernel(model.apply, params, x.astype(dtype))
+        jax.eval_shape(lambda p, x, f=model.apply: tangent_kernel(f, p, x), params, x.astype(dtype))
 
 
 def test_a_replaced_promotion_and_a_callers_interceptor_go_to_the_jacobian():
@@ -408,5 +411,6 @@ def test_a_network_whose_weights_go_by_pixels(monkeypatch):
         return whole(left, right, rows_of=rows_of, products=products, outer_first=outer_first)
 
     monkeypatch.setattr(exact, "_by_pairs", spy)
-    assert relative_error(tangent_kernel(model.apply, params, x), explicit_kernel(model.apply, params, x)) <= 1e-5
+    kernel = jax.jit(lambda p, x: tangent_kernel(model.apply, p, x), compiler_options=QUICK)(params, x)
+    assert relative_error(kernel, explicit_kernel(model.apply, params, x)) <= 1e-5
     assert taken == [True] * 8  # two layers, four strips

@@ -316,10 +316,18 @@ def test_alignment_over_optimizers():
 def test_exceedance_of_every_optimizer():
     check = lambda rows: verdicts.exceedance_predicts_for_every_optimizer(rows, OPTIMIZERS).verdict
     header, first, *_ = verdicts.exceedance_predicts_for_every_optimizer(optimizer_rows(0.0), OPTIMIZERS).table
-    assert header == ("optimizer", "members", "lost", "steps", "precision", "recall", "base rate")
-    assert first[0] == "sgd" and first[4:] == ("0.9 [0.9, 0.9]", "0.5 [0.5, 0.5]", "0.3 [0.3, 0.3]")
+    assert header == ("optimizer", "members", "lost", "steps", "precision", "by chance", "recall", "base rate")
+    assert first[0] == "sgd" and first[4:] == ("0.9 [0.9, 0.9]", "0.3 [0.3, 0.3]", "0.5 [0.5, 0.5]", "0.3 [0.3, 0.3]")
     assert check(optimizer_rows(0.0)) == verdicts.REPRODUCED
     assert check(optimizer_rows(0.0, precision=0.3)) == verdicts.NOT_REPRODUCED
+    # All steps of the larger rates are critical, and half of them rise, as chance has it; none of the smallest.
+    shares = {0.3: (0, 0, 5, 95), 1.0: (50, 50, 0, 0), 3.0: (50, 50, 0, 0)}
+    by_rate = [row | dict(zip(verdicts.CONFUSION, shares[row["rate"]], strict=True)) for row in optimizer_rows(0.0)]
+    assert check(by_rate) == verdicts.NOT_REPRODUCED
+    assert check([row for row in optimizer_rows(0.0) if row["optimizer.name"] != "sgd"]) == verdicts.NOT_TESTED  # two
+    assert (
+        check([row | {"run": f"{row['run']}{row['rate']}"} for row in optimizer_rows(0.0)]) == verdicts.NOT_TESTED
+    )  # another axis
     none = {"true_positive": 0, "false_positive": 0}
     never = [row | (none if row["optimizer.name"] == "sgd" else {}) for row in optimizer_rows(0.0)]
     assert check(never) == verdicts.NOT_TESTED
@@ -366,6 +374,11 @@ def test_accuracies_of_the_mnist_study():
     assert verdicts.published_accuracies(few, MNIST).verdict == verdicts.NOT_TESTED
     lost = [row | {"alive": row["optimizer.name"] != "adam"} for row in close]
     assert verdicts.published_accuracies(lost, MNIST).verdict == verdicts.NOT_TESTED
+    assert ("adam", "constant", "98.12", "-", "a seed was lost at every lr", "-") in verdicts.published_accuracies(
+        lost, MNIST
+    ).table
+    without = [{k: v for k, v in row.items() if k != "schedule.name"} for row in close]
+    assert "not measured in every run: schedule.name" in verdicts.of_sweep("published_accuracies", without, MNIST).effect
 
 
 def adagrad_record(exact, bound):
@@ -380,7 +393,15 @@ def test_adagrad_outgrows_its_lr():
     grows = np.array([1.0, 1, 1, 3, 3, 3, 3, 3])
     check = lambda *a: verdicts.adagrad_outgrows_its_lr(adagrad_record(*a), config)
     assert check(grows, 0.8 * grows).verdict == verdicts.REPRODUCED
-    assert "predicted by the bound in 5 of 5 seeds: median 3" in check(grows, 0.8 * grows).effect
+    told = "any more in 5 of 5 seeds, step median 3 (from 3 to 3, n = 5); nor would one be at the largest lr in 5 of 5 seeds, step median 3"
+    assert (
+        told in check(grows, 0.8 * grows).effect
+        and "the bound in 5 of 5 seeds, step median 3" in check(grows, 0.8 * grows).effect
+    )
+    assert (
+        "any more in 0 of 5 seeds; nor would one be at the largest lr in 0 of 5 seeds; predicted by the bound in 0 of 5 seeds;"
+        in check(1.0, 0.8).effect
+    )
     assert check(grows, 0.1).verdict == verdicts.NOT_REPRODUCED  # the bound never tells
     assert check(1.0, 0.8).verdict == verdicts.NOT_REPRODUCED  # critical to the end
     assert check(9.0, 0.8).verdict == verdicts.NOT_TESTED  # never critical
@@ -515,7 +536,7 @@ def test_what_is_not_known_decides_no_claim_on_a_sweep(name):
         for which in (lambda row: True, lambda row: row["seed"] == 1):
             found = decide([row | ({column: np.nan} if which(row) else {}) for row in rows], config)
             assert found.verdict in (verdicts.NOT_TESTED, verdicts.REPRODUCED), (column, found)
-            no_number_is_none(found.effect)
+            no_number_is_none(" ".join([found.effect, *(cell for line in found.table for cell in line)]))
 
 
 def test_interval_holds_the_mean_and_is_the_same_every_time():

@@ -33,7 +33,7 @@ COLUMNS = {
 }
 ALONE, BOTH = (1,), (1, 5)  # eigenpairs
 CASES = {
-    "cpu": (("fcn", 128, BOTH), ("vit", 32, BOTH), ("fcn", 2048, ALONE)),
+    "cpu": (("fcn", 128, BOTH), ("vit", 32, BOTH), ("wrn", 32, ALONE), ("fcn", 2048, ALONE)),
     "smoke": (("fcn", 16, BOTH), ("vit", 8, ALONE)),
 }
 TOLERANCE, MOST_PRODUCTS = 0.01, 60

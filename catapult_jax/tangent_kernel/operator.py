@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -39,9 +39,7 @@ class Eigenpairs(NamedTuple):
         Array, " k_max"
     ]  # of the loss-weighted kernel, largest first; never above the true ones but for rounding
     bounds: Float[Array, " k_max"]  # on the error of each eigenvalue
-    residuals: Float[
-        Array, " k_max"
-    ]  # ||K v - lambda v||: some eigenvalue is no further than this; NaN where it was not needed
+    residuals: Float[Array, " k_max"]  # ||K v - lambda v||: some eigenvalue is no further than this; NaN where it was not taken
     vectors: Float[Array, "bo k_max"]  # columns, unit, example-major
     tracked: Int[Array, ""]  # eigenpairs that were asked for: k, or more where they are above the threshold
     products: Float[Array, ""]  # kernel-vector products that were made, one vjp and one jvp each
@@ -81,8 +79,8 @@ def top_eigenpairs(
     the quadratic form on the gap being what it was; neither is seen by a search that starts orthogonal to an eigenvector. For one
     warm direction ``w`` (unit) a single product may do: ``theta = mu_2 / mu_1``, ``mu_1 = ||A w||^2``, ``mu_2 = ||A^T A w||^2``, with the
     bound ``beta (mu_2 - mu_1^2) / (mu_1 (mu_1 - beta))``, ``beta`` the eigenvalue below; half a product more gives the residual, and
-    half of one more the Ritz values of the space of ``A w`` and its image. Unrolled, from a start of which nothing is known, it is
-    ``converged`` after some calls, when the chain of them has made the products of a cold search.
+    half of one more the Ritz values of the space of ``A w`` and its image. Where ``max_products`` are too few for a cold search, a
+    chain of calls from a start of which nothing is known is ``converged`` after some of them.
 
     Args:
       apply_fn: ``apply_fn(params, x) -> (b,)`` or ``(b, o)``; must treat each example alone.
@@ -214,7 +212,7 @@ def _search(apply_fn, params, batch, loss, preconditioner, chunk_size, n, k, k_m
     chunks = jax.tree.map(lambda a: a[:whole].reshape(-1, chunk_size, *a.shape[1:]), (x, targets))
     rest = (x[whole:], targets[whole:])
     # Outside of jit the programs of a chunk are found again by the next call, which may have other weights.
-    image_of, pulled_of = (_image_compiled, _pulled_compiled) if how == "host" else (_image, _pulled)
+    image_of, pulled_of = _compiled(apply_fn) if how == "host" else (_image, _pulled)
     forward_of = lambda u, x, targets: image_of(apply_fn, loss, b, params, preconditioner, x, targets, u)
     backward_of = lambda v, x, targets: pulled_of(apply_fn, loss, b, params, preconditioner, x, targets, v)
     add = lambda a, b: jax.tree.map(jnp.add, a, b)
@@ -272,7 +270,15 @@ def _pulled(apply_fn, loss, b, params, preconditioner, x, targets, v):
     return _maps(apply_fn, loss, b, params, preconditioner, x, targets)[1](v)
 
 
-_image_compiled, _pulled_compiled = (jax.jit(function, static_argnums=(0, 1, 2)) for function in (_image, _pulled))
+_COMPILED = tuple(jax.jit(function, static_argnums=(0, 1, 2)) for function in (_image, _pulled))
+
+
+def _compiled(apply_fn) -> tuple[Callable, Callable]:
+    """The two, compiled, and found again for the same function; one without a hash is compiled anew in each call."""
+    if isinstance(apply_fn, Hashable):
+        return _COMPILED
+    held = tuple(jax.jit(functools.partial(function, apply_fn), static_argnums=(0, 1)) for function in (_image, _pulled))
+    return tuple(lambda _, *rest, function=function: function(*rest) for function in held)
 
 
 def _dot(a, b):
@@ -435,7 +441,8 @@ def _seen(earlier: Directions, seen, largest, next_one, size) -> tuple[Array, Ar
 
 
 def _from_directions(search: _Search, warm: Directions, dtype) -> Eigenpairs:
-    space = _empty(search, dtype)
+    space, sizes = _empty(search, dtype), jax.vmap(search.norm)(warm.vectors)
+    some = ((jnp.arange(search.k_max) >= warm.tracked) | ((sizes > 0) & jnp.isfinite(sizes))).all()
 
     def start(j, space):
         u = jax.tree.map(lambda a: a[j], warm.vectors)
@@ -449,15 +456,19 @@ def _from_directions(search: _Search, warm: Directions, dtype) -> Eigenpairs:
             space = _where(j < warm.tracked, start(j, space), space)
         space = space._replace(products=jnp.float32(count))
     extra = 0.5 * (space.products + search.k_max)
-    return _finish(search, _until_converged(search, space, warm), extra, warm)
+    return _finish(search, _until_converged(search, space, _known_of(warm, some)), extra, warm)
+
+
+def _known_of(warm: Directions, some) -> Directions:
+    """Of a start from nothing, nothing is known."""
+    return warm._replace(below=jnp.where(some, warm.below, jnp.inf), age=jnp.where(some, warm.age, 0))
 
 
 def _from_one_direction(search: _Search, warm: Directions) -> Eigenpairs:
     """One product, half a product more for the residual, half of one more for a second vector, and then a search from what these
     found: each where the bound so far is too large."""
     some, found = _one_product(search, warm)
-    # Of a start from nothing, nothing is known.
-    warm = warm._replace(below=jnp.where(some, warm.below, jnp.inf), age=jnp.where(some, warm.age, 0))
+    warm = _known_of(warm, some)
     if search.n == 1:
         return found
     second_look = warm.age >= _TRUSTED
@@ -523,22 +534,24 @@ def _two_products(search: _Search, warm: Directions, found: Eigenpairs, product:
 
     ``K v`` lies in the space, and ``||K q||^2 <= lambda_1 q^T K q``: with ``T`` the kernel in ``(v, q)`` and ``theta_1, theta_2`` its
     eigenvalues, the residual of the first is at most ``t_12^2 theta_2 / (theta_1 - theta_2) + c^2 t_22 (lambda_1 - theta_1)`` in square,
-    ``c`` the share of ``q`` in its vector; that over the gap bounds ``lambda_1 - theta_1``, or else its root does.
+    ``c`` the share of ``q`` in its vector; that over the gap bounds ``lambda_1 - theta_1``. Without a gap the bound is the residual, with
+    ``lambda_1`` taken to be within it: some eigenvalue is that near.
     """
     image = jax.tree.map(lambda a: a[0], found.directions.vectors)
-    space, v = _empty(search, found.vectors.dtype), found.vectors[:, 0]
-    space = space._replace(basis=space.basis.at[:, 0].set(v), count=jnp.int32(1))
-    q = _orthonormal(search, space, product)
+    v = found.vectors[:, 0]
+    q = _orthonormal(search, _Space(v[:, None], product[:, None], jnp.int32(1), jnp.float32(0)), product)
     other = search.backward(q)
     t_11, t_12, t_22 = v @ product, q @ product, search.norm(other)
     values, rotation = jnp.linalg.eigh(jnp.array([[t_11, t_12], [t_12, t_22]]))
     theta_2, theta = jnp.maximum(values, 0)
     c_1, c_2 = rotation[:, 1]
 
-    apart = jnp.where(theta > theta_2, theta - theta_2, 1)
-    grows = c_2 * c_2 * t_22
-    square = jnp.where(theta > theta_2, t_12 * t_12 * theta_2 / apart, jnp.inf)  # of the residual, but for what grows
-    known = jnp.isfinite(warm.below) | (warm.age >= _LEAST)
+    apart = jnp.hypot(t_11 - t_22, 2 * t_12)  # theta - theta_2; where it is zero, so is t_12
+    apart = jnp.where(apart > 0, apart, 1)
+    whole = search.n == 2  # the space is: its eigenvalues are those of the kernel
+    grows = 0 * t_22 if whole else c_2 * c_2 * t_22
+    square = 0 * t_22 if whole else t_12 * t_12 * theta_2 / apart  # of the residual, but for what grows
+    known = jnp.isfinite(warm.below) | (warm.age >= _LEAST) | (whole & jnp.isfinite(theta))
 
     residual = (grows + jnp.sqrt(grows * grows + 4 * square)) / 2  # some eigenvalue is that near
 
@@ -549,7 +562,7 @@ def _two_products(search: _Search, warm: Directions, found: Eigenpairs, product:
     # The second residual likewise, from the first bound without it.
     expected = jnp.maximum(theta_2, _expected_below(search, warm, theta))
     share = jnp.maximum(theta - t_22, 0) / apart
-    second = lambda bound: jnp.sqrt(share * (jnp.maximum(theta - t_22, 0) * theta_2 + t_22 * bound))
+    second = lambda bound: 0 * t_22 if whole else jnp.sqrt(share * (jnp.maximum(theta - t_22, 0) * theta_2 + t_22 * bound))
     bound = bound_with(jnp.minimum(expected, theta_2 + second(bound_with(expected))))
     # Where nothing is known of what is below, the first Ritz pairs may be those of smaller eigenvalues.
     mixed = jax.tree.map(lambda a, b: c_1.astype(a.dtype) * a + c_2.astype(b.dtype) * b, image, other)
@@ -559,7 +572,7 @@ def _two_products(search: _Search, warm: Directions, found: Eigenpairs, product:
 
 
 def _search_on(search: _Search, warm: Directions, found: Eigenpairs) -> Eigenpairs:
-    """The search of a random start, from the vector that was found."""
+    """The search goes on from the vector that was found, as from any start."""
     image = jax.tree.map(lambda a: a[0], found.directions.vectors)
     empty = _empty(search, found.vectors.dtype)
     put = lambda matrix, column: matrix.at[:, 0].set(column)
