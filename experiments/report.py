@@ -166,6 +166,11 @@ def build(run_dir: str | Path) -> list[Verdict]:
             "(rounding of the kernel, n times the largest error of an entry), or within the bound of its eigenvalue where that is larger: "
             f"{int(uncertain.sum())} of {int(known.sum())} measured steps, crosses in the figure of the ratio.</p>"
         )
+    for name in [name for name in record if name.startswith("converged")]:
+        share = record[name].values[~np.isnan(record[name].values)]
+        parts.append(
+            f"<p>{escape(name)}: kernel-vector products came to their tolerance at {int(share.sum())} of {share.size} measured steps.</p>"
+        )
     for path, caption in drawn.values():
         parts.append(image_html(path, caption))
     ends = [name for name in ENDS if name in record]

@@ -529,8 +529,8 @@ def _residual_of(search: _Search, warm: Directions, found: Eigenpairs, product: 
 
 
 def _two_products(search: _Search, warm: Directions, found: Eigenpairs, product: Array) -> Eigenpairs:
-    """Rayleigh-Ritz in the space of ``v`` and ``product``, ``K v``, from half a product for the vector ``q`` that it adds (Golub and
-    Kahan's way: the image that the next call starts from comes with it).
+    """Rayleigh-Ritz in the space of ``v`` and ``product``, ``K v``, from half a product for the vector ``q`` that it adds (the
+    bidiagonalisation of Golub and Kahan, 1965: the image that the next call starts from comes with it).
 
     ``K v`` lies in the space, and ``||K q||^2 <= lambda_1 q^T K q``: with ``T`` the kernel in ``(v, q)`` and ``theta_1, theta_2`` its
     eigenvalues, the residual of the first is at most ``t_12^2 theta_2 / (theta_1 - theta_2) + c^2 t_22 (lambda_1 - theta_1)`` in square,
