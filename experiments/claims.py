@@ -135,7 +135,7 @@ EXPERIMENTS = (
             | ({"exceedance_predicts_for_every_optimizer": (_PREDICTS, "ours")} if task.startswith("rank") else {}),
             "summary", True, "" if task.startswith("rank") else task,
         )
-        for task in ("rank2", "rank3", "rank4", "cifar2", "usps")
+        for task in ("rank2", "rank3", "rank4", "fmnist2", "usps")
     ),
 )  # fmt: skip
 
