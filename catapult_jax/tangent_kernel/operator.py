@@ -201,20 +201,22 @@ def _search(apply_fn, params, batch, loss, preconditioner, chunk_size, n, k, k_m
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in arrays)
     how = "loop" if not loops_are_slow(apply_fn, params, x) else "unrolled" if traced else "host"
 
-    def norm(u):
-        return sum(_dot(a, b) for a, b in zip(jax.tree.leaves(u), jax.tree.leaves(_scaled(u, preconditioner)), strict=True))
+    # Outside of jit the compiled programs are found again by the next call, which may have other weights.
+    image_of, pulled_of = _compiled(apply_fn) if how == "host" else (_image, _pulled)
+    norm = functools.partial(_norm_compiled if how == "host" else _norm, preconditioner)
+    forward_of = lambda u, x, targets: image_of(apply_fn, loss, b, params, preconditioner, x, targets, u)
+    backward_of = lambda v, x, targets: pulled_of(apply_fn, loss, b, params, preconditioner, x, targets, v)
 
     if chunk_size is None or chunk_size >= b:
-        forward, backward = _maps(apply_fn, loss, b, params, preconditioner, x, targets)
+        if how == "host":
+            forward, backward = (functools.partial(f, x=x, targets=targets) for f in (forward_of, backward_of))
+        else:
+            forward, backward = _maps(apply_fn, loss, b, params, preconditioner, x, targets)
         return _Search(forward, backward, norm, n, k, k_max, tol, max_products, above, how)
 
     whole, o = b // chunk_size * chunk_size, n // b
     chunks = jax.tree.map(lambda a: a[:whole].reshape(-1, chunk_size, *a.shape[1:]), (x, targets))
     rest = (x[whole:], targets[whole:])
-    # Outside of jit the programs of a chunk are found again by the next call, which may have other weights.
-    image_of, pulled_of = _compiled(apply_fn) if how == "host" else (_image, _pulled)
-    forward_of = lambda u, x, targets: image_of(apply_fn, loss, b, params, preconditioner, x, targets, u)
-    backward_of = lambda v, x, targets: pulled_of(apply_fn, loss, b, params, preconditioner, x, targets, v)
     add = lambda a, b: jax.tree.map(jnp.add, a, b)
     if how == "host":
         pieces = lambda: [jax.tree.map(lambda a, i=i: a[i], chunks) for i in range(whole // chunk_size)]
@@ -241,6 +243,14 @@ def _search(apply_fn, params, batch, loss, preconditioner, chunk_size, n, k, k_m
 
 def _scaled(u, preconditioner):
     return u if preconditioner is None else jax.tree.map(jnp.divide, u, preconditioner)
+
+
+def _norm(preconditioner, u):
+    """``||P^(-1/2) u||^2``."""
+    return sum(_dot(a, b) for a, b in zip(jax.tree.leaves(u), jax.tree.leaves(_scaled(u, preconditioner)), strict=True))
+
+
+_norm_compiled = jax.jit(_norm)
 
 
 def _maps(apply_fn, loss: str, b: int, params, preconditioner, x, targets) -> tuple[Callable, Callable]:
