@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from catapult_jax import CNN, FCN, CoupledExamplesError, critical_lr, tangent_kernel, top_eigenpairs
 from catapult_jax.critical_lr import weighted_kernel_and_gradient
 from catapult_jax.eigenspace import split_weighted_loss
-from catapult_jax.tangent_kernel import exact, layers, neural_tangents
+from catapult_jax.tangent_kernel import coupling, exact, layers, neural_tangents
 from catapult_jax.tangent_kernel.coupling import refuse_coupled_examples
 from catapult_jax.testing import explicit_jacobian, explicit_kernel, relative_error
 from tests.zoo import QUICK, ZOO, build
@@ -275,6 +275,31 @@ def test_other_couplings_are_refused(couple):
     w = {"w": jnp.ones((6, 4))}
     with pytest.raises(CoupledExamplesError):
         tangent_kernel(lambda p, x: couple(x @ p["w"]), w, jnp.ones((5, 6)))
+
+
+def test_a_flax_module_is_looked_at_once_for_each_shape(monkeypatch):
+    probed, counts, probe = [], [], coupling._probe
+    monkeypatch.setattr(coupling, "_probe", lambda *args: probed.append(1) or probe(*args))
+    x, y = jnp.ones((3, 7)), jnp.ones((3, 11))
+    for n, (model, inputs) in enumerate(
+        [(FCN(depth=2, width=13), x), (FCN(depth=2, width=13), x[:2]), (FCN(depth=2, width=13), y)]
+    ):
+        params = model.init(jax.random.key(n), inputs)
+        jax.eval_shape(lambda p, f=model.apply, x=inputs: tangent_kernel(f, p, x), params)
+        counts.append(len(probed))
+    assert 0 < counts[0] == counts[1] < counts[2]
+    centred = _Centred()
+    variables = centred.init(jax.random.key(0), x)
+    for _ in range(2):  # what is refused stays refused
+        with pytest.raises(CoupledExamplesError):
+            tangent_kernel(centred.apply, variables, x)
+
+
+class _Centred(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        h = nn.Dense(3)(x)
+        return h - h.mean(0)
 
 
 def test_coupling_check_works_where_closed_over_values_are_traced():

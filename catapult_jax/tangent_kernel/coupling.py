@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import flax.linen as nn
 import jax
 import jax.extend
 import jax.numpy as jnp
@@ -42,7 +43,8 @@ def refuse_coupled_examples(apply_fn: Callable, params: PyTree, x: Array) -> Non
     """Raises if ``apply_fn(params, x)[i]`` depends on anything of ``x`` but ``x[i]``.
 
     Works on shapes alone, so it may be called while ``params`` and ``x`` are being traced: the function is traced once
-    for two examples and once for one, and evaluated on made-up numbers. Two things are asked. Does a NaN in the second
+    for two examples and once for one, and evaluated on made-up numbers; for ``model.apply`` of a Flax module, which can't change, once
+    for each shape of an example. Two things are asked. Does a NaN in the second
     example reach the first one's output (every arithmetic dependence lets it through, however small)? Does a batch of two
     give what two batches of one give (it does not when batch statistics or per-position random masks are at work)?
 
@@ -56,6 +58,9 @@ def refuse_coupled_examples(apply_fn: Callable, params: PyTree, x: Array) -> Non
     """
     shaped = lambda tree: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), tree)
     shapes = shaped(params)
+    known = _key(apply_fn, shapes, x)
+    if known is not None and known in _INDEPENDENT:
+        return
     of_size = lambda b: jax.ShapeDtypeStruct((b, *jnp.shape(x)[1:]), jnp.result_type(x))
     programs = {b: _program(apply_fn, shapes, of_size(b)) for b in (1, 2)}
     dtype = programs[2][0].out_avals[0].dtype
@@ -78,11 +83,37 @@ def refuse_coupled_examples(apply_fn: Callable, params: PyTree, x: Array) -> Non
     elif not same(together, apart):
         why = "a batch of two gives other outputs than two batches of one"
     else:
+        if known is not None:
+            _INDEPENDENT.add(known)
         return
     raise CoupledExamplesError(
         f"apply_fn couples the examples of a batch: {why}; allowed: models that treat each example alone "
         "(BatchNorm with use_running_average=True, GroupNorm, LayerNorm, no dropout)"
     )
+
+
+_INDEPENDENT: set = set()  # what was found to treat each example alone
+
+
+def _key(apply_fn, shapes, x):
+    """Of a Flax module, whose fields are frozen, and the shape of an example; None of any other function."""
+    owner = getattr(apply_fn, "__self__", None)
+    if not isinstance(owner, nn.Module):
+        return None
+    leaves, structure = jax.tree.flatten(shapes)
+    key = (
+        owner,
+        apply_fn.__func__,
+        structure,
+        tuple((leaf.shape, leaf.dtype) for leaf in leaves),
+        jnp.shape(x)[1:],
+        jnp.result_type(x),
+    )
+    try:
+        hash(key)
+    except TypeError:  # a field that has no hash
+        return None
+    return key
 
 
 def _program(apply_fn, shapes, x):
