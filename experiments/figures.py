@@ -286,25 +286,28 @@ def sweep_figure(rows: list[dict], names: tuple[str, ...], title: str):
     places = list(dict.fromkeys(map(place_of, rows)))
     numeric = all(isinstance(place, (int, float)) for place in places)
     for axis, name in zip(axes[0], metrics, strict=True):
-        for setting in settings:
+        for s, setting in enumerate(settings):
             x, y = [], []
+            beside = 0.6 * ((s + 0.5) / len(settings) - 0.5)  # places that are no numbers are not joined by lines
             for i, place in enumerate(places):
                 own = [
                     r[name] for r in rows if place_of(r) == place and r["setting"] == setting and r["finished"] and name in r
                 ]
                 if own:
-                    x.append(place if numeric else i)
+                    x.append(place if numeric else i + beside)
                     y.append(interval(own))
             if x:
                 mean, low, high = np.array(y).T
                 error = np.stack([mean - low, high - mean])  # none is drawn where it is not known
-                axis.errorbar(x, mean, yerr=error, marker="o", ms=3, capsize=2, lw=1, label=setting)
+                line = "-" if numeric else "none"
+                axis.errorbar(x, mean, yerr=error, marker="o", ms=3, capsize=2, ls=line, lw=1, elinewidth=1, label=setting)
         if numeric and min(places) > 0:
             axis.set_xscale("log", base=2)
         elif not numeric:
             axis.set_xticks(
-                range(len(places)), [str(place).replace(" ", "\n") for place in places], fontsize=7, parse_math=False
-            )
+                range(len(places)), [str(place).replace(" ", "\n") for place in places], fontsize=7, parse_math=False,
+                rotation=40, rotation_mode="anchor", horizontalalignment="right",
+            )  # fmt: skip
         axis.set_xlabel(", ".join(names))
         axis.set_ylabel(_METRICS.get(name, name))
     if axes[0, 0].get_legend_handles_labels()[0]:  # none where no member came to its end
