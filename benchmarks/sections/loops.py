@@ -63,35 +63,27 @@ def gradients(n: int, scale: str) -> list[dict[str, Any]]:
 
 
 def kernels(n: int, chunk_size: int, scale: str) -> list[dict[str, Any]]:
-    import jax
-
     from catapult_jax import tangent_kernel
 
-    f, params, x, _ = house.setup("cnn", scale, n)
-    kernel = {
-        size: jax.jit(lambda params, x, size=size: tangent_kernel(f, params, x, chunk_size=size)) for size in (None, chunk_size)
-    }
-    calls = {
-        "kernel, all at once": lambda: kernel[None](params, x),
-        f"kernel, chunks of {chunk_size}": lambda: kernel[chunk_size](params, x),
-    }
-    return _rows("cnn", calls, scale, LIMIT)
+    return _in_chunks("cnn", "kernel", tangent_kernel, n, chunk_size, scale, LIMIT)
 
 
 def agops(n: int, chunk_size: int, scale: str) -> list[dict[str, Any]]:
-    import jax
-
     from catapult_jax import input_jacobian
 
-    f, params, x, _ = house.setup("cnn_64", scale, n)
-    jacobian = {
-        size: jax.jit(lambda params, x, size=size: input_jacobian(f, params, x, chunk_size=size)) for size in (None, chunk_size)
-    }
+    return _in_chunks("cnn_64", "input Jacobians", input_jacobian, n, chunk_size, scale, None)
+
+
+def _in_chunks(model: str, what: str, function, n: int, chunk_size: int, scale: str, limit: float | None):
+    import jax
+
+    f, params, x, _ = house.setup(model, scale, n)
+    made = {size: jax.jit(lambda params, x, size=size: function(f, params, x, chunk_size=size)) for size in (None, chunk_size)}
     calls = {
-        "input Jacobians, all at once": lambda: jacobian[None](params, x),
-        f"input Jacobians, chunks of {chunk_size}": lambda: jacobian[chunk_size](params, x),
+        f"{what}, all at once": lambda: made[None](params, x),
+        f"{what}, chunks of {chunk_size}": lambda: made[chunk_size](params, x),
     }
-    return _rows("cnn_64", calls, scale, None)
+    return _rows(model, calls, scale, limit)
 
 
 def _rows(model: str, calls: dict[str, timing.Call], scale: str, limit: float | None) -> list[dict[str, Any]]:
