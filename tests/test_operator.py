@@ -187,6 +187,19 @@ def test_chunks_outside_of_jit_are_compiled_once():
     assert after[1] - after[0] == looks and not any(len(x) == 2 for x in traces[after[0] :])
 
 
+def test_a_function_without_a_hash_is_driven_by_python_too():
+    apply_fn, params, batch = batch_of("cnn strided, average, outputs", "mse")
+
+    class Unhashable:
+        __hash__ = None
+
+        def __call__(self, params, x):
+            return apply_fn(params, x)
+
+    search = partial(top_eigenpairs, params=params, batch=batch, k=1, loss="mse", max_products=3)
+    np.testing.assert_allclose(search(Unhashable()).eigenvalues, search(apply_fn).eigenvalues, rtol=1e-6)
+
+
 def test_what_was_seen_of_the_eigenvalue_below_is_not_trusted_for_long():
     """A direction that is an eigenvector exactly, while another eigenvalue grows past its own."""
     linear, zeros = (lambda w, x: x @ w), jnp.zeros(3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -285,8 +285,11 @@ _COMPILED = tuple(jax.jit(function, static_argnums=(0, 1, 2)) for function in (_
 
 def _compiled(apply_fn) -> tuple[Callable, Callable]:
     """The two, compiled, and found again for the same function; one without a hash is compiled anew in each call."""
-    if isinstance(apply_fn, Hashable):
+    try:
+        hash(apply_fn)
         return _COMPILED
+    except TypeError:
+        pass
     held = tuple(jax.jit(functools.partial(function, apply_fn), static_argnums=(0, 1)) for function in (_image, _pulled))
     return tuple(lambda _, *rest, function=function: function(*rest) for function in held)
 
