@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.tree_util import Partial
 
 from catapult_jax.agop import agop_alignment, agop_pearson, input_jacobian
 from catapult_jax.critical_lr import critical_lr_from_lambda, weighted_kernel_and_gradient, weighted_tangent_kernel
@@ -30,7 +31,8 @@ class Moment(NamedTuple):
     batch: tuple  # (x, y)
     outputs: jax.Array  # of the batch, before the update
     data: dict  # x_train, y_train, x_test, y_test; x_val, y_val where there are any
-    preconditioning: Preconditioning = PLAIN  # of this step
+    # What the optimizer makes of this step's gradient: a function, so that P is made where it is read, and not where nothing is due.
+    rule: Callable[[], Preconditioning] = Partial(lambda: PLAIN)
     kernel: jax.Array | None = None  # loss-weighted, of the batch, before the update; None: not known
 
 
@@ -65,7 +67,7 @@ def batch_kernel(
         if weighted is None:
             weighted = weighted_tangent_kernel(
                 apply_fn, now.params, now.batch, now.outputs,
-                loss=loss, preconditioner=now.preconditioning.diagonal, chunk_size=chunk_size,
+                loss=loss, preconditioner=now.rule().diagonal, chunk_size=chunk_size,
             )  # fmt: skip
         return split_weighted_loss(weighted, now.outputs, now.batch[1], loss=loss, k=k, previous=previous)
 
@@ -73,7 +75,7 @@ def batch_kernel(
         found = split(now, previous)
         return {
             "lambda_max_batch": found.lambda_max,
-            "critical_lr_batch": critical_lr_from_lambda(found.lambda_max, now.preconditioning),
+            "critical_lr_batch": critical_lr_from_lambda(found.lambda_max, now.rule()),
             "condition_number_batch": found.condition_number,
             "loss_top": found.top,
             "loss_rest": found.rest,
@@ -106,10 +108,10 @@ def batch_products(
     """
 
     def measure(now: Moment, directions):
-        found, top, rest = _top(apply_fn, now.params, now.batch, now.outputs, now.preconditioning.diagonal, directions)
+        found, top, rest = _top(apply_fn, now.params, now.batch, now.outputs, lambda: now.rule().diagonal, directions)
         return {
             "lambda_max_batch": found.eigenvalues[0],
-            "critical_lr_batch": critical_lr_from_lambda(found.eigenvalues[0], now.preconditioning),
+            "critical_lr_batch": critical_lr_from_lambda(found.eigenvalues[0], now.rule()),
             "loss_top": top,
             "loss_rest": rest,
             "eigenvalues": found.eigenvalues,
@@ -134,12 +136,12 @@ def train_kernel(
         outputs = apply_fn(now.params, x)
         weighted = weighted_tangent_kernel(
             apply_fn, now.params, (x, y), outputs,
-            loss=loss, preconditioner=now.preconditioning.diagonal, chunk_size=chunk_size,
+            loss=loss, preconditioner=now.rule().diagonal, chunk_size=chunk_size,
         )  # fmt: skip
         split = split_weighted_loss(weighted, outputs, y, loss=loss, k=k)
         return {
             f"lambda_max_{name}": split.lambda_max,
-            f"critical_lr_{name}": critical_lr_from_lambda(split.lambda_max, now.preconditioning),
+            f"critical_lr_{name}": critical_lr_from_lambda(split.lambda_max, now.rule()),
             f"condition_number_{name}": split.condition_number,
             f"loss_{name}_top": split.top,
             f"loss_{name}_rest": split.rest,
@@ -166,12 +168,12 @@ def train_products(
     def measure(now: Moment, directions):
         x, y = (now.data[key][: probe_size or None] for key in ("x_train", "y_train"))
         found, top, rest = _top_space(
-            apply_fn, now.params, (x, y), apply_fn(now.params, x), now.preconditioning.diagonal, directions,
+            apply_fn, now.params, (x, y), apply_fn(now.params, x), lambda: now.rule().diagonal, directions,
             loss=loss, k=k, tol=tol, max_products=max_products, chunk_size=chunk_size,
         )  # fmt: skip
         return {
             f"lambda_max_{name}": found.eigenvalues[0],
-            f"critical_lr_{name}": critical_lr_from_lambda(found.eigenvalues[0], now.preconditioning),
+            f"critical_lr_{name}": critical_lr_from_lambda(found.eigenvalues[0], now.rule()),
             f"loss_{name}_top": top,
             f"loss_{name}_rest": rest,
             f"lambda_max_{name}_bound": found.bounds[0],
@@ -217,11 +219,11 @@ def preconditioner_bound(apply_fn: Callable, *, loss: str, every: int) -> Instru
 
     def measure(now: Moment):
         weighted = weighted_tangent_kernel(apply_fn, now.params, now.batch, now.outputs, loss=loss)
-        least, lambda_max = smallest_entry(now.preconditioning.diagonal), jnp.linalg.eigvalsh(weighted)[-1]
+        least, lambda_max = smallest_entry(now.rule().diagonal), jnp.linalg.eigvalsh(weighted)[-1]
         return {
             "preconditioner_min": least,
             "lambda_max_plain_batch": lambda_max,
-            "critical_lr_bound_batch": critical_lr_from_lambda(lambda_max / least, now.preconditioning),
+            "critical_lr_bound_batch": critical_lr_from_lambda(lambda_max / least, now.rule()),
         }
 
     return Instrument(every, measure)

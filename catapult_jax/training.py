@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.tree_util import Partial
 
 from catapult_jax.critical_lr import critical_lr_from_lambda, weighted_tangent_kernel
 from catapult_jax.data import Data
@@ -151,7 +152,7 @@ def trainer(
             if full
             else tuple(arrays[key][:batch_size] for key in ("x_train", "y_train"))
         )
-        rule = rule_of(jax.tree.map(jnp.zeros_like, params), params, transformation.init(params))
+        rule = Partial(rule_of, jax.tree.map(jnp.zeros_like, params), params, transformation.init(params))
         return Moment(params, params, batch, apply_fn(params, batch[0]), arrays, rule)
 
     def init(members: Members) -> tuple[State, Start]:
@@ -211,7 +212,8 @@ def trainer(
 
         outputs, kernel, gradient = take_gradient(state.params, batch)
         value = batch_loss(outputs, batch[1], loss=loss)
-        rule = rule_of(gradient, state.params, state.opt_state)
+        _, after = transformation.update(gradient, state.opt_state, state.params)
+        rule = Partial(partial(preconditioning, optimizer), state.params, after, state.opt_state)
         before = Moment(state.params, state.params, batch, outputs, data, rule, kernel)
         when = dict(step=jnp.where(wanted, step, -1), due=due)  # nothing that has a cadence is due at step -1
         early = {name: i for name, i in instruments.items() if name != "loss_after"}
@@ -272,15 +274,21 @@ def trainer(
     example = jax.eval_shape(lambda: init_member(0)[0])
     scanned = not loops_are_slow(apply_fn, example, arrays["x_train"])  # convolutions on the CPU, also batched over members
 
+    def step_members(step, members: MemberState, seeds, data: dict, wanted):
+        one = partial(step_member, due=None)
+        if len(seeds) > 1:
+            return jax.vmap(one, in_axes=(None, 0, 0, None, None))(step, members, seeds, data, wanted)
+        # Of a single member under vmap XLA transposes the gradient as it is read, which on the CPU takes as long as three steps.
+        alone = jax.tree.map(lambda a: a[0], (members, seeds))
+        return jax.tree.map(lambda a: a[None], one(step, *alone, data, wanted))
+
     @partial(jax.jit, donate_argnums=0, static_argnames="longest")
     def scan_chunk(state: State, seeds, data, steps, *, longest: int):
         """``steps`` steps; a program for the longest chunk does for a shorter one, and what is over is computed in vain."""
 
         def body(state, i):
             wanted = i < steps
-            members, measured = jax.vmap(partial(step_member, due=None), in_axes=(None, 0, 0, None, None))(
-                state.step, state.members, seeds, data, wanted
-            )
+            members, measured = step_members(state.step, state.members, seeds, data, wanted)
             return State(state.step + wanted, members), measured
 
         state, measured = jax.lax.scan(body, state, jnp.arange(longest))

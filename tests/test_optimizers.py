@@ -251,7 +251,7 @@ def test_the_bound_from_the_smallest_entry_is_never_above_the_exact_value(seed, 
     params = _NET.init(jax.random.key(seed), x)
     rule = Preconditioning(jax.tree.map(lambda p: jnp.float32(10 ** rng.uniform(low, high, p.shape)), params), gain, decay)
     exact = critical_lr(_NET.apply, params, (x, y), loss="mse", preconditioning=rule)
-    now = instruments.Moment(params, params, (x, y), _NET.apply(params, x), {}, rule)
+    now = instruments.Moment(params, params, (x, y), _NET.apply(params, x), {}, lambda: rule)
     found = instruments.preconditioner_bound(_NET.apply, loss="mse", every=1).measure(now)
     assert float(found["critical_lr_bound_batch"]) <= float(exact) * (1 + 1e-5)
     plain = critical_lr(_NET.apply, params, (x, y), loss="mse", preconditioning=Preconditioning(None, gain, 0.0))
