@@ -287,7 +287,8 @@ def _block(plan: layers.Plan, leaves: list, scales: list | None, left: _Derivati
     total = jnp.zeros((a * r, b * r), dtype)
     for leaf, calls in reversed(uses.items()):  # as the backward pass comes to them
         mine = weight(left, leaf)
-        total, mine = lax.optimization_barrier((total, mine))  # one layer after the other, in the same memory
+        if jax.eval_shape(partial(rows_of, leaf=leaf), mine[0]).size > _LARGE:
+            mine = _after(total, mine)  # one layer after the other, in the same memory
         other = mine if same else weight(right, leaf)
         products = None
         if len(calls) == 1 and (of := tapped[calls[0]].inputs.products) is not None:  # uses of one weight have products across
@@ -305,6 +306,14 @@ def _block(plan: layers.Plan, leaves: list, scales: list | None, left: _Derivati
     return total
 
 
+def _after(done: Array, tree):
+    """The tree, from when ``done`` is there. XLA drops a barrier, but does not see through this: no square is below minus one."""
+    first = done.reshape(-1)[0]
+    one = jnp.where(first * first < -1, 0, 1)
+    return jax.tree.map(lambda a: a * one.astype(a.dtype), tree)
+
+
+_LARGE = 2**18  # numbers in the rows of a layer; smaller ones may be worked on at the same time
 _SLICE = 2**24  # numbers that are held at a time: in the per-example gradients, and in the rows they are made of
 _STRIPS = 16  # at most, since each is a program of its own
 _PASS = 256  # multiplications of a matrix product that are spent to save one number written and read again
@@ -346,7 +355,7 @@ def _weight_gram(
     upper, edges = jnp.zeros((b, r, b, r), d.dtype), [b * s // strips for s in range(strips + 1)]
     for first, last in itertools.pairwise(edges):
         if first < last:
-            upper, left = lax.optimization_barrier((upper, left))  # one strip after the other, in the same memory
+            left = _after(upper, left)  # one strip after the other, in the same memory
             strip = pairs(*(jax.tree.map(lambda v, i=i: v[i], left) for i in (slice(first, last), slice(first, None))))
             upper = upper.at[first:last, :, first:].set(strip)
     strip_of = np.searchsorted(edges, np.arange(b), "right")
