@@ -21,7 +21,7 @@ from catapult_jax.losses import batch_loss
 from catapult_jax.optimizers import preconditioning
 from catapult_jax.schedules import Schedule, ScheduleState
 from catapult_jax.tangent_kernel import top_eigenpairs
-from catapult_jax.tangent_kernel.exact import loops_are_slow
+from catapult_jax.xla import loops_are_slow
 
 
 class Members(NamedTuple):

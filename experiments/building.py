@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from catapult_jax import checkpoints, data, events, instruments, models, training
 from catapult_jax.agop import input_jacobian
-from catapult_jax.tangent_kernel.exact import loops_are_slow
+from catapult_jax.xla import loops_are_slow
 from experiments import config as configs
 from experiments import optimizers, overhead, schedules
 

@@ -439,3 +439,41 @@ def test_a_network_whose_weights_go_by_pixels(monkeypatch):
     kernel = jax.jit(lambda p, x: tangent_kernel(model.apply, p, x), compiler_options=QUICK)(params, x)
     assert relative_error(kernel, explicit_kernel(model.apply, params, x)) <= 1e-5
     assert taken == [True] * 8  # two layers, four strips
+
+
+def _planned(function, *arguments):
+    """Bytes of temporary arrays that XLA plans for."""
+    return jax.jit(function).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+
+def _conv_net(n):
+    model, x = CNN(depth=4, width=32), jax.random.normal(jax.random.key(0), (n, 16, 16, 3))
+    return model.apply, model.init(jax.random.key(1), x[:1]), x
+
+
+@pytest.mark.parametrize("unrolled", [exact._UNROLLED, 1], ids=["unrolled", "derivatives kept"])
+def test_convolutions_in_chunks(monkeypatch, unrolled):
+    monkeypatch.setattr(exact, "_UNROLLED", unrolled)
+    apply_fn, params, x = build("cnn strided, average, outputs")
+    whole = tangent_kernel(apply_fn, params, x)
+    chunks = jax.jit(lambda p, x: tangent_kernel(apply_fn, p, x, chunk_size=1), compiler_options=QUICK)(params, x)
+    assert relative_error(chunks, whole) <= 1e-6
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the order in which XLA works on the CPU")
+def test_memory_of_chunks_does_not_grow_with_the_examples():
+    plans = []
+    for n in (16, 32):
+        apply_fn, params, x = _conv_net(n)
+        plans.append(_planned(lambda p, x, f=apply_fn: tangent_kernel(f, p, x, chunk_size=8), params, x))
+    whole = _planned(lambda p, x: tangent_kernel(apply_fn, p, x), params, x)
+    assert plans[1] <= 1.1 * plans[0] < 0.7 * whole
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the order in which XLA works on the CPU")
+def test_layers_take_the_same_memory_one_after_the_other(monkeypatch):
+    apply_fn, params, x = _conv_net(16)
+    kernel = lambda p, x: tangent_kernel(apply_fn, p, x)
+    ordered = _planned(kernel, params, x)
+    monkeypatch.setattr(exact, "after", lambda done, tree: tree)
+    assert ordered <= 0.8 * _planned(lambda p, x: kernel(p, x), params, x)

@@ -66,7 +66,7 @@ def follow(variant: str, seeds: int, steps: int) -> list[dict[str, list]]:
     import numpy as np
 
     from catapult_jax import batch_loss, critical_lr, find_events, loss_weighted_kernel, tangent_kernel, top_eigenpairs
-    from catapult_jax.tangent_kernel.exact import loops_are_slow
+    from catapult_jax.xla import loops_are_slow
     from configs import cifar_sgd
     from experiments.building import build_model, load_data
 

@@ -53,7 +53,7 @@ def compare(model: str, batch: int, k: int, scale: str) -> list[dict[str, Any]]:
     import numpy as np
 
     from catapult_jax import batch_loss, loss_weighted_kernel, tangent_kernel, top_eigenpairs
-    from catapult_jax.tangent_kernel.exact import loops_are_slow
+    from catapult_jax.xla import loops_are_slow
 
     jax.config.update("jax_default_matmul_precision", "highest")  # as in ours: the same arithmetic for all
     f, params, x, y = house.setup(model, scale, batch)

@@ -50,7 +50,7 @@ def top(model: str, batch: int, outputs: int, changes: dict, chunk_size: int | N
     import jax
 
     from catapult_jax import batch_loss, top_eigenpairs
-    from catapult_jax.tangent_kernel.exact import loops_are_slow
+    from catapult_jax.xla import loops_are_slow
 
     f, params, x, y = house.setup(model, scale, batch, outputs=outputs, **changes)
     jax.block_until_ready((params, x, y))

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from catapult_jax.tangent_kernel import layers, neural_tangents
 from catapult_jax.tangent_kernel.coupling import refuse_coupled_examples
+from catapult_jax.xla import after, loops_are_slow
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, PyTree
@@ -55,8 +56,9 @@ def tangent_kernel(
       preconditioner: the diagonal of ``P``, a pytree like ``params``, positive; None: one. Every weight then takes its per-example
         gradients, since the product form is lost: for one eigenvalue :func:`top_eigenpairs` is cheaper.
       chunk_size: examples that are worked on at a time; derivatives are then taken again for every pair of chunks, and memory is
-        bounded by the chunk and the kernel itself. None: all. Where XLA is slow in loops (convolutions on the CPU), derivatives
-        are taken once for all examples, and only what is made of them is bounded.
+        bounded by the chunk and the kernel itself. None: all. Where XLA is slow in loops (convolutions on the CPU) up to eight chunks are
+        unrolled, half a minute of compilation for a Wide ResNet; of more the derivatives are taken once for all examples, and only what is made
+        of them is bounded.
       mesh: a device mesh with one axis that divides ``b``: each device makes the rows of its share of the examples, which stay there.
 
     Returns:
@@ -105,7 +107,7 @@ def tangent_kernel(
         if mesh is not None:
             return _sharded(derivatives, block, x, cotangents, mesh)
         if chunk_size is not None and chunk_size < b:
-            return _chunked(derivatives, block, x, cotangents, chunk_size, keep=loops_are_slow(apply_fn, params, x))
+            return _chunked(derivatives, block, x, cotangents, chunk_size, slow_loops=loops_are_slow(apply_fn, params, x))
         found = derivatives(x, cotangents)
         return block(found, found, same=True)
 
@@ -156,14 +158,6 @@ def kernel_and_pullback(
 def seen_through(apply_fn: Callable) -> Callable:
     """The function without a jit around it, under which no layer could be seen."""
     return apply_fn.__wrapped__ if hasattr(apply_fn, "lower") and hasattr(apply_fn, "__wrapped__") else apply_fn
-
-
-def loops_are_slow(apply_fn: Callable, params, x) -> bool:
-    """XLA runs convolutions inside loops and branches 40 to 60 times slower on the CPU (jax issue 12868)."""
-    if jax.default_backend() != "cpu":
-        return False
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), (params, x[:1]))
-    return "conv_general_dilated" in str(jax.make_jaxpr(apply_fn)(*shapes))
 
 
 def check_arguments(apply_fn, params, x) -> None:
@@ -288,7 +282,7 @@ def _block(plan: layers.Plan, leaves: list, scales: list | None, left: _Derivati
     for leaf, calls in reversed(uses.items()):  # as the backward pass comes to them
         mine = weight(left, leaf)
         if jax.eval_shape(partial(rows_of, leaf=leaf), mine[0]).size > _LARGE:
-            mine = _after(total, mine)  # one layer after the other, in the same memory
+            mine = after(total, mine)  # one layer after the other, in the same memory
         other = mine if same else weight(right, leaf)
         products = None
         if len(calls) == 1 and (of := tapped[calls[0]].inputs.products) is not None:  # uses of one weight have products across
@@ -304,13 +298,6 @@ def _block(plan: layers.Plan, leaves: list, scales: list | None, left: _Derivati
     for leaf in left.live:
         total += gram(lambda side, leaf=leaf: side.live[leaf], leaf)
     return total
-
-
-def _after(done: Array, tree):
-    """The tree, from when ``done`` is there. XLA drops a barrier, but does not see through this: no square is below minus one."""
-    first = done.reshape(-1)[0]
-    one = jnp.where(first * first < -1, 0, 1)
-    return jax.tree.map(lambda a: a * one.astype(a.dtype), tree)
 
 
 _LARGE = 2**18  # numbers in the rows of a layer; smaller ones may be worked on at the same time
@@ -355,7 +342,7 @@ def _weight_gram(
     upper, edges = jnp.zeros((b, r, b, r), d.dtype), [b * s // strips for s in range(strips + 1)]
     for first, last in itertools.pairwise(edges):
         if first < last:
-            left = _after(upper, left)  # one strip after the other, in the same memory
+            left = after(upper, left)  # one strip after the other, in the same memory
             strip = pairs(*(jax.tree.map(lambda v, i=i: v[i], left) for i in (slice(first, last), slice(first, None))))
             upper = upper.at[first:last, :, first:].set(strip)
     strip_of = np.searchsorted(edges, np.arange(b), "right")
@@ -416,31 +403,45 @@ def _by_pairs(left, right, *, rows_of, products, outer_first: bool):
     return jnp.einsum("iopgc,gjiprc->iojr", d, summed)
 
 
-def _chunked(derivatives, block, x, cotangents, size: int, *, keep: bool):
-    """Strip by strip, each from its diagonal block on; ``keep``: derivatives of all examples are taken at once."""
+_UNROLLED = 8  # chunks, at most, whose pairs are programs of their own where loops are slow
+
+
+def _chunked(derivatives, block, x, cotangents, size: int, *, slow_loops: bool):
+    """Strip by strip, each from its diagonal block on; the derivatives of a chunk are taken again in each strip. Where loops are slow
+    the pairs of chunks are unrolled, up to ``_UNROLLED`` of them; of more the derivatives of all examples are taken at once, outside of the loops."""
     b, r = len(x), cotangents.shape[2]
     count = math.ceil(b / size)
     padded = lambda v: jnp.concatenate([v, jnp.repeat(v[-1:], count * size - b, axis=0)]).reshape(count, size, *v.shape[1:])
     at = lambda tree, i: jax.tree.map(lambda a: a[i], tree)
     chunks = (padded(x), padded(cotangents))
-    kept = jax.tree.map(padded, derivatives(x, cotangents)) if keep else None
-    of_chunk = lambda i: at(kept, i) if keep else derivatives(*at(chunks, i))
+    unroll = slow_loops and count <= _UNROLLED
+    kept = jax.tree.map(padded, derivatives(x, cotangents)) if slow_loops and not unroll else None
+    of_chunk = lambda i: derivatives(*at(chunks, i)) if kept is None else at(kept, i)
     shape = jax.eval_shape(lambda: block(of_chunk(0), of_chunk(0), same=True))
     side = size * r
+    kernel = jnp.zeros((count * side, count * side), shape.dtype)
+
+    def put(kernel, found, i, j):
+        kernel = lax.dynamic_update_slice(kernel, found, (i * side, j * side))
+        return lax.dynamic_update_slice(kernel, found.T, (j * side, i * side))
+
+    if unroll:
+        last = kernel
+        for i in range(count):
+            mine = derivatives(*after(last, at(chunks, i)))
+            last = block(mine, mine, same=True)
+            kernel = put(kernel, last, i, i)
+            for j in range(i + 1, count):
+                last = block(mine, derivatives(*after(last, at(chunks, j))), same=False)
+                kernel = put(kernel, last, i, j)
+        return kernel[: b * r, : b * r]
 
     def strip(i, kernel):
         mine = of_chunk(i)
+        kernel = put(kernel, block(mine, mine, same=True), i, i)
+        return lax.fori_loop(i + 1, count, lambda j, kernel: put(kernel, block(mine, of_chunk(j), same=False), i, j), kernel)
 
-        def beside(j, kernel):
-            found = block(mine, of_chunk(j), same=False)
-            kernel = lax.dynamic_update_slice(kernel, found, (i * side, j * side))
-            return lax.dynamic_update_slice(kernel, found.T, (j * side, i * side))
-
-        kernel = lax.dynamic_update_slice(kernel, block(mine, mine, same=True), (i * side, i * side))
-        return lax.fori_loop(i + 1, count, beside, kernel)
-
-    kernel = lax.fori_loop(0, count, strip, jnp.zeros((count * side, count * side), shape.dtype))
-    return kernel[: b * r, : b * r]
+    return lax.fori_loop(0, count, strip, kernel)[: b * r, : b * r]
 
 
 def _sharded(derivatives, block, x, cotangents, mesh: Mesh):

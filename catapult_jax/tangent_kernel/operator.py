@@ -13,7 +13,8 @@ from jax import lax
 
 from catapult_jax.losses import hessian_root
 from catapult_jax.tangent_kernel.coupling import refuse_coupled_examples
-from catapult_jax.tangent_kernel.exact import check_arguments, check_preconditioner, loops_are_slow
+from catapult_jax.tangent_kernel.exact import check_arguments, check_preconditioner
+from catapult_jax.xla import loops_are_slow
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, PyTree
