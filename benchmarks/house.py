@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 NETWORKS = {
@@ -56,3 +57,15 @@ def initialised(model, x, seed: int = 2):
     import jax
 
     return jax.jit(model.init)(jax.random.key(seed), x[:1])
+
+
+def at_one_precision(step: Callable) -> Callable:
+    """A step whose own passes have, on the CPU, the precision of the kernel's, which costs nothing there: so that XLA sees which are
+    the same, as in training."""
+    import jax
+
+    def named(*arguments):
+        with jax.default_matmul_precision("highest" if jax.default_backend() == "cpu" else None):
+            return step(*arguments)
+
+    return named

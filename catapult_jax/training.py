@@ -189,7 +189,9 @@ def trainer(
     giving = [i.gradient for i in instruments.values() if i.gradient and i.every == 1]
     together = bool(giving) and jax.eval_shape(some_rule).diagonal is None
     take_gradient = giving[0] if together else plain_gradient
-    precision = partial(jax.default_matmul_precision, "highest") if together else nullcontext
+    # On the CPU every precision is the highest; named so, the forward pass of a measurement is seen to be that of the step.
+    highest = together or jax.default_backend() == "cpu"
+    precision = partial(jax.default_matmul_precision, "highest") if highest else nullcontext
 
     # Batches alone do not tell it: one that happens to have a small loss is a level that none may come back to.
     tells_divergence = full or ("train_loss" in instruments and instruments["train_loss"].every == 1)
@@ -210,7 +212,8 @@ def trainer(
             rows = jax.lax.dynamic_slice(order, ((step % per_epoch) * batch_size,), (batch_size,))
             batch = data["x_train"][rows], data["y_train"][rows]
 
-        outputs, kernel, gradient = take_gradient(state.params, batch)
+        with precision():
+            outputs, kernel, gradient = take_gradient(state.params, batch)
         value = batch_loss(outputs, batch[1], loss=loss)
         _, after = transformation.update(gradient, state.opt_state, state.params)
         rule = Partial(partial(preconditioning, optimizer), state.params, after, state.opt_state)

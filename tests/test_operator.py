@@ -3,6 +3,7 @@
 from functools import partial
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -168,6 +169,36 @@ def _compare(apply_fn, params, batch, loss, preconditioner, chunk_size, *, jit):
     vectors = np.asarray(found.vectors, np.float64)
     residual = kernel @ vectors - vectors * np.asarray(found.eigenvalues)
     assert (np.linalg.norm(residual, axis=0) <= np.asarray(found.residuals) + 1e-4 * oracle[0]).all()
+
+
+@pytest.mark.parametrize("name", ["fcn bias, ten outputs", "cnn strided, average, outputs"])
+def test_a_preconditioner_that_is_made_where_it_is_read(name):
+    apply_fn, params, batch = batch_of(name, "mse")
+    moments = jax.tree.map(lambda p: jnp.square(p) + 0.5, params)
+    search = partial(top_eigenpairs, apply_fn, k=1, loss="mse", tol=1e-4)
+    held = search(params, batch, preconditioner=jax.tree.map(jnp.cosh, moments))
+    made = search(params, batch, preconditioner=lambda: jax.tree.map(jnp.cosh, moments))
+    np.testing.assert_array_equal(made.eigenvalues, held.eigenvalues)
+
+
+def test_a_loop_holds_what_a_preconditioner_is_made_of():
+    """And not the preconditioner, as large as the weights."""
+    apply_fn, params, batch = batch_of("fcn bias, ten outputs", "mse")
+
+    def held(function: bool):
+        def search(params, moments, warm):
+            diagonal = lambda: jax.tree.map(jnp.cosh, moments)
+            given = diagonal if function else diagonal()
+            return top_eigenpairs(apply_fn, params, batch, k=1, loss="mse", preconditioner=given, warm_start=warm)
+
+        warm = top_eigenpairs(apply_fn, params, batch, k=1, loss="mse").directions
+        eqns = jax.make_jaxpr(search)(params, params, warm).jaxpr.eqns
+        made = {v for eqn in eqns if eqn.primitive.name == "cosh" for v in eqn.outvars}
+        loops = [eqn for eqn in eqns if eqn.primitive.name == "while"]
+        assert made and loops
+        return any(v in made for eqn in loops for v in eqn.invars if not isinstance(v, jax.extend.core.Literal))
+
+    assert held(False) and not held(True)
 
 
 def test_chunks_outside_of_jit_are_compiled_once():
