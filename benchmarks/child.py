@@ -80,18 +80,22 @@ def rows_or_reason(identity: dict[str, Any], make: Callable[[], Iterable[dict[st
         return [identity | {"note": str(error)}]
 
 
-def run_experiment(config: str, workdir: Path, *flags: str) -> float:
-    """Seconds of a whole process that runs a config, as a user starts it: imports, compilation, steps, report.
+def run_experiment(config: str, workdir: Path, *flags: str) -> tuple[float, float]:
+    """Seconds and peak resident MiB of a whole process that runs a config, as a user starts it: imports, compilation, steps, report.
 
     Raises:
       Failed: it ended with an error.
     """
     command = [sys.executable, "-m", "experiments.main", f"--config=configs/{config}", f"--workdir={workdir}", *flags]
     start = time.monotonic()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise Failed(done.stderr.strip().splitlines()[-1][:300])
-    return time.monotonic() - start
+    with tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=err)
+        _, status, usage = os.wait4(process.pid, 0)  # the usage of this child alone
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            err.seek(0)
+            raise Failed((err.read().strip().splitlines() or [f"ended with status {process.returncode}"])[-1][:300])
+    return time.monotonic() - start, usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def environment() -> dict[str, Any]:

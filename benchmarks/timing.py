@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.child import MIB_LIMIT
 
-ROUNDS = {"cpu": 11, "gpu": 30, "smoke": 2}
+ROUNDS = {"cpu": 7, "gpu": 30, "smoke": 2}
 SLOW_SECONDS, SLOW_ROUNDS = 2.0, 3
 SETTLED_SECONDS = 0.5  # faster calls are called once more before they are timed
 
@@ -27,8 +27,9 @@ def seconds_of(call: Call) -> float:
     return time.perf_counter() - start
 
 
-def take_turns(calls: dict[str, Call], *, rounds: int) -> dict[str, dict[str, Any]]:
-    """For each call its median seconds, those of every round, and the seconds of compilation: first call minus median.
+def take_turns(calls: dict[str, Call], *, rounds: int, memory: bool = True) -> dict[str, dict[str, Any]]:
+    """For each call its median seconds, those of every round, the seconds of compilation (first call minus median), and with
+    ``memory`` the peak of one more call, above what the process held before it.
 
     A fast call is timed as in a loop of its own, after one that is not timed: otherwise it would pay for what the variant before
     it left, caches that are full of other arrays and memory that was given back.
@@ -44,7 +45,8 @@ def take_turns(calls: dict[str, Call], *, rounds: int) -> dict[str, dict[str, An
     median = {name: statistics.median(values) for name, values in times.items()}
     return {
         name: {"seconds": median[name], "rounds": times[name], "compile_seconds": max(0.0, first[name] - median[name])}
-        for name in calls
+        | ({"above_mib": peak_of(call)["above_mib"]} if memory else {})
+        for name, call in calls.items()
     }
 
 

@@ -22,6 +22,7 @@ COLUMNS = {
     "difference": "difference of the values",
     "before_mib": "before MiB",
     "peak_mib": "peak MiB",
+    "above_mib": "above MiB",
     "promise": "promise",
     "met": "met",
     "note": "note",

@@ -9,7 +9,14 @@ from typing import Any
 
 from benchmarks import child
 
-COLUMNS = {"model": "config", "variant": "cache", "seconds": "s", "ratio": "/ empty", "note": "note"}
+COLUMNS = {
+    "model": "config",
+    "variant": "cache",
+    "seconds": "s",
+    "ratio": "/ empty",
+    "peak_mib": "peak MiB of the process",
+    "note": "note",
+}
 
 
 def run(scale: str) -> Iterator[dict[str, Any]]:
@@ -20,9 +27,9 @@ def run(scale: str) -> Iterator[dict[str, Any]]:
 def _twice() -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder, "cache")
-        cold, warm = (
+        (cold, most), (warm, then) = (
             child.run_experiment("cifar_gd.py:smoke", Path(folder, name), f"--compilation_cache={cache}")
             for name in ("first", "second")
         )
-    yield {"variant": "empty", "seconds": cold}
-    yield {"variant": "filled by the first run", "seconds": warm, "ratio": warm / cold}
+    yield {"variant": "empty", "seconds": cold, "peak_mib": most}
+    yield {"variant": "filled by the first run", "seconds": warm, "ratio": warm / cold, "peak_mib": then}

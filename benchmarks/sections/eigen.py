@@ -24,9 +24,11 @@ COLUMNS = {
     "seconds": "median s",
     "ratio": "/ ours, same start",
     "forward_passes": "forward passes",
+    "limit": "limit",
     "compile_seconds": "compile s",
     "error": "relative error",
     "bound": "reported bound",
+    "above_mib": "above MiB",
     "promise": "promise",
     "met": "met",
     "note": "note",
@@ -112,7 +114,9 @@ def compare(model: str, batch: int, k: int, scale: str) -> list[dict[str, Any]]:
         found, reference = measured.get((name, start)), measured.get(("ours", start))
         ratio = {"ratio": found["seconds"] / reference["seconds"]} if found and reference else {}
         ratio |= {"forward_passes": found["seconds"] / once} if found else {}
-        rows.append({"variant": name, "start": start, **(found or {}), **ratio, **describe()})
+        described = describe()
+        ratio |= {"limit": 4 * described["products"] if "products" in described else 2}
+        rows.append({"variant": name, "start": start, **(found or {}), **ratio, **described})
     return rows
 
 

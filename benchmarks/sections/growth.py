@@ -1,4 +1,7 @@
-"""How the seconds of the exact kernel grow with the batch, the width and the outputs; with the slope in logarithms."""
+"""How the seconds of the exact kernel grow with the batch, the width and the outputs; with the slope in logarithms.
+
+The limit: a forward pass, and one backward pass for each output.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ COLUMNS = {
     "varied": "varied",
     "size": "size",
     "seconds": "median s",
+    "forward_passes": "forward passes",
+    "limit": "limit",
     "compile_seconds": "compile s",
+    "above_mib": "above MiB",
     "slope": "slope of log s",
     "note": "note",
 }
@@ -45,9 +51,16 @@ def sweep(model: str, varied: str, sizes: list[int], n: int, scale: str) -> list
         changes = {} if varied == "n" else {varied: size}
         f, params, x, _ = house.setup(model, scale, size if varied == "n" else n, **changes)
         kernel = jax.jit(lambda params, x: tangent_kernel(f, params, x))
-        return lambda: kernel(params, x)
+        forward = jax.jit(f)
+        return {f"{size}": lambda: kernel(params, x), f"{size} forward": lambda: forward(params, x)}
 
-    found = timing.take_turns({str(size): call_of(size) for size in sizes}, rounds=timing.ROUNDS[scale])
+    calls = {name: call for size in sizes for name, call in call_of(size).items()}
+    found = timing.take_turns(calls, rounds=timing.ROUNDS[scale])
+    once = [found.pop(f"{size} forward")["seconds"] for size in sizes]
     slope = float(np.polyfit(np.log(sizes), np.log([row["seconds"] for row in found.values()]), 1)[0])
-    rows = [{"size": int(size), **row} for size, row in found.items()]
+    limit = lambda size: 1 + int(size) if varied == "outputs" else 2
+    rows = [
+        {"size": int(size), **row, "forward_passes": row["seconds"] / passes, "limit": limit(size)}
+        for (size, row), passes in zip(found.items(), once, strict=True)
+    ]
     return [*rows, {"size": "all", "slope": slope}]

@@ -3,8 +3,8 @@
 Each competitor takes turns with ours in a process of its own: ``ratio`` is its seconds over ours there. ``above`` is the peak
 resident memory during one call of the compiled program, less that of the process before it, which holds program, parameters and
 inputs. ``forward passes`` are those of the same examples that take as long; each needs one, and about one more for the derivatives of
-each output (``limit``). ``plan`` is what XLA says that the program needs for temporary arrays. A competitor that needs more than 12 GiB or
-a minute is not run to the end, and its row says so.
+each output (``limit``). ``plan`` is what XLA says that the program needs for temporary arrays. A competitor that needs more than 12 GiB,
+or without a promise more than 40 s, is not run to the end, and its row says so.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ FORWARD = "forward"
 COMPETITORS = (JACOBIAN, NT_3, NT_1, NT_2)
 BATCH = {"fcn": 128, "cnn": 32, "cnn_64": 128, "wrn": 32, "vit": 32}
 SMOKE_BATCH, SMOKE_MODELS = 4, ("fcn", "cnn_64")
-SECONDS = {NT_1: 60.0, NT_2: 60.0}  # of the whole process; the others have promises in every row, and get more
-DEFAULT_SECONDS = 600.0
+SECONDS, LITTLE = 600.0, 40.0  # of a process; those that have no promise get little
 
 
 def run(scale: str) -> Iterator[dict[str, Any]]:
@@ -51,8 +50,7 @@ def run(scale: str) -> Iterator[dict[str, Any]]:
             case = {"model": model, "batch": SMOKE_BATCH if scale == "smoke" else batch, "outputs": outputs}
             rows = {}
             with tempfile.TemporaryDirectory() as cache:
-                # The slow ones only where they have a promise, or a chance.
-                for variant in (OURS, *COMPETITORS[: 2 if model == "cnn_64" or outputs > 1 else None]):
+                for variant in (OURS, *COMPETITORS):
                     make = lambda v=variant, c=case, cache=cache: [_row(c, v, scale, cache)]
                     (row,) = child.rows_or_reason(case | {"variant": variant}, make)
                     rows[variant] = row if "seconds" in row else row | _promised(case, variant, None)
@@ -71,7 +69,10 @@ def _memory_against(ours: dict[str, Any], theirs: dict[str, Any], promised: bool
 
 
 def _row(case: dict[str, Any], variant: str, scale: str, cache: str) -> dict[str, Any]:
-    arguments, limit = case | {"variant": variant, "scale": scale}, SECONDS.get(variant, DEFAULT_SECONDS)
+    arguments, limit = (
+        case | {"variant": variant, "scale": scale},
+        SECONDS if variant == OURS or _promised(case, variant, None) else LITTLE,
+    )
     row = child.call("benchmarks.sections.kernel:seconds", arguments, seconds=limit, cache=cache)
     row |= _promised(case, variant, row.get("ratio"))
     try:
@@ -93,7 +94,7 @@ def _promised(case: dict[str, Any], variant: str, ratio: float | None) -> dict[s
 def seconds(model: str, batch: int, outputs: int, variant: str, scale: str) -> dict[str, Any]:
     made, inputs = programs(model, batch, outputs, list(dict.fromkeys((FORWARD, OURS, variant))), scale)
     calls = {name: lambda program=program: program()(*inputs) for name, program in made.items()}
-    found = timing.take_turns(calls, rounds=timing.ROUNDS[scale])
+    found = timing.take_turns(calls, rounds=timing.ROUNDS[scale], memory=False)  # that is taken in a process of its own
     row, ours = found[variant] | {"plan_mib": timing.plan_mib(made[variant]())}, found[OURS]["seconds"]
     row |= {"forward_passes": row["seconds"] / found[FORWARD]["seconds"], "limit": 1 + outputs}
     return row if variant == OURS else row | {"ours_seconds": ours, "ratio": row["seconds"] / ours}

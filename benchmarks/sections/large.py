@@ -19,6 +19,8 @@ COLUMNS = {
     "variant": "start",
     "products": "products",
     "seconds": "median s",
+    "forward_passes": "forward passes",
+    "limit": "limit",
     "compile_seconds": "first call s, more",
     "eigenvalue": "lambda_max",
     "bound": "bound / lambda_max",
@@ -70,7 +72,11 @@ def top(model: str, batch: int, outputs: int, changes: dict, chunk_size: int | N
     starts = {"cold": None, "warm": earlier.directions}
     call_of = lambda found, start: lambda: found(params, x, y, start)
     calls = {name: call_of(pairs(), start) for name, start in starts.items()}
+    forward = jax.jit(f)
+    calls["forward"] = lambda: forward(params, x)
     found = timing.take_turns(calls, rounds=min(timing.SLOW_ROUNDS, timing.ROUNDS[scale]))
+    once = found.pop("forward")["seconds"]
+    del calls["forward"]
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     rows = []
     for name, call in calls.items():
@@ -78,6 +84,7 @@ def top(model: str, batch: int, outputs: int, changes: dict, chunk_size: int | N
         value = float(result.eigenvalues[0])
         rows.append(
             {"variant": name, "parameters": count, "products": float(result.products), "eigenvalue": value, **found[name]}
+            | {"forward_passes": found[name]["seconds"] / once, "limit": 4 * float(result.products)}
             | {"bound": float(result.bounds[0]) / value, "note": "" if bool(result.converged) else "did not converge"}
             | tables.promise("known to 1 %", bool(result.converged) and float(result.bounds[0]) <= 0.01 * value)
         )

@@ -19,7 +19,10 @@ COLUMNS = {
     "seconds": "median s",
     "ratio": "/ the first",
     "products": "products",
+    "forward_passes": "forward passes",
+    "limit": "limit",
     "compile_seconds": "compile s",
+    "above_mib": "above MiB",
     "promise": "promise",
     "met": "met",
     "note": "note",
@@ -57,7 +60,7 @@ def products(model: str, batch: int, scale: str) -> list[dict[str, Any]]:
         return lambda: found(params, x, y, preconditioner, warm)
 
     calls = {"product": call_of(None), "preconditioned product": call_of(diagonal)}
-    return _rows(calls, PRODUCT_LIMIT, "products", scale)
+    return _rows(calls, (4, 4), (f, params, x), PRODUCT_LIMIT, "products", scale)
 
 
 def steps(model: str, batch: int, scale: str) -> list[dict[str, Any]]:
@@ -102,11 +105,24 @@ def steps(model: str, batch: int, scale: str) -> list[dict[str, Any]]:
 
         return call
 
-    return _rows({"bare step of Adam": call_of(None), "step with critical lr": call_of(cold)}, STEP_LIMIT, "bare steps", scale)
+    calls = {"bare step of Adam": call_of(None), "step with critical lr": call_of(cold)}
+    return _rows(calls, (3, 6), (f, params, x), STEP_LIMIT, "bare steps", scale)  # the product has the step's own linearisation
 
 
-def _rows(calls: dict[str, timing.Call], limit: float, what: str, scale: str) -> list[dict[str, Any]]:
-    (plain, first), (name, second) = timing.take_turns(calls, rounds=timing.ROUNDS[scale]).items()
+def _rows(
+    calls: dict[str, timing.Call], limits: tuple, forward: tuple, limit: float, what: str, scale: str
+) -> list[dict[str, Any]]:
+    """Two calls, with the forward passes of the batch that they take, and those that they can't do without (``limits``)."""
+    import jax
+
+    f, params, x = forward
+    once = jax.jit(f)
+    found = timing.take_turns(calls | {"forward": lambda: once(params, x)}, rounds=timing.ROUNDS[scale])
+    passes = found.pop("forward")["seconds"]
+    (plain, first), (name, second) = found.items()
+    first, second = (
+        row | {"forward_passes": row["seconds"] / passes, "limit": n} for row, n in zip(found.values(), limits, strict=True)
+    )
     ratio, last = second["seconds"] / first["seconds"], calls[name]()
     made = float(last.products if hasattr(last, "products") else last[1])
     kept = tables.at_most(limit, ratio, what)

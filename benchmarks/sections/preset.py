@@ -18,6 +18,7 @@ COLUMNS = {
     "ratio": "/ bare step",
     "expected": "expected",
     "cadences": "cadences",
+    "above_mib": "above MiB",
     "promise": "promise",
     "met": "met",
     "note": "note",

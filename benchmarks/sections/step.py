@@ -18,6 +18,7 @@ COLUMNS = {
     "seconds": "median s",
     "ratio": "/ bare step",
     "forward_passes": "forward passes",
+    "limit": "limit",
     "compile_seconds": "compile s",
     "above_mib": "above MiB",
     "promise": "promise",
@@ -26,8 +27,16 @@ COLUMNS = {
 }
 EXACT, SPLIT, MATRIX_FREE, AGOP = "exact critical lr", "top-5 split", "matrix-free, warm", "AGOP alignment"
 AFTER = "loss after the step"
+FIVE, OTHERS, SCORES = (
+    "five eigenpairs, matrix-free, warm",
+    "exact critical lr of as many other examples",
+    "loss of as many other examples",
+)
 APART = "exact critical lr, a pass of its own"  # every other step, or in chunks; otherwise the step's gradient comes with the kernel
 VARIANTS = ("bare step", EXACT, APART, SPLIT, MATRIX_FREE, AGOP, AFTER)
+# Forward passes that can't be undercut: none where the step's own derivatives serve, a vjp and a jvp for each eigenvector's product.
+LIMITS = {EXACT: 0, APART: 2, SPLIT: 0, MATRIX_FREE: 4, AGOP: 2, AFTER: 1, FIVE: 20, OTHERS: 2, SCORES: 1}
+REST, REST_BATCH = (FIVE, OTHERS, SCORES), (4, 32)  # the other instruments, at these batches
 # (model, variant) -> most bare steps, and the batch sizes for which it is promised
 PROMISES = {
     ("fcn", EXACT): (1.5, (1, 8, 32, 128)),
@@ -37,8 +46,6 @@ PROMISES = {
     ("vit", EXACT): (3.0, (32,)),
 }
 BATCHES = {"cpu": (1, 8, 32, 128, 512), "gpu": (1, 8, 32, 128, 512), "smoke": (4,)}
-MEMORY_OF = {"cpu": {("fcn", 128)}, "gpu": {("fcn", 128)}, "smoke": {("fcn", 4)}}  # beside the batch size of all
-MEMORY_BATCH = 32
 MODELS = {"cpu": ("fcn", "cnn", "wrn", "vit"), "gpu": ("fcn", "cnn", "wrn", "vit"), "smoke": ("fcn", "cnn")}
 SOFTMAX_MODELS = {"cpu": ("wrn", "vit"), "gpu": ("wrn", "vit"), "smoke": ("vit",)}
 SOFTMAX_BATCH = {"cpu": 32, "gpu": 32, "smoke": 4}
@@ -47,13 +54,12 @@ SOFTMAX_BATCH = {"cpu": 32, "gpu": 32, "smoke": 4}
 def run(scale: str) -> Iterator[dict[str, Any]]:
     for model in MODELS[scale]:
         for batch in BATCHES[scale]:
-            memory = batch == MEMORY_BATCH or (model, batch) in MEMORY_OF[scale]
-            yield from _rows(model, batch, "mse", VARIANTS, memory, scale)
+            yield from _rows(model, batch, "mse", VARIANTS + (REST if batch in REST_BATCH else ()), scale)
     for model in SOFTMAX_MODELS[scale]:
-        yield from _rows(model, SOFTMAX_BATCH[scale], "softmax_cross_entropy", VARIANTS[:3], False, scale)
+        yield from _rows(model, SOFTMAX_BATCH[scale], "softmax_cross_entropy", VARIANTS[:3], scale)
 
 
-def _rows(model: str, batch: int, loss: str, variants, memory: bool, scale: str) -> list[dict[str, Any]]:
+def _rows(model: str, batch: int, loss: str, variants, scale: str) -> list[dict[str, Any]]:
     case = {"model": model, "batch": batch, "loss": loss}
     arguments = case | {"scale": scale}
 
@@ -64,9 +70,7 @@ def _rows(model: str, batch: int, loss: str, variants, memory: bool, scale: str)
             ratio, (limit, batches) = found["seconds"] / bare, PROMISES.get((model, variant), (None, ()))
             row = {"variant": variant, **found, "ratio": ratio} | tables.at_most(limit if batch in batches else None, ratio)
             if variant != "bare step":
-                row["forward_passes"] = (found["seconds"] - bare) / forward
-            if memory:
-                row |= child.call("benchmarks.sections.step:memory", arguments | {"variant": variant})
+                row |= {"forward_passes": (found["seconds"] - bare) / forward, "limit": LIMITS[variant]}
             yield row
 
     return child.rows_or_reason(case, make)
@@ -74,12 +78,6 @@ def _rows(model: str, batch: int, loss: str, variants, memory: bool, scale: str)
 
 def seconds(model: str, batch: int, loss: str, scale: str, variants: list[str]) -> dict[str, dict]:
     return timing.take_turns(calls(model, batch, loss, scale, ["forward", *variants]), rounds=timing.ROUNDS[scale])
-
-
-def memory(model: str, batch: int, loss: str, scale: str, variant: str) -> dict[str, float]:
-    call = calls(model, batch, loss, scale, [variant])[variant]
-    call()  # compiles
-    return timing.peak_of(call)
 
 
 def calls(model: str, batch: int, loss: str, scale: str, names: list[str]) -> dict[str, timing.Call]:
@@ -120,11 +118,23 @@ def calls(model: str, batch: int, loss: str, scale: str, names: list[str]) -> di
     def matrix_free(params, x, y, _, __, directions):
         return top_eigenpairs(f, params, (x, y), k=1, loss=loss, warm_start=directions, tol=0.01, max_products=most)
 
+    def five(params, x, y, _, __, directions):
+        return top_eigenpairs(
+            f, params, (x, y), k=min(5, batch), loss=loss, warm_start=directions, tol=0.01, max_products=5 * most
+        )
+
+    def of_others(params, x, y, _, __, other):
+        out = f(params, other)
+        return critical_lr_from_lambda(jnp.linalg.eigvalsh(weighted_tangent_kernel(f, params, (other, y), out, loss=loss))[-1])
+
+    def loss_of_others(params, x, y, _, __, other):
+        return batch_loss(f(params, other), y, loss=loss)
+
     def agop(params, x, _, __, ___, reference):
         return agop_alignment(input_jacobian(f, params, x), reference)
 
-    def directions():
-        cold = jax.jit(lambda params, x, y: top_eigenpairs(f, params, (x, y), k=1, loss=loss, max_products=10).directions)
+    def directions(k=1):
+        cold = jax.jit(lambda params, x, y: top_eigenpairs(f, params, (x, y), k=k, loss=loss, max_products=10 + k).directions)
         return cold(params, x, y)
 
     nothing = lambda: None
@@ -136,6 +146,9 @@ def calls(model: str, batch: int, loss: str, scale: str, names: list[str]) -> di
         MATRIX_FREE: (plain, matrix_free, directions),
         AGOP: (plain, agop, lambda: jax.random.normal(jax.random.key(3), (batch * outputs, x[0].size))),
         AFTER: (plain, None, nothing),  # of the new weights
+        FIVE: (plain, five, lambda: directions(min(5, batch))),
+        OTHERS: (plain, of_others, lambda: x[::-1]),
+        SCORES: (plain, loss_of_others, lambda: x[::-1]),
     }
 
     def step_with(take_gradient, measure):
