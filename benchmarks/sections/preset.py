@@ -78,11 +78,12 @@ def achieved(model: str, preset: str, scale: str) -> list[dict[str, Any]]:
     ratio = seconds["measured"] / seconds["bare step"]
     cadences = ", ".join(f"{name} {every}" for name, every in plan["cadences"].items())
     return [
-        {"variant": "bare step", "seconds": seconds["bare step"], "ratio": 1.0},
+        {"variant": "bare step", "seconds": seconds["bare step"], "ratio": 1.0, "above_mib": found["bare step"]["above_mib"]},
         {
             "variant": "measured",
             "seconds": seconds["measured"],
             "ratio": ratio,
+            "above_mib": found["measured"]["above_mib"],
             "expected": plan["expected_overhead"],
             "cadences": cadences,
         }
