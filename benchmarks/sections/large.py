@@ -56,7 +56,6 @@ def top(model: str, batch: int, outputs: int, changes: dict, chunk_size: int | N
 
     f, params, x, y = house.setup(model, scale, batch, outputs=outputs, **changes)
     jax.block_until_ready((params, x, y))
-    before_mib = timing.peak_mib()
 
     def pairs():
         """Compiled anew, so that the first call of each start tells what compilation takes."""
@@ -88,4 +87,4 @@ def top(model: str, batch: int, outputs: int, changes: dict, chunk_size: int | N
             | {"bound": float(result.bounds[0]) / value, "note": "" if bool(result.converged) else "did not converge"}
             | tables.promise("known to 1 %", bool(result.converged) and float(result.bounds[0]) <= 0.01 * value)
         )
-    return [row | {"before_mib": before_mib, "peak_mib": timing.peak_mib()} for row in rows]
+    return rows
