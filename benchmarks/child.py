@@ -90,7 +90,11 @@ def run_experiment(config: str, workdir: Path, *flags: str) -> tuple[float, floa
     start = time.monotonic()
     with tempfile.TemporaryFile("w+") as err:
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=err)
-        _, status, usage = os.wait4(process.pid, 0)  # the usage of this child alone
+        try:
+            _, status, usage = os.wait4(process.pid, 0)  # the usage of this child alone
+        except BaseException:
+            process.kill()
+            raise
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             err.seek(0)

@@ -57,7 +57,7 @@ def input_jacobian(
         if chunk_size is None or chunk_size >= len(x):
             rows = jax.vmap(one_example)(x)
         elif len(x) <= _UNROLLED * chunk_size and loops_are_slow(apply_fn, params, x):
-            rows = _one_by_one(jax.vmap(one_example), x, chunk_size)
+            rows = _one_by_one(jax.jit(jax.vmap(one_example)), x, chunk_size)
         else:
             rows = lax.map(one_example, x, batch_size=chunk_size)
     return rows.reshape(-1, math.prod(x.shape[1:]))

@@ -19,7 +19,7 @@ from catapult_jax.agop import agop_alignment, agop_pearson, input_jacobian
 from catapult_jax.critical_lr import critical_lr_from_lambda, weighted_kernel_and_gradient, weighted_tangent_kernel
 from catapult_jax.eigenspace import share_of, split_weighted_loss, weighted_residual
 from catapult_jax.losses import batch_loss
-from catapult_jax.optimizers import PLAIN, Preconditioning, smallest_entry
+from catapult_jax.optimizers import PLAIN, smallest_entry
 from catapult_jax.tangent_kernel import Directions, top_eigenpairs
 
 
@@ -31,8 +31,8 @@ class Moment(NamedTuple):
     batch: tuple  # (x, y)
     outputs: jax.Array  # of the batch, before the update
     data: dict  # x_train, y_train, x_test, y_test; x_val, y_val where there are any
-    # What the optimizer makes of this step's gradient: a function, so that P is made where it is read, and not where nothing is due.
-    rule: Callable[[], Preconditioning] = Partial(lambda: PLAIN)
+    # What the optimizer makes of this step's gradient: a function, and a pytree, so that P is made where it is read, and not where nothing is due.
+    rule: Partial = Partial(lambda: PLAIN)
     kernel: jax.Array | None = None  # loss-weighted, of the batch, before the update; None: not known
 
 

@@ -64,7 +64,7 @@ class Trainer(NamedTuple):
     init: Callable[[Members], tuple[State, Start]]
     # (state, members, n, longest=None) -> (state, measurements (m, n, ...)); calls that share one longest n share one program
     run: Callable[..., tuple[State, dict[str, np.ndarray]]]
-    scanned: bool  # steps run inside one compiled scan, vmapped over members; otherwise one by one
+    scanned: bool  # steps run inside one compiled scan, vmapped over members where there are several; otherwise one by one
     adopt: Callable[[State], State]  # takes on the state of a trainer that differs in its instruments alone
 
 
@@ -190,8 +190,8 @@ def trainer(
     together = bool(giving) and jax.eval_shape(some_rule).diagonal is None
     take_gradient = giving[0] if together else plain_gradient
     # On the CPU every precision is the highest; named so, the forward pass of a measurement is seen to be that of the step.
-    highest = together or jax.default_backend() == "cpu"
-    precision = partial(jax.default_matmul_precision, "highest") if highest else nullcontext
+    on_cpu = jax.default_backend() == "cpu"
+    named = lambda highest: jax.default_matmul_precision("highest") if highest else nullcontext()
 
     # Batches alone do not tell it: one that happens to have a small loss is a level that none may come back to.
     tells_divergence = full or ("train_loss" in instruments and instruments["train_loss"].every == 1)
@@ -212,15 +212,18 @@ def trainer(
             rows = jax.lax.dynamic_slice(order, ((step % per_epoch) * batch_size,), (batch_size,))
             batch = data["x_train"][rows], data["y_train"][rows]
 
-        with precision():
+        with named(together or on_cpu):
             outputs, kernel, gradient = take_gradient(state.params, batch)
         value = batch_loss(outputs, batch[1], loss=loss)
-        _, after = transformation.update(gradient, state.opt_state, state.params)
-        rule = Partial(partial(preconditioning, optimizer), state.params, after, state.opt_state)
+        _, updated = transformation.update(gradient, state.opt_state, state.params)
+        rule = Partial(
+            partial(preconditioning, optimizer), state.params, updated, state.opt_state
+        )  # a loop holds the state, not the gradient
         before = Moment(state.params, state.params, batch, outputs, data, rule, kernel)
         when = dict(step=jnp.where(wanted, step, -1), due=due)  # nothing that has a cadence is due at step -1
         early = {name: i for name, i in instruments.items() if name != "loss_after"}
-        measured, carried = measure(early, before, state.carried, **when)
+        with named(on_cpu):
+            measured, carried = measure(early, before, state.carried, **when)
         measured = {"loss_batch": value} | measured
         if full:
             same = {
@@ -248,7 +251,7 @@ def trainer(
         params = optax.apply_updates(state.params, updates)
         if "loss_after" in instruments:
             late = {"loss_after": instruments["loss_after"]}
-            with precision():  # that of the loss before
+            with named(together or on_cpu):  # that of the loss before
                 measured |= measure(late, before._replace(new_params=params), {}, **when)[0]
 
         lost = ~jnp.isfinite(value)

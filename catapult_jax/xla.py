@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 if TYPE_CHECKING:
     from jaxtyping import Array, PyTree
@@ -21,16 +22,29 @@ def loops_are_slow(apply_fn: Callable, params, x) -> bool:
 
 
 def after(done: Array, tree: PyTree) -> PyTree:
-    """The floating-point arrays of ``tree`` as they are, but not before ``done`` is there: what is made of them then takes the same memory
-    as what ``done`` was made of.
+    """The arrays of ``tree`` as they are, but not before ``done`` (of one entry or more) is there: what is made of them then takes the same
+    memory as what ``done`` was made of.
 
-    On the CPU XLA works on what is independent at the same time, and drops ``lax.optimization_barrier`` before it orders the program. It does
-    not see that no square is below minus one.
+    On the CPU XLA works on what is independent at the same time, and drops ``lax.optimization_barrier`` before it orders the program; there
+    the arrays are multiplied by a one of which it does not see that it is one. Elsewhere it is a barrier.
 
     >>> after(jnp.ones(3), {"a": jnp.arange(2.0)})["a"].tolist()
     [0.0, 1.0]
     """
-    first = done.reshape(-1)[0]
-    one = jnp.where(first * first < -1, 0, 1)
-    later = lambda a: a * one.astype(a.dtype) if jnp.issubdtype(a.dtype, jnp.inexact) else a
+    if jax.default_backend() != "cpu":
+        return lax.optimization_barrier((done, tree))[1]
+    one = _one(done.reshape(-1)[0])
+    later = lambda a: a * one.astype(a.dtype) if jnp.issubdtype(a.dtype, jnp.number) else a
     return jax.tree.map(later, tree)
+
+
+@jax.custom_batching.custom_vmap
+def _one(number: Array) -> Array:
+    return jnp.where(number * number < -1, 0, 1)  # no square is, nor is one that is not a number
+
+
+@_one.def_vmap
+def _one_for_all(size, batched, numbers):
+    """What is the same for all members stays so."""
+    del size, batched
+    return _one(numbers[0]), False

@@ -95,7 +95,7 @@ def get_config() -> ConfigDict:
     c.measure.max_products = (
         0  # products: in one step; 0: 60, or 1 (with the start two in all) where XLA is slow in loops (convolutions on the CPU)
     )
-    c.measure.chunk_size = 0  # examples of a kernel that are worked on at a time, which bounds its memory (with convolutions on the CPU that of its products alone); 0: all
+    c.measure.chunk_size = 0  # examples of a kernel that are worked on at a time, which bounds its memory (with convolutions on the CPU up to eight chunks; of more, that of its products alone); 0: all
     # Cadence of each instrument in steps; 0: off. A preset sets them.
     c.measure.batch_kernel_every = 1
     c.measure.top_k = 5

@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 from catapult_jax import instruments, top_eigenpairs
 from catapult_jax.losses import hessian_root
-from catapult_jax.tangent_kernel import Directions
+from catapult_jax.tangent_kernel import Directions, operator
 from catapult_jax.testing import explicit_jacobian, symmetric_with_spectrum
 from tests.zoo import QUICK, build
 
@@ -171,14 +171,34 @@ def _compare(apply_fn, params, batch, loss, preconditioner, chunk_size, *, jit):
     assert (np.linalg.norm(residual, axis=0) <= np.asarray(found.residuals) + 1e-4 * oracle[0]).all()
 
 
+@pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("name", ["fcn bias, ten outputs", "cnn strided, average, outputs"])
-def test_a_preconditioner_that_is_made_where_it_is_read(name):
+def test_a_preconditioner_that_is_made_where_it_is_read(name, jit):
     apply_fn, params, batch = batch_of(name, "mse")
     moments = jax.tree.map(lambda p: jnp.square(p) + 0.5, params)
-    search = partial(top_eigenpairs, apply_fn, k=1, loss="mse", tol=1e-4)
-    held = search(params, batch, preconditioner=jax.tree.map(jnp.cosh, moments))
-    made = search(params, batch, preconditioner=lambda: jax.tree.map(jnp.cosh, moments))
-    np.testing.assert_array_equal(made.eigenvalues, held.eigenvalues)
+
+    def search(params, moments, function):
+        diagonal = lambda: jax.tree.map(jnp.cosh, moments)
+        given = diagonal if function else diagonal()
+        options = dict(k=1, loss="mse", max_products=4, preconditioner=given, chunk_size=2)
+        return top_eigenpairs(apply_fn, params, batch, **options).eigenvalues
+
+    made, held = (partial(search, function=function) for function in (True, False))
+    if jit:
+        made, held = (jax.jit(f, compiler_options=QUICK) for f in (made, held))
+    np.testing.assert_allclose(made(params, moments), held(params, moments), rtol=1e-6)
+
+
+def test_a_function_that_makes_another_structure_is_refused():
+    with pytest.raises(ValueError, match="preconditioner has other leaves"):
+        top_eigenpairs(linear, jnp.zeros(3), (jnp.eye(3), jnp.zeros(3)), k=1, loss="mse", preconditioner=lambda: jnp.ones(2))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (13,), (0,), (3, 0), (5, 7), (200, 3), (3, 3, 40, 8)])
+def test_sum_of_squares(shape):
+    u = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    np.testing.assert_allclose(operator._norm(None, [u]), np.sum(u.astype(np.float64) ** 2), rtol=1e-6)
+    np.testing.assert_allclose(operator._norm([u**2 + 1], [u]), np.sum(u**2 / (u**2.0 + 1)), rtol=1e-5)
 
 
 def test_a_loop_holds_what_a_preconditioner_is_made_of():

@@ -115,7 +115,7 @@ def compare(model: str, batch: int, k: int, scale: str) -> list[dict[str, Any]]:
         ratio = {"ratio": found["seconds"] / reference["seconds"]} if found and reference else {}
         ratio |= {"forward_passes": found["seconds"] / once} if found else {}
         described = describe()
-        ratio |= {"limit": 4 * described["products"] if "products" in described else 2}
+        ratio |= {"limit": 4 * described["products"] if "products" in described else 2} if found else {}
         rows.append({"variant": name, "start": start, **(found or {}), **ratio, **described})
     return rows
 

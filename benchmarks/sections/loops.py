@@ -17,7 +17,6 @@ COLUMNS = {
     "seconds": "median s",
     "ratio": "/ without a loop",
     "forward_passes": "forward passes",
-    "limit": "limit",
     "compile_seconds": "compile s",
     "above_mib": "above MiB",
     "promise": "promise",
@@ -90,12 +89,11 @@ def _in_chunks(model: str, what: str, function, n: int, chunk_size: int, scale: 
 
 
 def _rows(model: str, calls: dict[str, timing.Call], scale: str, limit: float | None, forward: timing.Call | None = None):
-    """Two calls, the second with a loop or in chunks; with the forward passes that they take, where there is one to compare with: two
-    are needed, and in chunks one more pair for each pair of chunks."""
+    """Two calls, the second with a loop or in chunks; with the forward passes that they take, where there is one to compare with."""
     found = timing.take_turns(calls | ({"forward": forward} if forward else {}), rounds=timing.ROUNDS[scale])
     once = found.pop("forward")["seconds"] if forward else None
     if once:
-        found = {name: row | {"forward_passes": row["seconds"] / once, "limit": 2} for name, row in found.items()}
+        found = {name: row | {"forward_passes": row["seconds"] / once} for name, row in found.items()}
     (plain, first), (looped, second) = found.items()
     ratio = second["seconds"] / first["seconds"]
     kept = tables.at_most(limit, ratio, "times all at once")

@@ -22,7 +22,7 @@ COLUMNS = {
     "ratio": "together / apart",
     "compile_seconds": "compile s",
     "above_mib": "above MiB",
-    "peak_mib": "peak MiB of a process",
+    "peak_mib": "peak MiB",
     "promise": "promise",
     "met": "met",
     "note": "note",

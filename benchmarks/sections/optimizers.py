@@ -2,7 +2,7 @@
 
 mse, random data. The critical lr is that of a run with ``measure.method=products``: one eigenvalue to one percent, from the directions of the
 step before. The learning rate is too small to move anything, so that every call does the same. No update is made where the
-measurement is no number, as in training: the update then comes after it, and XLA needs no copy of the weights.
+critical lr is not a number: it then comes after the measurement, as in training, and XLA needs no copy of the weights.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def steps(model: str, batch: int, scale: str) -> list[dict[str, Any]]:
         return call
 
     calls = {"bare step of Adam": call_of(None), "step with critical lr": call_of(cold)}
-    return _rows(calls, (3, 6), (f, params, x), STEP_LIMIT, "bare steps", scale)  # the product has the step's own linearisation
+    return _rows(calls, (3, 7), (f, params, x), STEP_LIMIT, "bare steps", scale)
 
 
 def _rows(

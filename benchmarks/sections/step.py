@@ -34,7 +34,7 @@ FIVE, OTHERS, SCORES = (
 )
 APART = "exact critical lr, a pass of its own"  # every other step, or in chunks; otherwise the step's gradient comes with the kernel
 VARIANTS = ("bare step", EXACT, APART, SPLIT, MATRIX_FREE, AGOP, AFTER)
-# Forward passes that can't be undercut: none where the step's own derivatives serve, a vjp and a jvp for each eigenvector's product.
+# Forward passes that are needed where XLA shares none with the step: none where the step's own derivatives serve, a vjp and a jvp for each eigenvector's product.
 LIMITS = {EXACT: 0, APART: 2, SPLIT: 0, MATRIX_FREE: 4, AGOP: 2, AFTER: 1, FIVE: 20, OTHERS: 2, SCORES: 1}
 REST, REST_BATCH = (FIVE, OTHERS, SCORES), (4, 32)  # the other instruments, at these batches
 # (model, variant) -> most bare steps, and the batch sizes for which it is promised
@@ -156,7 +156,9 @@ def calls(model: str, batch: int, loss: str, scale: str, names: list[str]) -> di
             out, weighted, gradient = take_gradient(params, x, y)
             measured = None if measure is None else measure(params, x, y, out, weighted, extra)
             some = jax.tree.leaves(measured)
-            lost = jnp.isnan(some[0].reshape(-1)[0]) if some else False  # then no update is made, as in training
+            lost = (
+                jnp.isnan(some[0].reshape(-1)[0]) if some else False
+            )  # then no update is made: it comes after the measurement
             lr = jnp.where(lost, 0, 1e-9)  # nothing moves, so that every call does the same
             new = jax.tree.map(lambda w, g: w - lr * g, params, gradient)
             measured = batch_loss(f(new, x), y, loss=loss) if measure is None else measured

@@ -340,10 +340,11 @@ def _weight_gram(
     numbers = a * b * p * g * (p * r * r if is_first else max(p, r * c))
     strips = min(max(4, math.ceil(numbers / _SLICE)), _STRIPS)
     upper, edges = jnp.zeros((b, r, b, r), d.dtype), [b * s // strips for s in range(strips + 1)]
+    strip = upper
     for first, last in itertools.pairwise(edges):
         if first < last:
-            left = after(upper, left)  # one strip after the other, in the same memory
-            strip = pairs(*(jax.tree.map(lambda v, i=i: v[i], left) for i in (slice(first, last), slice(first, None))))
+            pieces = [jax.tree.map(lambda v, i=i: v[i], left) for i in (slice(first, last), slice(first, None))]
+            strip = pairs(*after(strip, pieces))  # one strip after the other, in the same memory
             upper = upper.at[first:last, :, first:].set(strip)
     strip_of = np.searchsorted(edges, np.arange(b), "right")
     below = strip_of[:, None] > strip_of

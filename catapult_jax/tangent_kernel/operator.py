@@ -90,7 +90,7 @@ def top_eigenpairs(
       k: eigenpairs to find to the tolerance; at most ``b*o`` exist.
       loss: ``"mse"``, ``"softmax_cross_entropy"`` or ``"logistic"``.
       preconditioner: the diagonal of ``P``, a pytree like ``params``, positive; None: one. Or a function of no arguments that makes
-        it: then it is made where it is read, and under jit a loop holds what it is made of (an optimizer's state, which is there anyway).
+        it: under jit it is then made where it is read, and a loop holds what it is made of (an optimizer's state, which is there anyway).
       warm_start: ``directions`` of a call with the same ``k`` and ``k_max``, for other parameters or another batch; None: a random
         start (the same in every call).
       tol: relative error allowed to each tracked eigenvalue.
@@ -135,7 +135,8 @@ def top_eigenpairs(
         raise ValueError(f"max_products={max_products!r}; allowed: 1 or more")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size!r}; allowed: 1 or more, or None")
-    check_preconditioner(_made(preconditioner), params)
+    diagonal = preconditioner if _is_function(preconditioner, params) else lambda: preconditioner
+    check_preconditioner(jax.eval_shape(diagonal), params)
     shapes = jax.tree.map(jnp.shape, params)
     if warm_start is not None and jax.tree.map(lambda a: jnp.shape(a)[1:], warm_start.vectors) != shapes:
         raise ValueError("warm_start has another structure or other shapes than params; allowed: directions of an earlier call")
@@ -144,15 +145,21 @@ def top_eigenpairs(
     refuse_coupled_examples(apply_fn, params, x)
 
     with jax.default_matmul_precision("highest"):
-        search = _search(
-            apply_fn, params, batch, loss, preconditioner, chunk_size, n, k, k_max, tol, max_products, above, warm_start
-        )
+        search = _search(apply_fn, params, batch, loss, diagonal, chunk_size, n, k, k_max, tol, max_products, above, warm_start)
         if warm_start is None:
             start = _extend(search, _empty(search, dtype), lambda: _random(search, dtype, 0))
             return _finish(search, _until_converged(search, start), jnp.float32(k_max / 2), None)
         if k_max == 1:
             return _from_one_direction(search, warm_start)
         return _from_directions(search, warm_start, dtype)
+
+
+def _is_function(preconditioner, params) -> bool:
+    """Not so a pytree like ``params`` that can be called, as some modules can."""
+    is_tree = jax.tree.structure(preconditioner) == jax.tree.structure(params) and not jax.tree_util.all_leaves(
+        [preconditioner]
+    )
+    return callable(preconditioner) and not is_tree
 
 
 _LEAST = 6  # products of a cold search beyond k
@@ -194,27 +201,27 @@ class _Ritz(NamedTuple):
     open: Array  # (k_max,) tracked, and not yet within the tolerance
 
 
-def _search(apply_fn, params, batch, loss, preconditioner, chunk_size, n, k, k_max, tol, max_products, above, warm_start):
+def _search(apply_fn, params, batch, loss, diagonal, chunk_size, n, k, k_max, tol, max_products, above, warm_start):
     x, targets = batch
     b = len(x)
-    arrays = jax.tree.leaves(
-        (params, batch, _made(preconditioner), warm_start, jnp.zeros(()))
-    )  # the last one: under a jit around it all
+    arrays = jax.tree.leaves((params, batch, diagonal(), warm_start, jnp.zeros(())))  # the last one: under a jit around it all
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in arrays)
     how = "loop" if not loops_are_slow(apply_fn, params, x) else "unrolled" if traced else "host"
 
     # Outside of jit the compiled programs are found again by the next call, which may have other weights.
     image_of, pulled_of = _compiled(apply_fn) if how == "host" else (_image, _pulled)
-    preconditioner = _made(preconditioner) if how == "host" else preconditioner
-    norm = functools.partial(_norm_compiled if how == "host" else _norm, preconditioner)
-    forward_of = lambda u, x, targets: image_of(apply_fn, loss, b, params, preconditioner, x, targets, u)
-    backward_of = lambda v, x, targets: pulled_of(apply_fn, loss, b, params, preconditioner, x, targets, v)
+    if how == "host":
+        held = diagonal()
+        diagonal = lambda: held
+    norm = lambda u: (_norm_compiled if how == "host" else _norm)(diagonal(), u)
+    forward_of = lambda u, x, targets: image_of(apply_fn, loss, b, params, diagonal(), x, targets, u)
+    backward_of = lambda v, x, targets: pulled_of(apply_fn, loss, b, params, diagonal(), x, targets, v)
 
     if chunk_size is None or chunk_size >= b:
         if how == "host":
             forward, backward = (functools.partial(f, x=x, targets=targets) for f in (forward_of, backward_of))
         else:
-            forward, backward = _maps(apply_fn, loss, b, params, preconditioner, x, targets)
+            forward, backward = _maps(apply_fn, loss, b, params, diagonal, x, targets)
         return _Search(forward, backward, norm, n, k, k_max, tol, max_products, above, how)
 
     whole, o = b // chunk_size * chunk_size, n // b
@@ -244,24 +251,19 @@ def _search(apply_fn, params, batch, loss, preconditioner, chunk_size, n, k, k_m
     return _Search(forward, backward, norm, n, k, k_max, tol, max_products, above, how)
 
 
-def _made(preconditioner):
-    return preconditioner() if callable(preconditioner) else preconditioner
-
-
-def _scaled(u, preconditioner):
-    diagonal = _made(preconditioner)
+def _scaled(u, diagonal):
     return u if diagonal is None else jax.tree.map(jnp.divide, u, diagonal)
 
 
-def _norm(preconditioner, u):
+def _norm(diagonal, u):
     """``||P^(-1/2) u||^2``."""
-    return sum(_dot(a, b) for a, b in zip(jax.tree.leaves(u), jax.tree.leaves(_scaled(u, preconditioner)), strict=True))
+    return sum(_dot(a, b) for a, b in zip(jax.tree.leaves(u), jax.tree.leaves(_scaled(u, diagonal)), strict=True))
 
 
 _norm_compiled = jax.jit(_norm)
 
 
-def _maps(apply_fn, loss: str, b: int, params, preconditioner, x, targets) -> tuple[Callable, Callable]:
+def _maps(apply_fn, loss: str, b: int, params, diagonal: Callable, x, targets) -> tuple[Callable, Callable]:
     """``forward`` and ``backward`` of a search, on some examples of a batch of ``b``; linearised once."""
     outputs, push = jax.linearize(lambda p: apply_fn(p, x), params)
     pull = jax.linear_transpose(push, params)
@@ -275,17 +277,17 @@ def _maps(apply_fn, loss: str, b: int, params, preconditioner, x, targets) -> tu
 
     dtype = jnp.promote_types(outputs.dtype, jnp.float32)
     like_params = lambda tree: jax.tree.map(lambda a, p: a.astype(jnp.result_type(p)), tree, params)
-    forward = lambda u: weigh(push(like_params(_scaled(u, preconditioner))).astype(dtype)).reshape(-1)
+    forward = lambda u: weigh(push(like_params(_scaled(u, diagonal()))).astype(dtype)).reshape(-1)
     backward = lambda v: pull(weigh(v.reshape(outputs.shape)).astype(outputs.dtype))[0]
     return forward, backward
 
 
-def _image(apply_fn, loss, b, params, preconditioner, x, targets, u):
-    return _maps(apply_fn, loss, b, params, preconditioner, x, targets)[0](u)
+def _image(apply_fn, loss, b, params, diagonal, x, targets, u):
+    return _maps(apply_fn, loss, b, params, lambda: diagonal, x, targets)[0](u)
 
 
-def _pulled(apply_fn, loss, b, params, preconditioner, x, targets, v):
-    return _maps(apply_fn, loss, b, params, preconditioner, x, targets)[1](v)
+def _pulled(apply_fn, loss, b, params, diagonal, x, targets, v):
+    return _maps(apply_fn, loss, b, params, lambda: diagonal, x, targets)[1](v)
 
 
 _COMPILED = tuple(jax.jit(function, static_argnums=(0, 1, 2)) for function in (_image, _pulled))
@@ -303,10 +305,12 @@ def _compiled(apply_fn) -> tuple[Callable, Callable]:
 
 
 def _dot(a, b):
-    """Eight parts are added up first: XLA's sum of an array to a number is three times slower on the CPU. Along the first axis, so that
-    ``b`` need not be written down where it is made of something."""
+    """Eight parts are added up first: XLA's sum of an array to a number is three times slower on the CPU. Of a matrix they are parts of
+    its rows, so that ``b`` need not be written down where it is made of something."""
     dtype = jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), jnp.float32)
-    products = (a.astype(dtype) * b.astype(dtype)).reshape(-1, a.shape[-1] if a.ndim else 1)
+    products = a.astype(dtype) * b.astype(dtype)
+    many_rows = products.ndim > 1 and products.size >= 64 * products.shape[-1] > 0
+    products = products.reshape(-1, products.shape[-1]) if many_rows else products.reshape(-1)
     part = len(products) // 8
     return sum(products[i * part : (i + 1) * part] for i in range(8)).sum() + products[8 * part :].sum()
 
