@@ -34,6 +34,8 @@ class Moment(NamedTuple):
     # What the optimizer makes of this step's gradient: a function, and a pytree, so that P is made where it is read, and not where nothing is due.
     rule: Partial = Partial(lambda: PLAIN)
     kernel: jax.Array | None = None  # loss-weighted, of the batch, before the update; None: not known
+    # Learning rate of the step before, at the first step that of the start: a schedule may follow the critical lr of this one. None: not known.
+    lr: jax.Array | None = None
 
 
 class Instrument(NamedTuple):
@@ -96,6 +98,7 @@ def batch_products(
     loss: str,
     every: int,
     k: int,
+    k_max: int | None = None,
     tol: float = 0.01,
     max_products: int = 60,
     chunk_size: int | None = None,
@@ -103,25 +106,40 @@ def batch_products(
     """What :func:`batch_kernel` measures, from kernel-vector products, each eigenvalue to a relative error of ``tol``; with them the
     bounds on their errors, the number of products, and whether the search converged (1) or not (0).
 
+    ``k_max``: as many eigenvalues are followed, from ``k`` to so many, as are above 0.8 times the one at which the learning rate of
+    the step before is critical, ``(2 / lr - decay) / gain``, and the next one; ``tracked`` tells how many, the others are NaN. The loss
+    is split over the first ``k`` all the same. None: ``k`` always.
+
     Starts from the directions of the measurement before, also on another batch. Cost: about four forward passes of the batch a
     product; one to two products for ``k = 1``, and one and a half or more for each vector of a larger ``k``.
     """
+    growing = k_max is not None and k_max > k
 
     def measure(now: Moment, directions):
-        found, top, rest = _top(apply_fn, now.params, now.batch, now.outputs, lambda: now.rule().diagonal, directions)
-        return {
+        rule = now.rule()
+        above = _NEAR * (2 / now.lr - rule.decay) / rule.gain if growing else None
+        found, top, rest = _top(
+            apply_fn, now.params, now.batch, now.outputs, lambda: now.rule().diagonal, directions, above=above
+        )
+        follows = jnp.arange(len(found.eigenvalues)) < found.tracked
+        known = lambda values: jnp.where(follows, values, jnp.nan) if growing else values
+        measured = {
             "lambda_max_batch": found.eigenvalues[0],
-            "critical_lr_batch": critical_lr_from_lambda(found.eigenvalues[0], now.rule()),
+            "critical_lr_batch": critical_lr_from_lambda(found.eigenvalues[0], rule),
             "loss_top": top,
             "loss_rest": rest,
-            "eigenvalues": found.eigenvalues,
-            "eigenvalue_bounds": found.bounds,
+            "eigenvalues": known(found.eigenvalues),
+            "eigenvalue_bounds": known(found.bounds),
             "products": found.products,
             "converged": found.converged.astype(jnp.float32),
-        }, found.directions
+        }
+        return measured | ({"tracked": found.tracked.astype(jnp.float32)} if growing else {}), found.directions
 
-    _top = partial(_top_space, loss=loss, k=k, tol=tol, max_products=max_products, chunk_size=chunk_size)
-    return Instrument(every, measure, lambda now: _nowhere(now, k))
+    _top = partial(_top_space, loss=loss, k=k, k_max=k_max, tol=tol, max_products=max_products, chunk_size=chunk_size)
+    return Instrument(every, measure, lambda now: _nowhere(now, k, k_max))
+
+
+_NEAR = 0.8  # share of the eigenvalue at which a learning rate is critical, from which on an eigenvalue is followed
 
 
 def train_kernel(
@@ -184,7 +202,22 @@ def train_products(
     return Instrument(every, measure, lambda now: _nowhere(now, k))
 
 
-def _top_space(apply_fn, params, batch, outputs, preconditioner, directions, *, loss, k, tol, max_products, chunk_size):
+def _top_space(
+    apply_fn,
+    params,
+    batch,
+    outputs,
+    preconditioner,
+    directions,
+    *,
+    loss,
+    k,
+    tol,
+    max_products,
+    chunk_size,
+    k_max=None,
+    above=None,
+):
     found = top_eigenpairs(
         apply_fn,
         params,
@@ -195,16 +228,18 @@ def _top_space(apply_fn, params, batch, outputs, preconditioner, directions, *, 
         warm_start=directions,
         tol=tol,
         max_products=max_products,
+        above=above,
+        k_max=k_max,
         chunk_size=chunk_size,
     )
     with jax.default_matmul_precision("highest"):
         residual = weighted_residual(outputs, batch[1], loss=loss).reshape(-1).astype(found.vectors.dtype)
-        return found, *share_of(found.vectors, residual, len(outputs))
+        return found, *share_of(found.vectors[:, :k], residual, len(outputs))
 
 
-def _nowhere(now: Moment, k: int) -> Directions:
+def _nowhere(now: Moment, k: int, k_max: int | None = None) -> Directions:
     """Directions before the first search, which then starts at random."""
-    zeros = jax.tree.map(lambda p: jnp.zeros((k, *jnp.shape(p)), jnp.result_type(p)), now.params)
+    zeros = jax.tree.map(lambda p: jnp.zeros((k_max or k, *jnp.shape(p)), jnp.result_type(p)), now.params)
     number = lambda value: jnp.asarray(value, jnp.promote_types(now.outputs.dtype, jnp.float32))
     return Directions(zeros, jnp.int32(k), number(0), number(jnp.inf), jnp.int32(0))
 

@@ -153,7 +153,7 @@ def trainer(
             else tuple(arrays[key][:batch_size] for key in ("x_train", "y_train"))
         )
         rule = Partial(rule_of, jax.tree.map(jnp.zeros_like, params), params, transformation.init(params))
-        return Moment(params, params, batch, apply_fn(params, batch[0]), arrays, rule)
+        return Moment(params, params, batch, apply_fn(params, batch[0]), arrays, rule, lr=jnp.float32(0))
 
     def init(members: Members) -> tuple[State, Start]:
         # Products of what is slow in loops are driven by Python.
@@ -219,7 +219,7 @@ def trainer(
         rule = Partial(
             partial(preconditioning, optimizer), state.params, updated, state.opt_state
         )  # a loop holds the state, not the gradient
-        before = Moment(state.params, state.params, batch, outputs, data, rule, kernel)
+        before = Moment(state.params, state.params, batch, outputs, data, rule, kernel, state.schedule.lr)
         when = dict(step=jnp.where(wanted, step, -1), due=due)  # nothing that has a cadence is due at step -1
         early = {name: i for name, i in instruments.items() if name != "loss_after"}
         with named(on_cpu):

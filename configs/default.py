@@ -99,6 +99,7 @@ def get_config() -> ConfigDict:
     # Cadence of each instrument in steps; 0: off. A preset sets them.
     c.measure.batch_kernel_every = 1
     c.measure.top_k = 5
+    c.measure.top_k_max = 0  # products: eigenvalues near or above the one that makes the lr critical are followed as well, up to so many; 0: top_k
     c.measure.train_loss_every = 1  # with all examples in a batch it is the batch loss and costs nothing
     c.measure.train_kernel_every = 0
     c.measure.loss_after_every = 0

@@ -171,9 +171,11 @@ def build_instruments(
     def scores(split):
         return lambda every: instruments.scores(apply_fn, loss=config.loss, every=every, coding=coding, split=split)
 
+    rows = rows_of(config, arrays)["batch_kernel"]
+    growing = min(m.top_k_max, rows) if m.top_k_max else None
     make = {
         ("batch_kernel", "exact"): partial(instruments.batch_kernel, apply_fn, follow=full, **shared),
-        ("batch_kernel", "products"): partial(instruments.batch_products, apply_fn, **most["batch_kernel"]),
+        ("batch_kernel", "products"): partial(instruments.batch_products, apply_fn, k_max=growing, **most["batch_kernel"]),
         ("train_kernel", "exact"): partial(instruments.train_kernel, apply_fn, probe_size=m.probe_size, **shared),
         ("train_kernel", "products"): partial(
             instruments.train_products, apply_fn, probe_size=m.probe_size, **most["train_kernel"]

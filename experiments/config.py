@@ -237,6 +237,7 @@ _RULES = {
     "measure.chunk_size": _at_least(0),
     "measure.batch_kernel_every": _at_least(0),
     "measure.top_k": _at_least(1),
+    "measure.top_k_max": _at_least(0),
     "measure.train_loss_every": _at_least(0),
     "measure.train_kernel_every": _at_least(0),
     "measure.loss_after_every": _at_least(0),
@@ -311,6 +312,18 @@ def check(config: ConfigDict) -> None:
         "measure.preset",
         "measure.preconditioner_every",
         why="allowed with a preset: 0, since none measures it",
+    )
+    refuse(
+        config.measure.top_k_max and config.measure.method != "products",
+        "measure.top_k_max",
+        "measure.method",
+        why="allowed with a largest k: products, since the exact kernel gives all eigenvalues at once",
+    )
+    refuse(
+        0 < config.measure.top_k_max < config.measure.top_k,
+        "measure.top_k_max",
+        "measure.top_k",
+        why="allowed: 0, or measure.top_k and more",
     )
     full = config.optimizer.batch_size in (0, config.data.train_size)
     kernels = "catapults_condition_the_kernel" in config.claims

@@ -177,6 +177,7 @@ _TO_RUN = {
     "measure.chunk_size": (0, 1, 5),
     "measure.batch_kernel_every": (0, 1, 2),
     "measure.top_k": (1, 5, 20),
+    "measure.top_k_max": (0, 5, 25),
     "measure.train_loss_every": (0, 1, 3),
     "measure.train_kernel_every": (0, 2),
     "measure.loss_after_every": (0, 1),

@@ -110,6 +110,8 @@ def changed(**fields) -> ConfigDict:
         ({"measure__preset": "cheap"}, "measure.preset='cheap'; allowed: , economy, full, standard"),
         ({"measure__max_overhead": 1.0}, "measure.max_overhead=1.0; allowed: above 1"),
         ({"measure__method": "lanczos"}, "measure.method='lanczos'; allowed: , auto, exact, products"),
+        ({"measure__top_k_max": 8}, "measure.top_k_max=8, measure.method=''; allowed with a largest k: products"),
+        ({"measure__top_k_max": 2, "measure__method": "products"}, "measure.top_k_max=2, measure.top_k=5; allowed: 0, or"),
         ({"measure__tolerance": 0.0}, "measure.tolerance=0.0; allowed: above 0"),
         ({"measure__chunk_size": -1}, "measure.chunk_size=-1; allowed: 0 or more"),
         (

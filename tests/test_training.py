@@ -372,6 +372,47 @@ def test_products_measure_what_the_kernel_does_and_training_does_not_notice(mode
     np.testing.assert_allclose(found["loss_top"] + found["loss_rest"], found["loss_batch"], rtol=1e-4)
 
 
+def test_more_eigenvalues_are_followed_as_the_rate_makes_them_critical():
+    """Those above 0.8 times ``2 / lr``, and the next one; in a run of the step before, counted with the exact kernel of the same run."""
+    model, arrays = FCN(depth=2, width=32), build()[1]
+    products = instruments.batch_products(model.apply, loss="mse", every=1, k=2, k_max=5, tol=1e-3)
+
+    params = model.init(jax.random.key(0), arrays.x_train[:1])
+    batch = arrays.x_train, arrays.y_train
+    now = instruments.Moment(params, params, batch, model.apply(params, batch[0]), {}, lr=np.float32(1))
+    exact = np.asarray(
+        instruments.batch_kernel(model.apply, loss="mse", every=1, k=8, follow=False).measure(now)["eigenvalues"]
+    )
+    directions, take, counts = products.start(now), jax.jit(products.measure), []
+    for critical in (2.0 * exact[0], 0.9 * exact[2], 1.1 * exact[3], 0.5 * exact[7]):  # the lr is critical for this eigenvalue
+        found, directions = take(now._replace(lr=2 / critical), directions)
+        count = int(found["tracked"])
+        np.testing.assert_allclose(found["eigenvalues"][:count], exact[:count], rtol=2e-3)
+        assert np.isnan(found["eigenvalues"][count:]).all() and np.isnan(found["eigenvalue_bounds"][count:]).all()
+        counts.append(count)
+    assert counts == [
+        np.clip(1 + (exact > 0.8 * c).sum(), 2, 5) for c in (2.0 * exact[0], 0.9 * exact[2], 1.1 * exact[3], 0.5 * exact[7])
+    ]
+    assert counts[0] == 2 and counts[1] >= 4 and counts[3] == 5
+
+    def measured(kernel):
+        made = training.trainer(
+            model, arrays, loss="mse", optimizer=optax.sgd, schedule=schedules.following(optax.constant_schedule(0.1)),
+            detector=events.detector(), instruments={"batch_kernel": kernel}, batch_size=0,
+        )  # fmt: skip
+        return run(made, members((0,), (1.0, 8.0)), 3)[1]
+
+    exact = measured(instruments.batch_kernel(model.apply, loss="mse", every=1, k=8, follow=False))
+    split = measured(instruments.batch_kernel(model.apply, loss="mse", every=1, k=2, follow=False))
+    found = measured(products)
+    before = np.concatenate([10 * exact["lr"][:, :1], exact["lr"][:, :-1]], 1)  # at the first step that of the start
+    above = (exact["eigenvalues"] > 0.8 * 2 / before[..., None]).sum(-1)
+    np.testing.assert_array_equal(found["tracked"], np.clip(above + 1, 2, 5))
+    assert found["tracked"][1, 0] > found["tracked"][1, 1] == 2
+    # That of the first two; an eigenvalue to 1e-3 is a vector to the root of that.
+    np.testing.assert_allclose(found["loss_top"], split["loss_top"], rtol=0.05)
+
+
 class _Counted(FCN):
     """Tells how often it was traced."""
 
