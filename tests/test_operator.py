@@ -6,12 +6,13 @@ import jax
 import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 
-from catapult_jax import instruments, top_eigenpairs
+from catapult_jax import FCN, batch_loss, instruments, preconditioning, top_eigenpairs
 from catapult_jax.losses import hessian_root
 from catapult_jax.tangent_kernel import Directions, operator
 from catapult_jax.testing import explicit_jacobian, symmetric_with_spectrum
@@ -450,3 +451,28 @@ def test_directions_of_another_model_or_another_number_are_refused():
         top_eigenpairs(linear, jnp.zeros(3), batch, k=1, loss="mse", warm_start=two)
     with pytest.raises(ValueError, match="warm_start has another structure"):
         top_eigenpairs(linear, jnp.zeros(4), (jnp.ones((3, 4)), jnp.zeros(3)), k=2, loss="mse", warm_start=two)
+
+
+def test_p_is_made_where_it_is_read_and_not_kept_for_the_update():
+    """Planned memory of a step of Adam with its critical lr, over that without P: no array of the size of the weights more."""
+    model = FCN(depth=3, width=256)
+    x, y = np.random.default_rng(0).standard_normal((4, 8, 8, 1)).astype(np.float32), np.ones(4, np.float32)
+    params = model.init(jax.random.key(0), x)
+    adam, loss_fn = optax.adam(1e-3), lambda p: batch_loss(model.apply(p, x), y, loss="mse")
+    state = adam.init(params)
+    warm = top_eigenpairs(model.apply, params, (x, y), k=1, loss="mse").directions
+
+    def step(params, state, warm, with_p):
+        updates, state = adam.update(jax.grad(loss_fn)(params), state, params)
+        diagonal = (lambda: preconditioning(optax.adam, params, state).diagonal) if with_p else None
+        found = top_eigenpairs(model.apply, params, (x, y), k=1, loss="mse", preconditioner=diagonal, warm_start=warm)
+        updates = jax.tree.map(lambda u: jnp.where(jnp.isnan(found.eigenvalues[0]), 0, u), updates)
+        return optax.apply_updates(params, updates), state, found.directions
+
+    planned = [
+        jax.jit(lambda *a, with_p=with_p: step(*a, with_p), donate_argnums=(0, 1, 2)).lower(params, state, warm).compile()
+        for with_p in (False, True)
+    ]
+    without, with_p = (program.memory_analysis().temp_size_in_bytes for program in planned)
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert with_p < without + weights / 2

@@ -14,7 +14,7 @@ from jax import lax
 from catapult_jax.losses import hessian_root
 from catapult_jax.tangent_kernel.coupling import refuse_coupled_examples
 from catapult_jax.tangent_kernel.exact import check_arguments, check_preconditioner
-from catapult_jax.xla import loops_are_slow
+from catapult_jax.xla import after, loops_are_slow
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, PyTree
@@ -212,16 +212,18 @@ def _search(apply_fn, params, batch, loss, diagonal, chunk_size, n, k, k_max, to
     image_of, pulled_of = _compiled(apply_fn) if how == "host" else (_image, _pulled)
     if how == "host":
         held = diagonal()
-        diagonal = lambda: held
-    norm = lambda u: (_norm_compiled if how == "host" else _norm)(diagonal(), u)
-    forward_of = lambda u, x, targets: image_of(apply_fn, loss, b, params, diagonal(), x, targets, u)
-    backward_of = lambda v, x, targets: pulled_of(apply_fn, loss, b, params, diagonal(), x, targets, v)
+        made = lambda _: held
+    else:
+        made = _made_where_read(diagonal)
+    norm = lambda u: (_norm_compiled if how == "host" else _norm)(made(_entry(u, 0)), u)
+    forward_of = lambda u, x, targets: image_of(apply_fn, loss, b, params, made(_entry(u, -1)), x, targets, u)
+    backward_of = lambda v, x, targets: pulled_of(apply_fn, loss, b, params, None, x, targets, v)
 
     if chunk_size is None or chunk_size >= b:
         if how == "host":
             forward, backward = (functools.partial(f, x=x, targets=targets) for f in (forward_of, backward_of))
         else:
-            forward, backward = _maps(apply_fn, loss, b, params, diagonal, x, targets)
+            forward, backward = _maps(apply_fn, loss, b, params, made, x, targets)
         return _Search(forward, backward, norm, n, k, k_max, tol, max_products, above, how)
 
     whole, o = b // chunk_size * chunk_size, n // b
@@ -251,6 +253,18 @@ def _search(apply_fn, params, batch, loss, diagonal, chunk_size, n, k, k_max, to
     return _Search(forward, backward, norm, n, k, k_max, tol, max_products, above, how)
 
 
+def _made_where_read(diagonal: Callable) -> Callable:
+    """``diagonal`` as a function of a number that is there before it is read. Otherwise XLA would see that it is always the same, and
+    part of what the optimizer makes for its update: and would keep it, in memory as large as the weights, from the first to the last."""
+    pure, taken = jax.closure_convert(diagonal)
+    return lambda done: pure(*after(done, taken))
+
+
+def _entry(u, i: int):
+    """A number of the first or the last array, ``i`` zero or minus one: a norm and a product are told apart by it."""
+    return jax.tree.leaves(u)[i].reshape(-1)[i]
+
+
 def _scaled(u, diagonal):
     return u if diagonal is None else jax.tree.map(jnp.divide, u, diagonal)
 
@@ -263,7 +277,7 @@ def _norm(diagonal, u):
 _norm_compiled = jax.jit(_norm)
 
 
-def _maps(apply_fn, loss: str, b: int, params, diagonal: Callable, x, targets) -> tuple[Callable, Callable]:
+def _maps(apply_fn, loss: str, b: int, params, made: Callable, x, targets) -> tuple[Callable, Callable]:
     """``forward`` and ``backward`` of a search, on some examples of a batch of ``b``; linearised once."""
     outputs, push = jax.linearize(lambda p: apply_fn(p, x), params)
     pull = jax.linear_transpose(push, params)
@@ -277,17 +291,17 @@ def _maps(apply_fn, loss: str, b: int, params, diagonal: Callable, x, targets) -
 
     dtype = jnp.promote_types(outputs.dtype, jnp.float32)
     like_params = lambda tree: jax.tree.map(lambda a, p: a.astype(jnp.result_type(p)), tree, params)
-    forward = lambda u: weigh(push(like_params(_scaled(u, diagonal()))).astype(dtype)).reshape(-1)
+    forward = lambda u: weigh(push(like_params(_scaled(u, made(_entry(u, -1))))).astype(dtype)).reshape(-1)
     backward = lambda v: pull(weigh(v.reshape(outputs.shape)).astype(outputs.dtype))[0]
     return forward, backward
 
 
 def _image(apply_fn, loss, b, params, diagonal, x, targets, u):
-    return _maps(apply_fn, loss, b, params, lambda: diagonal, x, targets)[0](u)
+    return _maps(apply_fn, loss, b, params, lambda _: diagonal, x, targets)[0](u)
 
 
 def _pulled(apply_fn, loss, b, params, diagonal, x, targets, v):
-    return _maps(apply_fn, loss, b, params, lambda: diagonal, x, targets)[1](v)
+    return _maps(apply_fn, loss, b, params, lambda _: diagonal, x, targets)[1](v)
 
 
 _COMPILED = tuple(jax.jit(function, static_argnums=(0, 1, 2)) for function in (_image, _pulled))
