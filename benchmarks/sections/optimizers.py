@@ -1,6 +1,8 @@
-"""What a preconditioner costs: a kernel-vector product with one, and the critical lr of Adam at every step over the bare step of Adam.
+"""What a preconditioner costs: a kernel-vector product with one, a search of one product with one, and the critical lr of Adam at every
+step over the bare step of Adam.
 
-mse, random data. The critical lr is that of a run with ``measure.method=products``: one eigenvalue to one percent, from the directions of the
+mse, random data. A product is one vjp, a scaling and one jvp: the time of a search of twenty from a random start over their number. A
+warm search of one product takes the norms of two directions as well, each as large as the weights. The critical lr is that of a run with ``measure.method=products``: one eigenvalue to one percent, from the directions of the
 step before. The learning rate is too small to move anything, so that every call does the same. No update is made where the
 critical lr is not a number: it then comes after the measurement, as in training, and XLA needs no copy of the weights.
 """
@@ -29,25 +31,45 @@ COLUMNS = {
 }
 CASES = {"cpu": (("fcn", 32), ("fcn", 128), ("vit", 32)), "smoke": (("fcn", 4),)}
 PRODUCT_LIMIT, STEP_LIMIT = 1.2, 3.0
+MANY = 20
 
 
 def run(scale: str) -> Iterator[dict[str, Any]]:
     for model, batch in CASES.get(scale, CASES["cpu"]):
         arguments = {"model": model, "batch": batch, "scale": scale}
-        for function in ("products", "steps"):
+        for function in ("products", "searches", "steps"):
             make = lambda a=arguments, f=function: child.call(f"benchmarks.sections.optimizers:{f}", a)
             yield from child.rows_or_reason({"model": model, "batch": batch}, make)
 
 
 def products(model: str, batch: int, scale: str) -> list[dict[str, Any]]:
-    """``A w`` and ``A^T A w`` with and without a preconditioner: warm, one product."""
+    """``v -> K v`` with and without a preconditioner."""
     import jax
 
     from catapult_jax import top_eigenpairs
 
-    f, params, x, y = house.setup(model, scale, batch)
+    f, params, x, y, diagonal = _with_diagonal(model, batch, scale)
+    options = dict(
+        k=1, loss="mse", tol=1e-12, max_products=min(MANY, batch) - 1
+    )  # none of them ends earlier; the start is one more
+    search = jax.jit(
+        lambda params, x, y, preconditioner: top_eigenpairs(f, params, (x, y), preconditioner=preconditioner, **options)
+    )
+    calls = {
+        "product": lambda: search(params, x, y, None),
+        "preconditioned product": lambda: search(params, x, y, diagonal),
+    }
+    return _rows(calls, (4, 4), (f, params, x), PRODUCT_LIMIT, "products", scale, each=True)
+
+
+def searches(model: str, batch: int, scale: str) -> list[dict[str, Any]]:
+    """The same for a warm search of one product: ``A w`` and ``A^T A w``, and the norms of ``w`` and of the latter."""
+    import jax
+
+    from catapult_jax import top_eigenpairs
+
+    f, params, x, y, diagonal = _with_diagonal(model, batch, scale)
     options = dict(k=1, loss="mse", tol=0.5, max_products=1)
-    diagonal = jax.tree.map(lambda p: 0.5 + jax.random.uniform(jax.random.key(4), p.shape), params)
 
     def call_of(preconditioner):
         cold = jax.jit(lambda p: top_eigenpairs(f, p, (x, y), preconditioner=preconditioner, **options | {"max_products": 10}))
@@ -59,8 +81,15 @@ def products(model: str, batch: int, scale: str) -> list[dict[str, Any]]:
         )
         return lambda: found(params, x, y, preconditioner, warm)
 
-    calls = {"product": call_of(None), "preconditioned product": call_of(diagonal)}
-    return _rows(calls, (4, 4), (f, params, x), PRODUCT_LIMIT, "products", scale)
+    calls = {"warm search": call_of(None), "preconditioned warm search": call_of(diagonal)}
+    return _rows(calls, (4, 4), (f, params, x), None, "searches", scale)
+
+
+def _with_diagonal(model: str, batch: int, scale: str) -> tuple:
+    import jax
+
+    f, params, x, y = house.setup(model, scale, batch)
+    return f, params, x, y, jax.tree.map(lambda p: 0.5 + jax.random.uniform(jax.random.key(4), p.shape), params)
 
 
 def steps(model: str, batch: int, scale: str) -> list[dict[str, Any]]:
@@ -110,15 +139,26 @@ def steps(model: str, batch: int, scale: str) -> list[dict[str, Any]]:
 
 
 def _rows(
-    calls: dict[str, timing.Call], limits: tuple, forward: tuple, limit: float, what: str, scale: str
+    calls: dict[str, timing.Call],
+    limits: tuple,
+    forward: tuple,
+    limit: float | None,
+    what: str,
+    scale: str,
+    each: bool = False,
 ) -> list[dict[str, Any]]:
-    """Two calls, with the forward passes of the batch that they take, and those that they can't do without (``limits``)."""
+    """Two calls, with the forward passes of the batch that they take, and those that they can't do without (``limits``); ``each``: of
+    each product that they make."""
     import jax
 
     f, params, x = forward
     once = jax.jit(f)
     found = timing.take_turns(calls | {"forward": lambda: once(params, x)}, rounds=timing.ROUNDS[scale])
     passes = found.pop("forward")["seconds"]
+    if each:
+        for name in found:
+            made = float(calls[name]().products)
+            found[name] |= {"seconds": found[name]["seconds"] / made, "rounds": [t / made for t in found[name]["rounds"]]}
     (plain, first), (name, second) = found.items()
     first, second = (
         row | {"forward_passes": row["seconds"] / passes, "limit": n} for row, n in zip(found.values(), limits, strict=True)
