@@ -30,7 +30,15 @@ def get_config(variant: str = "rank2") -> ConfigDict:
     c.steps = 3000 if task in tasks.SYNTHETIC else 1000
     c.sweep = ("optimizer.name=sgd,heavy_ball,nesterov,adagrad,rmsprop,adam,adamw,adadelta",)
     c.members.seed = (0, 1, 2, 3, 4)
-    c.members.lr_relative = (0.3, 1.0, 3.0, 10.0)
+    c.members.lr_relative = (
+        0.03,
+        0.1,
+        0.3,
+        1.0,
+        3.0,
+        10.0,
+        30.0,
+    )  # heavy ball needs the small ones, rmsprop and adamw the large ones
     c.optimizer.batch_size = 16
     c.measure.loss_after_every = 1
     c.measure.test_every = 20
@@ -41,6 +49,7 @@ def get_config(variant: str = "rank2") -> ConfigDict:
     if task in tasks.IMAGES:  # the critical lr of every step and member takes hours on two cores, see docs/optimizers.md
         c.measure.batch_kernel_every = c.measure.loss_after_every = 0
         c.claims = ("alignment_over_optimizers",)
+        c.members.lr_relative = (0.3, 1.0, 3.0, 10.0)
     if "smoke" in words:
         tasks.smoke(c)
         c.data.validation_size, c.optimizer.batch_size = 10, 5
