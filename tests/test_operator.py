@@ -398,6 +398,8 @@ def test_more_are_tracked_where_more_are_above_the_threshold():
     again = search(1.5, four.directions)
     assert bool(again.converged) and int(again.tracked) == 4
     np.testing.assert_allclose(again.eigenvalues[:4], spectrum[:4], rtol=0.01)
+    assert float(again.products) <= 4 * 1.5 + 2  # a direction for the next call is made for each of the four, not of the five
+    assert not np.asarray(again.directions.vectors[4]).any()
 
 
 def test_what_did_not_converge_says_so():

@@ -148,7 +148,7 @@ def top_eigenpairs(
         search = _search(apply_fn, params, batch, loss, diagonal, chunk_size, n, k, k_max, tol, max_products, above, warm_start)
         if warm_start is None:
             start = _extend(search, _empty(search, dtype), lambda: _random(search, dtype, 0))
-            return _finish(search, _until_converged(search, start), jnp.float32(k_max / 2), None)
+            return _finish(search, _until_converged(search, start), 0, None)
         if k_max == 1:
             return _from_one_direction(search, warm_start)
         return _from_directions(search, warm_start, dtype)
@@ -448,12 +448,9 @@ def _finish(search: _Search, found: tuple[_Space, _Ritz], extra, earlier: Direct
     if image is not None:
         one = lambda tree: jax.tree.map(lambda a: a[None], tree)
         images = _if_needed(search, space.count > 1, one(image), lambda _: one(search.backward(vectors[:, 0])))
-        extra += 0.5 * (space.count > 1)
-    elif search.how == "host":
-        images = [search.backward(v) for v in vectors.T]
-        images = jax.tree.map(lambda *leaves: jnp.stack(leaves), *images)
+        made = space.count > 1
     else:
-        images = jax.vmap(search.backward)(vectors.T)
+        images, made = _images(search, vectors, ritz.tracked)
     # The next eigenvalue is at most what its own residual allows, or what was known of it before.
     largest, next_one = ritz.values[0], ritz.values[ritz.tracked]
     seen = ((space.count > ritz.tracked) | (space.count >= search.n)) & ~ritz.open.any()
@@ -465,10 +462,24 @@ def _finish(search: _Search, found: tuple[_Space, _Ritz], extra, earlier: Direct
         residuals=ritz.sizes[: search.k_max],
         vectors=vectors,
         tracked=ritz.tracked,
-        products=space.products + extra,
+        products=space.products + extra + 0.5 * made,
         converged=~ritz.open.any(),
         directions=Directions(images, ritz.tracked, *last),
     )
+
+
+def _images(search: _Search, vectors: Array, tracked: Array) -> tuple[Any, Any]:
+    """What the next call starts from, one vjp for each tracked vector, zero for the others; and how many were made."""
+    if search.how == "host":
+        images = [search.backward(v) for v in vectors.T[: int(tracked)]]
+        images += [jax.tree.map(jnp.zeros_like, images[0])] * (search.k_max - len(images))
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *images), tracked
+    if search.how == "unrolled" or search.k_max == search.k:
+        return jax.vmap(search.backward)(vectors.T), search.k_max
+    shapes = jax.eval_shape(search.backward, vectors[:, 0])
+    empty = jax.tree.map(lambda s: jnp.zeros((search.k_max, *s.shape), s.dtype), shapes)
+    put = lambda j, images: jax.tree.map(lambda a, b: a.at[j].set(b), images, search.backward(vectors[:, j]))
+    return lax.fori_loop(0, tracked, put, empty), tracked
 
 
 def _seen(earlier: Directions, seen, largest, next_one, size) -> tuple[Array, Array, Array]:
@@ -494,7 +505,7 @@ def _from_directions(search: _Search, warm: Directions, dtype) -> Eigenpairs:
         for j in range(count):
             space = _where(j < warm.tracked, start(j, space), space)
         space = space._replace(products=jnp.float32(count))
-    extra = 0.5 * (space.products + search.k_max)
+    extra = 0.5 * space.products
     return _finish(search, _until_converged(search, space, _known_of(warm, some)), extra, warm)
 
 
