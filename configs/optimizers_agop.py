@@ -49,7 +49,6 @@ def get_config(variant: str = "rank2") -> ConfigDict:
     if task in tasks.IMAGES:  # the critical lr of every step and member takes hours on two cores, see docs/optimizers.md
         c.measure.batch_kernel_every = c.measure.loss_after_every = 0
         c.claims = ("alignment_over_optimizers",)
-        c.members.lr_relative = (0.3, 1.0, 3.0, 10.0)
     if "smoke" in words:
         tasks.smoke(c)
         c.data.validation_size, c.optimizer.batch_size = 10, 5
