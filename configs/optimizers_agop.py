@@ -30,15 +30,7 @@ def get_config(variant: str = "rank2") -> ConfigDict:
     c.steps = 3000 if task in tasks.SYNTHETIC else 1000
     c.sweep = ("optimizer.name=sgd,heavy_ball,nesterov,adagrad,rmsprop,adam,adamw,adadelta",)
     c.members.seed = (0, 1, 2, 3, 4)
-    c.members.lr_relative = (
-        0.03,
-        0.1,
-        0.3,
-        1.0,
-        3.0,
-        10.0,
-        30.0,
-    )  # heavy ball needs the small ones, rmsprop and adamw the large ones
+    c.members.lr_relative = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # the small ones for heavy ball, the large ones for rmsprop
     c.optimizer.batch_size = 16
     c.measure.loss_after_every = 1
     c.measure.test_every = 20
