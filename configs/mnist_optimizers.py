@@ -2,6 +2,7 @@
 
     python -m experiments.sweep --config=configs/mnist_optimizers.py             # MNIST
     python -m experiments.sweep --config=configs/mnist_optimizers.py:fashion     # Fashion-MNIST
+    python -m experiments.sweep --config=configs/mnist_optimizers.py:twenty      # twenty epochs at constant lrs: the published levels
     python -m experiments.main --config=configs/mnist_optimizers.py:held         # the cycles alone: SGD held below its critical lr, or not
     python -m experiments.sweep --config=configs/mnist_optimizers.py:smoke       # seconds
 
@@ -29,8 +30,10 @@ from configs import default
 
 def get_config(variant: str = "mnist") -> ConfigDict:
     words = set(variant.split(","))
-    if unknown := words - {"mnist", "fashion", "held", "smoke"}:
-        raise ValueError(f"variant {unknown.pop()!r}; allowed: mnist, fashion or held; with it, joined by a comma, smoke")
+    if unknown := words - {"mnist", "fashion", "held", "twenty", "smoke"}:
+        raise ValueError(
+            f"variant {unknown.pop()!r}; allowed: mnist, fashion, held or twenty; with it, joined by a comma, smoke"
+        )
     c = default.get_config()
     c.title = "Optimizers with and without catapults"
     c.data.name, c.data.coding = "fashion_mnist" if "fashion" in words else "mnist", "one_hot"
@@ -54,9 +57,14 @@ def get_config(variant: str = "mnist") -> ConfigDict:
     if "held" in words:
         c.sweep, c.schedule.name, c.claims = (), "cyclic", ("catapults_help_beyond_cycles",)
         c.members.cap, c.members.lr_relative = (0, 0.9), (10.0, 20.0, 40.0)
+    if "twenty" in words:
+        c.steps = 20 * 390 + 1
+        c.sweep = ("optimizer.name=sgd,adagrad,adam", "schedule.name=constant")
+        c.claims = ("published_accuracies",)
+        c.members.lr_relative = (0.3, 1.0, 3.0, 10.0, 20.0)
     if "smoke" in words:
         c.steps, c.data.train_size, c.data.validation_size, c.data.test_size, c.model.width = 8, 20, 10, 20, 16
-        c.sweep = c.sweep and ("optimizer.name=sgd,adam", "schedule.name=constant,cyclic")
+        c.sweep = c.sweep and ("optimizer.name=sgd,adam", *c.sweep[1:])
         c.members.seed, c.members.lr_relative = (0, 1), (0.1, 0.3)
         c.optimizer.batch_size, c.schedule.period, c.measure.probe_size, c.measure.batch_kernel_every = 5, 4, 10, 2
         c.run.chunk_steps, c.run.checkpoint_every, c.measure.test_every = 4, 4, 2

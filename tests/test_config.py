@@ -192,7 +192,7 @@ def test_values_out_of_range_and_fields_that_contradict(fields, message):
         (catapults_agop, [f"{task}{word}" for task in tasks.TASKS for word in ("", ",smoke")]),
         (suppressed, [f"{task}{word}" for task in tasks.TASKS for word in ("", ",smoke")]),
         (batch_size, [f"{task}{word}" for task in tasks.TASKS for word in ("", ",momentum", ",smoke")] + ["cifar2,ce,smoke"]),
-        (mnist_optimizers, ("mnist", "fashion", "held", "smoke", "fashion,smoke", "held,smoke")),
+        (mnist_optimizers, ("mnist", "fashion", "held", "twenty", "smoke", "fashion,smoke", "held,smoke", "twenty,smoke")),
         (mnist_ntk, ("cyclic", "exponential", "smoke", "exponential,smoke")),
         (mnist_adagrad, ("full", "smoke")),
         (optimizers_agop, [f"{task}{word}" for task in tasks.TASKS for word in ("", ",smoke")]),
