@@ -477,6 +477,5 @@ def test_p_is_made_where_it_is_read_and_not_kept_for_the_update():
     ]
     without, with_p = (program.memory_analysis().temp_size_in_bytes for program in planned)
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    assert (
-        with_p < without + weights
-    )  # 0.0005 of them more on JAX 0.10, 0.8 on 0.12, which makes all quotients at once; 1.2 and 1.8 before
+    # 0.0005 of them more on JAX 0.10, 0.8 on 0.12, which makes all quotients at once; 1.2 and 1.8 before.
+    assert with_p < without + weights
