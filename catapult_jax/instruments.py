@@ -116,6 +116,8 @@ def batch_products(
     growing = k_max is not None and k_max > k
 
     def measure(now: Moment, directions):
+        if growing and now.lr is None:
+            raise ValueError(f"Moment.lr=None; allowed with k_max={k_max}, k={k}: the learning rate")
         rule = now.rule()
         above = _NEAR * (2 / now.lr - rule.decay) / rule.gain if growing else None
         found, top, rest = _top(
