@@ -384,7 +384,7 @@ def test_more_eigenvalues_are_followed_as_the_rate_makes_them_critical():
         instruments.batch_kernel(model.apply, loss="mse", every=1, k=8, follow=False).measure(now)["eigenvalues"]
     )
     directions, take, counts = products.start(now), jax.jit(products.measure), []
-    with pytest.raises(ValueError, match="Moment.lr=None; allowed with k_max=5, k=2: the learning rate"):
+    with pytest.raises(ValueError, match=r"Moment.lr=None; allowed with k_max=5, k=2: the learning rate"):
         products.measure(now._replace(lr=None), directions)
     for critical in (2.0 * exact[0], 0.9 * exact[2], 1.1 * exact[3], 0.5 * exact[7]):  # the lr is critical for this eigenvalue
         found, directions = take(now._replace(lr=2 / critical), directions)
