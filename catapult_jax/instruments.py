@@ -108,7 +108,8 @@ def batch_products(
 
     ``k_max``: as many eigenvalues are followed, from ``k`` to so many, as are above 0.8 times the one at which the learning rate of
     the step before is critical, ``(2 / lr - decay) / gain``, and the next one; ``tracked`` tells how many, the others are NaN. The loss
-    is split over the first ``k`` all the same. None: ``k`` always.
+    is split over the first ``k`` all the same. None: ``k`` always. Where products are unrolled (convolutions on the CPU) all ``k_max`` are
+    made at every measurement, tracked or not.
 
     Starts from the directions of the measurement before, also on another batch. Cost: about four forward passes of the batch a
     product; one to two products for ``k = 1``, and one and a half or more for each vector of a larger ``k``.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ def _rmsprop(step: _Step, settings: dict) -> Preconditioning:
 def _adam(step: _Step, settings: dict) -> Preconditioning:
     _refuse(settings, "adam", nesterov=False)
     state = _one(step.after, optax.ScaleByAdamState, "adam")
-    if not isinstance(state.count, jax.core.Tracer) and state.count < 1:
+    if not isinstance(state.count, jax.core.Tracer) and np.asarray(state.count) < 1:
         raise ValueError("the state has count=0; allowed: the state after an update")
     seen, b1 = 1 - settings["b2"] ** state.count, settings["b1"]
     root = lambda v: jnp.sqrt(v / seen + settings["eps_root"]) + settings["eps"]

@@ -34,6 +34,8 @@ def get_config(variant: str = "mnist") -> ConfigDict:
         raise ValueError(
             f"variant {unknown.pop()!r}; allowed: mnist, fashion, held or twenty; with it, joined by a comma, smoke"
         )
+    if "twenty" in words and words & {"fashion", "held"}:
+        raise ValueError(f"variant {variant!r}; allowed with twenty: mnist, smoke")
     c = default.get_config()
     c.title = "Optimizers with and without catapults"
     c.data.name, c.data.coding = "fashion_mnist" if "fashion" in words else "mnist", "one_hot"

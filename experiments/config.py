@@ -320,7 +320,13 @@ def check(config: ConfigDict) -> None:
         why="allowed with a largest k: products, since the exact kernel gives all eigenvalues at once",
     )
     refuse(
-        0 < config.measure.top_k_max < config.measure.top_k,
+        config.measure.top_k_max and not config.measure.batch_kernel_every and not config.measure.preset,
+        "measure.top_k_max",
+        "measure.batch_kernel_every",
+        why="allowed with a largest k: a cadence of 1 or more, or a preset",
+    )
+    refuse(
+        0 < config.measure.top_k_max < config.measure.top_k and config.measure.preset != "economy",  # which follows one
         "measure.top_k_max",
         "measure.top_k",
         why="allowed: 0, or measure.top_k and more",

@@ -111,6 +111,10 @@ def changed(**fields) -> ConfigDict:
         ({"measure__max_overhead": 1.0}, "measure.max_overhead=1.0; allowed: above 1"),
         ({"measure__method": "lanczos"}, "measure.method='lanczos'; allowed: , auto, exact, products"),
         ({"measure__top_k_max": 8}, "measure.top_k_max=8, measure.method=''; allowed with a largest k: products"),
+        (
+            {"measure__top_k_max": 8, "measure__method": "products", "measure__batch_kernel_every": 0, "claims": ()},
+            "measure.top_k_max=8, measure.batch_kernel_every=0; allowed with a largest k: a cadence of 1",
+        ),
         ({"measure__top_k_max": 2, "measure__method": "products"}, "measure.top_k_max=2, measure.top_k=5; allowed: 0, or"),
         ({"measure__tolerance": 0.0}, "measure.tolerance=0.0; allowed: above 0"),
         ({"measure__chunk_size": -1}, "measure.chunk_size=-1; allowed: 0 or more"),
@@ -242,6 +246,7 @@ def test_a_field_that_the_default_does_not_have():
         (reference, "rank2", "since synthetic targets have a closed form"),
         (batch_size, "usps,ce", "ce with a task of two classes"),
         (cifar_sgd, "fcn,vit", "allowed: one of fcn, cnn, wrn, vit"),
+        (mnist_optimizers, "fashion,twenty", "variant 'fashion,twenty'; allowed with twenty: mnist, smoke"),
     ],
 )
 def test_variants_that_are_none(module, variant, message):

@@ -479,3 +479,60 @@ def test_p_is_made_where_it_is_read_and_not_kept_for_the_update():
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     # 0.0005 of them more on JAX 0.10, 0.8 on 0.12, which makes all quotients at once; 1.2 and 1.8 before.
     assert with_p < without + weights
+
+
+def test_a_function_that_makes_p_is_called_anew_each_time():
+    """What it closes over may have changed, or be of another trace; nothing of it is kept."""
+    batch, held = (inputs(SPECTRA["spread"]), jnp.zeros(8)), {}
+
+    def diagonal():
+        return held["P"]
+
+    def largest(scale):
+        held["P"] = jnp.full(8, scale)
+        return top_eigenpairs(linear, jnp.zeros(8), batch, k=1, loss="mse", preconditioner=diagonal).eigenvalues[0]
+
+    for function in (largest, largest, jax.jit(largest), jax.jit(lambda scale: largest(scale))):
+        for scale in (1.0, 4.0):
+            np.testing.assert_allclose(function(scale), 10 / scale, rtol=0.01)
+    state = optax.adam(0.1).update(jnp.ones(8), optax.adam(0.1).init(jnp.zeros(8)))[1]
+    rule = lambda: preconditioning(optax.adam, jnp.zeros(8), state).diagonal  # of a state that is at hand, outside of jit
+    found = top_eigenpairs(linear, jnp.zeros(8), batch, k=1, loss="mse", preconditioner=rule)
+    np.testing.assert_allclose(found.eigenvalues[0], 10, rtol=0.01)
+
+
+@pytest.mark.parametrize("where", ["first", "last"])
+def test_parameters_without_entries(where):
+    named = {"first": ("w", "a"), "last": ("w", "z")}[where]
+    apply_fn = lambda p, x: x @ p["w"]
+    params, batch = {named[0]: jnp.zeros(8), named[1]: jnp.zeros((0, 2))}, (inputs(SPECTRA["spread"]), jnp.zeros(8))
+    ones = jax.tree.map(jnp.ones_like, params)
+    cold = top_eigenpairs(apply_fn, params, batch, k=1, loss="mse", preconditioner=ones)
+    warm = top_eigenpairs(apply_fn, params, batch, k=1, loss="mse", preconditioner=ones, warm_start=cold.directions)
+    np.testing.assert_allclose([cold.eigenvalues[0], warm.eigenvalues[0]], 10, rtol=0.01)
+
+
+def test_with_room_for_all_there_is_still_an_eigenvalue_below_those_that_are_tracked():
+    """Eight slots for eight rows and one tracked: a chain of calls on a drifting kernel with a flat spectrum keeps its bounds no
+    worse than with seven slots."""
+
+    def violated(k_max):
+        rng, count = np.random.default_rng(0), 0
+        left, right = (np.linalg.qr(rng.standard_normal((8, 8)))[0] for _ in range(2))
+        search = jax.jit(
+            lambda x, warm: top_eigenpairs(
+                linear, jnp.zeros(8), (x, jnp.zeros(8)), k=1, k_max=k_max, loss="mse", above=1e9, warm_start=warm
+            )
+        )
+        warm = None
+        for _ in range(20):
+            right = np.linalg.qr(right @ (np.eye(8) + 0.1 * rng.standard_normal((8, 8))))[0]
+            spectrum = np.linspace(1.0, 0.3, 8) * (1 + 0.05 * rng.standard_normal(8))
+            x = (left * np.sqrt(4 * spectrum)) @ right
+            found = search(jnp.asarray(x, jnp.float32), warm)
+            error = spectrum.max() - float(found.eigenvalues[0])
+            count += bool(found.converged) and error > 0.01 * spectrum.max()
+            warm = found.directions
+        return count
+
+    assert violated(8) <= violated(7)

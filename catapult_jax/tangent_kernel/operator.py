@@ -256,13 +256,22 @@ def _search(apply_fn, params, batch, loss, diagonal, chunk_size, n, k, k_max, to
 def _made_where_read(diagonal: Callable) -> Callable:
     """``diagonal`` as a function of a number that is there before it is read. Otherwise XLA would see that it is always the same, and
     part of what the optimizer makes for its update: and would keep it, in memory as large as the weights, from the first to the last."""
-    pure, taken = jax.closure_convert(diagonal)
-    return lambda done: pure(*after(done, taken))
+    # Of a function of this call alone: what JAX keeps of a trace, it keeps by the function.
+    closed, shapes = jax.make_jaxpr(lambda: diagonal(), return_shape=True)()
+    taken = {i: c for i, c in enumerate(closed.consts) if isinstance(c, jax.core.Tracer)}
+
+    def made(done):
+        later = after(done, taken)
+        found = jax.core.eval_jaxpr(closed.jaxpr, [later.get(i, c) for i, c in enumerate(closed.consts)])
+        return jax.tree.unflatten(jax.tree.structure(shapes), found)
+
+    return made
 
 
 def _entry(u, i: int):
     """A number of the first or the last array, ``i`` zero or minus one: a norm and a product are told apart by it."""
-    return jax.tree.leaves(u)[i].reshape(-1)[i]
+    leaf = [leaf for leaf in jax.tree.leaves(u) if leaf.size][i]
+    return leaf[(i,) * leaf.ndim]
 
 
 def _scaled(u, diagonal):
@@ -364,7 +373,7 @@ def _extend(search: _Search, space: _Space, proposal: Callable[[], Array]) -> _S
 
 def _expected_below(search: _Search, warm: Directions, largest: Array) -> Array:
     """The eigenvalue below the tracked ones: as it was last seen, or larger where the largest has grown since."""
-    if search.k_max == search.n:  # there is none
+    if search.k == search.n:  # there is none
         return jnp.zeros_like(largest)
     grown = warm.below * jnp.maximum(largest / jnp.where(warm.largest > 0, warm.largest, 1), 1)
     return jnp.maximum(_SAFETY * grown, _FLOOR * largest)
@@ -469,7 +478,8 @@ def _finish(search: _Search, found: tuple[_Space, _Ritz], extra, earlier: Direct
 
 
 def _images(search: _Search, vectors: Array, tracked: Array) -> tuple[Any, Any]:
-    """What the next call starts from, one vjp for each tracked vector, zero for the others; and how many were made."""
+    """What the next call starts from, one vjp for each tracked vector, zero for the others (unrolled for all ``k_max``); and how many
+    were made."""
     if search.how == "host":
         images = [search.backward(v) for v in vectors.T[: int(tracked)]]
         images += [jax.tree.map(jnp.zeros_like, images[0])] * (search.k_max - len(images))
