@@ -212,18 +212,18 @@ def _search(apply_fn, params, batch, loss, diagonal, chunk_size, n, k, k_max, to
     image_of, pulled_of = _compiled(apply_fn) if how == "host" else (_image, _pulled)
     if how == "host":
         held = diagonal()
-        made = lambda _: held
+        diagonal_at = lambda _: held
     else:
-        made = _made_where_read(diagonal)
-    norm = lambda u: (_norm_compiled if how == "host" else _norm)(made(_entry(u, 0)), u)
-    forward_of = lambda u, x, targets: image_of(apply_fn, loss, b, params, made(_entry(u, -1)), x, targets, u)
+        diagonal_at = _made_where_read(diagonal)
+    norm = lambda u: (_norm_compiled if how == "host" else _norm)(diagonal_at(_entry(u, 0)), u)
+    forward_of = lambda u, x, targets: image_of(apply_fn, loss, b, params, diagonal_at(_entry(u, -1)), x, targets, u)
     backward_of = lambda v, x, targets: pulled_of(apply_fn, loss, b, params, None, x, targets, v)
 
     if chunk_size is None or chunk_size >= b:
         if how == "host":
             forward, backward = (functools.partial(f, x=x, targets=targets) for f in (forward_of, backward_of))
         else:
-            forward, backward = _maps(apply_fn, loss, b, params, made, x, targets)
+            forward, backward = _maps(apply_fn, loss, b, params, diagonal_at, x, targets)
         return _Search(forward, backward, norm, n, k, k_max, tol, max_products, above, how)
 
     whole, o = b // chunk_size * chunk_size, n // b
@@ -260,12 +260,12 @@ def _made_where_read(diagonal: Callable) -> Callable:
     closed, shapes = jax.make_jaxpr(lambda: diagonal(), return_shape=True)()
     taken = {i: c for i, c in enumerate(closed.consts) if isinstance(c, jax.core.Tracer)}
 
-    def made(done):
+    def diagonal_at(done):
         later = after(done, taken)
         found = jax.core.eval_jaxpr(closed.jaxpr, [later.get(i, c) for i, c in enumerate(closed.consts)])
         return jax.tree.unflatten(jax.tree.structure(shapes), found)
 
-    return made
+    return diagonal_at
 
 
 def _entry(u, i: int):
@@ -286,7 +286,7 @@ def _norm(diagonal, u):
 _norm_compiled = jax.jit(_norm)
 
 
-def _maps(apply_fn, loss: str, b: int, params, made: Callable, x, targets) -> tuple[Callable, Callable]:
+def _maps(apply_fn, loss: str, b: int, params, diagonal_at: Callable, x, targets) -> tuple[Callable, Callable]:
     """``forward`` and ``backward`` of a search, on some examples of a batch of ``b``; linearised once."""
     outputs, push = jax.linearize(lambda p: apply_fn(p, x), params)
     pull = jax.linear_transpose(push, params)
@@ -300,7 +300,7 @@ def _maps(apply_fn, loss: str, b: int, params, made: Callable, x, targets) -> tu
 
     dtype = jnp.promote_types(outputs.dtype, jnp.float32)
     like_params = lambda tree: jax.tree.map(lambda a, p: a.astype(jnp.result_type(p)), tree, params)
-    forward = lambda u: weigh(push(like_params(_scaled(u, made(_entry(u, -1))))).astype(dtype)).reshape(-1)
+    forward = lambda u: weigh(push(like_params(_scaled(u, diagonal_at(_entry(u, -1))))).astype(dtype)).reshape(-1)
     backward = lambda v: pull(weigh(v.reshape(outputs.shape)).astype(outputs.dtype))[0]
     return forward, backward
 
