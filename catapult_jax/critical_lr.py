@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from catapult_jax.losses import hessian_range, hessian_root, output_gradient
+from catapult_jax.losses import curvature_columns, curvature_factor, hessian_range, output_gradient
 from catapult_jax.optimizers import PLAIN, Preconditioning
 from catapult_jax.tangent_kernel import tangent_kernel
 from catapult_jax.tangent_kernel.exact import kernel_and_pullback
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 def loss_weighted_kernel(
     kernel: Float[Array, "bo bo"], outputs: Float[Array, "b *o"], targets: Array, *, loss: str
 ) -> Float[Array, "bo bo"]:
-    """Loss-weighted kernel ``K_L = (1/b) S^(1/2) K S^(1/2)``, ``S`` the loss Hessian in the outputs.
+    """Loss-weighted kernel ``K_L = (1/b) B^T K B``, with ``S = B B^T`` the loss Hessian in the outputs.
 
-    Its non-zero spectrum is that of the Gauss-Newton matrix, so ``2 / lambda_max(K_L)`` is the critical learning rate of
+    ``B`` is the factor of :func:`catapult_jax.losses.curvature_factor`; another factor gives the same spectrum. The non-zero spectrum
+    is that of the Gauss-Newton matrix, so ``2 / lambda_max(K_L)`` is the critical learning rate of
     gradient descent for every loss; for ``mse``, ``K_L = (2/b) K``.
 
     Args:
@@ -47,15 +48,11 @@ def loss_weighted_kernel(
         raise ValueError(
             f"kernel has shape {jnp.shape(kernel)}; allowed for outputs {jnp.shape(outputs)}: {(jnp.size(outputs),) * 2}"
         )
+    factor, n = curvature_factor(outputs, targets, loss=loss), jnp.size(outputs)
     if loss == "mse":  # S = 2 I
-        hessian_root(outputs, targets, loss=loss)  # checks the arguments
         return kernel * (2 / b)
-    with jax.default_matmul_precision("highest"):
-        root = hessian_root(outputs, targets, loss=loss).astype(kernel.dtype)
-        o = root.shape[1]
-        blocks = kernel.reshape(b, o, b, o)
-        blocks = jnp.einsum("ipo,iojq,jqr->ipjr", root, blocks, root) / b
-        return blocks.reshape(b * o, b * o)
+    of_rows = jax.vmap(lambda row: factor.transposed(row.reshape(b, -1)).reshape(-1))
+    return of_rows(of_rows(kernel).T).T.reshape(n, n) / b
 
 
 def weighted_tangent_kernel(
@@ -69,10 +66,11 @@ def weighted_tangent_kernel(
     preconditioner: PyTree | None = None,
     chunk_size: int | None = None,
 ) -> Float[Array, "br br"]:
-    """Loss-weighted kernel of a batch, ``(1/b) B^T S^(1/2) K S^(1/2) B``, with the basis ``B`` of :func:`hessian_range`.
+    """Loss-weighted kernel of a batch in ``r`` rows for each example, ``(1/b) F^T K F``, ``F = B Q`` the columns of
+    :func:`catapult_jax.losses.curvature_columns`.
 
-    The same non-zero spectrum as :func:`loss_weighted_kernel`, from as many backward passes as the rank of the loss Hessian:
-    one in place of two for two classes. Its eigenvectors times ``B`` are those of the loss-weighted kernel.
+    The same non-zero spectrum as :func:`loss_weighted_kernel`, from as many backward passes as the rank ``r`` of the loss Hessian:
+    one in place of two for two classes. ``Q`` times its eigenvectors are those of the loss-weighted kernel.
 
     Args:
       apply_fn, params, batch, loss: as in :func:`critical_lr`.
@@ -96,9 +94,8 @@ def weighted_tangent_kernel(
     if loss == "mse" or method == "neural_tangents":
         return loss_weighted_kernel(tangent_kernel(apply_fn, params, x, **options), outputs, targets, loss=loss)
     with jax.default_matmul_precision("highest"):
-        root = hessian_root(outputs, targets, loss=loss)
-        root = root @ hessian_range(root.shape[1], loss=loss).astype(root.dtype)
-    return tangent_kernel(apply_fn, params, x, cotangents=root, **options) / len(x)
+        columns, _ = curvature_columns(outputs, targets, loss=loss)
+    return tangent_kernel(apply_fn, params, x, cotangents=columns, **options) / len(x)
 
 
 def weighted_kernel_and_gradient(
@@ -133,9 +130,10 @@ def weighted_kernel_and_gradient(
         gradient = pullback(slopes @ basis / len(x))
         if loss == "mse":
             return outputs, kernel * (2 / len(x)), gradient
-        root = (basis.T @ hessian_root(outputs, targets, loss=loss) @ basis).astype(kernel.dtype)
-        b, r = root.shape[:2]
-        weighted = jnp.einsum("ipo,iojq,jqr->ipjr", root, kernel.reshape(b, r, b, r), root) / b
+        columns, _ = curvature_columns(outputs, targets, loss=loss)  # F = basis (basis^T F)
+        inner = jnp.einsum("or,iop->irp", basis, columns).astype(kernel.dtype)
+        b, r = inner.shape[:2]
+        weighted = jnp.einsum("iop,iojq,jqr->ipjr", inner, kernel.reshape(b, r, b, r), inner) / b
         return outputs, weighted.reshape(b * r, b * r), gradient
 
 
@@ -156,7 +154,8 @@ def critical_lr_from_lambda(lambda_max: Float[Array, "*m"], preconditioning: Pre
     0.75
     """
     rate = preconditioning.gain * lambda_max + preconditioning.decay  # twice the inverse
-    return jnp.where(rate > 0, 2 / jnp.where(rate > 0, rate, 1), jnp.where(rate <= 0, jnp.inf, jnp.nan))
+    unknown = rate != rate  # NaN stays; nothing here makes one, so that jax_debug_nans finds those of the caller alone
+    return jnp.where(rate > 0, 2 / jnp.where(rate > 0, rate, 1), jnp.where(unknown, rate, jnp.inf))
 
 
 def critical_lr(

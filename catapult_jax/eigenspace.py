@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from catapult_jax.critical_lr import loss_weighted_kernel
-from catapult_jax.losses import hessian_range, hessian_root, output_gradient
+from catapult_jax.losses import curvature_columns, weighted_residual
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -37,8 +37,8 @@ def split_loss(
 ) -> LossSplit:
     """Splits the loss of a batch over the top-``k`` eigenspace of the loss-weighted kernel.
 
-    With ``U_k`` the top eigenvectors and ``s = S^(-1/2) grad_f l`` (pseudo-inverse) the loss-weighted residual,
-    ``top = ||U_k^T s||^2 / (2 b)`` and ``rest = (||s||^2 - ||U_k^T s||^2) / (2 b)``. For ``mse`` this is ``||U_k^T (f - y)||^2 / b``,
+    With ``U_k`` the top eigenvectors and ``r`` the loss-weighted residual of :func:`catapult_jax.losses.weighted_residual`,
+    ``top = ||U_k^T r||^2 / b`` and ``rest = (||r||^2 - ||U_k^T r||^2) / b``. For ``mse`` this is ``||U_k^T (f - y)||^2 / b``,
     and ``top + rest`` is the loss; for other losses the sum is half the Newton decrement, not the loss.
 
     Args:
@@ -92,23 +92,15 @@ def split_weighted_loss(
         raise ValueError(f"k={k!r}; allowed: 1 or more")
     with jax.default_matmul_precision("highest"):
         residual, b = weighted_residual(outputs, targets, loss=loss), len(outputs)
-        basis = hessian_range(residual.shape[1], loss=loss)
         if len(weighted) == residual.size:
-            return _split(weighted, residual.reshape(-1), b, k, previous, b * (residual.shape[1] - basis.shape[1]))
-        basis = jnp.asarray(basis, residual.dtype)
-        if previous is not None:
-            previous = jnp.einsum("or,bok->brk", basis, previous.reshape(*residual.shape, -1)).reshape(len(weighted), -1)
-        split = _split(weighted, (residual @ basis).reshape(-1), b, k, previous, 0)
-        vectors = jnp.einsum("or,brk->bok", basis, split.eigenvectors.reshape(b, basis.shape[1], -1))
+            null = b if loss == "softmax_cross_entropy" else 0  # one direction of each example
+            return _split(weighted, residual.reshape(-1), b, k, previous, null)
+        _, Q = curvature_columns(outputs, targets, loss=loss)
+        inside = lambda v: jnp.einsum("bor,bok->brk", Q, v.reshape(*residual.shape, -1)).reshape(len(weighted), -1)
+        previous = None if previous is None else inside(previous)
+        split = _split(weighted, inside(residual)[:, 0], b, k, previous, 0)
+        vectors = jnp.einsum("bor,brk->bok", Q, split.eigenvectors.reshape(b, Q.shape[2], -1))
         return split._replace(eigenvectors=vectors.reshape(residual.size, -1))
-
-
-def weighted_residual(outputs: Float[Array, "b *o"], targets: Array, *, loss: str) -> Float[Array, "b o"]:
-    """Loss-weighted residual whose square over ``b`` is the loss (``mse``), or half the Newton decrement."""
-    gradient = output_gradient(outputs, targets, loss=loss)
-    if loss == "mse":
-        return gradient / 2  # f - y
-    return jnp.einsum("ipo,io->ip", hessian_root(outputs, targets, loss=loss, inverse=True), gradient) * 0.5**0.5
 
 
 def _split(weighted, residual, b: int, k: int, previous, null: int) -> LossSplit:

@@ -17,10 +17,12 @@ from jax.tree_util import Partial
 
 from catapult_jax.agop import agop_alignment, agop_pearson, input_jacobian
 from catapult_jax.critical_lr import critical_lr_from_lambda, weighted_kernel_and_gradient, weighted_tangent_kernel
-from catapult_jax.eigenspace import share_of, split_weighted_loss, weighted_residual
-from catapult_jax.losses import batch_loss
+from catapult_jax.eigenspace import share_of, split_weighted_loss
+from catapult_jax.losses import batch_loss, weighted_residual
 from catapult_jax.optimizers import PLAIN, smallest_entry
 from catapult_jax.tangent_kernel import Directions, top_eigenpairs
+from catapult_jax.tangent_kernel.eigenpairs import no_directions
+from catapult_jax.xla import at_least_float32
 
 
 class Moment(NamedTuple):
@@ -242,9 +244,7 @@ def _top_space(
 
 def _nowhere(now: Moment, k: int, k_max: int | None = None) -> Directions:
     """Directions before the first search, which then starts at random."""
-    zeros = jax.tree.map(lambda p: jnp.zeros((k_max or k, *jnp.shape(p)), jnp.result_type(p)), now.params)
-    number = lambda value: jnp.asarray(value, jnp.promote_types(now.outputs.dtype, jnp.float32))
-    return Directions(zeros, jnp.int32(k), number(0), number(jnp.inf), jnp.int32(0))
+    return no_directions(now.params, k_max or k, at_least_float32(now.outputs.dtype))
 
 
 def preconditioner_bound(apply_fn: Callable, *, loss: str, every: int) -> Instrument:

@@ -6,7 +6,8 @@ squared error summed over outputs, without one half.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,33 +78,115 @@ def output_gradient(outputs: Float[Array, "b *o"], targets: Array, *, loss: str)
     return jax.vmap(jax.grad(_example_loss), (0, 0, None))(outputs, targets, loss)
 
 
-def hessian_root(outputs: Float[Array, "b *o"], targets: Array, *, loss: str, inverse: bool = False) -> Float[Array, "b o o"]:
-    """Symmetric root ``S_i^(1/2)`` of each example's loss Hessian in its outputs, or its pseudo-inverse.
+class CurvatureFactor(NamedTuple):
+    """A factor ``B`` of each example's loss Hessian in its outputs, ``S = B B^T``, as two maps of arrays ``(b, o)``."""
 
-    ``S_i`` is ``2 I`` for ``mse``, ``diag(p) - p p^T`` for ``softmax_cross_entropy`` (rank ``o - 1``), ``p (1 - p)`` for ``logistic``.
+    times: Callable[[Float[Array, "b o"]], Float[Array, "b o"]]  # u -> B u
+    transposed: Callable[[Float[Array, "b o"]], Float[Array, "b o"]]  # w -> B^T w
+
+
+def curvature_factor(outputs: Float[Array, "b *o"], targets: Array, *, loss: str) -> CurvatureFactor:
+    """Factor ``B`` of the loss Hessian of each example, ``S = B B^T``, in ``O(o)`` operations and without an ``(o, o)`` array.
+
+    - ``mse``: ``S = 2 I``, ``B = sqrt(2) I``.
+    - ``logistic``: ``S = p (1 - p)``, ``B`` its root.
+    - ``softmax_cross_entropy``: ``S = diag(p) - p p^T``. With ``s = sqrt(p)``: ``B u = s u - p (s . u)``,
+      ``B^T w = s (w - p . w)``. Its null space is ``s``. No digits are lost where one ``p`` is close to one.
+
+    Args:
+      outputs: ``(b,)`` or ``(b, o)``.
+      targets: as the loss takes them; they are only checked.
+      loss: name of the loss.
 
     Raises:
       ValueError: unknown loss, or shapes that don't fit it.
 
-    >>> hessian_root(jnp.zeros(1), jnp.ones(1), loss="logistic").tolist()  # sqrt(1/4)
-    [[[0.5]]]
+    Source: ``B B^T = diag(p) - p p^T`` by multiplication.
+
+    >>> factor = curvature_factor(jnp.zeros((1, 2)), jnp.array([0]), loss="softmax_cross_entropy")
+    >>> factor.times(factor.transposed(jnp.array([[1.0, 0.0]]))).round(3).tolist()  # S e_1 with p = (1/2, 1/2)
+    [[0.25, -0.25]]
+    """
+    outputs, targets = _check(outputs, targets, loss)
+    if loss == "mse":
+        scale = lambda u: u * 2**0.5
+        return CurvatureFactor(scale, scale)
+    if loss == "logistic":
+        root = _logistic_root(outputs)
+        scale = lambda u: u * root.astype(u.dtype)
+        return CurvatureFactor(scale, scale)
+    p = jax.nn.softmax(outputs)
+    s = jnp.sqrt(p)
+
+    def times(u):
+        p_, s_ = p.astype(u.dtype), s.astype(u.dtype)
+        return s_ * u - p_ * jnp.sum(s_ * u, -1, keepdims=True)
+
+    def transposed(w):
+        p_, s_ = p.astype(w.dtype), s.astype(w.dtype)
+        return s_ * (w - jnp.sum(p_ * w, -1, keepdims=True))
+
+    return CurvatureFactor(times, transposed)
+
+
+def curvature_columns(
+    outputs: Float[Array, "b *o"], targets: Array, *, loss: str
+) -> tuple[Float[Array, "b o r"], Float[Array, "b o r"]]:
+    """``(F, Q)``: the columns ``F = B Q`` with ``F F^T = S``, ``r`` the rank of the loss Hessian, and orthonormal ``Q``.
+
+    For ``softmax_cross_entropy`` ``r = o - 1``, and ``Q`` spans what is orthogonal to ``s = sqrt(p)``: the columns of the
+    Householder reflection that takes ``s`` to an axis, without that axis. The axis is the most likely class, so that no
+    digits are lost. Elsewhere ``r = o`` and ``Q = I``.
+
+    Raises:
+      ValueError: unknown loss, or shapes that don't fit it.
+
+    Source: Householder (1958); ``B Q = diag(s) Q`` since ``Q`` is orthogonal to ``s``.
+
+    >>> F, Q = curvature_columns(jnp.zeros((1, 2)), jnp.array([0]), loss="softmax_cross_entropy")
+    >>> (F @ jnp.swapaxes(F, 1, 2)).round(3).tolist()  # diag(p) - p p^T
+    [[[0.25, -0.25], [-0.25, 0.25]]]
     """
     outputs, targets = _check(outputs, targets, loss)
     b, o = outputs.shape
+    if loss != "softmax_cross_entropy":
+        root = _logistic_root(outputs)[:, :, None] if loss == "logistic" else 2.0**0.5
+        Q = jnp.broadcast_to(jnp.eye(o, dtype=outputs.dtype), (b, o, o))
+        return Q * root, Q
+    s = jnp.sqrt(jax.nn.softmax(outputs))
+    top = jnp.argmax(s, -1)[:, None]  # the axis that is left out
+    column = jnp.arange(o - 1)[None]
+    kept = jnp.where(column == top, o - 1, column)  # (b, o - 1): the last axis takes the place of the one left out
+    s_top, s_kept = jnp.take_along_axis(s, top, 1), jnp.take_along_axis(s, kept, 1)
+    axis = jnp.arange(o)[None, :, None]
+    ones = (axis == kept[:, None, :]).astype(s.dtype)
+    below = ones - s[:, :, None] * (s_kept / (1 + s_top))[:, None, :]
+    Q = jnp.where(axis == top[:, :, None], -s_kept[:, None, :], below)
+    return s[:, :, None] * Q, Q
+
+
+def weighted_residual(outputs: Float[Array, "b *o"], targets: Array, *, loss: str) -> Float[Array, "b o"]:
+    """Loss-weighted residual ``r = 2^(-1/2) B^+ grad_f l``: ``sum(r^2) / b`` is the loss (``mse``) or half the Newton decrement.
+
+    ``B^+`` is the pseudo-inverse of the factor of :func:`curvature_factor`. ``mse``: ``f - y``; ``softmax_cross_entropy``:
+    ``(p - e_y) / sqrt(2 p)``, zero where ``p`` is zero in floating point.
+
+    Raises:
+      ValueError: unknown loss, or shapes that don't fit it.
+
+    >>> weighted_residual(jnp.zeros((1, 2)), jnp.array([0]), loss="softmax_cross_entropy").tolist()
+    [[-0.5, 0.5]]
+    """
+    gradient = output_gradient(outputs, targets, loss=loss)
     if loss == "mse":
-        root = 0.5**0.5 if inverse else 2.0**0.5
-        return jnp.broadcast_to(root * jnp.eye(o, dtype=outputs.dtype), (b, o, o))
-    if loss == "logistic":
-        root = jnp.sqrt(jax.nn.sigmoid(outputs) * jax.nn.sigmoid(-outputs))[:, :, None]
-        return jnp.where(root > 0, 1 / jnp.where(root > 0, root, 1), 0) if inverse else root
-    p = jax.nn.softmax(outputs)
-    hessian = jax.vmap(jnp.diag)(p) - p[:, :, None] * p[:, None, :]
-    values, vectors = jnp.linalg.eigh(hessian)
-    floor = o * jnp.finfo(outputs.dtype).eps * values[:, -1:]
-    kept = values > floor  # the ones vector is always in the null space
-    root = jnp.sqrt(jnp.where(kept, values, 1))
-    root = jnp.where(kept, 1 / root if inverse else root, 0)
-    return (vectors * root[:, None, :]) @ jnp.swapaxes(vectors, 1, 2)
+        return gradient / 2
+    two, _ = _check(outputs, targets, loss)
+    root = _logistic_root(two) if loss == "logistic" else jnp.sqrt(jax.nn.softmax(two))
+    return jnp.where(root > 0, gradient / jnp.where(root > 0, root, 1), 0) * 0.5**0.5
+
+
+def _logistic_root(outputs: Float[Array, "b o"]) -> Float[Array, "b o"]:
+    return jnp.sqrt(jax.nn.sigmoid(outputs) * jax.nn.sigmoid(-outputs))
 
 
 def hessian_range(outputs: int, *, loss: str) -> Float[np.ndarray, "o r"]:

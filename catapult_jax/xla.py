@@ -48,3 +48,12 @@ def _one_for_all(size, batched, numbers):
     """What is the same for all members stays so."""
     del size, batched
     return _one(numbers[0]), False
+
+
+def at_least_float32(dtype) -> jnp.dtype:
+    """``float64`` for itself, ``float32`` for any other: the precision of sums. Right under strict dtype promotion too.
+
+    >>> at_least_float32(jnp.bfloat16)
+    dtype('float32')
+    """
+    return jnp.dtype(dtype) if jnp.dtype(dtype) == jnp.float64 else jnp.dtype(jnp.float32)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from catapult_jax.tangent_kernel import layers, neural_tangents
 from catapult_jax.tangent_kernel.coupling import refuse_coupled_examples
-from catapult_jax.xla import after, loops_are_slow
+from catapult_jax.xla import after, at_least_float32, loops_are_slow
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, PyTree
@@ -248,7 +248,7 @@ def _block(plan: layers.Plan, leaves: list, scales: list | None, left: _Derivati
     some = jax.tree.leaves((left.taps, left.live))[0]
     a, r = some.shape[:2]
     b = jax.tree.leaves((right.taps, right.live))[0].shape[0]
-    dtype = jnp.promote_types(some.dtype, jnp.float32)
+    dtype = at_least_float32(some.dtype)
     uses: dict[int, list[int]] = {}  # leaf -> its calls
     shifts: dict[int, list[int]] = {}
     for i, call in enumerate(tapped):
