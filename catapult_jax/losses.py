@@ -174,7 +174,7 @@ def weighted_residual(outputs: Float[Array, "b *o"], targets: Array, *, loss: st
     Raises:
       ValueError: unknown loss, or shapes that don't fit it.
 
-    >>> weighted_residual(jnp.zeros((1, 2)), jnp.array([0]), loss="softmax_cross_entropy").tolist()
+    >>> weighted_residual(jnp.zeros((1, 2)), jnp.array([0]), loss="softmax_cross_entropy").round(3).tolist()
     [[-0.5, 0.5]]
     """
     gradient = output_gradient(outputs, targets, loss=loss)

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 
-from catapult_jax import FCN, batch_loss, instruments, preconditioning, top_eigenpairs
-from catapult_jax.losses import curvature_columns
-from catapult_jax.tangent_kernel import Directions, products
+from catapult_jax import FCN, batch_loss, critical_lr_from_lambda, preconditioning, top_eigenpairs
+from catapult_jax.tangent_kernel import Directions, eigenpairs, products
+from catapult_jax.tangent_kernel.eigenpairs import no_directions
 from catapult_jax.testing import explicit_jacobian, symmetric_with_spectrum
 from tests.zoo import QUICK, build
 
@@ -46,14 +46,12 @@ def test_prescribed_spectra(strict, name, k):
     spectrum = np.array(SPECTRA[name])
     x, k = inputs(spectrum), min(k, len(spectrum))
     n = len(spectrum)
-    found = jax.jit(lambda w: top_eigenpairs(linear, w, (x, jnp.zeros(n)), k=k, loss="mse"), compiler_options=QUICK)(
-        jnp.zeros(n)
-    )
+    search = lambda w: top_eigenpairs(linear, w, (x, jnp.zeros(n)), k=k, loss="mse", max_products=40)
+    found = jax.jit(search, compiler_options=QUICK)(jnp.zeros(n))
     error = np.abs(np.asarray(found.eigenvalues) - spectrum[:k])
     assert bool(found.converged) and found.products <= n + k / 2
     assert (error <= np.maximum(0.01 * spectrum[:k], 1e-5)).all()
-    nearest = np.abs(np.asarray(found.eigenvalues)[:, None] - spectrum).min(1)  # in a cluster, not always that of the same rank
-    assert (nearest <= np.asarray(found.bounds) + 1e-6 * spectrum[0]).all()
+    assert (error <= np.asarray(found.bounds) + 1e-6 * spectrum[0]).all()
     vectors = np.asarray(found.vectors, np.float64)
     np.testing.assert_allclose(vectors.T @ vectors, np.eye(k), atol=1e-4)
     residual = np.asarray(x, np.float64) @ np.asarray(x, np.float64).T * 2 / n @ vectors - vectors * np.asarray(
@@ -70,8 +68,7 @@ def test_the_bound_holds_for_random_spectra(values, seed):
     found = _search(jnp.zeros((12, 12)).at[: len(x), : len(x)].set(x * np.sqrt(12 / len(x))))
     theta, bound = float(found.eigenvalues[0]), float(found.bounds[0])
     assert bool(found.converged) and bound <= 0.0501 * theta + 1e-30
-    assert np.abs(spectrum - theta).min() <= bound + 1e-6 * spectrum[0]
-    assert 0.9 * spectrum[0] <= theta <= (1 + 1e-5) * spectrum[0]
+    assert -1e-5 * spectrum[0] <= spectrum[0] - theta <= bound + 1e-6 * spectrum[0]
 
 
 _search = jax.jit(lambda x: top_eigenpairs(linear, jnp.zeros(12), (x, jnp.zeros(12)), k=1, loss="mse", tol=0.05))
@@ -79,44 +76,56 @@ _search = jax.jit(lambda x: top_eigenpairs(linear, jnp.zeros(12), (x, jnp.zeros(
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
-    st.lists(st.floats(0, 0.95), min_size=6, max_size=6),
+    st.lists(st.floats(0, 0.9), min_size=6, max_size=6),
     st.integers(0, 50),
     st.floats(0, 2),
     st.sampled_from([1e-6, 0.01, 0.3]),
 )
-def test_the_bounds_of_few_products_hold(below, seed, noise, tol):
-    """Of one product, one and a half, and two, from directions near the first eigenvector and far from it, what is below being known."""
+def test_top_eigenpairs_bound_from_one_product(below, seed, noise, tol):
+    """From directions near the first eigenvector and far from it, with a bound on the eigenvalues below that is reused."""
     spectrum = np.array([1.0, *np.sort(below)[::-1]])
     x = inputs(spectrum, seed)
     first = np.linalg.eigh(np.asarray(x, np.float64).T @ np.asarray(x, np.float64))[1][:, -1]
     start = first + noise * np.random.default_rng(seed).standard_normal(7)
-    found = _few(x, jnp.asarray(start, jnp.float32), jnp.float32(spectrum[1]), tol=tol)
+
+    found = _reusing(x, jnp.asarray(start, jnp.float32), jnp.float32(spectrum[1]), tol=tol)
+
     theta, bound = float(found.eigenvalues[0]), float(found.bounds[0])
-    assert 1 <= float(found.products) <= 2 and theta <= 1 + 1e-5
+    assert float(found.products) >= 1 and theta <= 1 + 1e-5
     assert not found.converged or bound <= tol * theta + 1e-5
-    assert np.abs(spectrum - theta).min() <= bound + 1e-5
-    if spectrum[1] <= 0.7:  # of more, a quarter is added to it, so that it is no gap
-        assert 1 - theta <= bound + 1e-5 or not found.converged
+    assert 1 - theta <= bound + 1e-5
     vector = np.asarray(found.directions.vectors[0], np.float64)
     pulled = np.asarray(x, np.float64).T @ np.asarray(found.vectors[:, 0], np.float64) * np.sqrt(2 / 7)
-    np.testing.assert_allclose(vector, pulled, atol=1e-5)  # also where it is a sum of two
+    np.testing.assert_allclose(vector, pulled, atol=1e-5)  # also where the space has grown
 
 
 @partial(jax.jit, static_argnames="tol")
-def _few(x, start, below, tol):
-    warm = Directions(start[None], jnp.int32(1), jnp.float32(1), below, jnp.int32(0))
-    return top_eigenpairs(linear, jnp.zeros(7), (x, jnp.zeros(7)), k=1, loss="mse", tol=tol, max_products=1, warm_start=warm)
+def _reusing(x, start, below, tol):
+    warm = Directions(start[None], jnp.int32(1), jnp.float32(1), below, jnp.int32(0), jnp.int32(1))
+    return top_eigenpairs(linear, jnp.zeros(7), (x, jnp.zeros(7)), k=1, loss="mse", tol=tol, reuse_bound=2, warm_start=warm)
+
+
+def factor(outputs, loss):
+    """``B`` of each example in float64, from its definition."""
+    f = np.asarray(outputs, np.float64)
+    if loss == "mse":
+        return np.sqrt(2) * np.eye(f.shape[1])[None].repeat(len(f), 0)
+    if loss == "logistic":
+        return 1 / (2 * np.cosh(f / 2))[:, :, None]
+    p = np.exp(f - f.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    s = np.sqrt(p)
+    return s[:, :, None] * np.eye(f.shape[1]) - p[:, :, None] * s[:, None, :]
 
 
 def weighted_kernel(apply_fn, params, batch, loss, preconditioner=None):
-    """``S^(1/2) J P^-1 J^T S^(1/2) / b`` in float64."""
-    x, y = batch
+    """``B^T J P^-1 J^T B / b`` in float64."""
+    x, _ = batch
     jacobian = explicit_jacobian(apply_fn, params, x)
-    b = len(x)
-    roots = np.asarray(hessian_root(apply_fn(params, x), y, loss=loss), np.float64)
-    rows = np.einsum("ipq,iqn->ipn", roots, jacobian.reshape(b, roots.shape[1], -1)).reshape(len(jacobian), -1)
+    B = factor(apply_fn(params, x), loss)
+    rows = np.einsum("ipq,ipn->iqn", B, jacobian.reshape(*B.shape[:2], -1)).reshape(len(jacobian), -1)
     weights = 1.0 if preconditioner is None else np.asarray(ravel_pytree(preconditioner)[0], np.float64)
-    return (rows / weights) @ rows.T / b
+    return (rows / weights) @ rows.T / len(x)
 
 
 CASES = [
@@ -222,21 +231,15 @@ def test_a_loop_holds_what_a_preconditioner_is_made_of():
     assert held(False) and not held(True)
 
 
-def test_chunks_outside_of_jit_are_compiled_once():
+def test_top_eigenpairs_in_chunks_outside_of_jit_is_compiled_once():
     """Convolutions in chunks are driven by Python: other weights find the programs of the first call."""
     apply_fn, params, batch = batch_of("cnn strided, average, outputs", "mse")
-    traces, after = [], []
-
-    def counted(params, x):
-        traces.append(x)
-        return apply_fn(params, x)
-
+    compiled = []
     for scale in (1.0, 1.1, 1.2):
         scaled = jax.tree.map(lambda p, scale=scale: scale * p, params)
-        top_eigenpairs(counted, scaled, batch, k=1, loss="mse", chunk_size=2, max_products=3)
-        after.append(len(traces))
-    looks = after[2] - after[1]  # at shapes, and at coupled examples with programs of its own; none of a chunk
-    assert after[1] - after[0] == looks and not any(len(x) == 2 for x in traces[after[0] :])
+        top_eigenpairs(apply_fn, scaled, batch, k=1, loss="mse", chunk_size=2, max_products=3)
+        compiled.append([program._cache_size() for program in products._COMPILED])
+    assert compiled[0] == compiled[1] == compiled[2]
 
 
 def test_a_function_without_a_hash_is_driven_by_python_too():
@@ -252,68 +255,67 @@ def test_a_function_without_a_hash_is_driven_by_python_too():
     np.testing.assert_allclose(search(Unhashable()).eigenvalues, search(apply_fn).eigenvalues, rtol=1e-6)
 
 
-def test_what_was_seen_of_the_eigenvalue_below_is_not_trusted_for_long():
-    """A direction that is an eigenvector exactly, while another eigenvalue grows past its own."""
+@pytest.mark.parametrize("reuse_bound", [0, 3])
+def test_top_eigenpairs_finds_another_eigenvalue_that_overtakes(reuse_bound):
+    """A direction that stays an eigenvector exactly, while another eigenvalue jumps past its own. A reused bound misses it, for as many
+    calls as may reuse it."""
     linear, zeros = (lambda w, x: x @ w), jnp.zeros(3)
-    call = jax.jit(lambda x, warm: top_eigenpairs(linear, zeros, (x, zeros), k=1, loss="mse", warm_start=warm))
-    warm = top_eigenpairs(linear, zeros, (jnp.diag(jnp.array([3.0, 1.0, 0.5])), zeros), k=1, loss="mse").directions
+    options = dict(k=1, loss="mse", reuse_bound=reuse_bound)
+    call = jax.jit(lambda x, warm: top_eigenpairs(linear, zeros, (x, zeros), warm_start=warm, **options))
+    warm = top_eigenpairs(linear, zeros, (jnp.diag(jnp.array([3.0, 1.0, 0.5])), zeros), **options).directions
     found = []
-    for _ in range(12):
+    for _ in range(reuse_bound + 1):
         pairs = call(jnp.diag(jnp.array([3.0, 6.0, 0.5])), warm)
         warm = pairs.directions
         found.append(float(pairs.eigenvalues[0]))
     assert found[-1] == pytest.approx(24, rel=1e-3)  # (2/3) 36
 
 
-@pytest.mark.parametrize("how", ["unrolled", "host"])
-def test_a_chain_of_calls_on_convolutions(how):
-    """Under jit two products a call, whatever comes of them, and converged after some calls; driven by Python as many as it takes."""
+@pytest.mark.parametrize("how", ["unrolled", "python"])
+def test_top_eigenpairs_chain_on_convolutions(how):
+    """Under jit a fixed number of products a call; driven by Python as many as it takes. The bounds hold either way."""
     net, params, (x, y) = batch_of("cnn strided, average, outputs", "mse")
     apply_fn, params = (lambda p, x: p["scale"] * net(p["net"], x)), {"net": params, "scale": jnp.ones(())}
+    most = 4 if how == "unrolled" else None
 
     def call(params, warm):
-        return top_eigenpairs(
-            apply_fn, params, (x, y), k=1, loss="mse", warm_start=warm, max_products=1 if how == "unrolled" else 60
-        )
+        return top_eigenpairs(apply_fn, params, (x, y), k=1, loss="mse", warm_start=warm, max_products=most)
 
     call = jax.jit(call, compiler_options=QUICK) if how == "unrolled" else call
-    n, directions, converged = y.size, _nothing(params, y.size), []
-    for step in range(9 if how == "unrolled" else 2):
+    n, directions = y.size, no_directions(params, 1, jnp.float32)
+    for step in range(4 if how == "unrolled" else 2):
         params = jax.tree.map(lambda p, s=1 + 0.01 * step: s * p, params)
         found = call(params, directions)
         directions = found.directions
         truth = np.linalg.eigvalsh(weighted_kernel(apply_fn, params, (x, y), "mse"))
         assert float(found.eigenvalues[0]) <= truth[-1] * (1 + 1e-5) and found.vectors.shape == (n, 1)
-        assert np.abs(truth - float(found.eigenvalues[0])).min() <= float(found.bounds[0]) + 1e-5 * truth[-1]
-        converged.append(bool(found.converged))
-        assert how == "host" or float(found.products) == 2
-    assert converged[-1] and abs(float(found.eigenvalues[0]) / truth[-1] - 1) <= 0.0101
-    assert how == "host" or not converged[0]
+        assert truth[-1] - float(found.eigenvalues[0]) <= float(found.bounds[0]) + 1e-5 * truth[-1]
+        assert how == "unrolled" or bool(found.converged)
+        assert how == "python" or float(found.products) == 1 + 0.5 + 4 + 0.5
+    assert abs(float(found.eigenvalues[0]) / truth[-1] - 1) <= 0.0101
     dead = jax.tree.map(jnp.zeros_like, params)  # the kernel is zero
     zero = call(dead, directions)
-    assert float(zero.eigenvalues[0]) == 0 and float(zero.bounds[0]) == 0
+    assert float(zero.eigenvalues[0]) == 0 and float(zero.bounds[0]) == 0 and bool(zero.converged)
 
 
-def test_two_outputs_are_known_after_two_products():
+def test_top_eigenpairs_of_two_outputs_takes_two_products():
     batch = (inputs([3.0, 2.9]), jnp.zeros(2))
-    call = jax.jit(
-        lambda d: top_eigenpairs(linear, jnp.zeros(2), batch, k=1, loss="mse", tol=1e-4, warm_start=d, max_products=1)
-    )
-    found = call(_nothing(jnp.zeros(2), 2))
-    assert bool(found.converged) and float(found.products) == 2
+    call = jax.jit(lambda d: top_eigenpairs(linear, jnp.zeros(2), batch, k=1, loss="mse", tol=1e-4, warm_start=d))
+    found = call(no_directions(jnp.zeros(2), 1, jnp.float32))
+    assert bool(found.converged) and float(found.products) == 2 + 0.5  # half for the next direction
     assert float(found.eigenvalues[0]) == pytest.approx(3.0, rel=1e-5) and float(found.bounds[0]) <= 1e-4
 
 
 @pytest.mark.parametrize("k", [1, 2])
 def test_directions_that_were_lost_tell_nothing(k):
-    """After a kernel of zeros the search is one from a random start again, with its floor of products."""
+    """After a kernel of zeros the directions are zero: the search is one from random starts again."""
     spectrum = SPECTRA["clustered"]
     n = len(spectrum)
     call = jax.jit(lambda x, d: top_eigenpairs(linear, jnp.zeros(n), (x, jnp.zeros(n)), k=k, loss="mse", warm_start=d))
-    lost = call(jnp.zeros((n, n)), call(inputs(spectrum), _nothing(jnp.zeros(n), n, k)).directions)
+    lost = call(jnp.zeros((n, n)), call(inputs(spectrum), no_directions(jnp.zeros(n), k, jnp.float32)).directions)
     assert (np.asarray(lost.eigenvalues) == 0).all()
     found = call(inputs(spectrum), lost.directions)
-    assert bool(found.converged) and float(found.products) >= min(n, k + 6)
+    assert bool(found.converged)
     np.testing.assert_allclose(found.eigenvalues, np.sort(spectrum)[::-1][:k], rtol=0.0101)
 
 
@@ -321,28 +323,23 @@ def test_one_output_takes_one_product():
     linear, batch = (lambda w, x: x @ w), (jnp.ones((1, 3)), jnp.zeros(1))
     call = lambda warm: top_eigenpairs(linear, jnp.zeros(3), batch, k=1, loss="mse", warm_start=warm)
     second = call(call(None).directions)
-    assert float(second.products) == 1 and float(second.eigenvalues[0]) == pytest.approx(6)
+    assert float(second.products) == 1 + 1.0 and float(second.eigenvalues[0]) == pytest.approx(6)
 
 
 def test_a_warm_direction_saves_products():
     apply_fn, params, (x, y) = batch_of("fcn", "mse")
-    search = jax.jit(lambda p, batch, warm: top_eigenpairs(apply_fn, p, batch, k=1, loss="mse", warm_start=warm))
-    cold = top_eigenpairs(apply_fn, params, (x, y), k=1, loss="mse", tol=1e-3)
+    options = dict(k=1, loss="mse", reuse_bound=4)
+    search = jax.jit(lambda p, batch, warm: top_eigenpairs(apply_fn, p, batch, warm_start=warm, **options))
+    cold = top_eigenpairs(apply_fn, params, (x, y), tol=1e-3, **options)
     again = search(params, (x, y), cold.directions)
-    assert float(again.products) <= 1.5  # half of it for the residual, where the next eigenvalue is near
+    assert float(again.products) <= 1.5 < float(cold.products)  # half of it for the residual, where the next eigenvalue is near
     np.testing.assert_allclose(again.eigenvalues, cold.eigenvalues, rtol=1e-3)
     other = x + 0.5 * jax.random.normal(jax.random.key(9), x.shape)
     moved = search(jax.tree.map(lambda p: 1.1 * p, params), (other, y), cold.directions)
     (truth,) = np.linalg.eigvalsh(weighted_kernel(apply_fn, jax.tree.map(lambda p: 1.1 * p, params), (other, y), "mse"))[-1:]
-    assert abs(float(moved.eigenvalues[0]) - truth) <= float(moved.bounds[0]) <= 0.0101 * truth
+    assert truth - float(moved.eigenvalues[0]) <= float(moved.bounds[0]) <= 0.0101 * truth
     lost = cold.directions._replace(vectors=jax.tree.map(jnp.zeros_like, cold.directions.vectors))
     np.testing.assert_allclose(search(params, (x, y), lost).eigenvalues, cold.eigenvalues, rtol=0.01)
-
-
-def _nothing(params, n, k=1):
-    """What an instrument starts from."""
-    now = instruments.Moment(params, params, None, jnp.zeros(n), {})
-    return instruments._nowhere(now, k)
 
 
 @pytest.mark.parametrize(
@@ -355,29 +352,27 @@ def test_a_chain_that_starts_from_nowhere_keeps_its_bounds(spectrum, k):
     search = jax.jit(
         lambda d: top_eigenpairs(linear, jnp.zeros(n), batch, k=k, loss="mse", warm_start=d), compiler_options=QUICK
     )
-    directions = _nothing(jnp.zeros(n), n, k)
-    for step in range(4):
+    directions = no_directions(jnp.zeros(n), k, jnp.float32)
+    for _ in range(4):
         found = search(directions)
         error = np.abs(np.asarray(found.eigenvalues) - spectrum[:k])
         assert bool(found.converged) and (error <= np.asarray(found.bounds) + 1e-5 * spectrum[0]).all()
         assert (error <= 0.0101 * np.array(spectrum[:k])).all()
-        assert step == 0 or float(found.products) <= 2 * k + 1
+        assert float(found.products) <= n + 1.5 * k
         directions = found.directions
 
 
-def test_members_that_need_no_more_do_not_pay_for_more():
-    """Under vmap, a product that one member needs is made for all, and one that none needs for none."""
+def test_top_eigenpairs_under_vmap_runs_more_products_only_where_a_member_needs_them():
     batch = (inputs(SPECTRA["spread"]), jnp.zeros(8))
-    cold = top_eigenpairs(linear, jnp.zeros(8), batch, k=1, loss="mse", tol=1e-4).directions
+    options = dict(k=1, loss="mse", reuse_bound=2)
+    cold = top_eigenpairs(linear, jnp.zeros(8), batch, tol=1e-4, **options).directions
     two = jax.tree.map(lambda a: jnp.stack([a, a]), cold)
-    jaxpr = jax.make_jaxpr(
-        jax.vmap(lambda d: top_eigenpairs(linear, jnp.zeros(8), batch, k=1, loss="mse", warm_start=d).products)
-    )(two)
-    outside = [eqn.primitive.name for eqn in jaxpr.jaxpr.eqns]
+    warm = jax.vmap(lambda d: top_eigenpairs(linear, jnp.zeros(8), batch, warm_start=d, **options).products)
+    outside = [eqn.primitive.name for eqn in jax.make_jaxpr(warm)(two).jaxpr.eqns]
     assert outside.count("while") == 1  # the search that goes on stands inside it, with every product but the first
 
 
-def test_numbers_that_are_none_end_the_search():
+def test_top_eigenpairs_stops_on_nan():
     batch = (jnp.full((4, 4), jnp.nan), jnp.zeros(4))
     found = top_eigenpairs(linear, jnp.zeros(4), batch, k=1, loss="mse")
     assert not bool(found.converged) and float(found.products) <= 2
@@ -398,7 +393,7 @@ def test_more_are_tracked_where_more_are_above_the_threshold():
     again = search(1.5, four.directions)
     assert bool(again.converged) and int(again.tracked) == 4
     np.testing.assert_allclose(again.eigenvalues[:4], spectrum[:4], rtol=0.01)
-    assert float(again.products) <= 4 * 1.5 + 2  # a direction for the next call is made for each of the four, not of the five
+    assert float(again.products) <= 8 + 4 * 1.0  # a direction for the next call for each of the four, not of the five
     assert not np.asarray(again.directions.vectors[4]).any()
 
 
@@ -407,7 +402,7 @@ def test_what_did_not_converge_says_so():
     found = top_eigenpairs(linear, jnp.zeros(40), batch, k=2, loss="mse", tol=1e-4, max_products=4)
     assert not bool(found.converged)
     assert (found.bounds > 1e-4 * found.eigenvalues).any()
-    assert float(found.products) == 1 + 4 + 1  # the random start, four more, a direction (half a product) for each of two
+    assert float(found.products) == 4 + 1  # and a direction (half a product) for each of two
 
 
 def test_vmapped_and_scanned_with_directions_carried():
@@ -436,6 +431,8 @@ def test_vmapped_and_scanned_with_directions_carried():
         (dict(k=2, k_max=1), "k_max=1; allowed: k=2 to 3"),
         (dict(k=1, tol=0.0), "tol=0.0; allowed: above 0"),
         (dict(k=1, max_products=0), "max_products=0; allowed: 1 or more"),
+        (dict(k=1, failure=0.0), "failure=0.0; allowed: above 0 and below 1"),
+        (dict(k=1, reuse_bound=-1), "reuse_bound=-1; allowed: 0 or more"),
         (dict(k=1, chunk_size=0), "chunk_size=0; allowed: 1 or more"),
         (dict(k=1, preconditioner=jnp.ones(2)), "preconditioner has other leaves"),
         (dict(k=1, loss="hinge"), "loss='hinge'; allowed: mse"),
@@ -513,8 +510,7 @@ def test_parameters_without_entries(where):
 
 
 def test_with_room_for_all_there_is_still_an_eigenvalue_below_those_that_are_tracked():
-    """Eight slots for eight rows and one tracked: a chain of calls on a drifting kernel with a flat spectrum keeps its bounds no
-    worse than with seven slots."""
+    """Eight slots for eight rows and one tracked: a chain of calls on a drifting kernel with a flat spectrum keeps its bounds."""
 
     def violated(k_max):
         rng, count = np.random.default_rng(0), 0
@@ -535,4 +531,104 @@ def test_with_room_for_all_there_is_still_an_eigenvalue_below_those_that_are_tra
             warm = found.directions
         return count
 
-    assert violated(8) <= violated(7)
+    assert violated(8) == violated(7) == 0
+
+
+@pytest.mark.parametrize("kind", ["second overtakes", "new direction", "all within two percent", "fresh batch"])
+def test_top_eigenpairs_rate_of_wrong_answers_along_sequences(kind):
+    """Of the calls that say that they know the largest eigenvalue, at most one in a hundred is off by more than the tolerance, and as few
+    errors exceed their bound, also where the eigenvectors turn and eigenvalues cross."""
+    b, d, steps, members = 16, 24, 40, 6
+    rng = np.random.default_rng(5)
+    batches = np.stack([_sequence(kind, b, d, steps, rng) for _ in range(members)])
+
+    def follow(xs):
+        def step(warm, x):
+            found = top_eigenpairs(linear, jnp.zeros(d), (x, jnp.zeros(b)), k=1, loss="mse", warm_start=warm)
+            return found.directions, (found.eigenvalues[0], found.bounds[0], found.converged)
+
+        return jax.lax.scan(step, no_directions(jnp.zeros(d), 1, jnp.float32), xs)[1]
+
+    theta, bound, says_so = (np.asarray(a) for a in jax.jit(jax.vmap(follow))(jnp.asarray(batches, jnp.float32)))
+
+    error = np.linalg.svd(batches, compute_uv=False)[..., 0] ** 2 * 2 / b - theta
+    relative = error / (theta + error)
+    assert says_so.mean() >= 0.9
+    assert (relative[says_so] > 0.0101).sum() <= 0.01 * says_so.sum()
+    assert (error > bound + 1e-5 * theta).sum() <= 0.01 * error.size
+
+
+def _sequence(kind, b, d, steps, rng):
+    """``(steps, b, d)`` inputs of a linear model: the spectrum changes as ``kind`` says, and the eigenvectors turn."""
+    U, V = (np.linalg.qr(rng.standard_normal((n, b)))[0] for n in (b, d))
+    base = np.sort(rng.uniform(0.01, 0.6, b))[::-1]
+    base[0] = 1.0
+    turned = lambda Q: np.linalg.qr(Q + 0.05 * rng.standard_normal(Q.shape))[0]
+    found = []
+    for t in range(steps):
+        lam = base.copy()
+        if kind == "second overtakes":
+            lam[1] = 0.5 + t / steps
+        if kind == "new direction":
+            lam[-1] = 1.2 if t >= steps // 2 else 0.0
+        if kind == "all within two percent":
+            lam = 1 + 0.02 * rng.random(b)
+        found.append(
+            rng.standard_normal((b, d)) * np.linspace(1, 0.2, d) if kind == "fresh batch" else (U * np.sqrt(lam * b / 2)) @ V.T
+        )
+        U, V = turned(U), turned(V)
+    return np.stack(found)
+
+
+@pytest.mark.parametrize("exponent", [-30, -20, 0, 20, 32])
+def test_top_eigenpairs_of_any_size(exponent):
+    """A search that squares what it squares twice over- or underflows."""
+    spectrum = np.array(SPECTRA["spread"]) * 10.0 ** (exponent - 1)
+    batch = (
+        jnp.asarray(np.asarray(inputs(SPECTRA["spread"]), np.float64) * 10.0 ** ((exponent - 1) / 2), jnp.float32),
+        jnp.zeros(8),
+    )
+    for reuse_bound in (0, 2):
+        search = lambda d, r=reuse_bound: top_eigenpairs(
+            linear, jnp.zeros(8), batch, k=1, loss="mse", warm_start=d, reuse_bound=r
+        )
+        cold = search(None)
+        warm = search(cold.directions)
+        for found in (cold, warm):
+            assert bool(found.converged) and 0 < float(found.bounds[0]) <= 0.0101 * spectrum[0]
+            assert float(found.eigenvalues[0]) == pytest.approx(spectrum[0], rel=0.01)
+
+
+def test_top_eigenpairs_outside_of_jit_is_compiled_once():
+    """And a new value of what the function closes over is seen."""
+    scale = {"value": jnp.float32(1)}
+    scaled = lambda w, x: scale["value"] * (x @ w)
+    batch = (inputs(SPECTRA["spread"]), jnp.zeros(8))
+    search = lambda: float(top_eigenpairs(scaled, jnp.zeros(8), batch, k=1, loss="mse", tol=1e-4).eigenvalues[0])
+    first, misses = search(), eigenpairs._compiled.cache_info().misses
+    assert search() == first and eigenpairs._compiled.cache_info().misses == misses
+    scale["value"] = jnp.float32(2)
+    assert search() == pytest.approx(4 * first, rel=1e-3) and eigenpairs._compiled.cache_info().misses == misses
+    scale["value"] = 3.0  # a number is part of the program
+    assert search() == pytest.approx(9 * first, rel=1e-3)
+
+
+def test_top_eigenpairs_with_debug_nans():
+    batch = (inputs(SPECTRA["spread"]), jnp.zeros(8))
+    options = dict(k=1, loss="mse", reuse_bound=2)
+    with jax.debug_nans(True):
+        cold = top_eigenpairs(linear, jnp.zeros(8), batch, **options)
+        for _ in range(2):
+            warm = jax.jit(lambda d: top_eigenpairs(linear, jnp.zeros(8), batch, warm_start=d, **options))(cold.directions)
+            assert float(critical_lr_from_lambda(warm.eigenvalues[0])) == pytest.approx(0.2, rel=0.01)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_top_eigenpairs_under_strict_promotion(strict, dtype):
+    x, w = inputs(SPECTRA["spread"]).astype(dtype), jnp.zeros((8, 3), dtype)
+    labels = jnp.arange(8) % 3
+    options = dict(k=2, k_max=3, above=1.0, loss="softmax_cross_entropy", reuse_bound=1)
+    cold = top_eigenpairs(linear, w, (x, labels), **options)
+    warm = top_eigenpairs(linear, w, (x, labels), warm_start=cold.directions, **options)
+    # p = 1/3 everywhere: S = (1/3) (I - 1/3); two equal eigenvalues of the kernel for each of x x^T / 8 = spectrum / 2
+    np.testing.assert_allclose(warm.eigenvalues[:2], [10 / 6, 10 / 6], rtol=0.02)

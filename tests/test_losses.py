@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from catapult_jax.losses import batch_loss, hessian_range, hessian_root, output_gradient
+from catapult_jax.losses import (
+    batch_loss,
+    curvature_columns,
+    curvature_factor,
+    hessian_range,
+    output_gradient,
+    weighted_residual,
+)
 from catapult_jax.testing import relative_error
 
 B, OUTPUTS = 4, 3
@@ -28,19 +35,73 @@ def test_value_is_the_mean_of_the_textbook_loss(loss, strict):
     assert float(batch_loss(f, y, loss=loss)) == pytest.approx(naive, rel=1e-6)
 
 
+def hessians(f, y, loss):
+    """``S`` of each example in float64, by automatic differentiation."""
+    with jax.enable_x64():
+        mean = lambda f: batch_loss(f, jnp.asarray(np.asarray(y)), loss=loss)
+        hessian = np.asarray(jax.hessian(mean)(jnp.asarray(np.asarray(f), jnp.float64))) * len(f)
+    return np.stack([hessian[i, :, i, :] for i in range(len(f))])
+
+
 @pytest.mark.parametrize("loss", CASES)
-def test_gradient_and_hessian_root(loss):
+def test_output_gradient(loss):
     f, y = CASES[loss]
     mean = lambda f: batch_loss(f, y, loss=loss)
     assert relative_error(output_gradient(f, y, loss=loss) / B, np.asarray(jax.grad(mean)(f))) <= 1e-6
-    hessian = np.asarray(jax.hessian(mean)(f)) * B
-    root = np.asarray(hessian_root(f, y, loss=loss))
-    assert relative_error(root @ root, np.stack([hessian[i, :, i, :] for i in range(B)])) <= 2e-6
-    assert relative_error(np.swapaxes(root, 1, 2), root) <= 1e-6
-    inverse = np.asarray(hessian_root(f, y, loss=loss, inverse=True))
-    projector = root @ inverse  # onto the range: identity, or without the ones vector
-    expected = np.eye(f.shape[1]) - (np.ones((OUTPUTS, OUTPUTS)) / OUTPUTS if loss == "softmax_cross_entropy" else 0)
-    assert np.abs(projector - expected).max() <= 1e-5
+
+
+@pytest.mark.parametrize("loss", CASES)
+def test_curvature_factor_squared_is_the_hessian(loss, strict):
+    f, y = CASES[loss]
+    o = f.shape[1]
+    factor = curvature_factor(f, y, loss=loss)
+    of_axes = lambda function: np.stack([np.asarray(function(jnp.tile(e, (B, 1)))) for e in jnp.eye(o)], 2)
+    times, transposed = of_axes(factor.times), of_axes(factor.transposed)
+    np.testing.assert_allclose(np.swapaxes(times, 1, 2), transposed, atol=1e-6)
+    assert relative_error(times @ transposed, hessians(f, y, loss)) <= 2e-6
+
+
+@pytest.mark.parametrize("loss", CASES)
+def test_curvature_columns(loss, strict):
+    f, y = CASES[loss]
+    columns, Q = (np.asarray(a, np.float64) for a in curvature_columns(f, y, loss=loss))
+    rank = f.shape[1] - (loss == "softmax_cross_entropy")
+    assert columns.shape == Q.shape == (B, f.shape[1], rank)
+    np.testing.assert_allclose(np.swapaxes(Q, 1, 2) @ Q, np.broadcast_to(np.eye(rank), (B, rank, rank)), atol=1e-6)
+    assert relative_error(columns @ np.swapaxes(columns, 1, 2), hessians(f, y, loss)) <= 2e-6
+    factor = curvature_factor(f, y, loss=loss)
+    for r in range(rank):
+        np.testing.assert_allclose(factor.times(jnp.float32(Q[:, :, r])), columns[:, :, r], atol=1e-6)
+
+
+@pytest.mark.parametrize("gap", [0.0, 10.0, 18.0, 25.0, 40.0])
+@pytest.mark.parametrize("top", [0, 1, 2])
+def test_curvature_columns_of_a_sure_softmax(gap, top):
+    """The largest eigenvalue keeps its digits where one probability is one in floating point."""
+    f = np.roll(np.array([gap, 0.0, -1.0]), top)
+    columns, _ = curvature_columns(jnp.asarray(f, jnp.float32)[None], jnp.array([0]), loss="softmax_cross_entropy")
+    p = np.exp(f - f.max()) / np.exp(f - f.max()).sum()
+    e = np.eye(3)
+    exact = sum(
+        p[i] * p[j] * np.outer(e[i] - e[j], e[i] - e[j]) for i in range(3) for j in range(i)
+    )  # no difference of near numbers
+    ours = np.linalg.svd(np.asarray(columns[0], np.float64), compute_uv=False)[0] ** 2
+    assert ours == pytest.approx(np.linalg.eigvalsh(exact)[-1], rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", CASES)
+def test_weighted_residual_is_the_newton_decrement(loss, strict):
+    f, y = CASES[loss]
+    gradient = np.asarray(output_gradient(f, y, loss=loss), np.float64)
+    half = [g @ np.linalg.pinv(S, rcond=1e-10) @ g / 2 for g, S in zip(gradient, hessians(f, y, loss), strict=True)]
+    np.testing.assert_allclose(jnp.sum(weighted_residual(f, y, loss=loss) ** 2, 1), half, rtol=1e-5)
+
+
+def test_gradients_at_equal_logits_are_finite():
+    """A decomposition of the Hessian has no derivative there."""
+    size = lambda f: jnp.sum(curvature_columns(f, jnp.array([0]), loss="softmax_cross_entropy")[0] ** 2)
+    gradient = np.asarray(jax.grad(size)(jnp.zeros((1, 3))))
+    np.testing.assert_allclose(gradient, 0, atol=1e-6)  # trace S = 1 - |p|^2 is largest there
 
 
 @pytest.mark.parametrize(
@@ -64,5 +125,4 @@ def test_basis_of_the_range_of_the_hessian(loss):
     basis = np.asarray(hessian_range(f.shape[1], loss=loss), np.float64)
     assert basis.shape == (f.shape[1], f.shape[1] - (loss == "softmax_cross_entropy"))
     np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-6)
-    root = np.asarray(hessian_root(f, y, loss=loss), np.float64)
-    np.testing.assert_allclose(basis @ basis.T @ root, root, atol=1e-6)
+    np.testing.assert_allclose(basis @ basis.T @ hessians(f, y, loss), hessians(f, y, loss), atol=1e-6)

@@ -1,0 +1,77 @@
+"""Bounds of Rayleigh-Ritz, against dense matrices in float64 and as rates over random starts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from catapult_jax.tangent_kernel import rayleigh_ritz as rr
+from catapult_jax.testing import symmetric_with_spectrum
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.lists(st.floats(0, 1), min_size=5, max_size=9), st.integers(1, 4), st.integers(0, 100))
+def test_upper_bounds_hold_for_every_rank(spectrum, m, seed):
+    """Of any space, given the largest eigenvalue outside of it."""
+    K, _ = symmetric_with_spectrum(spectrum, seed)
+    basis, outside = np.split(np.linalg.qr(np.random.default_rng(seed).standard_normal(K.shape))[0], [m], axis=1)
+    values, rotation = np.linalg.eigh(basis.T @ K @ basis)
+    values, vectors = values[::-1], (basis @ rotation)[:, ::-1]
+    sizes = np.linalg.norm(K @ vectors - vectors * values, axis=0)
+    c = np.linalg.eigvalsh(outside.T @ K @ outside)[-1]
+
+    arguments = (jnp.asarray(a, jnp.float32) for a in (values, sizes))
+    above = rr.upper_bounds(*arguments, jnp.ones(m, bool), jnp.float32(c))
+
+    truth = np.sort(spectrum)[::-1]
+    assert (truth[: m + 1] <= np.asarray(above) + 1e-5).all()
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 3, 5, 40])
+def test_least_component_is_rarely_undercut(dimension):
+    failure, samples = 0.1, 20_000
+    least = float(jnp.exp(rr.log_least_component(jnp.float32(dimension), failure)))
+    starts = np.random.default_rng(0).standard_normal((samples, dimension))
+    first = np.abs(starts[:, 0]) / np.linalg.norm(starts, axis=1)
+    rate = (first < least).mean()
+    assert rate <= failure + 4 * (failure / samples) ** 0.5
+    assert dimension == 1 or rate >= failure / 2  # and the bound is not idle
+
+
+SPECTRA = {
+    "one far above": [1.0, *np.linspace(0.3, 0, 19)],
+    "one just above": [1.0, *np.linspace(0.95, 0, 19)],
+    "rank one": [1.0] + [0.0] * 19,
+    "equal": [1.0] * 20,
+}
+
+
+@pytest.mark.parametrize("steps", [1, 3, 6])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_outside_bound_fails_as_rarely_as_it_says(name, steps):
+    """Over random starts; with a large probability of failure, so that a rate can be seen."""
+    failure, samples = 0.2, 1000
+    K = jnp.asarray(symmetric_with_spectrum(SPECTRA[name])[0], jnp.float32)
+
+    def bound(key):
+        space, yes = rr.empty(20, steps, jnp.float32), jnp.asarray(True)
+        start, *spares = jax.random.normal(key, (1 + steps, 20))
+        for spare in spares:
+            q = rr.next_vector(space, start, spare, yes)
+            space = rr.insert(space, q, K @ q, spare, yes)
+        return rr.ritz(space, jnp.int32(1), failure).above[0]
+
+    found = np.asarray(jax.jit(jax.vmap(bound))(jax.random.split(jax.random.key(1), samples)))
+
+    rate = (found < 1 - 1e-5).mean()
+    assert rate <= failure + 4 * (failure / samples) ** 0.5
+    if steps == 6:
+        assert np.median(found) <= {"one just above": 1.5}.get(name, 1.05)  # and it is not idle
+
+
+def test_norm_neither_over_nor_underflows():
+    for size in (1e-30, 1.0, 1e30):
+        assert float(rr.norm(jnp.array([3.0, 4.0]) * size)) == pytest.approx(5 * size, rel=1e-6)
+    assert float(rr.norm(jnp.zeros(3))) == 0
