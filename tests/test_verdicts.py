@@ -211,7 +211,7 @@ def test_catapults_raise_alignment():
 def test_the_last_value_of_a_member_that_stopped_is_one_of_its_end():
     made = members_with([0, 0], [0, 1], loss_test=[1.0, 2.0])
     made["loss_test"][0, -1] = np.nan  # measured before its end alone
-    assert np.isnan(verdicts.last(made, "loss_test")[0]) and verdicts.last(made, "loss_test")[1] == 2
+    assert np.isnan(verdicts.last(made, AGOP, "loss_test")[0]) and verdicts.last(made, AGOP, "loss_test")[1] == 2
 
 
 def test_forbidding_catapults():
