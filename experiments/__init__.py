@@ -11,14 +11,12 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def _private_folder(path: str) -> str:
-    """A folder that only this user can read and write: ``path`` if it is that, or can be made so, otherwise a new one for this process."""
+    """A folder of this user alone: ``path``, or a new one for this process where somebody else has made or could have filled that."""
     try:
-        os.mkdir(path, 0o700)
-    except OSError:
-        pass
-    try:
+        os.makedirs(path, 0o700, exist_ok=True)
         found = os.lstat(path)
-        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022:
+            os.chmod(path, 0o700)
             return path
     except OSError:
         pass
@@ -29,7 +27,7 @@ def _private_folder(path: str) -> str:
 
 # Matplotlib keeps its list of fonts: not in the home directory, unless the user has named a place.
 if "MPLCONFIGDIR" not in os.environ:
-    os.environ["MPLCONFIGDIR"] = _private_folder(os.path.join(tempfile.gettempdir(), f"catapult-matplotlib-{os.getuid()}"))
+    os.environ["MPLCONFIGDIR"] = _private_folder(os.path.join(tempfile.gettempdir(), f"matplotlib-{os.getuid()}"))
 
 # Sums in one order on a GPU as well, so that the same config gives the same bits.
 if "xla_gpu_deterministic_ops" not in os.environ.get("XLA_FLAGS", ""):

@@ -238,12 +238,12 @@ def spikes_are_catapults(record, config) -> Verdict:
         )
     if not total:
         return Verdict("spikes_are_catapults", statement, NOT_TESTED, "no spike; " + "; ".join(per_rate))
-    lost = sum(e.kind == "divergence" for found in events for e in found)
+    kinds = [e.kind for found in events for e in found]
     at_onset = sum(e.kind == "catapult" and e.lr > e.critical_lr for found in events for e in found)
     later = [e.lr / e.critical_lr for found in events for e in found if not e.lr > e.critical_lr]
     effect = (
         f"{explained} of {total} spikes are catapults, {at_onset} of them with an exceedance at the onset; lr / critical lr at "
-        f"the onset of the others {_spread(later)}; {lost} divergences; {early} start before the first exceedance; "
+        f"the onset of the others {_spread(later)}; {kinds.count('divergence')} divergences, {kinds.count('death')} deaths; {early} start before the first exceedance; "
     )
     holds = early == 0 and explained == total
     return Verdict("spikes_are_catapults", statement, REPRODUCED if holds else NOT_REPRODUCED, effect + "; ".join(per_rate))
