@@ -11,8 +11,8 @@ An **exceedance** is a step with ``lr > critical_lr``. The kind of an event:
 - **unexplained**: none of these steps has one.
 - **unknown**: none of these steps is known to have one, and the critical learning rate was not known at the onset.
 - **divergence**: the loss is not finite, or the spike has not closed within the horizon of its opening.
-- **death**: the kernel is exactly zero where the spike ends: at its close, at its horizon, or at the end of the series. No
-  gradient is left, and the network stays as it is. A death is neither a catapult nor a divergence.
+- **death**: the kernel becomes exactly zero in the spike and stays so. No gradient is left, and the network stays as it is. A death is neither a
+  catapult nor a divergence. Online it is a kernel of zero where the event ends; :func:`find_events` looks at the rest of the series too.
 
 A spike that is not over at the end of the series stays open: ``end == -1``.
 
@@ -190,9 +190,10 @@ def detector(
 ) -> Detector:
     """Makes an online spike detector.
 
-    It gives an event at the step at which the event ends. ``returned`` and ``lambda_max_after`` are what is known at that step;
-    :func:`find_events` adds what comes later. ``lambda_max`` of an update is that of the training set, of a fixed probe, or of the one
-    batch that every step takes. Never give it that of batches that differ. Without it no death is told.
+    It gives an event at the step at which the event ends: at its close, at its horizon, or at a loss that is not finite. ``returned`` and
+    ``lambda_max_after`` are what is known at that step, and a death is a ``lambda_max`` of exactly zero at that step, or at the last one at
+    which it was measured; :func:`find_events` adds what comes later. ``lambda_max`` of an update is that of the training set, of a fixed probe, or
+    of the one batch that every step takes. Never give it that of batches that differ. Without it no death is told.
 
     Args:
       factor: a spike opens above ``factor`` times the level; more than ``1 + delta``.
@@ -237,8 +238,8 @@ def _settings(factor, delta, horizon, momentum_horizon, smoothing):
     return np.float32(factor), np.float32(delta), np.int32(horizon), memory, bottom, np.float32(smoothing or 0.0)
 
 
-def _detector(factor, delta, horizon, memory, bottom, smoothing) -> Detector:
-    """The detector itself; its settings may be traced."""
+def _detector(factor, delta, horizon, memory, bottom, smoothing, *, tells_deaths: bool = True) -> Detector:
+    """The detector itself; its settings may be traced. Without ``tells_deaths`` a death is of the kind that it would be otherwise."""
     number = jnp.float32
     nan, zero = number(jnp.nan), jnp.int32(0)
     far = jnp.int32(np.iinfo(np.int32).max // 2)
@@ -297,6 +298,9 @@ def _detector(factor, delta, horizon, memory, bottom, smoothing) -> Detector:
             lambda_max_after=jnp.where(kind == _DEATH, 0, lambda_max),
         )
 
+    def has_died(lambda_max, onset: _Moment):
+        return (lambda_max == 0) & ~(onset.lambda_max == 0) & tells_deaths
+
     def update(state: DetectorState, loss, lr, critical_lr, lambda_max=nan, loss_top=nan, loss_rest=nan):
         loss, lr, critical_lr, measured, loss_top, loss_rest = (
             jnp.asarray(v).astype(number) for v in (loss, lr, critical_lr, lambda_max, loss_top, loss_rest)
@@ -329,7 +333,7 @@ def _detector(factor, delta, horizon, memory, bottom, smoothing) -> Detector:
         halved = (loss <= level) | (loss / level <= peak.loss / loss)
         closes = is_open & finite & halved
         expires = is_open & finite & ~closes & (state.step - opened >= horizon)
-        dead = (lambda_max == 0) & ~(onset.lambda_max == 0) & (loss > 0)
+        dead = has_died(lambda_max, onset) & (loss > 0)  # of a loss of zero it is the loss that has no curvature
         ended = jnp.where(dead, _DEATH, jnp.where(closes, cause(onset, peak), _DIVERGENCE))
         kind = jnp.where(closes | expires, ended, jnp.where(finite, 0, _DIVERGENCE))
         kind = jnp.where(state.is_over, 0, kind)
@@ -359,7 +363,7 @@ def _detector(factor, delta, horizon, memory, bottom, smoothing) -> Detector:
         return pick(state.is_over, frozen, new), closed
 
     def finish(state: DetectorState) -> Event:
-        dead = (state.lambda_max == 0) & ~(state.onset.lambda_max == 0)
+        dead = has_died(state.lambda_max, state.onset)
         kind = jnp.where(dead, _DEATH, cause(state.onset, state.peak))
         return event(jnp.where(state.is_open & ~state.is_over, kind, 0), state, -1, nan)
 
@@ -393,8 +397,9 @@ def find_events(
     """Spikes of a saved loss series, in order, the last one perhaps still open (``end == -1``).
 
     Runs the online :func:`detector` over the series, so both give the same events. It adds what is known only later: ``returned`` of a
-    spike that closed above its level, ``lambda_max_after`` where it was not measured at the close, and the deaths that these show. Every value
-    is taken before the update of its step. A ``critical_lr`` of NaN (not measured at that step) stands for the last one that was measured.
+    spike that closed above its level, ``lambda_max_after`` where it was not measured at the close, and whether a kernel of zero stays so to
+    the end (:func:`dead_from`): otherwise the event is no death. Every value is taken before the update of its step. A ``critical_lr`` of NaN (not
+    measured at that step) stands for the last one that was measured.
 
     Give the loss of the training set. The losses of random batches scatter, and the scatter makes spikes that are none: give
     ``smoothing`` with them. A loss that changes by more than 10 % from one step to the next (median) is warned of.
@@ -405,8 +410,8 @@ def find_events(
       loss_top, loss_rest: optional. The share of a rise in the top eigenspace is taken of both parts together: for ``mse`` they are the
         loss, for other losses half the Newton decrement.
       factor, delta, horizon, momentum_horizon, smoothing: see :func:`detector`.
-      dead_steps: without ``lambda_max``, an event is a death if the critical lr is infinite at its end and at every later step at which it
-        was measured, at least at so many. One batch may have a kernel of zero by chance: with random batches give the steps of an epoch.
+      dead_steps: without ``lambda_max``, an infinite critical lr tells of a kernel of zero. One random batch may have that by chance: an event is a
+        death where so many measured values, to the end of the series, are infinite. Give the steps of an epoch.
 
     Raises:
       ValueError: series that are not one-dimensional or of unequal length; a loss below 0; an argument out of its range.
@@ -444,7 +449,7 @@ def find_events(
 
 @jax.jit
 def _scan(settings, *series):
-    d = _detector(*settings)
+    d = _detector(*settings, tells_deaths=False)
 
     def step(state, values):
         state, event = d.update(state, *values)
@@ -473,21 +478,22 @@ def _warn_of_noise(loss: np.ndarray) -> None:
 def _with_what_came_later(found, smoothed, loss, series, back, dead_steps) -> list[Event]:
     """``found``: (step at which it ended, event)."""
     lambda_max, critical_lr = series["lambda_max"], series["critical_lr"]
-    zero = np.where(np.isnan(critical_lr), np.nan, np.where(np.isinf(critical_lr), 0.0, 1.0))
-    died = dead_from(zero, loss, steps=dead_steps) if np.isnan(lambda_max).all() else -1
+    kernel, steps = lambda_max, 1
+    if np.isnan(lambda_max).all():
+        kernel, steps = np.where(np.isnan(critical_lr), np.nan, np.where(np.isinf(critical_lr), 0.0, 1.0)), dead_steps
+    dead = dead_from(kernel, loss, steps=steps)
     events = []
     for i, (at, event) in enumerate(found):
         if event.end >= 0 and event.returned < 0:
             later = np.flatnonzero(smoothed[at:] <= back * np.float32(event.level))
             event = event._replace(returned=int(at + later[0]) if len(later) else -1)
-        until = found[i + 1][1].onset + 1 if i + 1 < len(found) else len(loss)
-        known = np.flatnonzero(~np.isnan(lambda_max[at:until])) + at
-        after = float(lambda_max[known[0]]) if len(known) else math.nan
-        if event.end >= 0 and math.isnan(event.lambda_max_after):
-            event = event._replace(lambda_max_after=after)
-        by_kernel = after == 0 and event.lambda_max_before != 0 and smoothed[known[0]] > 0
-        by_critical_lr = event.onset < died and not (zero[at : max(died, 0)] > 0).any()
-        if (by_kernel or by_critical_lr) and math.isfinite(event.loss_peak):
+        following = found[i + 1][1].onset if i + 1 < len(found) else len(loss)
+        known = lambda_max[at : following + 1]
+        known = known[~np.isnan(known)]
+        if event.end >= 0 and len(known):
+            event = event._replace(lambda_max_after=float(known[0]))
+        # The network was alive at the onset, is not seen alive after the end, and its loss does not rise again before it is seen dead.
+        if event.onset < dead <= following and not (kernel[at:dead] > 0).any() and math.isfinite(event.loss_peak):
             event = event._replace(kind="death", lambda_max_after=0.0)
         events.append(event)
     return events

@@ -68,7 +68,7 @@ def plain(loss, lr, critical, lam, *, factor, delta, horizon, momentum_horizon):
         kind = "divergence" if expired else "catapult" if hit else "unexplained" if seen else "unknown"
         one = {"kind": kind, "onset": onset, "peak": peak, "end": t if closed else -1, "ended": t, "level": level}
         one |= {"ratio": loss[peak] / level if level else math.inf, "overshoot": sum(over) if seen else math.nan}
-        one |= {"before": last_known(lam[begin : onset + 1]), "now": last_known(lam[begin : t + 1])}
+        one["before"] = last_known(lam[begin : onset + 1])
         back = [s for s in range(peak + 1, n) if loss[s] <= (1 + delta) * level]
         one["returned"] = -1 if not back or (not closed and back[0] > t) else back[0]
         found.append(one)
@@ -78,10 +78,11 @@ def plain(loss, lr, critical, lam, *, factor, delta, horizon, momentum_horizon):
             continue
         t = one["ended"]
         one["after"] = first_known(lam[t : after["onset"] + 1])
-        alive = one["before"] != 0
-        at = next((s for s in range(t, n) if not math.isnan(lam[s])), t)
-        if alive and ((one["now"] == 0 and (t == n or loss[t] > 0)) or (one["after"] == 0 and loss[at] > 0)):
-            one |= {"kind": "death", "after": 0.0}
+        known = [s for s in range(n) if not math.isnan(lam[s])]
+        zeros = [s for s in known if all(lam[later] == 0 for later in known if later >= s)]
+        if zeros and 0 < loss[-1] < math.inf and one["onset"] < zeros[0] <= after["onset"]:
+            if all(lam[s] == 0 for s in known if t <= s):
+                one |= {"kind": "death", "after": 0.0}
     return found
 
 
@@ -291,12 +292,14 @@ NAN, INF = np.nan, np.inf
         ([1, 20, 30, 30, 30, 30], [1, 9, 0, 0, 0, 0], "death", -1),  # at the peak of a spike that never closes
         ([1, 20, 2e7, 1, 1, 1], [1, 9, 9, 2, 0, 0], "catapult", 3),  # later, without a spike
         ([1, 20, 2e7, 1, 1, 1], [1, 0, 0, 1, 1, 1], "catapult", 3),  # not at its end
+        ([1, 20, 2e7, 1, 1, 1], [1, 9, 9, 0, 1, 1], "catapult", 3),  # nor for long
+        ([1, 20, 1, 20, 1, 1], [1, NAN, NAN, NAN, NAN, 0], "catapult", 2),  # in the second spike
         ([1, 20, 2e7, 0, 0, 0], [1, 9, 9, 0, 0, 0], "catapult", 3),  # a loss of zero is no death
         ([1, 20, 2e7, 1, 1, 1], [0, 0, 0, 0, 0, 0], "catapult", 3),  # dead before
     ],
 )
 def test_find_events_death_by_the_kernel(loss, lam, kind, end):
-    (event,) = find_events(loss, np.ones(6), np.full(6, 0.5), lambda_max=lam)
+    event, *_ = find_events(loss, np.ones(6), np.full(6, 0.5), lambda_max=lam)
     assert (event.kind, event.end) == (kind, end)
     if kind == "death":
         assert event.lambda_max_after == 0
@@ -307,9 +310,24 @@ def test_find_events_death_rather_than_a_divergence():
     assert (event.kind, event.end) == ("death", -1)
 
 
-def test_detector_death_at_the_close():
-    seen, closed = online([1.0, 9.0, 1.0, 1.0], np.ones(4), np.full(4, 0.5), [1.0, 5.0, 0.0, 0.0], *np.full((2, 4), np.nan))
-    assert [(e.kind, e.end, e.lambda_max_after) for e in seen] == [("death", 2, 0.0)] and closed == 1
+@pytest.mark.parametrize(
+    ("loss", "lam", "kind", "end"),
+    [
+        ([1, 9, 1, 1], [1, 5, 0, 0], "death", 2),  # at the close
+        ([1, 9, 1, 1], [1, 0, NAN, NAN], "death", 2),  # measured before
+        ([1, 9, 0, 0], [1, 5, 0, 0], "catapult", 2),  # a loss of zero
+        ([1, 9, 1, 1], [0, 0, 0, 0], "catapult", 2),  # dead before
+        ([1, 9, 9, 9], [1, 5, 0, 0], "death", -1),  # never closes
+    ],
+)
+@pytest.mark.parametrize("horizon", [2, 100])
+def test_detector_death_where_the_event_ends(loss, lam, kind, end, horizon):
+    rows = np.array([loss, np.ones(4), np.full(4, 0.5), lam, *np.full((2, 4), np.nan)], float)
+    seen, closed = online(*rows, horizon=horizon)
+    assert [(e.kind, e.end) for e in seen] == [(kind, end)]
+    assert closed == (end >= 0 or horizon == 2)
+    if kind == "death":
+        assert seen[0].lambda_max_after == 0
 
 
 @pytest.mark.parametrize(

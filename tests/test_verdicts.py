@@ -579,7 +579,7 @@ def test_a_death_reproduces_nothing_and_is_named(name):
         ([1, 20, 30, 30, 30, 30], [1, 1, np.inf, np.inf, np.inf, np.inf], 2, ["death"]),  # the spike never closes
         ([1, 0.9, 0.8, 0.8, 0.8, 0.8], [9, 9, np.inf, np.inf, np.inf, np.inf], 2, []),  # without a spike
         ([1, 1, 1, 1, 1, 1], [np.inf] * 6, 0, []),  # from the start
-        (DIES, [1, 1, 1, np.inf, 1, 1], -1, ["death"]),  # revived: the event stays, the member is not dead
+        (DIES, [1, 1, 1, np.inf, 1, 1], -1, ["catapult"]),  # a kernel of zero at one step alone
     ],
 )
 def test_ways_to_die(loss, critical, dead_from, kind):
