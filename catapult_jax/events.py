@@ -357,7 +357,7 @@ def _detector(factor, delta, horizon, memory, bottom, smoothing, *, tells_deaths
             onset=pick(ends, now._replace(lambda_max=measured, overshoot=gain), onset),
             peak=peak,
             returned=returned,
-            closed=state.closed + (kind > 0),
+            closed=state.closed + (kind > 0).astype(jnp.int32),
         )
         frozen = state._replace(step=state.step + 1)
         return pick(state.is_over, frozen, new), closed
@@ -493,7 +493,7 @@ def _with_what_came_later(found, smoothed, loss, series, back, dead_steps) -> li
         if event.end >= 0 and len(known):
             event = event._replace(lambda_max_after=float(known[0]))
         # The network was alive at the onset, is not seen alive after the end, and its loss does not rise again before it is seen dead.
-        if event.onset < dead <= following and not (kernel[at:dead] > 0).any() and math.isfinite(event.loss_peak):
+        if event.onset < dead <= following and not np.nan_to_num(kernel[at:dead]).any() and math.isfinite(event.loss_peak):
             event = event._replace(kind="death", lambda_max_after=0.0)
         events.append(event)
     return events

@@ -448,6 +448,14 @@ def test_an_event_inside_jit_still_prints():
     assert str(event).startswith("Event(kind=") and str(to_python(event)) == "No event."
 
 
+@pytest.mark.parametrize("smoothing", [None, 0.5])
+def test_detector_under_strict_promotion(smoothing):
+    d = detector(smoothing=smoothing)
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        state, event = d.update(d.init(), jnp.float32(1.0), jnp.float32(1.0), jnp.float32(1.0))
+        assert int(d.finish(state).kind) == int(event.kind) == 0
+
+
 def test_names_of_events_are_public():
     assert catapult_jax.KINDS is KINDS and catapult_jax.to_python is to_python
     assert {"dead_from", "spike_score"} <= set(catapult_jax.__all__)
