@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import pytest
 
 import experiments
+from catapult_jax import records
 from catapult_jax.events import DEFINITION
 from configs import quickstart
 from experiments import building, main, markup, report, sweep, verdicts
@@ -129,3 +130,16 @@ def test_matplotlib_keeps_to_the_place_that_the_user_named(tmp_path):
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(tmp_path / "mine")
+
+
+def test_a_run_whose_networks_die_says_so(tmp_path, plain_figures):
+    """A few units at a large lr: the loss goes to 2e7, and then every unit is off."""
+    config = quickstart.get_config("smoke")
+    config.members.lr_relative, config.model.width = (1.67,), 8
+    found = main.run(config, tmp_path / "run")
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (about["status"], about["lost"], about["dead"]) == ("dead", [], [{"member": 0, "step": 3}])
+    assert [e["kind"] for e in records.read_json_lines(tmp_path / "run" / "events.jsonl")] == ["death"]
+    assert all(v.verdict != verdicts.REPRODUCED and "dead: 1 (member 0 from step 3)" in v.effect for v in found)
+    page = Page((tmp_path / "run" / "report.html").read_text())
+    assert "status: dead, 1 dead" in page.words and "Members whose network is dead" in page.words
