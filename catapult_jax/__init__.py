@@ -4,7 +4,18 @@ from catapult_jax._version import __version__
 from catapult_jax.agop import agop, agop_alignment, agop_eigenvectors, agop_pearson, input_jacobian
 from catapult_jax.critical_lr import critical_lr, critical_lr_from_lambda, loss_weighted_kernel
 from catapult_jax.eigenspace import LossSplit, split_loss
-from catapult_jax.events import Detector, Event, count_spikes, detector, find_events, prediction
+from catapult_jax.events import (
+    KINDS,
+    Detector,
+    Event,
+    count_spikes,
+    dead_from,
+    detector,
+    find_events,
+    prediction,
+    spike_score,
+    to_python,
+)
 from catapult_jax.losses import batch_loss
 from catapult_jax.models import CNN, FCN, ViT, WideResNet
 from catapult_jax.optimizers import Preconditioning, preconditioning
@@ -21,6 +32,7 @@ from catapult_jax.tangent_kernel import (
 __all__ = [
     "CNN",
     "FCN",
+    "KINDS",
     "CoupledExamplesError",
     "Detector",
     "Directions",
@@ -40,6 +52,7 @@ __all__ = [
     "count_spikes",
     "critical_lr",
     "critical_lr_from_lambda",
+    "dead_from",
     "detector",
     "find_events",
     "input_jacobian",
@@ -47,8 +60,10 @@ __all__ = [
     "open_record",
     "preconditioning",
     "prediction",
+    "spike_score",
     "split_loss",
     "tangent_kernel",
+    "to_python",
     "top_eigenpairs",
 ]
 

@@ -92,9 +92,9 @@ def trainer(
       optimizer: Optax constructor with a rule, see :func:`catapult_jax.preconditioning`, or a ``functools.partial`` of one; the schedule's rate is
         handed to it at every step.
       schedule: see :mod:`catapult_jax.schedules`.
-      detector: online event detector, run on the training loss. A member whose spike does not come back within the detector's horizon, or
+      detector: online event detector, run on the training loss. A member whose spike does not close within the detector's horizon, or
         whose loss is not finite, is lost: it is frozen, on the weights before that step. With batches the former needs the training loss
-        at every step.
+        at every step. A dead member goes on, and stays as it is.
       instruments: by name, see :mod:`catapult_jax.instruments`.
       batch_size: 0 takes all training examples in every step (gradient descent); otherwise batches are drawn without
         replacement, epoch by epoch, in an order that is a function of seed and epoch alone, drawn at the first step of the epoch and carried
@@ -237,14 +237,16 @@ def trainer(
         critical = measured.get("critical_lr_batch", jnp.float32(jnp.nan))
         tracked = measured.get("loss_train", value)
         rate = schedule.update(state.schedule, step, tracked, critical)
+        # Of all examples, or a fixed probe of them: never of batches that differ. With the whole set as its batch, the two names are one.
+        unknown, split = jnp.float32(jnp.nan), "loss" if full else "loss_train"
         spikes, closed = detector.update(
             state.detector,
             tracked,
             rate.lr,
             critical,
-            measured.get("lambda_max_batch", jnp.float32(jnp.nan)),
-            measured.get("loss_top", jnp.float32(jnp.nan)),
-            measured.get("loss_rest", jnp.float32(jnp.nan)),
+            measured.get("lambda_max_train", measured.get("lambda_max_probe", unknown)),
+            measured.get(f"{split}_top", unknown),
+            measured.get(f"{split}_rest", unknown),
         )
         opt_state = state.opt_state._replace(hyperparams=state.opt_state.hyperparams | {"learning_rate": rate.lr})
         updates, opt_state = transformation.update(gradient, opt_state, state.params)

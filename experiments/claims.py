@@ -22,6 +22,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from catapult_jax import records
+from catapult_jax.events import DEFINITION
 from configs import default
 from experiments import config as configs
 from experiments import main as single
@@ -296,6 +297,7 @@ def write_page(page: Path, scale: str, workdir: Path, failures: dict[str, str]) 
         "bootstrap interval of a mean over seeds, which with five seeds is too narrow (it misses the mean of a normal distribution in "
         "about 15 % of cases); where a verdict hangs on it, a sign test over seeds must hold too. \"Not reproduced\" means that the "
         "statement under the claim, with its thresholds, does not hold here. The statements and thresholds are ours.\n",
+        f"Definition of the events: {DEFINITION}\n",
         "| claim | source | config | seeds | verdict | effect, or why not | figure |",
         "|---|---|---|---|---|---|---|",
         *("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in table),

@@ -16,6 +16,7 @@ from experiments import optimizers
 from experiments.verdicts import (
     by_setting,
     catapult_counts,
+    dead_steps,
     finished,
     interval,
     is_stochastic,
@@ -25,7 +26,7 @@ from experiments.verdicts import (
     uncertain_steps,
 )
 
-_COLORS = {"catapult": "tab:red", "unexplained": "tab:purple", "divergence": "black", "unknown": "0.5"}
+_COLORS = {"catapult": "tab:red", "unexplained": "tab:purple", "divergence": "black", "unknown": "0.5", "death": "tab:brown"}
 
 
 _PANELS = 4
@@ -55,13 +56,20 @@ def _positive(values):
     return np.where(np.isfinite(values) & (values > 0), values, np.nan)
 
 
-def _mark_events(axis, events, label=True):
+def _mark_events(axis, events, record):
+    """Shades each event from onset to close. A spike that is still open at the end is hatched, to the last step; a divergence or a death that
+    never closes is shaded to its peak."""
     seen = set()
     for event in events:
-        end = event.end if event.end >= 0 else event.peak
-        name = event.kind if label and event.kind not in seen else None
-        axis.axvspan(event.onset, max(end, event.onset + 1), color=_COLORS[event.kind], alpha=0.12, lw=0, label=name)
-        seen.add(event.kind)
+        is_open = event.end < 0 and event.kind not in ("divergence", "death")
+        end = event.end if event.end >= 0 else int(record.step[-1]) if is_open else event.peak
+        name = f"{event.kind}, open" if is_open else event.kind
+        style = dict(hatch="///", fill=False) if is_open else dict(lw=0)
+        label = None if name in seen else name
+        axis.axvspan(
+            event.onset, max(end, event.onset + 1), color=_COLORS[event.kind], alpha=0.12, label=label, **style
+        )  # fmt: skip
+        seen.add(name)
 
 
 def _log_scale(axis):
@@ -71,8 +79,9 @@ def _log_scale(axis):
 
 
 def loss_figure(record, config, title):
-    """The loss with its parts inside and outside the top eigenspace; spikes shaded; the other seeds in grey."""
-    series = spike_series(record)
+    """The loss with its parts inside and outside the top eigenspace; spikes shaded, open ones hatched; a line where the network dies; the
+    other seeds in grey."""
+    series, dead = spike_series(record), dead_steps(record, config)
     events = run_events(record, config)
     figure, axes = _axes(record, config, title, "loss")
     for axis, members in axes:
@@ -89,7 +98,9 @@ def loss_figure(record, config, title):
                 axis.plot(record.step[known], values[known], color=color, label=label, lw=1.1)
         for step in np.flatnonzero(np.diff(record["stage"].values[m])) + 1:
             axis.axvline(step, color="0.3", ls=":", lw=1, label="lr raised")
-        _mark_events(axis, events[m])
+        if dead[m] >= 0:
+            axis.axvline(dead[m], color=_COLORS["death"], lw=1.5, label="dead from here")
+        _mark_events(axis, events[m], record)
         _log_scale(axis)
         handles, labels = axis.get_legend_handles_labels()
         unique = dict(zip(labels, handles, strict=True))
@@ -173,7 +184,7 @@ def conditioning_figure(record, config, title):
     for axes, members in panels:
         for axis, name in zip(axes, ("lambda_max_train", "condition_number_train"), strict=True):
             _plot_known(axis, record, name, members[0], color="tab:blue", lw=1.2)
-            _mark_events(axis, events[members[0]])
+            _mark_events(axis, events[members[0]], record)
             _log_scale(axis)
     first = panels[0][0][0]
     if first.get_legend_handles_labels()[0]:
@@ -217,7 +228,7 @@ def alignment_figure(record, config, title):
         for m in members[1:]:
             axis.plot(record.step[known], record["agop_alignment"].values[m, known], color="0.8", lw=0.8, zorder=1)
         axis.plot(record.step[known], record["agop_alignment"].values[members[0], known], color="tab:blue", lw=1.6)
-        _mark_events(axis, events[members[0]])
+        _mark_events(axis, events[members[0]], record)
     return figure
 
 
@@ -236,7 +247,7 @@ def against_catapults_figure(record, config, title):
     figure, axes = plt.subplots(1, len(metrics), figsize=(1 + 3.6 * len(metrics), 3.4), squeeze=False)
     figure.suptitle(title, fontsize=10, parse_math=False)
     for axis, name in zip(axes[0], metrics, strict=True):
-        values = last(record, name)
+        values = last(record, config, name)
         axis.plot(counts[ok], values[ok], ls="", marker=".", color="0.7")
         for label, members in by_setting(record, config):
             members = members[ok[members]]

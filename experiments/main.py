@@ -195,23 +195,26 @@ def _run(config: ConfigDict, workdir: Path, like: dict | None, until_the_end: co
         records.write_json(workdir / "config.json", as_json)
         records.write_json(workdir / "run.json", about)
         state = _train(config, workdir, trainer, state, members, coordinates, attributes)
-        lost = verdicts.lost_members(records.open_record(workdir), as_json)
+        made = records.open_record(workdir).load()
+        lost, dead = verdicts.lost_members(made, as_json), verdicts.dead_members(made, as_json)
         usable = _finite(state) & np.asarray(state.members.alive)
+        usable[[one["member"] for one in dead]] = False
         lost += [
             {"member": int(m), "step": int(state.step), "cause": "the parameters were not finite after the last step"}
-            for m in np.flatnonzero(~usable & np.asarray(state.members.alive))
+            for m in np.flatnonzero(~_finite(state) & np.asarray(state.members.alive))
         ]
         if config.run.save_model and usable[0]:
             _write_model(workdir, model, state, arrays, {"config": as_json, "data": about["data"]})
         if "agop" in plan["cadences"]:
             _write_directions(config, workdir, model, state, coordinates, arrays, reference, usable)
-        status = "diverged" if len(lost) == len(members.seed) else "complete"
-        ended = {"status": status, "lost": lost, "seconds": about["seconds"] + time.monotonic() - begin}
+        count = len(members.seed)
+        status = "diverged" if len(lost) == count else "dead" if len(lost) + len(dead) >= count else "complete"
+        ended = {"status": status, "lost": lost, "dead": dead, "seconds": about["seconds"] + time.monotonic() - begin}
         records.write_json(workdir / "run.json", about | ended)
         found = report.build(workdir)
     if config.run.save_model and not usable[0]:
         raise configs.RunError(
-            "run.save_model: the first member diverged, so that there is no model.npz; allowed: a run whose first member ends with finite parameters"
+            "run.save_model: the first member diverged or is dead, so that there is no model.npz; allowed: a run whose first member ends with finite parameters and a kernel that is not zero"
         )
     return found
 

@@ -5,21 +5,22 @@ from __future__ import annotations
 import base64
 import json
 import sys
-from html import escape
 from pathlib import Path
 
 import numpy as np
 
 from catapult_jax import records
-from catapult_jax.events import FACTORS
+from catapult_jax.events import DEFINITION, FACTORS, SPIKE_SCORE, spike_score
 from experiments import directory, figures
 from experiments.config import ConfigError, flat, testable
+from experiments.markup import Html, element, join
 from experiments.reproduce import differences
 from experiments.verdicts import (
     OF_RUN,
     Verdict,
     by_setting,
     catapult_counts,
+    dead_members,
     finished,
     has_events,
     last,
@@ -27,6 +28,7 @@ from experiments.verdicts import (
     of_run,
     rise_predictions,
     run_events,
+    spike_series,
     text_of,
     uncertain_steps,
     until_lost,
@@ -50,37 +52,46 @@ ENDS = ("loss_train", "loss_test", "error_test", "loss_val", "error_val", "agop_
 
 def _number(value) -> str:
     if isinstance(value, (float, np.floating)):
-        return "&ndash;" if np.isnan(value) else "infinite" if np.isinf(value) else f"{value:.4g}"
-    return escape(str(value))
+        return "–" if np.isnan(value) else "infinite" if np.isinf(value) else f"{value:.4g}"
+    return str(value)
 
 
-def table_html(header, rows, kind="") -> str:
-    head = "".join(f"<th>{escape(str(h))}</th>" for h in header)
-    body = "".join("<tr>" + "".join(f"<td>{_number(v)}</td>" for v in row) + "</tr>" for row in rows)
-    return f'<table class="{kind}"><tr>{head}</tr>{body}</table>'
+def table_html(header, rows, kind="") -> Html:
+    lines = [element("tr", *(element("th", h) for h in header))]
+    lines += [element("tr", *(element("td", _number(value)) for value in row)) for row in rows]
+    return element("table", *lines, class_=kind)
 
 
-def image_html(path: Path, caption: str) -> str:
+def image_html(path: Path, caption: str) -> Html:
     data = base64.b64encode(path.read_bytes()).decode()
-    return f'<figure><img alt="{escape(path.stem)}" src="data:image/png;base64,{data}"><figcaption>{escape(caption)}</figcaption></figure>'
-
-
-def verdict_html(v: Verdict) -> str:
-    return (
-        f'<p><span class="{v.verdict.replace(" ", "-")}">{escape(v.verdict)}</span>: {escape(v.statement)}.<br>'
-        f"<em>{escape(v.effect)}.</em></p>" + (table_html(v.table[0], v.table[1:]) if v.table else "")
+    return element(
+        "figure",
+        element("img", alt=path.stem, src=f"data:image/png;base64,{data}"),
+        element("figcaption", caption),
     )
 
 
-def stand_in_html(about: dict) -> str:
-    name, wanted = escape(about["name"]), escape(about["stand_in_for"])
-    return f'<p class="warning">This is on {name}, the stand-in for {wanted}, which could not be had. It says nothing about {wanted}.</p>'
+def verdict_html(v: Verdict) -> Html:
+    word = element("span", v.verdict, class_=v.verdict.replace(" ", "-"))
+    told = element("p", word, f": {v.statement}.", element("br"), element("em", f"{v.effect}."))
+    return join(told, table_html(v.table[0], v.table[1:]) if v.table else "")
 
 
-def page(title: str, parts: list[str]) -> str:
-    """A whole page; its parts are HTML."""
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>'
+def warning_html(text: str) -> Html:
+    return element("p", text, class_="warning")
+
+
+def stand_in_html(about: dict) -> Html:
+    name, wanted = about["name"], about["stand_in_for"]
+    return warning_html(
+        f"This is on {name}, the stand-in for {wanted}, which could not be had. It says nothing about {wanted}."
+    )
+
+
+def page(title: str, parts: list) -> str:
+    """A whole page; of its parts, what is no :class:`Html` is escaped."""
+    head = element("head", element("meta", charset="utf-8"), element("title", title), element("style", Html(_STYLE)))
+    return "<!doctype html>" + element("html", head, element("body", *parts), lang="en")
 
 
 def title_of(config: dict, run: dict) -> str:
@@ -132,51 +143,57 @@ def build(run_dir: str | Path) -> list[Verdict]:
     verdicts = [of_run(name, record, config) for name in config["claims"] if name in OF_RUN]
     drawn = figures.write_all(record, config, title, run_dir / "figures")
 
-    parts = [f"<h1>{escape(title)}</h1>"]
+    heading = lambda text: element("h2", text)
+    parts = [element("h1", title)]
     if run["data"]["stand_in_for"]:
         parts.append(stand_in_html(run["data"]))
     done = record.sizes["step"]
-    lost = lost_members(record, config)
-    parts.append(
-        f"<p>{len(members)} members, {done} of {config['steps']} steps, status: {escape(run['status'])}"
-        + (f", {len(lost)} diverged" if lost else "")
-        + "</p>"
-    )
+    lost, dead = lost_members(record, config), dead_members(record, config)
+    gone = "".join(f", {len(found)} {word}" for found, word in ((lost, "diverged"), (dead, "dead")) if found)
+    parts.append(element("p", f"{len(members)} members, {done} of {config['steps']} steps, status: {run['status']}{gone}"))
     if lost:
-        parts.append("<h2>Members that diverged</h2>")
-        parts.append("<p>Each is frozen from its step on, and is in no figure or claim after it.</p>")
+        parts.append(heading("Members that diverged"))
+        parts.append(element("p", "Each is frozen from its step on, and is in no figure or claim after it."))
         parts.append(table_html(("member", "step", "cause"), [tuple(row.values()) for row in lost]))
+    if dead:
+        parts.append(heading("Members whose network is dead"))
+        parts.append(
+            element("p", "From its step on the kernel of each is exactly zero: it does not learn any more, and is in no claim.")
+        )
+        parts.append(table_html(("member", "step"), [tuple(row.values()) for row in dead]))
     if untested:
-        parts.append(f'<p class="warning">Not tested at the cadences of this preset: {escape(", ".join(untested))}</p>')
+        parts.append(warning_html(f"Not tested at the cadences of this preset: {', '.join(untested)}"))
     if verdicts:
-        parts.append("<h2>Claims</h2>")
+        parts.append(heading("Claims"))
         parts += [verdict_html(v) for v in verdicts]
-    parts.append("<h2>Critical learning rate at initialisation</h2>")
+    parts.append(heading("Critical learning rate at initialisation"))
     # raises and cap only where the schedule has them
     axes = [axis for axis in ("seed", "raises", "cap", "lr_relative", "lr_init", "critical_lr_init") if axis in record.coords]
     rows = [(m["member"], *(record[axis].values[m["member"]].item() for axis in axes)) for m in members]
     header = {"lr_relative": "lr asked for / critical lr", "lr_init": "lr asked for", "critical_lr_init": "critical lr"}
     parts.append(table_html(("member", *(header.get(axis, axis) for axis in axes)), rows))
     if config["published_critical_lr"]:
-        parts.append(f"<p>Published for the network of this figure: {config['published_critical_lr']} (Zhu et al. 2024).</p>")
+        parts.append(
+            element("p", f"Published for the network of this figure: {config['published_critical_lr']} (Zhu et al. 2024).")
+        )
     if "critical_lr_batch" in record:
         uncertain, known = uncertain_steps(record), ~np.isnan(record["critical_lr_batch"].values)
-        parts.append(
-            f"<p>Whether a step is critical is not significant within {record.attrs.get('critical_lr_margin', 0):.1e} of the critical lr "
+        text = (
+            f"Whether a step is critical is not significant within {record.attrs.get('critical_lr_margin', 0):.1e} of the critical lr "
             "(rounding of the kernel, n times the largest error of an entry), or within the bound of its eigenvalue where that is larger: "
-            f"{int(uncertain.sum())} of {int(known.sum())} measured steps, crosses in the figure of the ratio.</p>"
+            f"{int(uncertain.sum())} of {int(known.sum())} measured steps, crosses in the figure of the ratio."
         )
+        parts.append(element("p", text))
     for name in [name for name in record if name.startswith("converged")]:
         share = record[name].values[~np.isnan(record[name].values)]
-        parts.append(
-            f"<p>{escape(name)}: kernel-vector products came to their tolerance at {int(share.sum())} of {share.size} measured steps.</p>"
-        )
+        text = f"{name}: kernel-vector products came to their tolerance at {int(share.sum())} of {share.size} measured steps."
+        parts.append(element("p", text))
     for path, caption in drawn.values():
         parts.append(image_html(path, caption))
     ends = [name for name in ENDS if name in record]
     if len(ends) > 1:
-        parts.append("<h2>Where training ended</h2>")
-        values, ok = {name: last(record, name) for name in ends}, finished(record, config)
+        parts.append(heading("Where training ended"))
+        values, ok = {name: last(record, config, name) for name in ends}, finished(record, config)
         if has_events(record, config) and "critical_lr_batch" in record:
             values = {"catapults": catapult_counts(record, config)} | values
         rows = [
@@ -184,17 +201,20 @@ def build(run_dir: str | Path) -> list[Verdict]:
             for label, m in by_setting(record, config)
         ]
         parts.append(table_html(("setting", "members that finished", *values), rows))
-        parts.append("<p>Mean over seeds with its 95 % bootstrap interval.</p>")
+        parts.append(element("p", "Mean over seeds with its 95 % bootstrap interval."))
     if run.get("agop_reference"):
-        parts.append("<h2>AGOP reference</h2>" + table_html(("", ""), list(run["agop_reference"].items()), "text"))
-    parts.append(f"<h2>Spikes above {config['events']['factor']} times the level</h2>")
+        parts += [heading("AGOP reference"), table_html(("", ""), list(run["agop_reference"].items()), "text")]
+    parts.append(heading(f"Spikes above {config['events']['factor']} times the level"))
+    parts.append(element("p", DEFINITION))
     header = (
         "member",
         "kind",
         "onset",
         "peak",
         "end",
+        "returned",
         "peak / level",
+        "overshoot",
         "share in top space",
         "lr",
         "critical lr",
@@ -208,8 +228,10 @@ def build(run_dir: str | Path) -> list[Verdict]:
             e.kind,
             e.onset,
             e.peak,
-            e.end if e.end >= 0 else "open",
+            e.end if e.end >= 0 else "-" if e.kind in ("divergence", "death") else "open",
+            e.returned if e.returned >= 0 else "-",
             e.peak_ratio,
+            e.overshoot,
             e.share_top,
             e.lr,
             e.critical_lr,
@@ -220,18 +242,28 @@ def build(run_dir: str | Path) -> list[Verdict]:
         for m, found in zip(members, events, strict=True)
         for e in found
     ]
-    parts.append(table_html(header, rows[:200]) if rows else "<p>None.</p>")
+    parts.append(table_html(header, rows[:200]) if rows else element("p", "None."))
     if len(rows) > 200:
-        parts.append(f"<p>The first 200 of {len(rows)}; all are in events.jsonl.</p>")
-    parts.append("<h2>Number of spikes for each factor</h2>")
+        parts.append(element("p", f"The first 200 of {len(rows)}; all are in events.jsonl."))
+    if rows:
+        parts.append(element("p", f"The first one: {next(str(e) for found in events for e in found)}"))
+    parts.append(heading("Number of spikes for each factor"))
     counts = {f: [len(found) for found in run_events(record, config, factor=f)] for f in FACTORS}
+    loss = record[spike_series(record)].values
+    scored = [int((spike_score(row) > SPIKE_SCORE).sum()) for row in loss]
     parts.append(
         table_html(
-            ("member", *(f"above {f}" for f in FACTORS)), [(m, *(counts[f][m] for f in FACTORS)) for m in range(len(members))]
+            ("member", *(f"above {f}" for f in FACTORS), f"steps with a score above {SPIKE_SCORE:g}"),
+            [(m, *(counts[f][m] for f in FACTORS), scored[m]) for m in range(len(members))],
+        )
+    )
+    parts.append(
+        element(
+            "p", "Score: standard deviations above the mean of the last 128 values of the loss; none in the first 128 steps."
         )
     )
     if "loss_batch_after" in record and "loss_train" in record:
-        parts.append("<h2>Exceedance as a predictor of a rise in the step</h2>")
+        parts.append(heading("Exceedance as a predictor of a rise in the step"))
         for name, tables in rise_predictions(record, config).items():
             rows = [(m, *table) for m, table in enumerate(tables)]
             header = (
@@ -245,25 +277,23 @@ def build(run_dir: str | Path) -> list[Verdict]:
                 "F1",
                 "base rate",
             )
-            parts.append(f"<h3>{escape(name)}</h3>" + table_html(header, rows))
-    parts.append("<h2>Data, kernel check, environment</h2>")
+            parts += [element("h3", name), table_html(header, rows)]
+    parts.append(heading("Data, kernel check, environment"))
     parts.append(table_html(("", ""), list(run["data"].items()), "text"))
-    parts.append(
-        f"<p>Kernel against neural_tangents on {run['kernel_check']['examples']} examples: {escape(run['kernel_check']['text'])}.</p>"
-    )
-    parts.append(f"<pre>{escape(json.dumps(run['environment'], indent=2))}</pre>")
+    check = run["kernel_check"]
+    parts.append(element("p", f"Kernel against neural_tangents on {check['examples']} examples: {check['text']}."))
+    parts.append(element("pre", json.dumps(run["environment"], indent=2)))
     if run.get("resumed_with"):
         changes = [differences(run["environment"], other) for other in run["resumed_with"]]
-        changed = "".join(
-            f"<li>{escape(name)}: {escape(str(then))} then, {escape(str(now))} in sitting {i + 2}</li>"
+        changed = [
+            element("li", f"{name}: {then} then, {now} in sitting {i + 2}")
             for i, change in enumerate(changes)
             for name, (then, now) in change.items()
-        )
-        parts.append(
-            f"<p>Resumed {len(changes)} times; {'the environment differed in' if changed else 'in the same environment'}</p>"
-        )
-        parts.append(f"<ul>{changed}</ul>" if changed else "")
-    parts.append(f"<h2>Config</h2><pre>{escape(json.dumps(config, indent=2))}</pre>")
+        ]
+        how = "the environment differed in" if changed else "in the same environment"
+        parts.append(element("p", f"Resumed {len(changes)} times; {how}"))
+        parts.append(element("ul", *changed) if changed else "")
+    parts += [heading("Config"), element("pre", json.dumps(config, indent=2))]
     records.write_text(run_dir / "report.html", page(title, parts))
     return verdicts
 

@@ -15,8 +15,8 @@ import multiprocessing
 import sys
 import traceback
 from concurrent.futures import ProcessPoolExecutor
-from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 from absl import flags
@@ -28,6 +28,7 @@ from experiments import config as configs
 from experiments.config import ConfigError, RunError
 from experiments.directory import held, is_new, written
 from experiments.main import default_workdir, run
+from experiments.markup import element
 
 _GRID = flags.DEFINE_multi_string("grid", [], "FIELD=v1,v2,...; may be given several times. Default: the config's own sweep.")
 _PROCESSES = flags.DEFINE_integer("processes", 1, "Runs at a time.", lower_bound=1)
@@ -152,26 +153,33 @@ def summary(runs: list[tuple[dict, ConfigDict]], workdir: Path) -> list[dict]:
             verdicts.until_lost(records.open_record(directory).load()),
             json.loads((directory / "config.json").read_text()),
         )
-        ends = {name: verdicts.last(record, name) for name in report.ENDS if name in record}
+        ends = {name: verdicts.last(record, config, name) for name in report.ENDS if name in record}
         critical = "critical_lr_batch" in record
         predicted = critical and "loss_batch_after" in record
         catapults, ok = verdicts.catapult_counts(record, config), verdicts.finished(record, config)
         spikes = [len(found) for found in verdicts.run_events(record, config)]
         looked = verdicts.has_events(record, config)
         label = {m: name for name, members in verdicts.by_setting(record, config) for m in members}
+        active, dead = verdicts.active(record, config)[:, -1], verdicts.dead_steps(record, config)
         coordinates = [name for name in ("seed", "rate", "lr_init", "raises", "cap") if name in record.coords]
         for m in range(record.sizes["member"]):
             # The end of a member that is done is the first step at which it was.
             done = record["done"].values[m] if "done" in record else np.zeros(1, bool)
             steps = int(done.argmax()) if done.any() else record.sizes["step"]
-            found = verdicts.batch_prediction(record, m) if predicted else None
+            found = verdicts.batch_prediction(record, config, m) if predicted else None
             rows.append(
                 chosen
                 | {name: _short(record[name].values[m].item()) for name in coordinates}
-                | {"setting": label[m], "finished": bool(ok[m]), "alive": bool(record["alive"].values[m, -1]), "steps": steps}
+                | {
+                    "setting": label[m],
+                    "finished": bool(ok[m]),
+                    "alive": bool(active[m]),
+                    "dead_from": int(dead[m]),
+                    "steps": steps,
+                }
                 | ({"catapults": int(catapults[m])} if looked and critical else {})
                 | ({"spikes": spikes[m]} if looked else {})
-                | ({"critical_steps": verdicts.critical_share(record, m)} if critical else {})
+                | ({"critical_steps": verdicts.critical_share(record, config, m)} if critical else {})
                 | ({name: getattr(found, name) for name in (*verdicts.CONFUSION, *_PREDICTION)} if found else {})
                 | {name: float(values[m]) for name, values in ends.items()}
                 | {"run": directory.name}
@@ -201,11 +209,16 @@ def write_summary(
     writer.writerows(rows)
     records.write_text(workdir / "summary.csv", file.getvalue())
     found = find_verdicts(rows, config, config.claims, about)
+    dead = [row for row in rows if row["dead_from"] >= 0]
     parts = [
-        f"<h1>{escape(title)}</h1>",
+        element("h1", title),
         *([report.stand_in_html(about)] if about["stand_in_for"] else []),
-        *(f'<p class="warning">{escape(f"{name}: {why}")}</p>' for name, why in failures.items()),
+        *(report.warning_html(f"{name}: {why}") for name, why in failures.items()),
     ]
+    if dead:
+        parts.append(report.warning_html(f"The network of {len(dead)} of {len(rows)} members is dead; they did not finish:"))
+        header = (*axes, "setting", "seed", "dead from step")
+        parts.append(report.table_html(header, [(*(r[a] for a in (*axes, "setting", "seed")), r["dead_from"]) for r in dead]))
     tables = [v.table for v in found]
     parts += [report.verdict_html(v._replace(table=() if v.table in tables[:i] else v.table)) for i, v in enumerate(found)]
     picture = figures.save(figures.sweep_figure(rows, tuple(axes) or ("rate",), title), workdir / "summary")
@@ -224,13 +237,11 @@ def write_summary(
                 *(verdicts.text_of([row[name] for row in ended if name in row]) for name in metrics),
             )
         )
-    parts.append("<h2>Mean over the seeds that finished, with its 95 % bootstrap interval</h2>")
+    parts.append(element("h2", "Mean over the seeds that finished, with its 95 % bootstrap interval"))
     parts.append(report.table_html((*axes, "setting", "finished", *metrics), table))
-    parts.append("<h2>Runs</h2><ul>")
-    parts += [
-        f'<li><a href="{escape(name)}/report.html">{escape(name)}</a></li>' for name in dict.fromkeys(r["run"] for r in rows)
-    ]
-    parts.append("</ul>")
+    names = dict.fromkeys(row["run"] for row in rows)
+    links = [element("li", element("a", name, href=f"./{quote(name)}/report.html")) for name in names]
+    parts += [element("h2", "Runs"), element("ul", *links)]
     records.write_text(workdir / "summary.html", report.page(title, parts))
     return found
 

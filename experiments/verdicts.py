@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from catapult_jax.events import FACTORS, Event, Prediction, find_events, momentum_horizon, prediction, scores
+from catapult_jax.events import FACTORS, Event, Prediction, dead_from, find_events, momentum_horizon, prediction, scores
 from experiments import optimizers
 
 REPRODUCED, NOT_REPRODUCED, NOT_TESTED = "reproduced", "not reproduced", "not tested"
@@ -31,28 +32,73 @@ def run_events(record, config: dict[str, Any], *, factor: float | None = None) -
         return [[] for _ in range(record.sizes["member"])]
     loss, split = record[spike_series(record)], "loss_train" if is_stochastic(config) else "loss"
     pick = lambda name, m: record[name].values[m] if name in record else None
-    missing = np.full(record.sizes["step"], np.nan)
+    missing, factor = np.full(record.sizes["step"], np.nan), settings["factor"] if factor is None else factor
     events = []
     for m in range(record.sizes["member"]):
-        alive = record["alive"].values[m]
-        known = slice(0, None if alive[-1] else int(alive.argmin()) + 1)  # up to the step at which it was lost
+        active = record["alive"].values[m]
+        known = slice(0, None if active[-1] else int(active.argmin()) + 1)  # up to the step at which it diverged
         cut = lambda values, known=known: None if values is None else values[known]
         critical = pick("critical_lr_batch", m)
-        events.append(
-            find_events(
+        critical = missing if critical is None else critical
+        if "lambda_max_batch" in record:  # with a decay the critical lr of a kernel of zero is not infinite
+            critical = np.where(record["lambda_max_batch"].values[m] == 0, np.inf, critical)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="the loss changes by")  # it is the training loss
+            found = find_events(
                 cut(loss.values[m]),
                 cut(record["lr"].values[m]),
-                cut(missing if critical is None else critical),
-                lambda_max=cut(pick("lambda_max_batch", m)),
+                cut(critical),
+                lambda_max=cut(pick(lambda_series(record, config), m)),
                 loss_top=cut(pick(f"{split}_top", m)),
                 loss_rest=cut(pick(f"{split}_rest", m)),
-                factor=settings["factor"] if factor is None else factor,
-                delta=min(settings["delta"], ((settings["factor"] if factor is None else factor) - 1) / 2),
+                factor=factor,
+                delta=min(settings["delta"], (factor - 1) / 2),
                 horizon=settings["horizon"],
                 momentum_horizon=momentum_horizon(optimizers.momentum(config["optimizer"])),
+                dead_steps=_steps_of_an_epoch(config),
             )
-        )
+        events.append(found)
     return events
+
+
+def lambda_series(record, config: dict[str, Any]) -> str | None:
+    """The series of lambda_max whose values are all of the same examples; None: only those of random batches, or none."""
+    same = ("lambda_max_train", "lambda_max_probe", *(() if is_stochastic(config) else ("lambda_max_batch",)))
+    return next((name for name in same if name in record), None)
+
+
+def _steps_of_an_epoch(config: dict[str, Any]) -> int:
+    """Steps in which every example is in a batch once."""
+    return config["data"]["train_size"] // config["optimizer"]["batch_size"] if is_stochastic(config) else 1
+
+
+def dead_steps(record, config: dict[str, Any]) -> np.ndarray:
+    """For each member the step from which on its network is dead, -1: it is not; see :func:`catapult_jax.dead_from`.
+
+    Where only the kernels of random batches are on record, they must be zero for an epoch, to the end. A member that diverged is not dead.
+    """
+    found, name = np.full(record.sizes["member"], -1), lambda_series(record, config)
+    name, steps = (name, 1) if name else ("lambda_max_batch", _steps_of_an_epoch(config))
+    if name in record:
+        for m in np.flatnonzero(record["alive"].values[:, -1]):
+            found[m] = dead_from(record[name].values[m], record[spike_series(record)].values[m], steps=steps)
+    return found
+
+
+def dead_members(record, config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Members whose network is dead: ``member``, ``step`` from which on."""
+    return [{"member": m, "step": int(step)} for m, step in enumerate(dead_steps(record, config)) if step >= 0]
+
+
+def dead_text(dead: list[dict[str, Any]]) -> str:
+    """How many are dead, and which."""
+    return f"dead: {len(dead)} ({', '.join('member {member} from step {step}'.format(**one) for one in dead)})"
+
+
+def active(record, config: dict[str, Any]) -> np.ndarray:
+    """(member, step): the member has not diverged and is not dead."""
+    dead, steps = dead_steps(record, config)[:, None], np.arange(record.sizes["step"])
+    return record["alive"].values & ~((dead >= 0) & (steps >= dead))
 
 
 def uncertain_steps(record) -> np.ndarray:
@@ -75,7 +121,7 @@ def lost_members(record, config: dict[str, Any]) -> list[dict[str, Any]]:
     for m in np.flatnonzero(~alive[:, -1]):
         step = int(np.argmin(alive[m]))
         finite = all(np.isfinite(record[name].values[m, step]) for name in ("loss_batch", "loss_train") if name in record)
-        cause = f"the loss was not back within {config['events']['horizon']} steps" if finite else "the loss was not finite"
+        cause = f"a spike did not close within {config['events']['horizon']} steps" if finite else "the loss was not finite"
         found.append({"member": int(m), "step": step, "cause": cause})
     return found
 
@@ -149,9 +195,9 @@ def first_catapult(record, config) -> Verdict:
         return Verdict("first_catapult", statement, NOT_TESTED, "no member starts above the critical lr")
     onset, share = [e.onset for e in found], [e.share_top for e in found]
     # The kernel of a spike that has not closed by the end of the run is the last one measured.
-    after = {
-        m: e.lambda_max_after if e.end >= 0 else float(record["lambda_max_batch"].values[m, -1]) for m, e in firsts.items() if e
-    }
+    name = lambda_series(record, config)
+    ending = lambda m: float(record[name].values[m, -1]) if name else np.nan
+    after = {m: e.lambda_max_after if e.end >= 0 else ending(m) for m, e in firsts.items() if e}
     ratio = [after[m] / e.lambda_max_before for m, e in firsts.items() if e]
     holds = (
         len(found) == len(chosen)
@@ -173,7 +219,7 @@ def spikes_are_catapults(record, config) -> Verdict:
     """Spikes need an exceedance of the *current* critical lr, whatever the lr was relative to the initial one."""
     statement = (
         f"No spike (factor {config['events']['factor']}) starts before the first step with lr above the current critical lr, "
-        "and every spike has such a step at its onset"
+        "and every spike is a catapult: it has such a step from its onset to its peak"
     )
     events = run_events(record, config)
     above = record["lr"].values > record["critical_lr_batch"].values
@@ -181,7 +227,7 @@ def spikes_are_catapults(record, config) -> Verdict:
     for m, found in enumerate(events):
         first = int(np.argmax(above[m])) if above[m].any() else np.inf
         early += sum(e.onset < first for e in found)
-        explained += sum(e.lr > e.critical_lr for e in found)
+        explained += sum(e.kind == "catapult" for e in found)
         total += len(found)
     for label, members in by_setting(record, config):
         firsts = [events[m][0].onset for m in members if events[m]]
@@ -192,13 +238,12 @@ def spikes_are_catapults(record, config) -> Verdict:
         )
     if not total:
         return Verdict("spikes_are_catapults", statement, NOT_TESTED, "no spike; " + "; ".join(per_rate))
-    lost = sum(e.kind == "divergence" for found in events for e in found)
-    on_the_way = sum(above[m, e.onset : e.peak + 1].any() for m, found in enumerate(events) for e in found)
-    ratio = record["lr"].values / record["critical_lr_batch"].values
-    unexplained = [ratio[m, e.onset] for m, found in enumerate(events) for e in found if e.kind == "unexplained"]
+    kinds = [e.kind for found in events for e in found]
+    at_onset = sum(e.kind == "catapult" and e.lr > e.critical_lr for found in events for e in found)
+    later = [e.lr / e.critical_lr for found in events for e in found if not e.lr > e.critical_lr]
     effect = (
-        f"{explained} of {total} spikes have an exceedance at onset, {on_the_way} at a step from onset to peak; lr / critical lr at "
-        f"the onset of the others {_spread(unexplained)}; {lost} divergences; {early} start before the first exceedance; "
+        f"{explained} of {total} spikes are catapults, {at_onset} of them with an exceedance at the onset; lr / critical lr at "
+        f"the onset of the others {_spread(later)}; {kinds.count('divergence')} divergences, {kinds.count('death')} deaths; {early} start before the first exceedance; "
     )
     holds = early == 0 and explained == total
     return Verdict("spikes_are_catapults", statement, REPRODUCED if holds else NOT_REPRODUCED, effect + "; ".join(per_rate))
@@ -228,26 +273,26 @@ def catapult_follows_raise(record, config) -> Verdict:
     return Verdict("catapult_follows_raise", statement, REPRODUCED if holds else NOT_REPRODUCED, effect)
 
 
-def batch_prediction(record, m: int) -> Prediction:
+def batch_prediction(record, config, m: int) -> Prediction:
     """Exceedance as a predictor of a rise of the loss on the same batch in the step, for one member."""
     critical = record["critical_lr_batch"].values[m]
     before, after = record["loss_batch"].values[m], record["loss_batch_after"].values[m]
     known = (
-        np.isfinite(critical) & np.isfinite(before) & ~np.isnan(after) & _going(record, m)
+        np.isfinite(critical) & np.isfinite(before) & ~np.isnan(after) & _going(record, config, m)
     )  # a frozen member predicts nothing
     return prediction((record["lr"].values[m] > critical)[known], (after > before)[known])
 
 
-def _going(record, m: int) -> np.ndarray:
-    """Steps at which a member was neither done nor lost."""
-    alive = record["alive"].values[m]
-    return alive & ~record["done"].values[m] if "done" in record else alive
+def _going(record, config, m: int) -> np.ndarray:
+    """Steps at which a member was neither done nor lost nor dead."""
+    going = active(record, config)[m]
+    return going & ~record["done"].values[m] if "done" in record else going
 
 
-def critical_share(record, m: int) -> float:
+def critical_share(record, config, m: int) -> float:
     """Share of the steps with a known critical lr, until the member was done, at which the lr was above it."""
     critical = record["critical_lr_batch"].values[m]
-    known = ~np.isnan(critical) & _going(record, m)
+    known = ~np.isnan(critical) & _going(record, config, m)
     return float((record["lr"].values[m] > critical)[known].mean()) if known.any() else float("nan")
 
 
@@ -258,9 +303,9 @@ def rise_predictions(record, config) -> dict[str, list[Prediction]]:
     events = run_events(record, config)
     for m in range(record.sizes["member"]):
         critical = record["critical_lr_batch"].values[m]
-        above, going = record["lr"].values[m] > critical, _going(record, m)
+        above, going = record["lr"].values[m] > critical, _going(record, config, m)
         full = record["loss_train"].values[m]
-        tables["batch loss"].append(batch_prediction(record, m))
+        tables["batch loss"].append(batch_prediction(record, config, m))
         known = np.isfinite(critical[:-1]) & np.isfinite(full[:-1]) & ~np.isnan(full[1:]) & going[:-1]
         tables["full training loss"].append(prediction(above[:-1][known], (full[1:] > full[:-1])[known]))
         climbing = np.zeros(len(full), bool)
@@ -277,7 +322,7 @@ def exceedance_predicts_rise(record, config) -> Verdict:
         "precision at least 0.9 and recall at least 0.95"
     )
     name = "exceedance_predicts_rise"
-    tables, alive = rise_predictions(record, config), record["alive"].values[:, -1]
+    tables, alive = rise_predictions(record, config), active(record, config)[:, -1]
     parts, holds, told = [], True, True
     for label, members in by_setting(record, config):
         members = [m for m in members if alive[m]]
@@ -291,7 +336,7 @@ def exceedance_predicts_rise(record, config) -> Verdict:
         holds &= batch_sum.precision >= 0.9 and batch_sum.recall >= 0.95
         told &= not (np.isnan(batch_sum.precision) or np.isnan(batch_sum.recall))
     lost = int((~alive).sum())
-    effect = "; ".join(parts) + (f"; {lost} members diverged and are left out" if lost else "")
+    effect = "; ".join(parts) + (f"; {lost} members diverged or are dead, and are left out" if lost else "")
     if not told:
         return Verdict(name, statement, NOT_TESTED, "a rate without exceedances or without rises; " + effect)
     return Verdict(name, statement, REPRODUCED if holds else NOT_REPRODUCED, effect)
@@ -356,10 +401,10 @@ def text_of(values) -> str:
     return f"{mean:.3g}" if np.isnan(low) else f"{mean:.3g} [{low:.3g}, {high:.3g}]"
 
 
-def last(record, name: str) -> np.ndarray:
+def last(record, config, name: str) -> np.ndarray:
     """The last measured value of each member, for one that came to the loss to stop at the last one since; NaN where there is
-    none, or the member was lost."""
-    values, alive = record[name].values.astype(float), record["alive"].values[:, -1]
+    none, or the member was lost or is dead."""
+    values, alive = record[name].values.astype(float), active(record, config)[:, -1]
     done = record["done"].values if "done" in record else np.zeros(values.shape, bool)
     values = np.where(done.any(1, keepdims=True) & ~done, np.nan, values)
     found = [
@@ -377,11 +422,13 @@ _SAME_LOSS = 0.8  # a member that ends below this multiple of the loss to stop a
 
 
 def finished(record, config) -> np.ndarray:
-    """Members that ended at the loss to stop at, between 0.8 and 1 times it; without such a loss, those that were not lost."""
-    alive = record["alive"].values[:, -1]
+    """Members that ended at the loss to stop at, between 0.8 and 1 times it; without such a loss, those that are neither lost nor dead."""
+    alive = active(record, config)[:, -1]
     if "done" not in record:
         return alive.copy()
-    return record["done"].values[:, -1] & alive & (last(record, "loss_train") >= _SAME_LOSS * config["run"]["stop_loss"])
+    return (
+        record["done"].values[:, -1] & alive & (last(record, config, "loss_train") >= _SAME_LOSS * config["run"]["stop_loss"])
+    )
 
 
 def _rank_correlation(x, y) -> float:
@@ -397,22 +444,22 @@ def _decide(*tests: bool | None) -> str:
 
 
 class _OnTheWay(NamedTuple):
-    """Spikes of one factor, member by member, and the exceedances from their onset to their peak."""
+    """Spikes of one factor, member by member, and the exceedances on their way up."""
 
-    hits: list[list[bool]]  # one on the way
+    hits: list[list[bool]]  # catapults: one from onset to peak, or within the momentum's memory before
     base: list[list[float]]  # share of all windows of that length in the steps of that member that hold one
     shares: list[float]  # of the rise in the top space
 
 
 def _on_the_way(record, config, factor: float) -> _OnTheWay:
-    found = _OnTheWay([], [], [])
+    found, memory = _OnTheWay([], [], []), momentum_horizon(optimizers.momentum(config["optimizer"]))
     for m, events in enumerate(run_events(record, config, factor=factor)):
-        above = (record["lr"].values[m] > record["critical_lr_batch"].values[m])[: _going(record, m).sum()]
+        above = (record["lr"].values[m] > record["critical_lr_batch"].values[m])[: _going(record, config, m).sum()]
         hits, base = [], []
         for e in events:
-            if e.kind != "divergence":
-                length = max(e.peak - e.onset, 1)
-                hits.append(bool(above[e.onset : e.onset + length].any()))
+            if e.kind not in ("divergence", "death") and len(above):
+                length = min(memory + e.peak - e.onset + 1, len(above))
+                hits.append(e.kind == "catapult")
                 base.append(float(np.lib.stride_tricks.sliding_window_view(above, length).any(1).mean()))
                 found.shares.append(e.share_top)
         found.hits.append(hits)
@@ -428,12 +475,12 @@ def sgd_spikes_are_catapults(record, config) -> Verdict:
     k, factor = config["measure"]["top_k"], config["events"]["factor"]
     part = "of the rise" if config["loss"] == "mse" else "of the rise of the Newton decrement"
     statement = (
-        f"At least 95 % of the spikes of the full training loss (factor {factor}, divergences apart) have, from onset to peak, a step "
+        f"At least 95 % of the spikes of the full training loss (factor {factor}, divergences and deaths apart) have, from onset to peak, a step "
         "with lr above the critical lr of its batch, more often than windows of the same length anywhere in the same runs (the base "
         f"rate; {_BEYOND}), and on average at least 90 % {part} lies in the top-{k} eigenspace of the kernel of the training set"
     )
     name = "sgd_spikes_are_catapults"
-    critical = np.array([critical_share(record, m) for m in range(record.sizes["member"])])
+    critical = np.array([critical_share(record, config, m) for m in range(record.sizes["member"])])
     critical = critical[~np.isnan(critical)]
     found = _on_the_way(record, config, factor)
     flat = lambda lists: np.array([value for values in lists for value in values], float)
@@ -442,7 +489,7 @@ def sgd_spikes_are_catapults(record, config) -> Verdict:
         return Verdict(name, statement, NOT_TESTED, f"no spike; {text_of(critical)} of the steps critical")
     gain = [np.mean(h) - np.mean(b) for h, b in zip(found.hits, found.base, strict=True) if h]
     shares = np.array(found.shares)[np.isfinite(found.shares)]
-    at_onset = sum(e.kind == "catapult" for events in run_events(record, config, factor=factor) for e in events)
+    at_onset = sum(e.lr > e.critical_lr for events in run_events(record, config, factor=factor) for e in events)
     by_factor = []
     for other in FACTORS:
         at = _on_the_way(record, config, other)
@@ -451,8 +498,8 @@ def sgd_spikes_are_catapults(record, config) -> Verdict:
             by_factor.append(f"factor {other}: {rates[0]:.0%} of {count} (base rate {rates[1]:.0%})")
     effect = (
         f"{hits.mean():.0%} of {len(hits)} spikes have one on the way (base rate {base.mean():.0%}, difference over seeds {text_of(gain)}), "
-        f"share of the rise in the top space {text_of(shares)}; {at_onset} have one at the very onset, or within the momentum's memory "
-        f"before it; {', '.join(by_factor)}; {text_of(critical)} of all steps are critical"
+        f"share of the rise in the top space {text_of(shares)}; {at_onset} have one at the very onset; {', '.join(by_factor)}; "
+        f"{text_of(critical)} of all steps are critical"
     )
     if len(hits) < _MIN_SPIKES or not len(shares):
         return Verdict(
@@ -472,7 +519,7 @@ def cycles_cause_catapults(record, config) -> Verdict:
     name, period = "cycles_cause_catapults", config["schedule"]["period"]
     events = run_events(record, config)
     above = record["lr"].values > record["critical_lr_batch"].values
-    alive = record["alive"].values
+    alive = active(record, config)
     with_spike: dict[bool, list[bool]] = {True: [], False: []}
     per_rate = []
     for label, members in by_setting(record, config):
@@ -487,7 +534,7 @@ def cycles_cause_catapults(record, config) -> Verdict:
     kinds = [e.kind for found in events for e in found]
     effect = (
         f"spikes in {sum(with_spike[True])} of {len(with_spike[True])} cycles with an exceedance and in {sum(with_spike[False])} of "
-        f"{len(with_spike[False])} without; {kinds.count('catapult')} of {len(kinds)} spikes have an exceedance at onset; "
+        f"{len(with_spike[False])} without; {kinds.count('catapult')} of {len(kinds)} spikes are catapults; "
         + "; ".join(per_rate)
     )
     if min(map(len, with_spike.values())) < _MIN_SPIKES:
@@ -505,7 +552,9 @@ def catapults_raise_alignment(record, config) -> Verdict:
     )
     name = "catapults_raise_alignment"
     counts, ok, seeds = catapult_counts(record, config), finished(record, config), record["seed"].values
-    series = {key: last(record, key) for key in ("agop_alignment", "loss_test", "error_test", "loss_train") if key in record}
+    series = {
+        key: last(record, config, key) for key in ("agop_alignment", "loss_test", "error_test", "loss_train") if key in record
+    }
     parts = []
     for label, members in by_setting(record, config):
         ended = members[ok[members]]
@@ -538,7 +587,7 @@ def forbidding_catapults_hurts(record, config) -> Verdict:
     ratio, going = record["lr"].values / record["critical_lr_batch"].values, ~record["done"].values
     ratios = np.array([row[own].mean() if own.any() else np.nan for row, own in zip(ratio, going, strict=True)])
     series = {"catapults": counts} | {
-        key: last(record, key) for key in ("agop_alignment", "loss_test", "error_test", "loss_train") if key in record
+        key: last(record, config, key) for key in ("agop_alignment", "loss_test", "error_test", "loss_train") if key in record
     }
     series["lr / critical lr"] = ratios
     members = {
@@ -576,8 +625,8 @@ def catapults_help_beyond_cycles(record, config) -> Verdict:
         "Under the same cycles of the lr, without a cap and held below the critical lr, each at the lr of one grid with the smallest mean validation "
         f"error: a higher test accuracy where catapults are allowed ({_BEYOND} on the paired differences), and more steps above the critical lr"
     )
-    ends = {key: last(record, key) for key in ("error_val", "error_test")}
-    critical, seeds = np.array([critical_share(record, m) for m in range(len(caps))]), record["seed"].values
+    ends = {key: last(record, config, key) for key in ("error_val", "error_test")}
+    critical, seeds = np.array([critical_share(record, config, m) for m in range(len(caps))]), record["seed"].values
     arms, parts = {}, []
     for word, own in (("allowed", np.isinf(caps)), ("held", np.isfinite(caps))):
         mean = {rate: ends["error_val"][own & (rates == rate)].mean() for rate in np.unique(rates[own])}
@@ -608,7 +657,7 @@ def adagrad_outgrows_its_lr(record, config) -> Verdict:
     )
     name, period = "adagrad_outgrows_its_lr", config["schedule"]["period"]
     lr, exact, bound = (record[key].values for key in ("lr", "critical_lr_batch", "critical_lr_bound_batch"))
-    least, ok = record["preconditioner_min"].values, record["alive"].values[:, -1]
+    least, ok = record["preconditioner_min"].values, active(record, config)[:, -1]
     above, steps = lr > exact, lr.shape[1]
     growth = np.median(exact[:, -period:], 1) / np.median(exact[:, :period], 1)
     late = above[:, -steps // 4 :].mean(1)
@@ -630,7 +679,7 @@ def adagrad_outgrows_its_lr(record, config) -> Verdict:
         f"entry of P {text_of(least[:, 0])} at first, {text_of(least[:, -1])} at last"
     )
     if not ok.all():
-        return Verdict(name, statement, NOT_TESTED, f"{(~ok).sum()} members were lost; " + effect)
+        return Verdict(name, statement, NOT_TESTED, f"{(~ok).sum()} members were lost or are dead; " + effect)
     if not above.any(1).all():
         return Verdict(name, statement, NOT_TESTED, "a seed without a critical step; " + effect)
     if np.isnan(bound).any():
@@ -956,9 +1005,12 @@ def of_run(name: str, record, config: dict[str, Any]) -> Verdict:
     """What a record says of a claim. Where the claim rests on the critical lr of every step, it must be known at every step of every
     member that goes on; otherwise nothing is said."""
     found = OF_RUN[name](record, config)
+    dead = dead_members(record, config)
+    if dead:
+        found = found._replace(effect=f"{found.effect}; {dead_text(dead)} of {record.sizes['member']} members")
     if "measure.batch_kernel_every" not in NEEDS.get(name, ()):
         return found
-    going = np.array([_going(record, m) for m in range(record.sizes["member"])])
+    going = np.array([_going(record, config, m) for m in range(record.sizes["member"])])
     unknown = int((np.isnan(record["critical_lr_batch"].values) & going).sum())
     if not unknown:
         return found
@@ -977,4 +1029,5 @@ def of_sweep(name: str, rows: list[dict], config: dict[str, Any]) -> Verdict:
             NOT_TESTED,
             f"not measured in every run: {', '.join(missing)}",
         )
-    return OF_SWEEP[name](rows, config)
+    found, dead = OF_SWEEP[name](rows, config), sum(row.get("dead_from", -1) >= 0 for row in rows)
+    return found._replace(effect=f"{found.effect}; dead: {dead} of {len(rows)} members") if dead else found

@@ -256,7 +256,7 @@ def test_a_member_that_does_not_come_back_is_frozen_too(tmp_path):
     config = tiny(steps=20, members__lr_relative=(0.5, 1.67), events__horizon=2, model__width=256, data__name="natural_patches")
     main.run(config, tmp_path / "run")
     (member,) = json.loads((tmp_path / "run" / "run.json").read_text())["lost"]
-    assert (member["member"], member["cause"]) == (1, "the loss was not back within 2 steps")
+    assert (member["member"], member["cause"]) == (1, "a spike did not close within 2 steps")
     record = catapult_jax.open_record(tmp_path / "run").load()
     loss, last = record["loss_batch"].values[1], member["step"]
     assert np.isfinite(loss).all() and len(set(loss[last:].tolist())) == 1  # frozen on the weights of that step

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from catapult_jax.events import DEFINITION
 from configs import batch_size, quickstart
 from experiments import building, claims, sweep, verdicts
 from experiments.config import ConfigError
@@ -129,6 +130,7 @@ def test_the_page_of_claims(tmp_path):
     assert len(rows) == sum(len(e.claims) for e in claims.EXPERIMENTS)
     assert sum("| not run |" in row for row in rows) == len(rows) - 3
     assert "no file" not in page and str(tmp_path / "docs") not in page
+    assert f"Definition of the events: {DEFINITION}" in page
     assert "(#cifar_gdfcn)" in page and "--config=configs/batch_size.py:cifar2,ce,smoke" in page
     with_other = next(e for e in chosen if e.name == "cifar_gd:fcn")._replace(cpu={"steps": 7})
     assert claims.results(with_other, "cpu", tmp_path / "runs") == "run with another config"

@@ -211,7 +211,7 @@ def test_catapults_raise_alignment():
 def test_the_last_value_of_a_member_that_stopped_is_one_of_its_end():
     made = members_with([0, 0], [0, 1], loss_test=[1.0, 2.0])
     made["loss_test"][0, -1] = np.nan  # measured before its end alone
-    assert np.isnan(verdicts.last(made, "loss_test")[0]) and verdicts.last(made, "loss_test")[1] == 2
+    assert np.isnan(verdicts.last(made, AGOP, "loss_test")[0]) and verdicts.last(made, AGOP, "loss_test")[1] == 2
 
 
 def test_forbidding_catapults():
@@ -545,3 +545,81 @@ def test_interval_holds_the_mean_and_is_the_same_every_time():
     assert low < mean < high and verdicts.interval(values) == (mean, low, high)
     assert 0.5 < (high - low) / (2 * 1.96 * values.std() / 20**0.5) < 1.5
     assert np.isnan(verdicts.interval([1.0])[1]) and np.isnan(verdicts.interval([])[0])
+
+
+# Networks that die: the kernel is exactly zero to the end.
+DIES, DEAD_KERNEL = [1.0, 20.0, 2e7, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, np.inf, np.inf, np.inf]
+SMALL_BATCHES = FIG3 | {"optimizer": FIG3["optimizer"] | {"batch_size": FIG3["data"]["train_size"] // 2}}  # two steps an epoch
+
+
+def kinds(made, config):
+    return [[e.kind for e in found] for found in verdicts.run_events(made, config)]
+
+
+def test_a_death_is_no_catapult():
+    made = record([SPIKE, DIES], 1.5, [DROPS, DEAD_KERNEL])
+    assert kinds(made, FIG3) == [["catapult"], ["death"]]
+    assert verdicts.catapult_counts(made, FIG3).tolist() == [1, 0]
+    assert verdicts.dead_members(made, FIG3) == [{"member": 1, "step": 3}]
+    assert verdicts.finished(made, FIG3).tolist() == [True, False]
+    assert np.isnan(verdicts.last(made, FIG3, "loss_train")[1]) and verdicts.last(made, FIG3, "loss_train")[0] == 0.8
+
+
+@pytest.mark.parametrize("name", ["first_catapult", "spikes_are_catapults"])
+def test_a_death_reproduces_nothing_and_is_named(name):
+    found = verdicts.of_run(name, record([SPIKE, DIES], 1.5, [DROPS, DEAD_KERNEL]), FIG3)
+    assert found.verdict == verdicts.NOT_REPRODUCED
+    assert found.effect.endswith("; dead: 1 (member 1 from step 3) of 2 members")
+    assert "dead" not in verdicts.of_run(name, record([SPIKE, SPIKE], 1.5, DROPS), FIG3).effect
+
+
+@pytest.mark.parametrize(
+    ("loss", "critical", "dead_from", "kind"),
+    [
+        ([1, 20, 30, 30, 30, 30], [1, 1, np.inf, np.inf, np.inf, np.inf], 2, ["death"]),  # the spike never closes
+        ([1, 0.9, 0.8, 0.8, 0.8, 0.8], [9, 9, np.inf, np.inf, np.inf, np.inf], 2, []),  # without a spike
+        ([1, 1, 1, 1, 1, 1], [np.inf] * 6, 0, []),  # from the start
+        (DIES, [1, 1, 1, np.inf, 1, 1], -1, ["catapult"]),  # a kernel of zero at one step alone
+    ],
+)
+def test_ways_to_die(loss, critical, dead_from, kind):
+    made = record(np.array([loss, SPIKE], float), 1.5, np.array([critical, DROPS], float))
+    assert kinds(made, FIG3)[0] == kind
+    assert verdicts.dead_steps(made, FIG3).tolist() == [dead_from, -1]
+
+
+@pytest.mark.parametrize(
+    ("critical", "dead_from", "kind"),
+    [
+        ([1, 1, 1, np.inf, np.inf, np.inf], 3, "death"),
+        ([1, 1, 1, np.inf, 1, 1], -1, "catapult"),  # one batch
+        ([1, 1, 1, 1, 1, np.inf], -1, "catapult"),  # one batch, the last: less than an epoch
+    ],
+)
+def test_random_batches_are_dead_after_an_epoch_without_a_kernel(critical, dead_from, kind):
+    made = record(DIES, 1.5, critical)
+    assert verdicts.lambda_series(made, SMALL_BATCHES) is None
+    assert kinds(made, SMALL_BATCHES) == [[kind]]
+    assert verdicts.dead_steps(made, SMALL_BATCHES).tolist() == [dead_from]
+
+
+def test_lambda_max_of_an_event_is_never_that_of_two_batches():
+    made = record(SPIKE, 1.5, DROPS)
+    (event,) = verdicts.run_events(made, SMALL_BATCHES)[0]
+    assert np.isnan(event.lambda_max_before) and np.isnan(event.lambda_max_after)
+    probe = made.assign(lambda_max_probe=(("member", "step"), [[5.0, 4.0, 3.0, 2.0, 1.0, 1.0]]))
+    (event,) = verdicts.run_events(probe, SMALL_BATCHES)[0]
+    assert (event.lambda_max_before, event.end, event.lambda_max_after) == (5.0, 3, 2.0)
+
+
+def test_a_weight_decay_does_not_hide_a_death_in_random_batches():
+    """With it the critical lr of a kernel of zero is finite."""
+    made = record(DIES, 1.5, [1, 1, 1, 4, 4, 4])
+    made["lambda_max_batch"][:, 3:] = 0.0
+    assert kinds(made, SMALL_BATCHES) == [["death"]]
+
+
+def test_all_members_that_die_are_in_no_claim_on_a_sweep():
+    rows = [row | {"alive": False, "finished": False, "dead_from": 3} for row in optimizer_rows(-1.0)]
+    found = verdicts.of_sweep("alignment_over_optimizers", rows, OPTIMIZERS)
+    assert found.verdict == verdicts.NOT_TESTED and found.effect.endswith(f"dead: {len(rows)} of {len(rows)} members")

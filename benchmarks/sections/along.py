@@ -115,8 +115,8 @@ def follow(variant: str, seeds: int, steps: int) -> list[dict[str, list]]:
         critical = 2 / truth
         spike = np.zeros(steps, bool)
         for event in find_events(loss_train, np.full(steps, float(lr)), critical, factor=FACTOR):
-            window = slice(event.onset, event.end + 1 if event.end >= 0 else steps)
-            spike[window] |= loss_train[window] > FACTOR * event.loss_peak / event.peak_ratio
+            window = slice(event.onset, event.returned if event.returned >= 0 else steps)
+            spike[window] |= loss_train[window] > FACTOR * event.level
         return {
             "products": products.tolist(),
             "spike": spike.tolist(),
