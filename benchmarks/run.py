@@ -25,6 +25,7 @@ SECTIONS = (
     "preset",
     "kernel",
     "eigen",
+    "certainty",
     "along",
     "optimizers",
     "agop",
