@@ -13,6 +13,7 @@ from catapult_jax.losses import curvature_columns, curvature_factor, hessian_ran
 from catapult_jax.optimizers import PLAIN, Preconditioning
 from catapult_jax.tangent_kernel import tangent_kernel
 from catapult_jax.tangent_kernel.exact import kernel_and_pullback
+from catapult_jax.xla import warn_of_lapack_threads
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, PyTree
@@ -201,6 +202,7 @@ def critical_lr(
     0.5
     """
     x, _ = batch
+    warn_of_lapack_threads()
     with jax.default_matmul_precision("highest"):
         outputs = apply_fn(params, x)
     weighted = weighted_tangent_kernel(

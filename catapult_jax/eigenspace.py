@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from catapult_jax.critical_lr import loss_weighted_kernel
 from catapult_jax.losses import curvature_columns, weighted_residual
+from catapult_jax.xla import warn_of_lapack_threads
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -105,6 +106,7 @@ def split_weighted_loss(
 
 def _split(weighted, residual, b: int, k: int, previous, null: int) -> LossSplit:
     """``null``: eigenvalues that are zero whatever the model, since the loss has no curvature there."""
+    warn_of_lapack_threads()
     values, vectors = jnp.linalg.eigh(weighted)
     least, lambda_max = values[null], values[-1]
     known = least > len(values) * jnp.finfo(values.dtype).eps * lambda_max

@@ -102,11 +102,13 @@ def batch_products(
     k: int,
     k_max: int | None = None,
     tol: float = 0.01,
-    max_products: int = 60,
+    max_products: int | None = None,
+    reuse_bound: int = 0,
     chunk_size: int | None = None,
 ) -> Instrument:
     """What :func:`batch_kernel` measures, from kernel-vector products, each eigenvalue to a relative error of ``tol``; with them the
-    bounds on their errors, the number of products, and whether the search converged (1) or not (0).
+    bounds on their errors, the number of products, and whether every bound is within the tolerance (1) or not (0). An eigenvalue is
+    a lower bound; where its bound is larger than the tolerance it may be much too small.
 
     ``k_max``: as many eigenvalues are followed, from ``k`` to so many, as are above 0.8 times the one at which the learning rate of
     the step before is critical, ``(2 / lr - decay) / gain``, and the next one; ``tracked`` tells how many, the others are NaN. The loss
@@ -140,7 +142,16 @@ def batch_products(
         }
         return measured | ({"tracked": found.tracked.astype(jnp.float32)} if growing else {}), found.directions
 
-    _top = partial(_top_space, loss=loss, k=k, k_max=k_max, tol=tol, max_products=max_products, chunk_size=chunk_size)
+    _top = partial(
+        _top_space,
+        loss=loss,
+        k=k,
+        k_max=k_max,
+        tol=tol,
+        max_products=max_products,
+        reuse_bound=reuse_bound,
+        chunk_size=chunk_size,
+    )
     return Instrument(every, measure, lambda now: _nowhere(now, k, k_max))
 
 
@@ -181,7 +192,8 @@ def train_products(
     probe_size: int,
     k: int,
     tol: float = 0.01,
-    max_products: int = 60,
+    max_products: int | None = None,
+    reuse_bound: int = 0,
     chunk_size: int | None = None,
 ) -> Instrument:
     """What :func:`train_kernel` measures, from kernel-vector products as in :func:`batch_products`: for training sets whose
@@ -192,7 +204,7 @@ def train_products(
         x, y = (now.data[key][: probe_size or None] for key in ("x_train", "y_train"))
         found, top, rest = _top_space(
             apply_fn, now.params, (x, y), apply_fn(now.params, x), lambda: now.rule().diagonal, directions,
-            loss=loss, k=k, tol=tol, max_products=max_products, chunk_size=chunk_size,
+            loss=loss, k=k, tol=tol, max_products=max_products, reuse_bound=reuse_bound, chunk_size=chunk_size,
         )  # fmt: skip
         return {
             f"lambda_max_{name}": found.eigenvalues[0],
@@ -219,6 +231,7 @@ def _top_space(
     k,
     tol,
     max_products,
+    reuse_bound,
     chunk_size,
     k_max=None,
     above=None,
@@ -233,6 +246,7 @@ def _top_space(
         warm_start=directions,
         tol=tol,
         max_products=max_products,
+        reuse_bound=reuse_bound,
         above=above,
         k_max=k_max,
         chunk_size=chunk_size,

@@ -92,9 +92,7 @@ def get_config() -> ConfigDict:
     # and with a preset auto.
     c.measure.method = ""
     c.measure.tolerance = 0.01  # products: relative error allowed to an eigenvalue
-    c.measure.max_products = (
-        0  # products: in one step; 0: 60, or 1 (with the start two in all) where XLA is slow in loops (convolutions on the CPU)
-    )
+    c.measure.max_products = 0  # products: in one step; 0: top_k + 32, or 2 where they are unrolled (convolutions on the CPU)
     c.measure.chunk_size = 0  # examples of a kernel that are worked on at a time, which bounds its memory (with convolutions on the CPU up to eight chunks; of more, that of its products alone); 0: all
     # Cadence of each instrument in steps; 0: off. A preset sets them.
     c.measure.batch_kernel_every = 1

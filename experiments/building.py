@@ -15,12 +15,12 @@ from ml_collections import ConfigDict
 
 from catapult_jax import checkpoints, data, events, instruments, models, training
 from catapult_jax.agop import input_jacobian
-from catapult_jax.xla import loops_are_slow
 from experiments import config as configs
 from experiments import optimizers, overhead, schedules
 
 CHUNK = 256  # examples whose input Jacobians are taken at a time
 _LARGEST = 8192  # rows of an exact kernel that is tried without being asked for: it alone takes 268 MB
+_REUSE = 5  # measurements of the same examples that reuse a bound on the eigenvalues below the tracked ones
 _READ = 3  # examples of a data set with attributes that are read for each one wanted
 
 
@@ -163,9 +163,7 @@ def build_instruments(
     full = config.optimizer.batch_size in (0, config.data.train_size)
     shared = dict(loss=config.loss, chunk_size=m.chunk_size or None)
     shared["k"] = 1 if m.preset == "economy" else m.top_k
-    params = jax.eval_shape(lambda: model.init(jax.random.key(0), arrays.x_train[:1]))
-    slow = loops_are_slow(apply_fn, params, arrays.x_train)
-    shared_products = shared | {"tol": m.tolerance, "max_products": m.max_products or (1 if slow else 60)}
+    shared_products = shared | {"tol": m.tolerance, "max_products": m.max_products or None}
     most = {name: shared_products | {"k": min(shared["k"], size)} for name, size in rows_of(config, arrays).items()}
 
     def scores(split):
@@ -175,10 +173,12 @@ def build_instruments(
     growing = min(m.top_k_max, rows) if m.top_k_max else None
     make = {
         ("batch_kernel", "exact"): partial(instruments.batch_kernel, apply_fn, follow=full, **shared),
-        ("batch_kernel", "products"): partial(instruments.batch_products, apply_fn, k_max=growing, **most["batch_kernel"]),
+        ("batch_kernel", "products"): partial(
+            instruments.batch_products, apply_fn, k_max=growing, reuse_bound=_REUSE if full else 0, **most["batch_kernel"]
+        ),
         ("train_kernel", "exact"): partial(instruments.train_kernel, apply_fn, probe_size=m.probe_size, **shared),
         ("train_kernel", "products"): partial(
-            instruments.train_products, apply_fn, probe_size=m.probe_size, **most["train_kernel"]
+            instruments.train_products, apply_fn, probe_size=m.probe_size, reuse_bound=_REUSE, **most["train_kernel"]
         ),
         "train_loss": partial(instruments.train_loss, apply_fn, loss=config.loss),
         "loss_after": partial(instruments.loss_after, apply_fn, loss=config.loss),

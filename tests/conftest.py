@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 # LLVM's optimisations take a fifth of the time of the suite; what XLA makes of a program is the same without them.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the library asks for
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 
 import jax

@@ -1,5 +1,6 @@
 """The package: imports, one source of versions, and the JAX releases that it must not run on."""
 
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 import catapult_jax
+from catapult_jax import critical_lr, xla
 from catapult_jax.tangent_kernel import neural_tangents
 
 ROOT = Path(__file__).parents[1]
@@ -82,3 +84,18 @@ def test_an_excluded_jax_is_warned_of():
     code = "import jax; jax.__version__ = '0.10.2'; import catapult_jax"
     done = subprocess.run([sys.executable, "-W", "always", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert "UserWarning: jax 0.10.2 gives wrong or very slow results" in done.stderr
+
+
+def test_lapack_threads_are_told_at_the_first_call(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    xla.warn_of_lapack_threads.cache_clear()
+    with pytest.warns(UserWarning, match="set OPENBLAS_NUM_THREADS=1 before Python starts"):
+        critical_lr(lambda w, x: x @ w, jnp.zeros(2), (jnp.eye(2), jnp.zeros(2)), loss="mse")
+    critical_lr(
+        lambda w, x: x @ w, jnp.zeros(2), (jnp.eye(2), jnp.zeros(2)), loss="mse"
+    )  # once: a second warning is an error here
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    xla.warn_of_lapack_threads.cache_clear()
+    critical_lr(lambda w, x: x @ w, jnp.zeros(2), (jnp.eye(2), jnp.zeros(2)), loss="mse")

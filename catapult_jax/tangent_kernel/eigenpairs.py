@@ -27,7 +27,7 @@ from catapult_jax.tangent_kernel.rayleigh_ritz import (
     runs_on,
     upper_bounds,
 )
-from catapult_jax.xla import at_least_float32
+from catapult_jax.xla import at_least_float32, warn_of_lapack_threads
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, PyTree
@@ -107,7 +107,7 @@ def top_eigenpairs(
       tol: relative error allowed to each tracked eigenvalue.
       failure: probability that a bound does not hold, above 0 and below 1.
       max_products: bound on the products, without those of the given directions and of the next ones (at most one and a half for
-        each of ``k_max``). None: ``k + 32``; 4 where products are unrolled, see below.
+        each of ``k_max``). None: ``k + 32``; 2 where products are unrolled, see below.
       reuse_bound: calls in a row that may reuse the bound on the eigenvalues below; 0: none. For an unchanged batch only.
       above: eigenvalues above this are tracked too, up to ``k_max``, and the first one that is not: for every eigenvalue that is
         critical or near it, a fraction of ``2 / lr``. None: the first ``k`` only.
@@ -157,6 +157,7 @@ def top_eigenpairs(
     check_preconditioner(jax.eval_shape(make_diagonal), params)
     _check_directions(warm_start, params, k_max)
     refuse_coupled_examples(apply_fn, params, x)
+    warn_of_lapack_threads()
 
     arrays = (params, batch, warm_start, above)
     loop = loop_kind(apply_fn, params, x, (arrays, make_diagonal()))
@@ -168,7 +169,7 @@ def top_eigenpairs(
     return _run(apply_fn, settings, *arrays, make_diagonal)
 
 
-_MOST, _MOST_UNROLLED = 32, 4  # products beyond k, by default
+_MOST, _MOST_UNROLLED = 32, 2  # products by default: beyond k; and unrolled, where each one takes seconds to compile
 _ROUGH, _FIRST_RESIDUALS = (
     0.05,
     2,
