@@ -92,6 +92,11 @@ def split_weighted_loss(
         raise ValueError(f"k={k!r}; allowed: 1 or more")
     with jax.default_matmul_precision("highest"):
         residual, b = weighted_residual(outputs, targets, loss=loss), len(outputs)
+        expected = (residual.size, min(k, len(weighted)))
+        if previous is not None and jnp.shape(previous) != expected:
+            raise ValueError(
+                f"previous has shape {jnp.shape(previous)}; allowed: {expected}, eigenvectors of the same batch size and k"
+            )
         basis = hessian_range(residual.shape[1], loss=loss)
         if len(weighted) == residual.size:
             return _split(weighted, residual.reshape(-1), b, k, previous, b * (residual.shape[1] - basis.shape[1]))

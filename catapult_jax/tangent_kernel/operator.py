@@ -12,8 +12,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from catapult_jax.losses import hessian_root
+from catapult_jax.tangent_kernel.checks import (
+    check_arguments,
+    check_batch,
+    check_directions,
+    check_loss,
+    check_preconditioner,
+    without_derivative,
+)
 from catapult_jax.tangent_kernel.coupling import refuse_coupled_examples
-from catapult_jax.tangent_kernel.exact import check_arguments, check_preconditioner
 from catapult_jax.xla import after, loops_are_slow
 
 if TYPE_CHECKING:
@@ -120,9 +127,10 @@ def top_eigenpairs(
     >>> round(float(found.eigenvalues[0]), 4), bool(found.converged)
     (6.0, True)
     """
-    x, _ = batch
-    check_arguments(apply_fn, params, x)
-    out = jax.eval_shape(apply_fn, params, x)
+    x, targets = batch = check_batch(batch)
+    out = check_arguments(apply_fn, params, x)
+    check_loss(out, targets, loss=loss)
+    params = without_derivative("top_eigenpairs", params)
     n, dtype = math.prod(out.shape), jnp.promote_types(out.dtype, jnp.float32)
     k_max = k if k_max is None else k_max
     if not 1 <= k <= n:
@@ -137,11 +145,8 @@ def top_eigenpairs(
         raise ValueError(f"chunk_size={chunk_size!r}; allowed: 1 or more, or None")
     diagonal = preconditioner if _is_function(preconditioner, params) else lambda: preconditioner
     check_preconditioner(jax.eval_shape(diagonal), params)
-    shapes = jax.tree.map(jnp.shape, params)
-    if warm_start is not None and jax.tree.map(lambda a: jnp.shape(a)[1:], warm_start.vectors) != shapes:
-        raise ValueError("warm_start has another structure or other shapes than params; allowed: directions of an earlier call")
-    if warm_start is not None and (found := jnp.shape(jax.tree.leaves(warm_start.vectors)[0])[0]) != k_max:
-        raise ValueError(f"warm_start has {found} directions; allowed: k_max={k_max}")
+    if warm_start is not None:
+        check_directions(warm_start.vectors, params, k_max)
     refuse_coupled_examples(apply_fn, params, x)
 
     with jax.default_matmul_precision("highest"):
