@@ -143,7 +143,8 @@ def weighted_kernel_and_gradient(
 
 
 def critical_lr_from_lambda(lambda_max: Float[Array, "*m"], preconditioning: Preconditioning = PLAIN) -> Float[Array, "*m"]:
-    """Critical learning rate ``2 / (gain lambda_max + decay)``; infinite where nothing grows, NaN where something is not known.
+    """Critical learning rate ``2 / (gain lambda_max + decay)``; infinite where nothing grows, NaN where something is not
+    known, or where the check of ``preconditioning`` failed.
 
     Args:
       lambda_max: largest eigenvalue of the loss-weighted kernel, of that with ``P`` where there is one.
@@ -159,6 +160,8 @@ def critical_lr_from_lambda(lambda_max: Float[Array, "*m"], preconditioning: Pre
     0.75
     """
     rate = preconditioning.gain * lambda_max + preconditioning.decay  # twice the inverse
+    if preconditioning.checked is not None:
+        rate = jnp.where(preconditioning.checked, rate, jnp.nan)
     return jnp.where(rate > 0, 2 / jnp.where(rate > 0, rate, 1), jnp.where(rate <= 0, jnp.inf, jnp.nan))
 
 
