@@ -224,7 +224,8 @@ def _again(optimizer: Callable, step: _Step, gradient, settings: dict) -> tuple[
 
     plain, is_own = optimizer(**settings), lambda node: isinstance(node, kind)
     state = jax.tree.map(lambda node: before[0] if is_own(node) else node, plain.init(moved(step.params)), is_leaf=is_own)
-    updates, after = plain.update(moved(gradient), state, moved(step.params))
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as Optax itself needs
+        updates, after = plain.update(moved(gradient), state, moved(step.params))
     return _whole(updates, step.params, optimizer.__name__, fill=0.0), after
 
 
@@ -235,9 +236,9 @@ def _agree(made, again):
         if not jnp.issubdtype(jnp.result_type(a), jnp.floating):
             checked &= jnp.all(a == b)
             continue
-        tolerance = max(1e-4, 8 * float(jnp.finfo(jnp.result_type(a)).eps))
-        wide = jnp.promote_types(jnp.promote_types(jnp.result_type(a), jnp.result_type(b)), jnp.float32)
-        a, b = jnp.asarray(a, wide), jnp.asarray(b, wide)
+        info = jnp.finfo(jnp.result_type(a))
+        tolerance, dtype = max(1e-4, 8 * float(info.eps)), jnp.float32 if info.bits < 32 else info.dtype
+        a, b = jnp.asarray(a, dtype), jnp.asarray(b, dtype)
         checked &= jnp.linalg.norm(jnp.ravel(a - b)) <= tolerance * jnp.linalg.norm(jnp.ravel(b))
     return checked
 

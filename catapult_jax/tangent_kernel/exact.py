@@ -178,7 +178,14 @@ def _check_options(out, params, method, cotangents, preconditioner, chunk_size, 
 
 
 def _inverse_roots(preconditioner) -> list | None:
-    return None if preconditioner is None else [lax.rsqrt(jnp.asarray(p)) for p in jax.tree.leaves(preconditioner)]
+    if preconditioner is None:
+        return None
+    return [lax.rsqrt(jnp.asarray(p, wide(jnp.result_type(p)))) for p in jax.tree.leaves(preconditioner)]
+
+
+def wide(dtype) -> np.dtype:
+    """The dtype of sums: float32, or ``dtype`` where that is wider. Without JAX's own promotion, which a user may have switched off."""
+    return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 class _Derivatives(NamedTuple):
@@ -227,7 +234,8 @@ def _block(plan: layers.Plan, leaves: list, scales: list | None, left: _Derivati
     some = jax.tree.leaves((left.taps, left.live))[0]
     a, r = some.shape[:2]
     b = jax.tree.leaves((right.taps, right.live))[0].shape[0]
-    dtype = jnp.promote_types(some.dtype, jnp.float32)
+    dtype = wide(some.dtype)
+    scales = None if scales is None else [scale.astype(dtype) for scale in scales]
     uses: dict[int, list[int]] = {}  # leaf -> its calls
     shifts: dict[int, list[int]] = {}
     for i, call in enumerate(tapped):
