@@ -43,6 +43,11 @@ INDEPENDENT = {
     "singular values": lambda h: jnp.linalg.svd(h[:, :2, None] * h[:, None, 2:], compute_uv=False),
     "running maximum": lambda h: jax.lax.cummax(h, 1),
     "mean beside the outputs": lambda h: (h.mean(0), jnp.tanh(h))[1],
+    "a column is set": lambda h: h.at[:, 0].set(1.0).at[:, 1].add(h[:, 2]),
+    "an entry of each is set": lambda h: jax.vmap(lambda r: r.at[jnp.argmax(r)].set(0.0))(h),
+    "recurrent": lambda h: jax.lax.scan(
+        lambda c, r: (jnp.tanh(c @ jnp.ones((3, 3)) + r[:, None]),) * 2, jnp.zeros((len(h), 3)), h.T
+    )[0],
     "checkpointed": lambda h: jax.checkpoint(jnp.tanh)(h),
 }
 
@@ -76,6 +81,9 @@ COUPLED = {
     "divided by the batch size": lambda h: h / len(h),
     "power of the batch size": lambda h: h ** len(h),
     "from eight examples on": lambda h: 2 * h if len(h) > 7 else h,
+    "some rows are set": lambda h: h.at[4:].set(1.0),
+    "rows are set by a table": lambda h: h.at[:, 0].set(jnp.arange(1.0, 1 + len(h))),
+    "entries of the neighbour are set": lambda h: h.at[jnp.arange(len(h)), jnp.argmax(h[::-1], 1)].set(0.0),
     "place": lambda h: h * jnp.arange(1, 1 + len(h))[:, None],
     "places from five on": lambda h: h * (jnp.arange(len(h)) >= 5)[:, None],
     "state over the examples": lambda h: jax.lax.scan(lambda c, r: (c + r, c + r), jnp.zeros(4), h)[1],
@@ -100,7 +108,7 @@ def test_coupling_of_integer_examples_is_refused():
 
 def test_coupling_says_which_operation_and_where():
     with pytest.raises(
-        CoupledExamplesError, match=r"reduce_sum \(.*test_coupling.py:\d+.*\) combines the examples of the batch"
+        CoupledExamplesError, match=r"reduce_sum combines the examples of the batch \(.*test_coupling.py:\d+.*\)"
     ):
         refuse_coupled_examples(_with(COUPLED["mean"]), _W, _X)
 

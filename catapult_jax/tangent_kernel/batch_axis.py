@@ -32,6 +32,10 @@ class Lost(NamedTuple):
 
     why: str
     mixes: bool  # examples are combined: reduced over, or contracted
+    where: str = ""  # in the user's source
+
+    def __str__(self) -> str:
+        return f"{self.why} ({self.where})" if self.where else self.why
 
 
 def follow(closed: ClosedJaxpr, x: int, b: int) -> Lost | None:
@@ -147,7 +151,8 @@ def _step(eqn, states: list, b: int) -> list:
         return [lost] * len(eqn.outvars)
     try:
         if name in _CALLS or name in _LOOPS:
-            return (_CALLS | _LOOPS)[name](eqn, states, b)
+            outputs, where = (_CALLS | _LOOPS)[name](eqn, states, b), source_info_util.summarize(eqn.source_info)
+            return [s._replace(where=where) if isinstance(s, Lost) and not s.where else s for s in outputs]
         rule = _RULES.get(name)
         if not any(isinstance(state, Placed) for state in states):
             fixed = _FIXED_RULES[name](eqn, states) if name in _FIXED_RULES else None
@@ -156,8 +161,7 @@ def _step(eqn, states: list, b: int) -> list:
             raise _Unfollowed("has no rule")
         state = rule(eqn, states, b)
     except _Unfollowed as error:
-        where = source_info_util.summarize(eqn.source_info)
-        state = Lost(f"{name} ({where}) {error}", error.mixes)
+        state = Lost(f"{name} {error}", error.mixes, source_info_util.summarize(eqn.source_info))
     return [state] * len(eqn.outvars)
 
 
@@ -209,7 +213,33 @@ def _fixed_elementwise(eqn, states):
     return _union(states)
 
 
+def _fixed_reduction(eqn, states):
+    axes = eqn.params["axes"]
+    return Fixed(frozenset(a - sum(axis < a for axis in axes) for a in _union(states).varies if a not in axes))
+
+
+def _fixed_dot_general(eqn, states):
+    """An axis of the product varies where that of its factor does."""
+    varies = set()
+    for i, state in enumerate(states):
+        varies |= {axis for a, axis in enumerate(_axes_of_product(eqn, i)) if axis is not None and a in state.varies}
+    return Fixed(frozenset(varies))
+
+
+def _axes_of_product(eqn, i: int) -> list:
+    """Where the axes of an operand of ``dot_general`` are in the product; None: contracted."""
+    (contracted, batched), ranks = eqn.params["dimension_numbers"], [len(v.aval.shape) for v in eqn.invars]
+    free = [[a for a in range(ranks[j]) if a not in (*contracted[j], *batched[j])] for j in (0, 1)]
+    place = {a: n for n, a in enumerate(batched[i])} | {
+        a: len(batched[0]) + i * len(free[0]) + n for n, a in enumerate(free[i])
+    }
+    return [place.get(a) for a in range(ranks[i])]
+
+
 _FIXED_RULES = {
+    "dot_general": _fixed_dot_general,
+    "concatenate": lambda eqn, states: Fixed(_union(states).varies | {eqn.params["dimension"]}),
+    **dict.fromkeys([f"reduce_{what}" for what in ("sum", "max", "min", "prod", "and", "or")], _fixed_reduction),
     "broadcast_in_dim": _fixed_broadcast,
     "reshape": _fixed_reshape,
     "squeeze": _fixed_squeeze,
@@ -325,25 +355,19 @@ def _dynamic_update_slice(eqn, states, b):
 
 
 def _dot_general(eqn, states, b):
-    (contracted, batched), ranks = eqn.params["dimension_numbers"], [len(v.aval.shape) for v in eqn.invars]
-    free = [[a for a in range(ranks[i]) if a not in (*contracted[i], *batched[i])] for i in (0, 1)]
-    found = []
+    batched, found = eqn.params["dimension_numbers"][1], set()
     for i, state in enumerate(states):
         if isinstance(state, Fixed):
             continue
-        if state.axis in contracted[i]:
+        axis, other = _axes_of_product(eqn, i)[state.axis], states[1 - i]
+        if axis is None:
             raise _MIXES
-        if state.axis in batched[i]:
-            axis = list(batched[i]).index(state.axis)
-            other = states[1 - i]
-            if isinstance(other, Fixed) and batched[1 - i][axis] in other.varies:
-                raise _Unfollowed("meets an array that varies with the place in the batch")
-        else:
-            axis = len(batched[i]) + i * len(free[0]) + free[i].index(state.axis)
-        found.append(state._replace(axis=axis))
-    if len(set(found)) > 1:
+        if state.axis in batched[i] and isinstance(other, Fixed) and batched[1 - i][axis] in other.varies:
+            raise _Unfollowed("meets an array that varies with the place in the batch")
+        found.add(state._replace(axis=axis))
+    if len(found) > 1:
         raise _Unfollowed("pairs the examples of the batch")
-    return found[0]
+    return found.pop()
 
 
 def _convolution(eqn, states, b):
@@ -391,6 +415,35 @@ def _gather(eqn, states, b):
     return operand._replace(axis=numbers.offset_dims[kept.index(operand.axis)])
 
 
+def _scatter(eqn, states, b):
+    """All of an example's entries are set by its own row of the updates, or at its own indices."""
+    numbers, (operand, _, updates) = eqn.params["dimension_numbers"], states
+    shapes = [v.aval.shape for v in eqn.invars]
+    hidden = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
+    windows = dict(zip([a for a in range(len(shapes[0])) if a not in hidden], numbers.update_window_dims, strict=True))
+    rows = [axis for axis in range(len(shapes[2])) if axis not in numbers.update_window_dims]
+    batched = dict(zip(numbers.operand_batching_dims, numbers.scatter_indices_batching_dims, strict=True))
+    of_updates = {update: axis for axis, update in windows.items()} | {rows[i]: axis for axis, i in batched.items()}
+    if isinstance(operand, Placed):
+        place = operand
+    elif isinstance(updates, Placed) and updates.axis in of_updates:
+        place = updates._replace(axis=of_updates[updates.axis])
+    else:
+        raise _Unfollowed("sets entries at the places of examples")
+    if place.axis in batched:
+        expected = [place, place._replace(axis=batched[place.axis]), place._replace(axis=rows[batched[place.axis]])]
+    elif place.axis in windows and place.axis not in numbers.scatter_dims_to_operand_dims:
+        expected = [place, None, place._replace(axis=windows[place.axis])]
+        if shapes[0][place.axis] != shapes[2][expected[2].axis]:
+            raise _ALONG
+    else:
+        raise _ALONG
+    for state, own in zip(states, expected, strict=True):
+        if state != own and not (isinstance(state, Fixed) and (own is None or own.axis not in state.varies)):
+            raise _Unfollowed("sets entries of other examples, or by the place in the batch")
+    return place
+
+
 def _leading(eqn, states, b):
     """Linear algebra: the last two axes belong to one matrix."""
     place = _elementwise(eqn, states, b)
@@ -427,6 +480,10 @@ _RULES = {
     "reshape": _reshape,
     "rev": _untouched(lambda eqn: eqn.params["dimensions"]),
     "sort": _untouched(lambda eqn: (eqn.params["dimension"],)),
+    **dict.fromkeys(
+        [f"scatter{what}" for what in ("", "_add", "-add", "_sub", "_mul", "_min", "_max")],
+        _scatter,
+    ),
     "split": _untouched(lambda eqn: (eqn.params["axis"],)),
     "squeeze": _squeeze,
     "tile": _untouched(lambda eqn: [axis for axis, times in enumerate(eqn.params["reps"]) if times > 1]),

@@ -84,7 +84,7 @@ def refuse_coupled_examples(apply_fn: Callable, params: PyTree, x: Array) -> Non
     whole, leaves = program(b), jax.tree.leaves(shapes)
     lost = batch_axis.follow(whole, len(leaves), b)
     if lost is not None and lost.mixes:
-        raise CoupledExamplesError(f"apply_fn couples the examples of a batch: {lost.why}; {_ALLOWED}")
+        raise CoupledExamplesError(f"apply_fn couples the examples of a batch: {lost}; {_ALLOWED}")
     if lost is None and b > 2 and not batch_axis.same_program(whole, program(2), b, 2):
         lost = batch_axis.Lost("the program depends on the batch size", mixes=False)
     if lost is None:
@@ -94,7 +94,7 @@ def refuse_coupled_examples(apply_fn: Callable, params: PyTree, x: Array) -> Non
         size = max(min(b, b * _NUMBERS // _numbers(whole.jaxpr)), 4 if b > 4 else 2)
         _refuse_by_value({1: program(1), size: program(size)}, leaves, x, proved=False)
         warnings.warn(
-            f"apply_fn is not known to treat each example alone: {lost.why}. No coupling was seen on made-up numbers with {size} of {b} "
+            f"apply_fn is not known to treat each example alone: {lost}. No coupling was seen on made-up numbers with {size} of {b} "
             "examples; coupling that depends on the values, or on more examples, would give a wrong kernel",
             stacklevel=3,
         )
