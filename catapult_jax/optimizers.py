@@ -186,8 +186,8 @@ def _checked(optimizer: Callable, step: _Step, updates, gradient, settings: dict
     """
     settings = settings | {"learning_rate": _learning_rate(step, settings)}
     for name, tree in (("updates", updates), ("gradient", gradient)):
-        if jax.tree.structure(tree) != jax.tree.structure(step.params):
-            raise ValueError(f"{name} has another structure than params; allowed: a tree like params")
+        if [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)] != [jnp.shape(leaf) for leaf in jax.tree.leaves(step.params)]:
+            raise ValueError(f"{name} has other arrays than params; allowed: one for each parameter, of its shape")
     kind = _STATE_OF[optimizer]
     again, state = _again(optimizer, step, gradient, settings)
     same_state = _agree(_states(step.after, kind), _states(state, kind))
@@ -219,7 +219,7 @@ def _again(optimizer: Callable, step: _Step, gradient, settings: dict) -> tuple[
         if not before:
             return tree
         leaves, structure = jax.tree.flatten(getattr(before[0], _TREE_OF[kind]), is_leaf=_is_masked)
-        subtrees = _up_to(structure, tree, optimizer.__name__)
+        subtrees = _parts(structure, tree, optimizer.__name__)
         return structure.unflatten([leaf if _is_masked(leaf) else sub for leaf, sub in zip(leaves, subtrees, strict=True)])
 
     plain, is_own = optimizer(**settings), lambda node: isinstance(node, kind)
@@ -337,25 +337,29 @@ def _refuse(settings: dict, optimizer: str, **allowed) -> None:
 
 
 def _whole(tree, params, optimizer: str, fill: float = jnp.inf):
-    """The tree with a number in place of what is masked out."""
+    """The tree as one like ``params``, with a number in place of what is masked out."""
     leaves, structure = jax.tree.flatten(tree, is_leaf=_is_masked)
     whole = []
-    for leaf, part in zip(leaves, _up_to(structure, params, optimizer), strict=True):
-        if not _is_masked(leaf) and jnp.shape(leaf) != (jnp.shape(part) if jax.tree_util.all_leaves([part]) else None):
+    for leaf, part in zip(leaves, _parts(structure, params, optimizer), strict=True):
+        below = jax.tree.leaves(part)
+        if not _is_masked(leaf) and [jnp.shape(leaf)] != [jnp.shape(p) for p in below]:
             raise ValueError(f"the state of {optimizer} has an array of shape {jnp.shape(leaf)}; {_LIKE_PARAMS}")
-        whole.append(jax.tree.map(lambda p: jnp.full_like(p, fill), part) if _is_masked(leaf) else leaf)
-    return structure.unflatten(whole)
+        whole += [jnp.full_like(p, fill) for p in below] if _is_masked(leaf) else [leaf]
+    return jax.tree.structure(params).unflatten(whole)
 
 
 _LIKE_PARAMS = "allowed: one array for each parameter, of its shape (no optax.flatten around it)"
 
 
-def _up_to(structure, params, optimizer: str) -> list:
-    """The parts of ``params`` that stand where a tree of the state has leaves."""
+def _parts(structure, params, optimizer: str) -> list:
+    """The parts of ``params`` that stand where a tree of the state has leaves. Of as many leaves in other containers, as
+    ``nnx.Optimizer`` has them, each in its turn."""
     try:
         return structure.flatten_up_to(params)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"the state of {optimizer} has another structure than params; {_LIKE_PARAMS}") from error
+        if structure.num_leaves != len(leaves := jax.tree.leaves(params)):
+            raise ValueError(f"the state of {optimizer} has another structure than params; {_LIKE_PARAMS}") from error
+        return leaves
 
 
 def _is_masked(node) -> bool:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -227,7 +228,7 @@ def test_preconditioning_of_clipped_adam_is_not_a_silent_number():
         ({"updates": None, "learning_rate": 0.1}, "updates=None; allowed"),
         ({}, "learning_rate=None; allowed with updates: learning_rate=..., that of this step"),
         ({"learning_rate": lambda count: 0.1}, "learning_rate=a schedule whose count is not in the state; allowed"),
-        ({"learning_rate": 0.1, "gradient": jnp.ones(5)}, "gradient has another structure than params; allowed"),
+        ({"learning_rate": 0.1, "gradient": jnp.ones(5)}, "gradient has other arrays than params; allowed"),
     ],
 )
 def test_preconditioning_check_wants_the_whole_step(known, message):
@@ -245,6 +246,22 @@ def test_a_state_of_other_arrays_than_the_parameters_is_refused():
         preconditioning(ADAM, _PARAMS, flat)
     with pytest.raises(ValueError, match="the state of adam has another structure than params; allowed"):
         preconditioning(ADAM, {"a": _PARAMS["a"]}, _after(ADAM(0.1))[1])
+
+
+@pytest.mark.parametrize("name", ["adam", "heavy ball", "adagrad"])
+def test_state_of_a_flax_nnx_optimizer(name):
+    """Its arrays are in other containers than the parameters."""
+    make, x = CASES[name], jnp.ones((2, 3))
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, make(0.1), wrt=nnx.Param)
+    gradient = nnx.grad(lambda m: jnp.mean(m(x) ** 2))(model)
+    before, params = jax.tree.map(jnp.copy, (optimizer.opt_state, nnx.state(model, nnx.Param)))
+    optimizer.update(model, gradient)
+    moved = jax.tree.map(jnp.subtract, nnx.state(model, nnx.Param), params)
+    step = dict(updates=moved, gradient=gradient, learning_rate=0.1)
+    rule = preconditioning(make, params, optimizer.opt_state, before, **step)
+    assert rule.checked is True
+    assert rule.diagonal is None or jax.tree.structure(rule.diagonal) == jax.tree.structure(params)
 
 
 def test_a_mask_of_whole_subtrees():
