@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from catapult_jax.losses import curvature_columns, curvature_factor, hessian_range, output_gradient
 from catapult_jax.optimizers import PLAIN, Preconditioning
 from catapult_jax.tangent_kernel import tangent_kernel
+from catapult_jax.tangent_kernel.checks import check_arguments, check_batch, check_loss
 from catapult_jax.tangent_kernel.exact import kernel_and_pullback
 from catapult_jax.xla import warn_of_lapack_threads
 
@@ -90,7 +91,7 @@ def weighted_tangent_kernel(
     >>> weighted_tangent_kernel(linear, outputs, batch, outputs, loss="softmax_cross_entropy").round(3).tolist()
     [[0.25, 0.0], [0.0, 0.25]]
     """
-    x, targets = batch
+    x, targets = check_batch(batch)
     options = dict(method=method, preconditioner=preconditioner, chunk_size=chunk_size)
     if loss == "mse" or method == "neural_tangents":
         return loss_weighted_kernel(tangent_kernel(apply_fn, params, x, **options), outputs, targets, loss=loss)
@@ -121,8 +122,10 @@ def weighted_kernel_and_gradient(
     >>> gradient.tolist(), weighted.tolist()  # 2 (f - y) / b, (2 / b) I
     ([2.0, 1.0], [[1.0, 0.0], [0.0, 1.0]])
     """
-    x, targets = batch
-    o = math.prod(jax.eval_shape(apply_fn, params, x).shape[1:])
+    x, targets = check_batch(batch)
+    out = check_arguments(apply_fn, params, x)
+    check_loss(out, targets, loss=loss)
+    o = math.prod(out.shape[1:])
     basis = hessian_range(o, loss=loss)
     outputs, kernel, pullback = kernel_and_pullback(apply_fn, params, x, basis)
     with jax.default_matmul_precision("highest"):
@@ -139,7 +142,8 @@ def weighted_kernel_and_gradient(
 
 
 def critical_lr_from_lambda(lambda_max: Float[Array, "*m"], preconditioning: Preconditioning = PLAIN) -> Float[Array, "*m"]:
-    """Critical learning rate ``2 / (gain lambda_max + decay)``; infinite where nothing grows, NaN where something is not known.
+    """Critical learning rate ``2 / (gain lambda_max + decay)``; infinite where nothing grows, NaN where something is not
+    known, or where the check of ``preconditioning`` failed.
 
     Args:
       lambda_max: largest eigenvalue of the loss-weighted kernel, of that with ``P`` where there is one.
@@ -155,7 +159,11 @@ def critical_lr_from_lambda(lambda_max: Float[Array, "*m"], preconditioning: Pre
     0.75
     """
     rate = preconditioning.gain * lambda_max + preconditioning.decay  # twice the inverse
-    unknown = rate != rate  # NaN stays; nothing here makes one, so that jax_debug_nans finds those of the caller alone
+    if preconditioning.checked is not None:
+        rate = jnp.where(preconditioning.checked, rate, jnp.nan)
+    unknown = (
+        rate != rate
+    )  # NaN stays; where nothing was checked none is made here, so that jax_debug_nans finds those of the caller alone
     return jnp.where(rate > 0, 2 / jnp.where(rate > 0, rate, 1), jnp.where(unknown, rate, jnp.inf))
 
 
@@ -201,7 +209,8 @@ def critical_lr(
     >>> round(float(critical_lr(linear, jnp.zeros(2), batch, loss="mse", preconditioning=preconditioning)), 6)
     0.5
     """
-    x, _ = batch
+    x, targets = check_batch(batch)
+    check_loss(check_arguments(apply_fn, params, x), targets, loss=loss)
     warn_of_lapack_threads()
     with jax.default_matmul_precision("highest"):
         outputs = apply_fn(params, x)

@@ -93,6 +93,11 @@ def split_weighted_loss(
         raise ValueError(f"k={k!r}; allowed: 1 or more")
     with jax.default_matmul_precision("highest"):
         residual, b = weighted_residual(outputs, targets, loss=loss), len(outputs)
+        expected = (residual.size, min(k, len(weighted)))
+        if previous is not None and jnp.shape(previous) != expected:
+            raise ValueError(
+                f"previous has shape {jnp.shape(previous)}; allowed: {expected}, eigenvectors of the same batch size and k"
+            )
         if len(weighted) == residual.size:
             null = b if loss == "softmax_cross_entropy" else 0  # one direction of each example
             return _split(weighted, residual.reshape(-1), b, k, previous, null)

@@ -25,6 +25,9 @@ def _check(outputs, targets, loss: str):
     if loss not in LOSSES:
         raise ValueError(f"loss={loss!r}; allowed: {', '.join(LOSSES)}")
     outputs, targets = jnp.asarray(outputs), jnp.asarray(targets)
+    for name, array in (("outputs", outputs), ("targets", targets)):
+        if jnp.issubdtype(array.dtype, jnp.complexfloating):
+            raise ValueError(f"{name} has dtype {array.dtype}; allowed: real floating-point numbers")
     if outputs.ndim not in (1, 2):
         raise ValueError(f"outputs has shape {outputs.shape}; allowed: (b,) or (b, o)")
     two = outputs.reshape(outputs.shape[0], -1)

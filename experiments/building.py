@@ -53,7 +53,7 @@ def load_data(config: ConfigDict) -> tuple[data.Data, str | None]:
                     attribute=c.attribute, image_size=c.image_size, limit=limit,
                 )  # fmt: skip
             except data.DataUnavailable as error:
-                if c.strict or not c.stand_in:
+                if c.strict or not c.stand_in or isinstance(error, data.UnknownData):
                     raise configs.ConfigError(configs.one_line(error)) from error
                 arrays, stand_in_for = data.read(c.stand_in, image_size=c.image_size), c.name
                 classes = tuple(c.stand_in_classes)
@@ -67,6 +67,8 @@ def load_data(config: ConfigDict) -> tuple[data.Data, str | None]:
                     f"\n{error}\n{'!' * 78}",
                     file=sys.stderr,
                 )
+        if config.model.name != "fcn":
+            arrays = _as_images(arrays, config.model.name)
         prepared = data.prepare(arrays, classes=classes, **sizes, scaling=c.scaling, coding=c.coding)
     except ValueError as error:
         raise configs.ConfigError(configs.one_line(error)) from error
@@ -74,6 +76,19 @@ def load_data(config: ConfigDict) -> tuple[data.Data, str | None]:
         why = configs.one_line(error) or type(error).__name__
         raise configs.ConfigError(f"data.name={c.name!r} can't be had ({why}); allowed: data that fit here") from error
     return prepared, stand_in_for
+
+
+def _as_images(arrays: data.Arrays, model: str) -> data.Arrays:
+    """Examples (h, w, channels) for convolutions and patches; gray images get their axis of channels."""
+    shape = arrays.x_train.shape[1:]
+    if len(shape) == 2:
+        return arrays._replace(x_train=arrays.x_train[..., None], x_test=arrays.x_test[..., None])
+    if len(shape) != 3:
+        raise configs.ConfigError(
+            f"model.name={model!r} with {arrays.name}, whose examples have shape {shape}; allowed: images (h, w) or (h, w, channels), or "
+            "model.name='fcn'"
+        )
+    return arrays
 
 
 def build_model(c: ConfigDict, outputs: int):

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import math
+import re
 import sys
 
 import jax
@@ -13,6 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from catapult_jax import data
+from configs import default
+from experiments.building import load_data
+from experiments.config import ConfigError
 
 SMALL = dict(classes=(0, 1), train_size=6, test_size=4, scaling="none", coding="integer")
 
@@ -452,15 +456,112 @@ def test_bad_preparation(tmp_path, changed, message):
         data.prepare(data.read("toy", directory=str(tmp_path)), **SMALL | changed)
 
 
-def test_numbers_that_are_not_finite_and_images_of_zeros(tmp_path):
+def test_prepare_refuses_numbers_that_are_not_finite(tmp_path):
     x = np.ones((40, 4, 4, 3), np.float32)
     x[0, 0, 0, 0] = np.nan
     write_npz(tmp_path, x_train=x)
     with pytest.raises(ValueError, match="x_train holds numbers that are not finite"):
         data.prepare(data.read("toy", directory=str(tmp_path)), **SMALL)
-    write_npz(tmp_path, x_train=np.zeros((40, 4, 4, 3), np.uint8))
-    with pytest.raises(ValueError, match="an example is all zero"):
-        data.prepare(data.read("toy", directory=str(tmp_path)), **SMALL | {"scaling": "sqrt_d"})
+
+
+@pytest.mark.parametrize(
+    ("array", "index", "message"),
+    [
+        ("x_train", 5, r"example 5 of x_train of toy is all zero \(1 of 6 in the train split are\)"),
+        ("x_train", 13, r"example 13 of x_train of toy is all zero \(1 of 4 in the val split are\)"),
+        ("x_test", 4, r"example 4 of x_test of toy is all zero \(1 of 4 in the test split are\)"),
+    ],
+)
+def test_prepare_says_which_example_is_all_zero(tmp_path, array, index, message):
+    arrays = write_npz(tmp_path)
+    arrays[array][index] = 0
+    write_npz(tmp_path, **{array: arrays[array]})
+    found = data.read("toy", directory=str(tmp_path))
+    with pytest.raises(ValueError, match=message + "; allowed"):
+        data.prepare(found, **SMALL | {"scaling": "sqrt_d"}, validation_size=4)
+    data.prepare(found, **SMALL, validation_size=4)
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 5, 5), (4, 16, 16), (3, 218, 178)])
+def test_read_refuses_images_with_the_channels_first(tmp_path, shape):
+    write_npz(tmp_path, x_train=np.ones((40, *shape), np.uint8), x_test=np.ones((20, *shape), np.uint8))
+    last = (*shape[1:], shape[0])
+    message = re.escape(f"images of shape {shape} have the channels first; allowed: channels last, {last}")
+    for image_size in (0, 4):
+        with pytest.raises(ValueError, match=message):
+            data.read("toy", directory=str(tmp_path), image_size=image_size)
+
+
+@pytest.mark.parametrize(
+    "shape", [(32, 32, 3), (28, 28, 1), (3, 3, 3), (4, 4, 4), (1, 100, 9), (64, 3, 3), (32, 32, 32), (28, 28)]
+)
+def test_read_takes_images_with_the_channels_last(tmp_path, shape):
+    write_npz(tmp_path, x_train=np.ones((40, *shape), np.uint8), x_test=np.ones((20, *shape), np.uint8))
+    assert data.read("toy", directory=str(tmp_path)).x_train.shape == (40, *shape)
+
+
+def test_standardize_of_gray_images_is_that_of_one_channel(tmp_path):
+    x = np.random.default_rng(0).integers(0, 255, (60, 5, 6), dtype=np.uint8)
+    chosen = SMALL | {"scaling": "standardize"}
+    made = []
+    for images in (x, x[..., None]):
+        write_npz(tmp_path, x_train=images[:40], x_test=images[40:])
+        made.append(data.prepare(data.read("toy", directory=str(tmp_path)), **chosen))
+    np.testing.assert_allclose(made[0].x_test, made[1].x_test[..., 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("cifar11", "cifar10"), ("MNIST", "mnist"), ("natural_patch", "natural_patches"), ("toys", "toy"), ("celebA", "celeba")],
+)
+@pytest.mark.parametrize("with_tfds", [True, False])
+def test_read_of_a_name_that_no_source_knows_has_the_nearest(tmp_path, monkeypatch, name, nearest, with_tfds):
+    write_npz(tmp_path)
+    if not with_tfds:
+        monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(
+        data.UnknownData, match=rf"^data.name='{name}'; allowed: a name that a source knows, such as '{nearest}' \(no file"
+    ):
+        data.read(name, directory=str(tmp_path))
+
+
+def test_known_data_sets_that_are_missing_are_unavailable_not_unknown(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    for name in data.KNOWN:
+        with pytest.raises(data.DataUnavailable) as raised:
+            data.read(name, directory=str(tmp_path))
+        assert not isinstance(raised.value, data.UnknownData)
+
+
+def _config(tmp_path, **fields):
+    config = default.get_config()
+    config.data.dir = str(tmp_path)
+    config.data.train_size, config.data.test_size, config.data.stand_in = 6, 4, "digits"
+    config.data.stand_in_classes = (0, 1)
+    config.data.update({key: value for key, value in fields.items() if key != "model"})
+    config.model.name = fields.get("model", "fcn")
+    return config
+
+
+def test_load_data_falls_back_only_for_known_names(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    assert load_data(_config(tmp_path, name="mnist"))[1] == "mnist"
+    assert "WARNING: mnist" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"data.name='cifar11'; allowed: .* such as 'cifar10'"):
+        load_data(_config(tmp_path, name="cifar11"))
+
+
+@pytest.mark.parametrize("model", ["cnn", "wide_resnet", "vit"])
+def test_load_data_gives_gray_images_their_channel(tmp_path, model):
+    write_npz(tmp_path, x_train=np.ones((40, 8, 8), np.uint8), x_test=np.ones((20, 8, 8), np.uint8))
+    fields = dict(name="toy", classes=(0, 1))
+    assert load_data(_config(tmp_path, model=model, **fields))[0].x_train.shape == (6, 8, 8, 1)
+    assert load_data(_config(tmp_path, model="fcn", **fields))[0].x_train.shape == (6, 8, 8)
+    write_npz(tmp_path, x_train=np.ones((40, 64)), x_test=np.ones((20, 64)))
+    with pytest.raises(
+        ConfigError, match=rf"model.name='{model}' with toy, whose examples have shape \(64,\); allowed: images"
+    ):
+        load_data(_config(tmp_path, model=model, **fields))
 
 
 def test_the_real_files(real_data):

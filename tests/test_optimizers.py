@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -119,14 +120,159 @@ def test_wrapped_states_are_read_as_bare_ones(name):
     make = CASES[name]
     _, bare, _ = _after(make(0.1))
     expected = preconditioning(make, _PARAMS, bare)
-    chained = _after(optax.chain(optax.identity(), make(0.1)))[1]
     injected = _after(optax.inject_hyperparams(make)(learning_rate=0.1))[1]
-    both = _after(optax.chain(optax.inject_hyperparams(make)(learning_rate=optax.constant_schedule(0.1)), optax.identity()))[1]
-    for state in (chained, injected, both):
+    named = _after(optax.named_chain(("a", optax.inject_hyperparams(make)(learning_rate=optax.constant_schedule(0.1)))))[1]
+    for state in (_after(optax.chain(make(0.1)))[1], injected, named):
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), preconditioning(make, _PARAMS, state), expected)
     # What is injected need not be said again.
     found = preconditioning(make.func, _PARAMS, injected)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), found, expected)
+
+
+def _check(make, optimizer, steps=4, **known):
+    """The rule, with a check against the last of some steps."""
+    before, after, updates = _after(optimizer, steps)
+    step = dict(updates=updates, gradient=_gradient(steps - 1)) | known
+    return preconditioning(make, _PARAMS, after, before, **step)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_preconditioning_checks_the_update(name):
+    make = CASES[name]
+    schedule = lambda count: 0.1 / (1 + count)
+    assert _check(make, make(0.1), learning_rate=0.1).checked is True
+    assert _check(make, make(schedule), learning_rate=schedule).checked is True
+    assert _check(make, optax.inject_hyperparams(make)(learning_rate=0.1)).checked is True
+    idle = optax.chain(optax.clip_by_global_norm(1e9), make(0.1))
+    assert _check(make, idle, learning_rate=0.1).checked is True
+    assert preconditioning(make, _PARAMS, *_after(make(0.1))[1::-1]).checked is None
+
+
+ADAM = optax.adam
+MISTAKEN = {  # what is said, what was made, and what of it the message says
+    "clipping": (ADAM, optax.chain(optax.clip_by_global_norm(0.05), ADAM(0.1)), r"saw 0.0\d+ times the gradient \(clipping\)"),
+    "clipping by entries": (ADAM, optax.chain(optax.clip(0.3), ADAM(0.1)), "settings that were not repeated"),
+    "clipping and sgd": (
+        optax.sgd,
+        optax.chain(optax.clip_by_global_norm(0.05), optax.sgd(0.1)),
+        r"0.0\d+ times as large \(clipping",
+    ),
+    "clipping in place of a link": (optax.sgd, optax.chain(optax.clip_by_global_norm(0.05), optax.scale(-0.1)), "clipping"),
+    "clipping and momentum": (
+        CASES["heavy ball"],
+        optax.chain(optax.clip_by_global_norm(0.05), CASES["heavy ball"](0.1)),
+        r"saw 0.0\d+ times the gradient",
+    ),
+    "clipping and adagrad": (
+        optax.adagrad,
+        optax.chain(optax.clip_by_global_norm(0.05), optax.adagrad(0.1)),
+        r"saw 0.0\d+ times",
+    ),
+    "clipping and rmsprop": (
+        optax.rmsprop,
+        optax.chain(optax.clip_by_global_norm(0.05), optax.rmsprop(0.1)),
+        r"saw 0.0\d+ times",
+    ),
+    "clipping and adadelta": (
+        optax.adadelta,
+        optax.chain(optax.clip_by_global_norm(0.05), optax.adadelta(0.1)),
+        r"saw 0.0\d+ times",
+    ),
+    "b2": (ADAM, ADAM(0.1, b2=0.99), r"adam\(.*b2=0.999.*settings that were not repeated"),
+    "eps": (ADAM, ADAM(0.1, eps=0.1), "the state agrees"),
+    "nesterov": (ADAM, optax.nadam(0.1), "an optimizer with the same kind of state"),
+    "lamb": (ADAM, optax.lamb(0.1), "an optimizer with the same kind of state"),
+    "decay that was not said": (ADAM, optax.adamw(0.1, weight_decay=0.3), "the state agrees"),
+    "decay before": (optax.sgd, optax.chain(optax.add_decayed_weights(0.3), optax.sgd(0.1)), "updates are not those of sgd"),
+    "learning rate": (optax.rmsprop, optax.rmsprop(0.2), "2 times as large .*another learning rate"),
+    "gradients that pass a mask": (ADAM, optax.masked(ADAM(0.1), {"a": True, "b": False}), "updates are not those of adam"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKEN)
+def test_preconditioning_refuses_an_update_of_another_rule(name):
+    make, optimizer, message = MISTAKEN[name]
+    with pytest.raises(ValueError, match=message) as raised:
+        _check(make, optimizer, learning_rate=0.1)
+    assert "allowed" in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_preconditioning_checks_inside_of_jit():
+    """There it is data: no number where the update is another one."""
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def critical(optimizer):
+        rule = _check(ADAM, optimizer, learning_rate=0.1)
+        return rule.checked, critical_lr_from_lambda(jnp.float32(1), rule)
+
+    good, value = critical(ADAM(0.1))
+    bad, nothing = critical(optax.chain(optax.clip_by_global_norm(0.05), ADAM(0.1)))
+    assert good and float(value) == pytest.approx(38, rel=1e-5)
+    assert not bad and np.isnan(nothing)
+
+
+def test_preconditioning_of_clipped_adam_is_not_a_silent_number():
+    """Adam does not feel the scale of its gradient: its critical lr with clipping is that without, which the state does not tell."""
+    for clip in (1e9, 0.05):
+        _, state, _ = _after(optax.chain(optax.clip_by_global_norm(clip), ADAM(0.1)))
+        with pytest.raises(
+            ValueError, match=r"not those of adam alone, .* may be clipping or decay; allowed: updates, gradient, before"
+        ):
+            preconditioning(ADAM, _PARAMS, state)
+
+
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [
+        ({"gradient": None, "learning_rate": 0.1}, "gradient=None; allowed: updates, gradient and before of one step together"),
+        ({"updates": None, "learning_rate": 0.1}, "updates=None; allowed"),
+        ({}, "learning_rate=None; allowed with updates: learning_rate=..., that of this step"),
+        ({"learning_rate": lambda count: 0.1}, "learning_rate=a schedule whose count is not in the state; allowed"),
+        ({"learning_rate": 0.1, "gradient": jnp.ones(5)}, "gradient has other arrays than params; allowed"),
+    ],
+)
+def test_preconditioning_check_wants_the_whole_step(known, message):
+    with pytest.raises(ValueError, match=message):
+        _check(ADAM, ADAM(0.1), **known)
+    with pytest.raises(ValueError, match="before=None; allowed"):
+        preconditioning(ADAM, _PARAMS, _after(ADAM(0.1))[1], updates=_PARAMS, gradient=_PARAMS, learning_rate=0.1)
+
+
+def test_a_state_of_other_arrays_than_the_parameters_is_refused():
+    flat = _after(optax.flatten(ADAM(0.1)))[1]
+    with pytest.raises(
+        ValueError, match=r"the state of adam has an array of shape \(5,\); allowed: one array for each parameter"
+    ):
+        preconditioning(ADAM, _PARAMS, flat)
+    with pytest.raises(ValueError, match="the state of adam has another structure than params; allowed"):
+        preconditioning(ADAM, {"a": _PARAMS["a"]}, _after(ADAM(0.1))[1])
+
+
+@pytest.mark.parametrize("name", ["adam", "heavy ball", "adagrad"])
+def test_state_of_a_flax_nnx_optimizer(name):
+    """Its arrays are in other containers than the parameters."""
+    make, x = CASES[name], jnp.ones((2, 3))
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, make(0.1), wrt=nnx.Param)
+    gradient = nnx.grad(lambda m: jnp.mean(m(x) ** 2))(model)
+    before, params = jax.tree.map(jnp.copy, (optimizer.opt_state, nnx.state(model, nnx.Param)))
+    optimizer.update(model, gradient)
+    moved = jax.tree.map(jnp.subtract, nnx.state(model, nnx.Param), params)
+    step = dict(updates=moved, gradient=gradient, learning_rate=0.1)
+    rule = preconditioning(make, params, optimizer.opt_state, before, **step)
+    assert rule.checked is True
+    assert rule.diagonal is None or jax.tree.structure(rule.diagonal) == jax.tree.structure(params)
+
+
+def test_a_mask_of_whole_subtrees():
+    params = {"a": _PARAMS["a"], "c": {"d": jnp.ones(2), "e": jnp.ones(3)}}
+    labels = {"a": "moves", "c": "stays"}
+    optimizer = optax.multi_transform({"moves": ADAM(0.1), "stays": optax.set_to_zero()}, labels)
+    before = optimizer.init(params)
+    updates, after = optimizer.update(params, before, params)
+    rule = preconditioning(ADAM, params, after, before, updates=updates, gradient=params, learning_rate=0.1)
+    assert jax.tree.structure(rule.diagonal) == jax.tree.structure(params) and rule.checked is True
+    assert np.isinf(rule.diagonal["c"]["d"]).all() and np.isfinite(rule.diagonal["a"]).all()
 
 
 def test_what_is_masked_out_does_not_move():
@@ -170,9 +316,9 @@ def test_optimizers_of_a_config_are_those_of_their_names(name):
 
 
 def test_settings_of_another_link_are_not_read():
-    decay = optax.inject_hyperparams(optax.add_decayed_weights)(weight_decay=0.3)
-    _, state, _ = _after(optax.chain(decay, optax.adamw(0.1, weight_decay=0.2)))
-    assert preconditioning(functools.partial(optax.adamw, weight_decay=0.2), _PARAMS, state).decay == 0.2
+    decay = optax.inject_hyperparams(optax.add_decayed_weights)(weight_decay=0.0)
+    make = functools.partial(optax.adamw, weight_decay=0.2)
+    assert _check(make, optax.chain(decay, make(0.1)), learning_rate=0.1).decay == 0.2
 
 
 def test_adagrad_does_not_move_what_has_had_no_gradient():

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from catapult_jax import CNN, FCN, CoupledExamplesError, critical_lr, tangent_kernel, top_eigenpairs
+from catapult_jax import CNN, FCN, critical_lr, tangent_kernel, top_eigenpairs
 from catapult_jax.critical_lr import weighted_kernel_and_gradient
 from catapult_jax.eigenspace import split_weighted_loss
-from catapult_jax.tangent_kernel import coupling, exact, layers, neural_tangents
+from catapult_jax.tangent_kernel import exact, layers, neural_tangents
 from catapult_jax.tangent_kernel.coupling import refuse_coupled_examples
 from catapult_jax.testing import explicit_jacobian, explicit_kernel, relative_error
 from tests.zoo import QUICK, ZOO, build
@@ -242,72 +242,6 @@ def test_kernel_arithmetic_is_at_highest_precision(function):
     assert all(p.count("Precision.HIGHEST") == 2 for p in precisions), precisions
 
 
-class _BatchNorm(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        return nn.Dense(1)(nn.relu(nn.BatchNorm(use_running_average=False)(nn.Dense(4)(x))))
-
-
-@pytest.mark.parametrize("method", exact.METHODS)
-def test_batch_norm_in_training_mode_is_refused(method):
-    x = jax.random.normal(jax.random.key(0), (5, 6))
-    variables = _BatchNorm().init(jax.random.key(0), x)
-
-    def apply_fn(params, x):
-        return _BatchNorm().apply({"params": params, "batch_stats": variables["batch_stats"]}, x, mutable=["batch_stats"])[0]
-
-    with pytest.raises(CoupledExamplesError, match="BatchNorm"):
-        jax.jit(lambda p, x: tangent_kernel(apply_fn, p, x, method=method))(variables["params"], x)
-
-
-@pytest.mark.parametrize(
-    "couple",
-    [
-        lambda h: h - h.mean(0),
-        lambda h: h * jax.nn.softmax(h[:, :1], axis=0),
-        lambda h: jnp.cumsum(h, 0),
-        lambda h: h[::-1],
-        lambda h: nn.Dropout(0.5, deterministic=False).apply({}, h, rngs={"dropout": jax.random.key(0)}),
-    ],
-    ids=["mean", "softmax over the batch", "cumsum", "reversed", "dropout"],
-)
-def test_other_couplings_are_refused(couple):
-    w = {"w": jnp.ones((6, 4))}
-    with pytest.raises(CoupledExamplesError):
-        tangent_kernel(lambda p, x: couple(x @ p["w"]), w, jnp.ones((5, 6)))
-
-
-def test_a_flax_module_is_looked_at_once_for_each_shape(monkeypatch):
-    probed, counts, probe = [], [], coupling._probe
-    monkeypatch.setattr(coupling, "_probe", lambda *args: probed.append(1) or probe(*args))
-    x, y = jnp.ones((3, 7)), jnp.ones((3, 11))
-    for n, (model, inputs) in enumerate(
-        [(FCN(depth=2, width=13), x), (FCN(depth=2, width=13), x[:2]), (FCN(depth=2, width=13), y)]
-    ):
-        params = model.init(jax.random.key(n), inputs)
-        jax.eval_shape(lambda p, f=model.apply, x=inputs: tangent_kernel(f, p, x), params)
-        counts.append(len(probed))
-    assert 0 < counts[0] == counts[1] < counts[2]
-    centred = _Centred()
-    variables = centred.init(jax.random.key(0), x)
-    for _ in range(2):  # what is refused stays refused
-        with pytest.raises(CoupledExamplesError):
-            tangent_kernel(centred.apply, variables, x)
-
-
-class _Centred(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        h = nn.Dense(3)(x)
-        return h - h.mean(0)
-
-
-def test_coupling_check_works_where_closed_over_values_are_traced():
-    x = jnp.ones((4, 3))
-    f = lambda scale, w: tangent_kernel(lambda w, x: (x * scale) @ w, w, x)
-    assert relative_error(jax.jit(f)(jnp.float32(2), jnp.ones((3, 1))), 12 * np.ones((4, 4))) <= 1e-6
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -353,26 +287,6 @@ def test_what_neural_tangents_is_lent_is_taken_away_again():
     assert "jax.util" not in sys.modules
 
 
-@pytest.mark.parametrize(
-    "couple",
-    [lambda x: jnp.log(x), lambda x: jnp.sqrt(x), lambda x: 1 / (x - x)],
-    ids=["log", "root", "never finite"],
-)
-def test_couplings_behind_functions_that_are_not_finite_everywhere(couple):
-    centred = lambda p, x: (lambda h: h - h.mean(0))(couple(x) @ p)
-    with pytest.raises(CoupledExamplesError):
-        tangent_kernel(centred, jnp.ones((6, 4)), jnp.ones((5, 6)))
-    if couple(jnp.float32(1)) < jnp.inf:
-        tangent_kernel(lambda p, x: couple(x) @ p, jnp.ones((6, 4)), jnp.ones((5, 6)))
-
-
-def test_deep_and_half_precision_models_are_not_refused():
-    x = jnp.ones((2, 64))
-    for model, dtype in ((FCN(depth=20, width=64), jnp.float32), (nn.Sequential([nn.Dense(64)] * 5), jnp.float16)):
-        params = jax.tree.map(lambda a, dtype=dtype: a.astype(dtype), model.init(jax.random.key(0), x))
-        jax.eval_shape(lambda p, x, f=model.apply: tangent_kernel(f, p, x), params, x.astype(dtype))
-
-
 def test_a_replaced_promotion_and_a_callers_interceptor_go_to_the_jacobian():
     def columns_of_norm_one(x, kernel, bias, **_):
         return x, kernel / jnp.linalg.norm(kernel, axis=0), bias
@@ -400,14 +314,6 @@ def test_layers_are_seen_through_a_jit_of_the_callers():
         relative_error(tangent_kernel(jax.jit(apply_fn), params, x, method="structured"), explicit_kernel(apply_fn, params, x))
         <= 1e-5
     )
-
-
-def test_a_traced_random_key_may_be_closed_over():
-    def kernel(key, w, x):
-        noise = jax.random.normal(key, (3,))
-        return tangent_kernel(lambda w, x: (x + noise + jax.random.normal(key, (3,))) @ w, w, x)
-
-    assert jax.jit(kernel)(jax.random.key(0), jnp.ones((3, 1)), jnp.ones((4, 3))).shape == (4, 4)
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,20 @@
 """Data sets: one small interface over a folder of .npz files, TFDS, embedded images and synthetic targets."""
 
 from catapult_jax.data.prepare import CODINGS, CODINGS_OF_LOSS, SCALINGS, Data, most_examples, prepare
-from catapult_jax.data.sources import EMBEDDED, Arrays, DataUnavailable, read
+from catapult_jax.data.sources import EMBEDDED, KNOWN, Arrays, DataUnavailable, UnknownData, read
 from catapult_jax.data.synthetic import TARGETS, synthetic, target_function
 
 __all__ = [
     "CODINGS",
     "CODINGS_OF_LOSS",
     "EMBEDDED",
+    "KNOWN",
     "SCALINGS",
     "TARGETS",
     "Arrays",
     "Data",
     "DataUnavailable",
+    "UnknownData",
     "most_examples",
     "prepare",
     "read",

@@ -53,13 +53,14 @@ def prepare(
       classes: class numbers to keep, coded 0, 1, ... in this order; empty: all, in ascending order.
       train_size, test_size: number of examples; a ``test_size`` of 0 keeps all.
       scaling: ``"sqrt_d"`` scales every example to norm ``sqrt(d)``, without centring; ``"standardize"`` takes mean and
-        standard deviation per channel from the training examples; ``"none"``.
+        standard deviation per channel from the training examples (images ``(n, h, w)`` have one channel); ``"none"``.
       coding: ``"sign"`` -1, +1; ``"one_hot"``; ``"integer"``; ``"binary"`` 0, 1; ``"value"``: targets as they are.
       validation_size: number of examples for validation, chosen like the training examples from those that they leave of the
         source's training split: of each class the ones right after them.
 
     Raises:
-      ValueError: a class that is not there, too few examples, two-class coding of other than two classes.
+      ValueError: a class that is not there, too few examples, two-class coding of other than two classes, an example of zeros that has
+        no norm to scale.
     """
     if validation_size < 0:
         raise ValueError(f"data.validation_size={validation_size!r}; allowed: 0 or more")
@@ -111,6 +112,15 @@ def prepare(
     rows = {"train": (x_train, y_train, take_train), "test": (x_test, y_test, take_test)}
     if validation_size:
         rows["val"] = (x_train, y_train, take_val)
+    if scaling == "sqrt_d":
+        for split, (x, _, take) in rows.items():
+            zero = take[~x[take].reshape(len(take), -1).any(axis=1)]
+            if len(zero):
+                name = "x_test" if split == "test" else "x_train"  # validation examples are some of these
+                raise ValueError(
+                    f"data.scaling='sqrt_d': example {zero[0]} of {name} of {arrays.name} is all zero ({len(zero)} of {len(take)} in the "
+                    f"{split} split are); allowed: standardize, none, or data without it"
+                )
     scaled = _scale([x[take] for x, _, take in rows.values()], scaling)
     prepared = {}
     for (split, (_, y, take)), x in zip(rows.items(), scaled, strict=True):
@@ -155,13 +165,12 @@ def _scaled(splits: list[np.ndarray], scaling: str) -> list[np.ndarray]:
 
         def to_sqrt_d(x):
             norm = np.linalg.norm(x.reshape(len(x), -1), axis=1)
-            if (norm == 0).any():
-                raise ValueError("data.scaling='sqrt_d': an example is all zero; allowed: standardize, none")
             return x * (np.sqrt(x[0].size) / norm).reshape(-1, *([1] * (x.ndim - 1))).astype(np.float32)
 
         return [to_sqrt_d(x) for x in splits]
     if scaling == "standardize":
-        axes = tuple(range(splits[0].ndim - 1))
+        is_gray = splits[0].ndim == 3  # images without an axis of channels
+        axes = tuple(range(splits[0].ndim - (not is_gray)))
         mean, std = splits[0].mean(axes), splits[0].std(axes)
         std = np.where(std > 0, std, 1)
         return [(x - mean) / std for x in splits]

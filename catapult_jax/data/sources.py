@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +15,16 @@ from catapult_jax.data.npz import npz_arrays
 EMBEDDED = ("digits", "natural_patches", "synthetic")
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 _TFDS_NAMES = {"celeba": "celeb_a", "svhn": "svhn_cropped"}
+# Data sets that are known by name where TFDS is not installed, or does not have them.
+KNOWN = ("cifar10", "cifar100", "fashion_mnist", "kmnist", "mnist", "usps", *_TFDS_NAMES)
 
 
 class DataUnavailable(Exception):
     """The data set can't be had here; the message lists the ways out."""
+
+
+class UnknownData(DataUnavailable):
+    """No source knows a data set of that name; the message has the nearest one."""
 
 
 class Arrays(NamedTuple):
@@ -55,8 +62,9 @@ def read(
 
     Raises:
       DataUnavailable: with the ways out.
-      ValueError: a file that is there but not of the form above, an attribute that the data set does not have, an image size
-        for what is no images.
+      UnknownData: the name is not embedded, not that of a file or a TFDS data set, and not in ``KNOWN``.
+      ValueError: a file that is there but not of the form above, images with the channels first, an attribute that the data set
+        does not have, an image size for what is no images.
     """
     for field, value in (("data.image_size", image_size), ("limit", limit)):
         if value < 0:
@@ -70,14 +78,23 @@ def read(
         arrays = _shrink(_read_npz(file, name, attribute), image_size, limit)
     else:
         tried = f"no file {file}" if file else "neither data.dir nor CATAPULT_DATA_DIR names a folder"
+        ways_out = (
+            f"Ways out: a folder with {name}.npz (x_train, y_train, x_test, y_test) in data.dir or CATAPULT_DATA_DIR; a TFDS data set "
+            "prepared as array_record in data.tfds_dir; data.download=True; or data.name=" + " | ".join(EMBEDDED)
+        )
+        of_tfds = _tfds_names()
+        names = sorted({*EMBEDDED, *KNOWN, *(found.stem for found in Path(directory or os.devnull).glob("*.npz"))})
+        if name not in (*names, *of_tfds):
+            near = lambda among: difflib.get_close_matches(name.lower(), among, n=1)
+            nearest = near(names) or near(of_tfds)
+            raise UnknownData(
+                f"data.name={name!r}; allowed: a name that a source knows{f', such as {nearest[0]!r}' if nearest else ''} ({tried}; "
+                f"{'no TFDS data set' if of_tfds else 'tensorflow-datasets is not installed'}). {ways_out}"
+            )
         try:
             arrays = _read_tfds(name, tfds_dir, download, attribute, image_size, limit)
         except DataUnavailable as error:
-            raise DataUnavailable(
-                f"data.name={name!r} can't be had: {tried}; {error}. Ways out: a folder with {name}.npz (x_train, y_train, "
-                "x_test, y_test) in data.dir or CATAPULT_DATA_DIR; a TFDS data set prepared as array_record in data.tfds_dir; "
-                "data.download=True; or data.name=" + " | ".join(EMBEDDED)
-            ) from error
+            raise DataUnavailable(f"data.name={name!r} can't be had: {tried}; {error}. {ways_out}") from error
     source = arrays.source
     source += f", attribute {attribute}" if attribute is not None else ""
     source += f", images {image_size}x{image_size}" if image_size else ""
@@ -145,11 +162,34 @@ def _read_npz(file: Path, name: str, attribute: str | None) -> Arrays:
             raise ValueError(f"{file}: x_{split} {x.shape} and y_{split} {y.shape}; allowed: (n, ...) and {allowed}")
     if (train := arrays["x_train"].shape[1:]) != (test := arrays["x_test"].shape[1:]):
         raise ValueError(f"{file}: examples of shape {train} in x_train and {test} in x_test; allowed: one shape")
+    if _is_channels_first(train):
+        height, width = train[1:]
+        raise ValueError(
+            f"{file}: images of shape {train} have the channels first; allowed: channels last, {(height, width, train[0])}, as "
+            "x.transpose(0, 2, 3, 1) makes them"
+        )
     _check_attribute(attribute, names, name)
     if names:
         for key in ("y_train", "y_test"):  # above 0: booleans, 0 and 1, or the -1 and 1 of the original CelebA lists
             arrays[key] = (arrays[key][:, names.index(attribute)] > 0).astype(np.int32)
     return Arrays(*(arrays[key] for key in _ARRAYS), name=name, source=f"npz file {file.name}")
+
+
+def _is_channels_first(shape: tuple[int, ...]) -> bool:
+    """Few rows, and then a square (or three rows, and two long axes): no image (height, width, channels) looks so."""
+    if len(shape) != 3:
+        return False
+    first, second, third = shape
+    return (first <= 4 < second == third) or (first == 3 and min(second, third) >= 16)
+
+
+def _tfds_names() -> list[str]:
+    """Data sets that TFDS has; none where it is not installed."""
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError:
+        return []
+    return tfds.list_builders(with_community_datasets=False)
 
 
 def _read_tfds(name: str, tfds_dir: str | None, download: bool, attribute: str | None, image_size: int, limit: int) -> Arrays:

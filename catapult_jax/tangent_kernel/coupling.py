@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -11,10 +13,14 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
+from catapult_jax.tangent_kernel import batch_axis
+
 if TYPE_CHECKING:
     from jaxtyping import Array, PyTree
 
 _TOLERANCE = 1e-3  # relative; reassociation between batch sizes is far below it, a coupled model far above
+_NUMBERS = 2**23  # in the arrays of a program that is evaluated some ten times
+_ALONE = 16  # examples that are evaluated one by one
 
 
 class CoupledExamplesError(ValueError):
@@ -24,6 +30,12 @@ class CoupledExamplesError(ValueError):
 # Made-up weights: of both signs, scaled by fan-in or of unit size (networks that scale in the forward pass), or all positive
 # (roots, logarithms). The first kind that gives outputs of a moderate size is used.
 _KINDS = ("he", "unit", "positive")
+
+_ALLOWED = (
+    "allowed: models that treat each example alone (GroupNorm, LayerNorm, no dropout). With BatchNorm in training mode the kernel by "
+    "example does not exist; in evaluation mode it is the kernel of another function, and with an optimizer state of training mode "
+    "its critical lr can be off by orders of magnitude"
+)
 
 
 def _invented(rng: np.random.Generator, shape: tuple[int, ...], dtype, kind: str):
@@ -40,13 +52,20 @@ def _invented(rng: np.random.Generator, shape: tuple[int, ...], dtype, kind: str
 
 
 def refuse_coupled_examples(apply_fn: Callable, params: PyTree, x: Array) -> None:
-    """Raises if ``apply_fn(params, x)[i]`` depends on anything of ``x`` but ``x[i]``.
+    """Raises if ``apply_fn(params, x)[i]`` depends on anything of ``x`` but ``x[i]``, or on ``i``, or on the batch size.
 
-    Works on shapes alone, so it may be called while ``params`` and ``x`` are being traced: the function is traced once
-    for two examples and once for one, and evaluated on made-up numbers; for ``model.apply`` of a Flax module, which can't change, once
-    for each shape of an example. Two things are asked. Does a NaN in the second
-    example reach the first one's output (every arithmetic dependence lets it through, however small)? Does a batch of two
-    give what two batches of one give (it does not when batch statistics or per-position random masks are at work)?
+    Two steps. First a proof: the function is traced at the batch size of ``x``, and the axis of the examples is followed through
+    the program, see :func:`catapult_jax.tangent_kernel.batch_axis.follow`. Where this succeeds, and the program for two examples does the
+    same operations, what is left to ask is whether two examples together give what each gives alone; this is evaluated on made-up
+    numbers. An operation that reduces over the examples, or contracts them, is refused.
+
+    Where an operation has no rule, nothing is proved. The function is then evaluated on made-up numbers at the batch size of ``x`` (or
+    at a smaller one, where it is too large): sixteen examples alone against all together; and, for every pair of examples, does a NaN (another
+    value of an integer input) in one reach the output of the other? What passes is accepted with a warning, which
+    names the operation: coupling that depends on the values, and acts on none of these, is not seen.
+
+    It works on shapes, so it may be called while ``params`` and ``x`` are being traced. Integer examples are taken from ``x`` where
+    they are there. For ``model.apply`` of a Flax module, which can't change, it is done once for each shape.
 
     Args:
       apply_fn: ``apply_fn(params, x) -> (b, ...)``.
@@ -54,45 +73,37 @@ def refuse_coupled_examples(apply_fn: Callable, params: PyTree, x: Array) -> Non
       x: ``(b, ...)`` array or shape.
 
     Raises:
-      CoupledExamplesError: as said, or the outputs are finite on no made-up numbers, so that nothing can be told.
+      CoupledExamplesError: as said; or nothing is proved and the outputs are finite on no made-up numbers.
+      ValueError: the function does not accept another batch size.
     """
-    shaped = lambda tree: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), tree)
-    shapes = shaped(params)
-    known = _key(apply_fn, shapes, x)
-    if known is not None and known in _INDEPENDENT:
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), params)
+    b, key = max(len(x), 2), _key(apply_fn, shapes, x)
+    if key is not None and (key, b) in _INDEPENDENT:
         return
-    of_size = lambda b: jax.ShapeDtypeStruct((b, *jnp.shape(x)[1:]), jnp.result_type(x))
-    programs = {b: _program(apply_fn, shapes, of_size(b)) for b in (1, 2)}
-    dtype = programs[2][0].out_avals[0].dtype
-
-    with jax.ensure_compile_time_eval(), jax.debug_nans(False), np.errstate(all="ignore"):
-        for kind in _KINDS:
-            together, apart, beside_other = _probe(programs, jax.tree.leaves(shapes), of_size(2), kind)
-            if np.isfinite(together).all() and (kind == _KINDS[-1] or 1e-20 < np.abs(together).max(initial=0.0) < 1e20):
-                break
-        else:
-            raise CoupledExamplesError(
-                "apply_fn gives outputs that are not finite on made-up numbers, so it can't be told whether it couples the "
-                "examples of a batch; allowed: models with finite outputs for inputs and parameters of order one"
-            )
-        tolerance = max(_TOLERANCE, 32 * float(jnp.finfo(dtype).eps))
-    bound = tolerance * max(float(np.abs(together).max(initial=0.0)), np.finfo(np.float32).tiny)
-    same = lambda a, b: bool(np.all(np.abs(a - b) <= bound))  # False where a NaN came through
-    if not same(together[0], beside_other):
-        why = "the output of one example changes when another example of the batch changes"
-    elif not same(together, apart):
-        why = "a batch of two gives other outputs than two batches of one"
+    program = lambda size: _traced(apply_fn, shapes, x, size)
+    whole, leaves = program(b), jax.tree.leaves(shapes)
+    lost = batch_axis.follow(whole, len(leaves), b)
+    if lost is not None and lost.mixes:
+        raise CoupledExamplesError(f"apply_fn couples the examples of a batch: {lost}; {_ALLOWED}")
+    if lost is None and b > 2 and not batch_axis.same_program(whole, program(2), b, 2):
+        lost = batch_axis.Lost("the program depends on the batch size", mixes=False)
+    if lost is None:
+        if key is None or key not in _INDEPENDENT:
+            _refuse_by_value({n: program(n) for n in (1, 2)}, leaves, x, proved=True)
     else:
-        if known is not None:
-            _INDEPENDENT.add(known)
-        return
-    raise CoupledExamplesError(
-        f"apply_fn couples the examples of a batch: {why}; allowed: models that treat each example alone "
-        "(BatchNorm with use_running_average=True, GroupNorm, LayerNorm, no dropout)"
-    )
+        size = max(min(b, b * _NUMBERS // _numbers(whole.jaxpr)), 4 if b > 4 else 2)
+        _refuse_by_value({1: program(1), size: program(size)}, leaves, x, proved=False)
+        warnings.warn(
+            f"apply_fn is not known to treat each example alone: {lost}. No coupling was seen on made-up numbers with {size} of {b} "
+            "examples; coupling that depends on the values, or on more examples, would give a wrong kernel",
+            stacklevel=3,
+        )
+    if key is not None:
+        _INDEPENDENT.update({(key, b)} | ({key} if lost is None else set()))
 
 
-_INDEPENDENT: set = set()  # what was found to treat each example alone
+# Flax modules that treat each example alone: by the shape of an example, and by that and the batch size.
+_INDEPENDENT: set = set()
 
 
 def _key(apply_fn, shapes, x):
@@ -116,34 +127,125 @@ def _key(apply_fn, shapes, x):
     return key
 
 
-def _program(apply_fn, shapes, x):
-    """The function on so many examples, traced, and compiled in a hurry with what it closes over as a first argument."""
-    closed = jax.make_jaxpr(apply_fn)(shapes, x)
+def _traced(apply_fn, shapes, x, size: int):
+    """The function on so many examples, as a program."""
+    of_size = jax.ShapeDtypeStruct((size, *jnp.shape(x)[1:]), jnp.result_type(x))
+    why = None
+    try:
+        closed = jax.make_jaxpr(apply_fn)(shapes, of_size)
+        if closed.out_avals[0].shape[:1] != (size,):
+            why = f"returns shape {closed.out_avals[0].shape}"
+    except Exception as error:
+        if size == len(x):
+            raise
+        why = f"fails ({(str(error) or type(error).__name__).splitlines()[0]})"
+    if why is not None:
+        raise ValueError(
+            f"apply_fn {why} for a batch of {size} in place of {len(x)}; allowed: functions for any batch size, which close over no array "
+            "of this batch"
+        )
+    return closed
+
+
+def _numbers(jaxpr) -> int:
+    """In all arrays that the program makes."""
+    inner = [
+        getattr(v, "jaxpr", v) for eqn in jaxpr.eqns for v in eqn.params.values() if hasattr(v, "eqns") or hasattr(v, "jaxpr")
+    ]
+    return 1 + sum(map(_numbers, inner)) + sum(math.prod(v.aval.shape) for eqn in jaxpr.eqns for v in eqn.outvars)
+
+
+def _refuse_by_value(programs: dict, leaves: list, x, *, proved: bool) -> None:
+    """Evaluates the programs for ``n`` examples and for one. ``proved``: each output is known to depend on its own example."""
+    n = max(programs)
+    runs = {size: (closed, _compiled(closed)) for size, closed in programs.items()}
+    dtype = programs[n].out_avals[0].dtype
+    with jax.ensure_compile_time_eval(), jax.debug_nans(False), np.errstate(all="ignore"):
+        for kind, examples in _examples(x, n):
+            together = _probe(runs[n], leaves, examples, kind)
+            if np.isfinite(together).all() and 1e-20 < np.abs(together).max(initial=0.0) < 1e20:
+                break
+        else:  # positive weights may well give zeros
+            if not (proved or np.isfinite(together).all()):
+                raise CoupledExamplesError(
+                    "apply_fn gives outputs that are not finite on made-up numbers, so it can't be told whether it couples the "
+                    "examples of a batch; allowed: models with finite outputs for inputs and parameters of order one"
+                )
+        rows = np.unique(np.linspace(0, n - 1, _ALONE).astype(int))
+        apart = np.concatenate([_probe(runs[1], leaves, examples[i : i + 1], kind) for i in rows])
+        tolerance = max(_TOLERANCE, 32 * float(jnp.finfo(dtype).eps))
+        bound = tolerance * max(float(np.abs(together[np.isfinite(together)]).max(initial=0.0)), np.finfo(np.float32).tiny)
+
+        def same(a, b):
+            """Where both are the same infinity or both no number, nothing speaks against it if the rest is proved."""
+            return bool(np.all((np.abs(a - b) <= bound) | (proved & ((a == b) | (np.isnan(a) & np.isnan(b))))))
+
+        why = None
+        if not same(together[rows], apart):
+            why = f"a batch of {n} gives other outputs than {n} batches of one"
+        elif not proved:
+            for mask in _masks(n):
+                beside_others = _probe(runs[n], leaves, _changed(examples, mask), kind)
+                if not same(together[~mask], beside_others[~mask]):
+                    why = "the output of one example changes when another example of the batch changes"
+                    break
+    if why is not None:
+        raise CoupledExamplesError(f"apply_fn couples the examples of a batch: {why}; {_ALLOWED}")
+
+
+def _compiled(closed) -> Callable:
+    """The program, compiled in a hurry, with what it closes over as a first argument."""
 
     def run(consts, *arguments):
         return jax.extend.core.jaxpr_as_fun(jax.extend.core.ClosedJaxpr(closed.jaxpr, consts))(*arguments)[0]
 
-    return closed, jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})
+    return jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def _probe(programs: dict, leaves: list, x, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Outputs of two examples together, of each alone, and of the first one beside a NaN."""
+def _examples(x, n: int):
+    """Pairs of a kind of weights and ``n`` examples to try: integer ones from the batch itself where they are there, then made-up ones."""
+    shape, dtype = (n, *jnp.shape(x)[1:]), jnp.result_type(x)
+    rng = np.random.default_rng(2)
+    if jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.complexfloating):
+        for kind in _KINDS:
+            numbers = rng.uniform(0.5, 1.5, shape) if kind == "positive" else rng.standard_normal(shape)
+            yield kind, numbers.astype(dtype)
+        return
+    # Zeros and ones in each example, so that none is all padding; then the same number everywhere.
+    mixed = rng.integers(0, 2, (n, math.prod(shape[1:])))
+    mixed[:, :1] = np.arange(n)[:, None] % 2
+    mixed[:, 1:2] = 1 - mixed[:, :1]
+    candidates = [mixed.reshape(shape), np.ones(shape), np.zeros(shape)]
+    if isinstance(x, (np.ndarray, jax.Array)) and not isinstance(x, jax.core.Tracer):
+        on_one_device = x.addressable_data(0) if isinstance(x, jax.Array) else x  # a share of the batch, where it is sharded
+        if on_one_device.shape[1:] == shape[1:]:
+            candidates.insert(0, np.resize(np.asarray(on_one_device[:n]), shape))
+    for candidate in candidates:
+        for kind in _KINDS:
+            yield kind, candidate.astype(dtype)
+
+
+def _masks(n: int):
+    """Sets of examples such that of any two some set holds the first and not the second."""
+    for bit in range((n - 1).bit_length()):
+        ones = (np.arange(n) >> bit) % 2 == 1
+        yield from (ones, ~ones)
+
+
+def _changed(examples: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Other values in some of the examples."""
+    changed = examples.copy()
+    changed[mask] = np.nan if jnp.issubdtype(examples.dtype, jnp.inexact) else np.roll(examples, 1, axis=0)[mask]
+    return changed
+
+
+def _probe(program: tuple, leaves: list, examples: np.ndarray, kind: str) -> np.ndarray:
+    """Outputs for these examples and made-up weights."""
+    closed, run = program
     rng = np.random.default_rng(0)
     numbers = [_invented(rng, leaf.shape, leaf.dtype, kind) for leaf in leaves]
-    if jnp.issubdtype(x.dtype, jnp.floating):
-        examples = rng.uniform(0.5, 1.5, x.shape) if kind == "positive" else rng.standard_normal(x.shape)
-        examples = examples.astype(x.dtype)
-        other = np.stack([examples[0], np.full_like(examples[1], np.nan)])
-    else:
-        examples = np.stack([np.zeros(x.shape[1:]), np.ones(x.shape[1:])]).astype(x.dtype)
-        other = np.stack([examples[0], examples[0]])
-
-    def evaluate(inputs: np.ndarray) -> np.ndarray:
-        closed, run = programs[len(inputs)]
-        rng = np.random.default_rng(1)
-        # Values that are still being traced are replaced by made-up ones too.
-        stand_in = lambda const: jnp.asarray(_invented(rng, const.shape, const.dtype, kind))
-        consts = [stand_in(const) if isinstance(const, jax.core.Tracer) else const for const in closed.consts]
-        return np.asarray(run(consts, *map(jnp.asarray, numbers), jnp.asarray(inputs)), np.float64)
-
-    return evaluate(examples), np.concatenate([evaluate(examples[:1]), evaluate(examples[1:])]), evaluate(other)[0]
+    rng = np.random.default_rng(1)
+    # Values that are still being traced are replaced by made-up ones too.
+    stand_in = lambda const: jnp.asarray(_invented(rng, const.shape, const.dtype, kind))
+    consts = [stand_in(const) if isinstance(const, jax.core.Tracer) else const for const in closed.consts]
+    return np.asarray(run(consts, *map(jnp.asarray, numbers), jnp.asarray(examples)), np.float64)

@@ -12,8 +12,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from catapult_jax.tangent_kernel.checks import (
+    check_arguments,
+    check_batch,
+    check_directions,
+    check_loss,
+    check_preconditioner,
+    without_derivative,
+)
 from catapult_jax.tangent_kernel.coupling import refuse_coupled_examples
-from catapult_jax.tangent_kernel.exact import check_arguments, check_preconditioner
 from catapult_jax.tangent_kernel.products import LinearMap, is_traced, linear_map, loop_kind, trace
 from catapult_jax.tangent_kernel.rayleigh_ritz import (
     Ritz,
@@ -134,9 +141,10 @@ def top_eigenpairs(
     >>> round(float(pairs.eigenvalues[0]), 4), bool(pairs.converged)
     (6.0, True)
     """
-    x, _ = batch
-    check_arguments(apply_fn, params, x)
-    out = jax.eval_shape(apply_fn, params, x)
+    x, targets = batch = check_batch(batch)
+    out = check_arguments(apply_fn, params, x)
+    check_loss(out, targets, loss=loss)
+    params = without_derivative("top_eigenpairs", params)
     n = math.prod(out.shape)
     k_max = k if k_max is None else k_max
     if not 1 <= k <= n:
@@ -155,7 +163,8 @@ def top_eigenpairs(
         raise ValueError(f"chunk_size={chunk_size!r}; allowed: 1 or more, or None")
     make_diagonal = preconditioner if _is_function(preconditioner, params) else lambda: preconditioner
     check_preconditioner(jax.eval_shape(make_diagonal), params)
-    _check_directions(warm_start, params, k_max)
+    if warm_start is not None:
+        check_directions(warm_start.vectors, params, k_max)
     refuse_coupled_examples(apply_fn, params, x)
     warn_of_lapack_threads()
 
@@ -466,14 +475,3 @@ def _is_function(preconditioner, params) -> bool:
         [preconditioner]
     )
     return callable(preconditioner) and not is_tree
-
-
-def _check_directions(warm_start: Directions | None, params, k_max: int) -> None:
-    if warm_start is None:
-        return
-    shapes = lambda tree: (jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)])
-    structure, found = shapes(warm_start.vectors)
-    if (structure, [shape[1:] for shape in found]) != shapes(params):
-        raise ValueError("warm_start has another structure or other shapes than params; allowed: directions of an earlier call")
-    if found[0][0] != k_max:
-        raise ValueError(f"warm_start has {found[0][0]} directions; allowed: k_max={k_max}")

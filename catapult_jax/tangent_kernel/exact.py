@@ -15,6 +15,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from catapult_jax.tangent_kernel import layers, neural_tangents
+from catapult_jax.tangent_kernel.checks import check_arguments, check_preconditioner, forward_mode_only
 from catapult_jax.tangent_kernel.coupling import refuse_coupled_examples
 from catapult_jax.xla import after, at_least_float32, loops_are_slow
 
@@ -84,8 +85,8 @@ def tangent_kernel(
     if method not in METHODS:
         raise ValueError(f"method={method!r}; allowed: {', '.join(METHODS)}")
     apply_fn = seen_through(apply_fn)
-    check_arguments(apply_fn, params, x)
-    _check_options(apply_fn, params, x, method, cotangents, preconditioner, chunk_size, mesh)
+    out = check_arguments(apply_fn, params, x)
+    _check_options(out, params, method, cotangents, preconditioner, chunk_size, mesh)
     refuse_coupled_examples(apply_fn, params, x)
     if method == "neural_tangents":
         return neural_tangents.empirical_kernel(apply_fn, params, x)
@@ -98,7 +99,6 @@ def tangent_kernel(
                 raise ValueError(
                     f"method='structured' has no rule for parameters {', '.join(missing)}; allowed there: 'auto', 'jacobian'"
                 )
-        out = jax.eval_shape(apply_fn, params, x)
         b, o = out.shape[0], math.prod(out.shape[1:])
         if cotangents is None:
             cotangents = jnp.broadcast_to(jnp.eye(o, dtype=out.dtype), (b, o, o))
@@ -107,7 +107,8 @@ def tangent_kernel(
         if mesh is not None:
             return _sharded(derivatives, block, x, cotangents, mesh)
         if chunk_size is not None and chunk_size < b:
-            return _chunked(derivatives, block, x, cotangents, chunk_size, slow_loops=loops_are_slow(apply_fn, params, x))
+            slow_loops = loops_are_slow(apply_fn, params, x)
+            return forward_mode_only(_chunked(derivatives, block, x, cotangents, chunk_size, slow_loops=slow_loops))
         found = derivatives(x, cotangents)
         return block(found, found, same=True)
 
@@ -126,9 +127,8 @@ def kernel_and_pullback(
     Source: the chain rule.
     """
     apply_fn = seen_through(apply_fn)
-    check_arguments(apply_fn, params, x)
+    out = check_arguments(apply_fn, params, x)
     refuse_coupled_examples(apply_fn, params, x)
-    out = jax.eval_shape(apply_fn, params, x)
     leaves, tree = jax.tree.flatten(params)
     with jax.default_matmul_precision("highest"):
         plan = layers.plan(apply_fn, params, x)
@@ -160,23 +160,8 @@ def seen_through(apply_fn: Callable) -> Callable:
     return apply_fn.__wrapped__ if hasattr(apply_fn, "lower") and hasattr(apply_fn, "__wrapped__") else apply_fn
 
 
-def check_arguments(apply_fn, params, x) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise ValueError(
-                f"params{jax.tree_util.keystr(path)} has dtype {jnp.result_type(leaf)}; allowed: floating-point parameters"
-            )
-    if jnp.ndim(x) < 1:
-        raise ValueError(f"x has shape {jnp.shape(x)}; allowed: (b, ...) with b examples")
-    out = jax.eval_shape(apply_fn, params, x)
-    if not hasattr(out, "shape"):
-        raise ValueError(f"apply_fn returns {type(out).__name__}; allowed: one array of shape (b, ...)")
-    if len(out.shape) < 1 or out.shape[0] != jnp.shape(x)[0]:
-        raise ValueError(f"apply_fn returns shape {out.shape} for {jnp.shape(x)[0]} examples; allowed: (b, ...)")
-
-
-def _check_options(apply_fn, params, x, method, cotangents, preconditioner, chunk_size, mesh) -> None:
-    b, o = len(x), math.prod(jax.eval_shape(apply_fn, params, x).shape[1:])
+def _check_options(out, params, method, cotangents, preconditioner, chunk_size, mesh) -> None:
+    b, o = out.shape[0], math.prod(out.shape[1:])
     if cotangents is not None and (jnp.ndim(cotangents) != 3 or jnp.shape(cotangents)[:2] != (b, o)):
         raise ValueError(f"cotangents has shape {jnp.shape(cotangents)}; allowed: ({b}, {o}, r)")
     check_preconditioner(preconditioner, params)
@@ -192,14 +177,10 @@ def _check_options(apply_fn, params, x, method, cotangents, preconditioner, chun
         )
 
 
-def check_preconditioner(preconditioner, params) -> None:
-    """Raises ValueError unless it has one entry for each parameter."""
-    if preconditioner is not None and jax.tree.map(jnp.shape, preconditioner) != jax.tree.map(jnp.shape, params):
-        raise ValueError("preconditioner has other leaves or shapes than params; allowed: one entry for each parameter")
-
-
 def _inverse_roots(preconditioner) -> list | None:
-    return None if preconditioner is None else [lax.rsqrt(jnp.asarray(p)) for p in jax.tree.leaves(preconditioner)]
+    if preconditioner is None:
+        return None
+    return [lax.rsqrt(jnp.asarray(p, at_least_float32(jnp.result_type(p)))) for p in jax.tree.leaves(preconditioner)]
 
 
 class _Derivatives(NamedTuple):
@@ -249,6 +230,7 @@ def _block(plan: layers.Plan, leaves: list, scales: list | None, left: _Derivati
     a, r = some.shape[:2]
     b = jax.tree.leaves((right.taps, right.live))[0].shape[0]
     dtype = at_least_float32(some.dtype)
+    scales = None if scales is None else [scale.astype(dtype) for scale in scales]
     uses: dict[int, list[int]] = {}  # leaf -> its calls
     shifts: dict[int, list[int]] = {}
     for i, call in enumerate(tapped):
