@@ -99,7 +99,8 @@ def test_strict_refuses_a_stand_in_and_writes_nothing(tmp_path, no_data):
 
 
 def test_interrupted_and_resumed_is_the_same_record(tmp_path, monkeypatch, capsys, plain_figures):
-    main.run(smoke(), tmp_path / "whole")
+    config = smoke(run__checkpoint_every=3)
+    main.run(config, tmp_path / "whole")
 
     calls, whole_trainer = [], training.trainer
 
@@ -117,20 +118,20 @@ def test_interrupted_and_resumed_is_the_same_record(tmp_path, monkeypatch, capsy
     with monkeypatch.context() as patched:
         patched.setattr(building.training, "trainer", dies)
         with pytest.raises(KeyboardInterrupt):
-            main.run(smoke(), tmp_path / "parts")
+            main.run(config, tmp_path / "parts")
     assert catapult_jax.open_record(tmp_path / "parts").sizes["step"] == 3
-    main.run(smoke(), tmp_path / "parts")
+    main.run(config, tmp_path / "parts")
     assert "resuming at step 3 of 6" in capsys.readouterr().out
     whole, parts = (catapult_jax.open_record(tmp_path / name) for name in ("whole", "parts"))
     for name in whole.data_vars:
         np.testing.assert_array_equal(whole[name], parts[name], err_msg=name)
-    main.run(smoke(), tmp_path / "parts")
+    main.run(config, tmp_path / "parts")
     assert "already complete" in capsys.readouterr().out
     lines = (tmp_path / "parts" / "events.jsonl").read_text()
     assert "NaN" not in lines and "Infinity" not in lines
     assert len(json.loads((tmp_path / "parts" / "run.json").read_text())["resumed_with"]) == 1
     shutil.rmtree(tmp_path / "parts" / "checkpoints")
-    main.run(smoke(), tmp_path / "parts")
+    main.run(config, tmp_path / "parts")
     assert catapult_jax.open_record(tmp_path / "parts").sizes["step"] == 6
 
 
