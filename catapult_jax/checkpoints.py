@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 from flax import traverse_util
 
 from catapult_jax.data.npz import npz_arrays
+from catapult_jax.records import write_bytes
 
 _KEPT = 2  # newest checkpoints
 
@@ -31,12 +31,10 @@ def save(directory: str | Path, step: int, state: Any) -> None:
     leaves = _leaves(jax.device_get(state))
     about = {"leaves": [(name, str(leaf.dtype), leaf.shape) for name, leaf in leaves], "sha256": _digest(leaves)}
     data = np.frombuffer(b"".join(leaf.tobytes() for _, leaf in leaves), np.uint8)
-    path = _path(directory, step)
+    buffer = io.BytesIO()
+    np.savez(buffer, about=np.array(json.dumps(about)), data=data)
     directory.mkdir(exist_ok=True)
-    half = path.with_name(f"{path.name}.tmp")
-    with half.open("wb") as file:
-        np.savez(file, about=np.array(json.dumps(about)), data=data)
-    os.replace(half, path)
+    write_bytes(_path(directory, step), buffer.getbuffer())
     for older in _steps(directory)[:-_KEPT]:
         _path(directory, older).unlink(missing_ok=True)
 
@@ -156,10 +154,9 @@ def _digest(leaves: list[tuple[str, np.ndarray]]) -> str:
 def save_model(path: str | Path, params: Any, about: dict[str, Any]) -> None:
     """Writes parameters and what they are to one ``.npz`` file, whole or not at all."""
     arrays = {name: np.asarray(leaf) for name, leaf in traverse_util.flatten_dict(params, sep="/").items()}
-    buffer, half = io.BytesIO(), Path(f"{path}.tmp")
+    buffer = io.BytesIO()
     np.savez(buffer, about=np.array(json.dumps(about)), **arrays)
-    half.write_bytes(buffer.getvalue())
-    os.replace(half, path)
+    write_bytes(path, buffer.getbuffer())
 
 
 def load_model(path: str | Path) -> tuple[dict, dict[str, Any], str]:

@@ -425,8 +425,13 @@ def _finite(value: Any) -> Any:
 
 def write_text(path: str | Path, text: str) -> None:
     """Writes a file in UTF-8 so that a reader sees the old one or the new one, never half of it."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | Path, content: bytes | memoryview) -> None:
+    """Writes a file so that a reader sees the old one or the new one, never half of it."""
     half = Path(f"{path}.tmp")
-    half.write_text(text, encoding="utf-8")
+    half.write_bytes(content)
     os.replace(half, path)
 
 

@@ -52,6 +52,8 @@ def program(main, parser=None) -> None:
     """
     logging.set_verbosity(logging.FATAL)  # TFDS tells of every file, and of what it raises as well
     signals.end_in_one_line()
+    for stream in (sys.stdout, sys.stderr):  # a title may have letters that the terminal's encoding has not
+        stream.reconfigure(errors="backslashreplace")
     try:
         app.run(main, flags_parser=parser or parse)
     except ConfigError as error:

@@ -6,6 +6,7 @@ Again, to see whether the same comes out: python -m experiments.main --reproduce
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import sys
@@ -258,9 +259,9 @@ def _write_directions(config, workdir: Path, model, state, coordinates, arrays, 
         rows.append(jacobian(jax.tree.map(lambda a, m=m: a[m], state.members.params), x))
     k = min(_DIRECTIONS, x[0].size, *(len(r) for r in rows))
     vectors = [np.asarray(agop_eigenvectors(r, len(x), k=k)[1].T) for r in rows]
-    half = workdir / "agop.tmp.npz"
-    np.savez(half, names=np.array(names), vectors=np.stack(vectors), shape=np.array(x.shape[1:]))
-    half.replace(workdir / "agop.npz")
+    buffer = io.BytesIO()
+    np.savez(buffer, names=np.array(names), vectors=np.stack(vectors), shape=np.array(x.shape[1:]))
+    records.write_bytes(workdir / "agop.npz", buffer.getbuffer())
 
 
 def _mend(config, workdir: Path, trainer, fresh, restored, members, coordinates, attributes, harm) -> bool:

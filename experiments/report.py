@@ -13,7 +13,7 @@ import numpy as np
 from catapult_jax import records
 from catapult_jax.events import FACTORS
 from experiments import directory, figures
-from experiments.config import FIELDS_HELP, ConfigError, flat, testable
+from experiments.config import FIELDS_HELP, ConfigError, RunError, flat, testable
 from experiments.reproduce import differences
 from experiments.verdicts import (
     OF_RUN,
@@ -282,9 +282,9 @@ def main(argv: list[str]) -> int:
     try:
         if not Path(argv[1], "run.json").is_file():
             raise FileNotFoundError(f"no run in {argv[1]}")
-        with directory.held(Path(argv[1])):
+        with directory.held(Path(argv[1])), directory.written(Path(argv[1])):
             verdicts = build(argv[1])
-    except (FileNotFoundError, ConfigError, records.DamagedFile) as error:
+    except (FileNotFoundError, ConfigError, RunError, records.DamagedFile) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for v in verdicts:
@@ -294,4 +294,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(main(sys.argv))
