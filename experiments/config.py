@@ -111,9 +111,9 @@ def parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> 
         raise ConfigError(f"argument {rest[1]!r} is no flag; allowed: {hint}")
     try:
         jax.devices()
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
         raise ConfigError(
-            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r} can't be used ({one_line(error)[:200]}); "
+            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r} can't be used ({one_line(error)[:200] or 'it is not there'}); "
             "allowed: platforms of this machine, or none, so that JAX takes the best"
         ) from error
     return rest
@@ -125,7 +125,7 @@ def help_text(values: flags.FlagValues = flags.FLAGS) -> str:
     own = modules.get(sys.argv[0], [])
     if not any(flag.name == "only" for flag in own):  # the program of the claims has configs of its own
         own = [*modules.get(__name__, []), *modules.get("experiments.main", []), *own]
-    lines = [f"  --{flag.name}: {flag.help}" for flag in own]
+    lines = [f"  --{flag.name}: {' '.join(flag.help.split())}" for flag in own]
     return "\n".join([(program.__doc__ or "").strip(), "", "Flags:", *lines, "", FIELDS_HELP])
 
 
