@@ -2,6 +2,11 @@
 
 import csv
 import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
 
 import pytest
 
@@ -137,3 +142,31 @@ def test_the_page_of_claims(tmp_path):
     assert "Data: natural_patches" in page and "SHA-256" in page
     record = json.loads((tmp_path / "runs" / "cifar_gd-fcn" / "run.json").read_text())
     assert record["data"]["stand_in_for"] == "cifar10"
+
+
+def test_a_process_that_is_killed_costs_its_own_run(tmp_path, capsys):
+    """As by the system when there is no memory left: the other runs are made, and the summary is of them."""
+    config = quickstart.get_config("smoke")
+    config.members.lr_relative, config.data.name, config.steps, config.run.chunk_steps = (0.5,), "digits", 4000, 1
+    killed = []
+
+    def kill():
+        while not (found := multiprocessing.active_children()) or not [*(tmp_path / "s").glob("*/progress.json")]:
+            time.sleep(0.05)
+        killed.append(found[0].pid)
+        os.kill(found[0].pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    with pytest.raises(sweep.RunError, match="1 of 3 runs failed; the summary is of the others"):
+        sweep.run_sweep(config, ["model.activation=relu,tanh,gelu"], tmp_path / "s", 2)
+    thread.join()
+    assert len(killed) == 1 and len(table(tmp_path / "s")) == 2
+    assert "its process was killed by SIGKILL (often: no memory left); the same command goes on" in capsys.readouterr().err
+
+
+def test_directory_of_many_axes_is_a_name_that_can_be(tmp_path):
+    chosen = {f"optimizer.setting_{i}": 0.123456789 for i in range(20)}
+    found = sweep.directory_of(tmp_path, chosen, quickstart.get_config("smoke"))
+    found.mkdir()
+    assert found.name.startswith("setting_0=0.123456789-setting_1=")
