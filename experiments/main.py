@@ -45,9 +45,13 @@ def check_kernel(model, params, x) -> dict:
       RunError: they differ by more than 1e-3 of the largest entry.
     """
     x = x[:_CHECK_EXAMPLES]
-    ours = np.asarray(jax.jit(lambda p, x: tangent_kernel(model.apply, p, x))(params, x))
+    kernel = building.shared(
+        ("check_kernel", model),
+        lambda: jax.jit(lambda p, x, method: tangent_kernel(model.apply, p, x, method=method), static_argnames="method"),
+    )
+    ours = np.asarray(kernel(params, x, method="auto"))
     try:
-        theirs = np.asarray(jax.jit(lambda p, x: tangent_kernel(model.apply, p, x, method="neural_tangents"))(params, x))
+        theirs = np.asarray(kernel(params, x, method="neural_tangents"))
     except NeuralTangentsMissing as error:
         return {"examples": len(x), "relative_error": None, "text": f"skipped: {error}"}
     difference, size = np.abs(ours - theirs).max(), np.abs(theirs).max()
@@ -115,8 +119,7 @@ def _run(
     try:
         found = earlier or like
         plan = found["instruments"] if found else building.choose_instruments(config, model, arrays, members, reference)
-        chosen = building.build_instruments(config, model, arrays, reference, plan["cadences"], plan["methods"])
-        trainer = building.build_trainer(config, model, arrays, chosen)
+        trainer = building.trainer_of(config, model, arrays, reference, plan)
         state, start = trainer.init(members)
     except ValueError as error:  # a model and data that do not fit
         raise configs.ConfigError(configs.one_line(error)) from error

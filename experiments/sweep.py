@@ -143,7 +143,7 @@ def _one(config: dict, directory: str, cache: str | None) -> str | None:
 def _worker(connection) -> None:
     """Runs what it is sent, one config after the other, until there is no more."""
     signals.end_in_one_line()
-    with contextlib.suppress(EOFError):
+    with contextlib.suppress(EOFError), building.shared_programs():
         while True:
             connection.send(_one(*connection.recv()))
 
@@ -330,8 +330,9 @@ def _run_sweep(config: ConfigDict, runs, axes, workdir: Path, processes: int, ca
     work = [(one.to_dict(), str(directory_of(workdir, chosen, one)), cache) for chosen, one in todo]
     failures = {}
     if processes == 1 or len(work) < 2:
-        for one, directory, _ in work:
-            failures[Path(directory).name] = _one(one, directory, cache)
+        with building.shared_programs():
+            for one, directory, _ in work:
+                failures[Path(directory).name] = _one(one, directory, cache)
     else:
         failures = _in_processes(work, min(processes, len(work)))
     failures = {name: why for name, why in failures.items() if why}

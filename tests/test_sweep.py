@@ -11,7 +11,7 @@ import time
 import pytest
 
 from configs import batch_size, quickstart
-from experiments import building, claims, sweep, verdicts
+from experiments import building, claims, main, reproduce, sweep, verdicts
 from experiments.config import ConfigError
 
 
@@ -170,3 +170,35 @@ def test_directory_of_many_axes_is_a_name_that_can_be(tmp_path):
     found = sweep.directory_of(tmp_path, chosen, quickstart.get_config("smoke"))
     found.mkdir()
     assert found.name.startswith("setting_0=0.123456789-setting_1=")
+
+
+def test_runs_that_share_programs_have_the_bits_of_runs_alone(tmp_path, monkeypatch):
+    """Other data, seeds and lengths are other arguments of the same programs; another width is another program."""
+    config = batch_size.get_config("rank2,smoke")
+    config.measure.agop_every, config.measure.agop_reference, config.claims, config.sweep = 0, "", (), ()
+    build, built = building.training.trainer, []
+    monkeypatch.setattr(building.training, "trainer", lambda *a, **k: built.append(1) or build(*a, **k))
+    changes = [{}, {"data.synthetic.seed": 1}, {"steps": config.steps + 1, "members.seed": (5, 6)}, {"model.width": 12}]
+    runs = []
+    for fields in changes:
+        one = config.copy_and_resolve_references()
+        one.update_from_flattened_dict(fields)
+        runs.append(one)
+    with building.shared_programs():
+        for i, one in enumerate(runs):
+            main.run(one, tmp_path / f"shared-{i}")
+    assert len(built) == 2
+    for i, one in enumerate(runs):
+        main.run(one, tmp_path / f"alone-{i}")
+        assert reproduce.compare(tmp_path / f"alone-{i}", tmp_path / f"shared-{i}").same, changes[i]
+    assert len(built) == 2 + len(runs)
+
+
+def test_shared_keeps_the_last_few(monkeypatch):
+    made = []
+    make = lambda key: lambda: made.append(key) or key
+    with building.shared_programs():
+        for key in (0, 1, 0, *range(2, 9), 0, 1):
+            assert building.shared(key, make(key)) == key
+        assert len(building._PROGRAMS) == 8
+    assert made == [*range(9), 1] and building.shared(0, make(0)) == 0 and made[-1] == 0
