@@ -1,11 +1,10 @@
-"""Checkpoints of a run's state, by Orbax; a trained model as one file."""
+"""Checkpoints of a run's state, each one file; a trained model as one file."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,75 +13,112 @@ import numpy as np
 from flax import traverse_util
 
 from catapult_jax.data.npz import npz_arrays
+from catapult_jax.records import write_bytes
 
-
-def _manager(directory: str | Path, keep: int = 2):
-    import orbax.checkpoint as ocp
-
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
-    return ocp.CheckpointManager(Path(directory).resolve(), options=options)
+_KEPT = 2  # newest checkpoints
 
 
 def save(directory: str | Path, step: int, state: Any) -> None:
-    """Saves a state with its checksum; the newest two are kept. One that is there already for that step gives way.
+    """Saves a state with its checksum to ``DIRECTORY/STEP.npz``; the newest two are kept. One of that step is replaced.
 
     Raises:
-      OSError: it could not be written; the ones before it are as they were.
+      OSError: it could not be written, or is older than one that is there; the ones before it are as they were.
     """
-    import orbax.checkpoint as ocp
+    directory = Path(directory)
+    newest = max(_steps(directory), default=step)
+    if newest > step:
+        raise OSError(f"the checkpoint of step {step} would be older than one that is there, of step {newest}")
+    leaves = _leaves(jax.device_get(state))
+    about = {"leaves": [(name, str(leaf.dtype), leaf.shape) for name, leaf in leaves], "sha256": _digest(leaves)}
+    data = np.frombuffer(b"".join(leaf.tobytes() for _, leaf in leaves), np.uint8)
+    buffer = io.BytesIO()
+    np.savez(buffer, about=np.array(json.dumps(about)), data=data)
+    directory.mkdir(exist_ok=True)
+    write_bytes(_path(directory, step), buffer.getbuffer())
+    for older in _steps(directory)[:-_KEPT]:
+        _path(directory, older).unlink(missing_ok=True)
 
-    with _manager(directory) as manager:
-        if step in manager.all_steps():
-            manager.delete(step)
-        about = ocp.args.JsonSave({"sha256": checksum(state)})
-        try:
-            saved = manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), about=about))
-        except (ValueError, RuntimeError) as error:  # so Orbax's storage tells of a disk that is full
-            raise OSError(f"the checkpoint of step {step}: {str(error).splitlines()[0][:300]}") from error
-        if not saved:
-            raise OSError(
-                f"the checkpoint of step {step} would be older than one that is there, of step {manager.latest_step()}"
-            )
 
-
-def restore(directory: str | Path, like: Any) -> tuple[Any | None, list[str]]:
+def restore(directory: str | Path, like: Any, *, at_most: int | None = None) -> tuple[Any | None, list[str]]:
     """The newest state that is whole, in the structure, shapes and dtypes of ``like``, and a line for each newer one that is not.
 
-    A state is whole if it can be read and has the checksum that it was saved with. It is put on the default device, wherever it was saved.
-    None where there is none; nothing is deleted.
-    """
-    import orbax.checkpoint as ocp
+    A state is whole if it can be read and has the checksum that it was saved with. It is put on the default device, wherever it was
+    saved. None where there is none; nothing is deleted.
 
+    Args:
+      directory: where the checkpoints are.
+      like: a state of that structure.
+      at_most: the last step to look at; None: the newest.
+    """
     damaged = []
-    if not Path(directory).is_dir():
-        return None, damaged
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), like)
-    with _manager(directory) as manager:
-        for step in sorted(manager.all_steps(), reverse=True):
-            arguments = ocp.args.Composite(state=ocp.args.StandardRestore(shapes), about=ocp.args.JsonRestore())
-            try:
-                found = manager.restore(step, args=arguments)
-                whole = found["about"]["sha256"] == checksum(found["state"])
-                reason = "its checksum differs"
-            except Exception as error:  # what Orbax and its storage raise for a damaged file has no common type
-                whole, reason = False, f"it can't be read ({type(error).__name__})"
-            if whole:
-                return found["state"], damaged
-            damaged.append(f"the checkpoint of step {step} is damaged: {reason}")
+    wanted, structure = _leaves(like), jax.tree.structure(like)
+    for step in reversed(_steps(Path(directory))):
+        if at_most is not None and step > at_most:
+            continue
+        try:
+            leaves, _ = _read(_path(Path(directory), step))
+            if [(name, a.dtype, a.shape) for name, a in leaves] != [(name, a.dtype, a.shape) for name, a in wanted]:
+                raise ValueError("it holds another state")
+        except (OSError, ValueError) as error:
+            damaged.append(f"the checkpoint of step {step} is damaged: {error}")
+            continue
+        arrays = [jax.device_put(leaf, jax.devices()[0]) for _, leaf in leaves]
+        return jax.tree.unflatten(structure, arrays), damaged
     return None, damaged
+
+
+def _path(directory: Path, step: int) -> Path:
+    """That of an earlier version was a folder, which is no checkpoint that can be read."""
+    old = directory / str(step)
+    return old if old.is_dir() else directory / f"{step}.npz"
+
+
+def _steps(directory: Path) -> list[int]:
+    if not directory.is_dir():
+        return []
+    names = [path.name.removesuffix(".npz") for path in directory.iterdir()]
+    return sorted({int(name) for name in names if name.isdigit()})
+
+
+def _leaves(state: Any) -> list[tuple[str, Any]]:
+    """Arrays of a state by name; those of the host where the state is there."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return [(jax.tree_util.keystr(path), leaf if hasattr(leaf, "dtype") else np.asarray(leaf)) for path, leaf in leaves]
+
+
+def _read(path: Path) -> tuple[list[tuple[str, np.ndarray]], str]:
+    """Arrays by name, and their checksum.
+
+    Raises:
+      ValueError: the file is not as it was written.
+    """
+    try:
+        file = npz_arrays(path)
+        about, data = json.loads(str(file["about"])), file["data"]
+        leaves, start = [], 0
+        for name, dtype, shape in about["leaves"]:
+            dtype, count = np.dtype(dtype), int(np.prod(shape))
+            end = start + count * dtype.itemsize
+            leaves.append((name, np.frombuffer(data[start:end].tobytes(), dtype, count).reshape(shape)))
+            start = end
+        stored = about["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"it can't be read ({type(error).__name__})") from error
+    if stored != _digest(leaves):
+        raise ValueError("its checksum differs")
+    return leaves, stored
 
 
 def set_aside(directory: str | Path, *, after: int) -> None:
     """Moves the checkpoints of later steps to ``DIRECTORY-damaged``, before they are made again: else the record would go back and they
     would not."""
-    with _manager(directory) as manager:
-        later = [step for step in manager.all_steps() if step > after]
-    aside = Path(f"{directory}-damaged")
+    directory, aside = Path(directory), Path(f"{directory}-damaged")
     aside.mkdir(exist_ok=True)
-    for step in later:
-        count = len(list(aside.glob(f"{step}*")))
-        Path(directory, str(step)).rename(aside / (f"{step}" if not count else f"{step}-{count}"))
+    for step in _steps(directory):
+        if step > after:
+            path = _path(directory, step)
+            count = len(list(aside.glob(f"{path.stem}*")))
+            path.rename(aside / (path.name if not count else f"{path.stem}-{count}{path.suffix}"))
 
 
 def newest_checksum(directory: str | Path) -> str:
@@ -90,19 +126,27 @@ def newest_checksum(directory: str | Path) -> str:
 
     Raises:
       FileNotFoundError: there is none.
+      ValueError: it is damaged.
     """
-    steps = [int(path.name) for path in Path(directory).iterdir() if path.name.isdigit()]
+    steps = _steps(Path(directory))
     if not steps:
         raise FileNotFoundError(f"no checkpoint in {directory}")
-    return json.loads(Path(directory, str(max(steps)), "about", "metadata").read_text())["sha256"]
+    path = _path(Path(directory), steps[-1])
+    try:
+        return _read(path)[1]
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def checksum(state: Any) -> str:
     """SHA-256 of the leaves of a state: names, dtypes, shapes and bytes."""
+    return _digest(_leaves(jax.device_get(state)))
+
+
+def _digest(leaves: list[tuple[str, np.ndarray]]) -> str:
     found = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        array = np.asarray(leaf)
-        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+    for name, array in leaves:
+        found.update(f"{name} {array.dtype} {array.shape}\n".encode())
         found.update(np.ascontiguousarray(array).tobytes())
     return found.hexdigest()
 
@@ -110,10 +154,9 @@ def checksum(state: Any) -> str:
 def save_model(path: str | Path, params: Any, about: dict[str, Any]) -> None:
     """Writes parameters and what they are to one ``.npz`` file, whole or not at all."""
     arrays = {name: np.asarray(leaf) for name, leaf in traverse_util.flatten_dict(params, sep="/").items()}
-    buffer, half = io.BytesIO(), Path(f"{path}.tmp")
+    buffer = io.BytesIO()
     np.savez(buffer, about=np.array(json.dumps(about)), **arrays)
-    half.write_bytes(buffer.getvalue())
-    os.replace(half, path)
+    write_bytes(path, buffer.getbuffer())
 
 
 def load_model(path: str | Path) -> tuple[dict, dict[str, Any], str]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import math
 import os
 import platform
+import re
 import subprocess
+import sys
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,7 +21,8 @@ import numpy as np
 if TYPE_CHECKING:
     import xarray
 
-_ARRAYS, _PROGRESS = "record.zarr", "progress.json"
+_ARRAYS, _PROGRESS, _METADATA = "record.zarr", "progress.json", "zarr.json"
+_CHUNK, _MOST_CHUNKS = 4096, 50  # steps in one file of an array; files of an array
 _EXTRA_AXES = {"eigenvalues": ("eigenvalue",), "eigenvalue_bounds": ("eigenvalue",)}
 UNITS = {
     "lr": "learning rate",
@@ -35,12 +40,36 @@ _PACKAGES = (
     "neural-tangents",
     "xarray",
     "zarr",
-    "orbax-checkpoint",
     "tensorflow-datasets",
     "scipy",
     "scikit-learn",
     "matplotlib",
 )
+
+# Where compiled programs are kept changes no number.
+_VARIABLES = re.compile(r"(JAX_(?!COMPILATION_CACHE|PERSISTENT_CACHE)|XLA_|LIBTPU_|NVIDIA_TF32)")
+_JAX_CONFIG = (
+    "enable_x64", "default_prng_impl", "default_matmul_precision", "threefry_partitionable", "random_seed_offset",
+    "numpy_dtype_promotion", "numpy_rank_promotion", "default_dtype_bits", "disable_jit", "softmax_custom_jvp",
+)  # fmt: skip
+
+
+class DamagedFile(ValueError):
+    """A file of a run that is not as the run wrote it; the message is one line that names it."""
+
+
+class Damage(NamedTuple):
+    """A file of a record that is not as it was written."""
+
+    file: str  # below the directory of the run
+    array: str | None  # None: progress.json, or the metadata of the whole
+    first_step: int  # steps whose numbers are lost; none, where both are 0
+    end_step: int
+    reason: str
+
+    def __str__(self) -> str:
+        steps = f", steps {self.first_step} to {self.end_step - 1}" if self.end_step else ""
+        return f"{self.file} is damaged: {self.reason}" + (f" (array {self.array}{steps})" if self.array else "")
 
 
 def create(
@@ -49,33 +78,38 @@ def create(
     members: dict[str, np.ndarray],
     steps: int,
     shapes: dict[str, Any],
-    chunk: int,
     about: dict[str, str],
+    chunk: int | None = None,
 ) -> None:
-    """Makes the arrays of a run, empty: NaN (-1 for whole numbers) where nothing is written yet.
+    """Creates the arrays of a run, empty: NaN (-1 for integers) where nothing is written yet.
+
+    Each chunk ends with its CRC-32C. All chunks up to the last step that was written are on disk, so that a missing one is damage.
 
     Args:
       run_dir: directory of the run.
       members: coordinates of the member axis, each ``(m,)``.
       steps: length of the step axis.
       shapes: name -> anything with ``shape`` (m, n, ...) and ``dtype``.
-      chunk: steps in one chunk on disk.
       about: attributes of the whole: what the run is, on which data.
+      chunk: steps in one file; None: 4096, and in a long run so many that no array has more than 50 files.
     """
     import zarr
 
     count = len(next(iter(members.values())))
-    write_json(Path(run_dir, _PROGRESS), {"steps_done": 0, "over": False})  # first: what may be there already is no more
+    chunk = chunk or max(_CHUNK, -(-steps // _MOST_CHUNKS))
+    _write_progress(run_dir, 0, over=False, metadata=None)  # first: what may be there already is no more
     group = zarr.open_group(str(Path(run_dir, _ARRAYS)), mode="w", zarr_format=3)
 
     def add(name, shape, dtype, dims, fill, chunks, **attributes):
-        array = group.create_array(name, shape=shape, dtype=dtype, chunks=chunks, dimension_names=dims, fill_value=fill)
-        array.attrs.update(attributes)
-        return array
+        compressors = [zarr.codecs.ZstdCodec(), zarr.codecs.Crc32cCodec()]
+        return group.create_array(
+            name, shape=shape, dtype=dtype, chunks=chunks, dimension_names=dims, fill_value=fill, attributes=attributes,
+            compressors=compressors,
+        )  # fmt: skip
 
-    add("step", (steps,), "int64", ("step",), 0, (steps,))[:] = np.arange(steps)
+    add("step", (steps,), "int64", ("step",), 0, (steps,))
     for name, values in members.items():
-        add(name, (count,), values.dtype, ("member",), 0, (count,))[:] = values
+        add(name, (count,), values.dtype, ("member",), 0, (count,))
     for name, value in shapes.items():
         dtype, rest = np.dtype(value.dtype), tuple(value.shape[2:])
         fill = False if dtype.kind == "b" else -1 if np.issubdtype(dtype, np.integer) else np.nan
@@ -83,40 +117,88 @@ def create(
         units = UNITS[prefix] if prefix else "1"
         dims = ("member", "step", *_EXTRA_AXES.get(name, ()))
         add(name, (count, steps, *rest), dtype, dims, fill, (count, min(chunk, steps), *rest), units=units)
+    _write_about(run_dir, members, about)
+    _write_coordinates(run_dir, members)
+    _write_progress(run_dir, 0, over=False, metadata=_digest_of(Path(run_dir, _ARRAYS, _METADATA)))
+
+
+def _write_about(run_dir: str | Path, members, about: dict[str, str]) -> None:
+    """Attributes of the whole, and the metadata of all arrays beside them: the file that is read."""
+    import zarr
+
+    path = str(Path(run_dir, _ARRAYS))
     # xarray takes the arrays named under "coordinates" as such.
-    group.attrs.update(about | {"coordinates": " ".join(members)})
+    zarr.open_group(path, mode="r+", zarr_format=3, use_consolidated=False).attrs.update(
+        about | {"coordinates": " ".join(members)}
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)  # that other software may not know of it
+        zarr.consolidate_metadata(path)
+
+
+def _write_coordinates(run_dir: str | Path, members: dict[str, np.ndarray]) -> None:
+    group = _open(run_dir)
+    _put(group, {"step": np.arange(group["step"].shape[0])} | members, slice(None))
+
+
+def _open(run_dir: str | Path):
+    import zarr
+
+    return zarr.open_group(str(Path(run_dir, _ARRAYS)), mode="r+", zarr_format=3)
+
+
+def _put(group, arrays: dict[str, np.ndarray], *where: slice) -> None:
+    for name, values in arrays.items():  # also where all is the fill value: a chunk that is not there is damage
+        group[name].with_config({"write_empty_chunks": True})[where] = values
 
 
 def write(run_dir: str | Path, start: int, measured: dict[str, np.ndarray], *, over: bool = False) -> None:
     """Writes measurements ``(m, n, ...)`` from step ``start`` on; writing the same region again changes nothing.
 
+    Killed at any moment it leaves the steps before ``start`` as they were: each file is replaced by a whole one.
+
     ``over``: the run ends here, before its last step.
     """
-    import zarr
-
-    group = zarr.open_group(str(Path(run_dir, _ARRAYS)), mode="r+", zarr_format=3)
     end = start + next(iter(measured.values())).shape[1]
-    for name, values in measured.items():
-        group[name][:, start:end] = values
-    write_json(Path(run_dir, _PROGRESS), {"steps_done": end, "over": over})
+    _put(_open(run_dir), measured, slice(None), slice(start, end))
+    _write_progress(run_dir, end, over=over, metadata=_progress(run_dir).get("metadata"))
+
+
+def _write_progress(run_dir: str | Path, steps_done: int, *, over: bool, metadata: str | None) -> None:
+    write_json(Path(run_dir, _PROGRESS), {"steps_done": steps_done, "over": over, "metadata": metadata})
+
+
+def _progress(run_dir: str | Path) -> dict[str, Any]:
+    path = Path(run_dir, _PROGRESS)
+    found = read_json(path)
+    if not isinstance(found.get("steps_done"), int) or not isinstance(found.get("over"), bool):
+        raise DamagedFile(f"{path} is damaged: steps_done or over is missing")
+    return found
 
 
 def steps_done(run_dir: str | Path) -> int:
-    """Steps that are on record; 0 where there is no record."""
+    """Steps that are on record; 0 where there is no record.
+
+    Raises:
+      DamagedFile: progress.json is not as it was written.
+    """
     import zarr
 
-    path = Path(run_dir, _PROGRESS)
-    if path.is_file():
-        return json.loads(path.read_text())["steps_done"]
+    if Path(run_dir, _PROGRESS).is_file():
+        return _progress(run_dir)["steps_done"]
     # A record of an earlier version has it among its attributes.
     path = Path(run_dir, _ARRAYS)
-    return zarr.open_group(str(path), mode="r", zarr_format=3).attrs.get("steps_done", 0) if path.is_dir() else 0
+    if not path.is_dir():
+        return 0
+    try:
+        return zarr.open_group(str(path), mode="r", zarr_format=3).attrs["steps_done"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedFile(f"{Path(run_dir, _PROGRESS)} is damaged: it is missing") from error
 
 
 def is_over(run_dir: str | Path) -> bool:
     """Whether the run ended with the last step that is on record, before the last one of its config."""
-    path = Path(run_dir, _PROGRESS)
-    return path.is_file() and json.loads(path.read_text()).get("over", False)
+    return Path(run_dir, _PROGRESS).is_file() and _progress(run_dir)["over"]
 
 
 def open_record(run_dir: str | Path) -> xarray.Dataset:
@@ -124,27 +206,212 @@ def open_record(run_dir: str | Path) -> xarray.Dataset:
 
     Raises:
       FileNotFoundError: no record there.
+      DamagedFile: a file of the record is missing, or is not as it was written.
     """
     import xarray
 
     path = Path(run_dir, _ARRAYS)
     if not path.is_dir():
         raise FileNotFoundError(f"run_dir={str(run_dir)!r} holds no {_ARRAYS}; allowed: the directory of a run")
-    dataset = xarray.open_zarr(path, consolidated=False, chunks=None)
-    return dataset.isel(step=slice(0, steps_done(run_dir)))
+    found = damage(run_dir)
+    if found:
+        more = f", and {len(found) - 1} other files" if len(found) > 1 else ""
+        raise DamagedFile(f"{Path(run_dir, str(found[0]))}{more}; the command of the run makes it again")
+    done = steps_done(run_dir)
+    try:
+        dataset = xarray.open_zarr(path, consolidated=None, chunks=None)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedFile(f"{path} is damaged: it can't be read ({type(error).__name__})") from error
+    return dataset.isel(step=slice(0, done))
 
 
-def write_json(path: str | Path, value: Any) -> None:
-    """Writes JSON so that a reader sees the old file or the new one, never half of it."""
-    write_text(path, json.dumps(_finite(value), indent=2, sort_keys=True, allow_nan=False) + "\n")
+def damage(run_dir: str | Path) -> list[Damage]:
+    """The files of a record that are missing, or not as they were written, as their checksums tell. Reads every file once.
+
+    A record of an earlier version has no checksums: none of its files is looked at.
+    """
+    try:
+        done, metadata = steps_done(run_dir), _progress(run_dir).get("metadata") if Path(run_dir, _PROGRESS).is_file() else None
+    except DamagedFile as error:
+        done, metadata = 0, ""
+        found = [Damage(_PROGRESS, None, 0, 0, str(error).partition(" is damaged: ")[2])]
+    else:
+        found = []
+        if metadata is None or not done:
+            return found
+    root = Path(run_dir, _ARRAYS, _METADATA)
+    try:
+        if metadata and metadata != _digest_of(root):
+            raise ValueError("its checksum differs")
+        arrays = json.loads(root.read_text("utf-8"))["consolidated_metadata"]["metadata"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = "it is missing" if isinstance(error, FileNotFoundError) else "its checksum differs"
+        return [*found, Damage(f"{_ARRAYS}/{_METADATA}", None, 0, 0, reason)]
+    for name, about in sorted(arrays.items()):
+        found += _damage_of_array(run_dir, name, about, done)
+    return found
+
+
+def _damage_of_array(run_dir: str | Path, name: str, about: dict, done: int) -> list[Damage]:
+    import google_crc32c  # comes with zarr
+
+    found = []
+    file = f"{_ARRAYS}/{name}/{_METADATA}"
+    try:
+        if json.loads(Path(run_dir, file).read_text("utf-8")) != about:
+            found.append(Damage(file, name, 0, 0, "it differs from what was written"))
+    except (OSError, ValueError) as error:
+        missing = isinstance(error, FileNotFoundError)
+        found.append(Damage(file, name, 0, 0, "it is missing" if missing else "it can't be read"))
+    dims, chunks = about["dimension_names"], about["chunk_grid"]["configuration"]["chunk_shape"]
+    axis = dims.index("step") if dims[0] == "member" and "step" in dims else None
+    for i in range(-(-done // chunks[axis])) if axis is not None else (0,):
+        index = [i if a == axis else 0 for a in range(len(dims))]
+        file = "/".join([_ARRAYS, name, "c", *map(str, index)])
+        try:
+            content = Path(run_dir, file).read_bytes()
+            whole = len(content) > 4 and google_crc32c.value(content[:-4]) == int.from_bytes(content[-4:], "little")
+            reason = "its checksum differs"
+        except OSError as error:
+            whole, reason = False, "it is missing" if isinstance(error, FileNotFoundError) else "it can't be read"
+        if not whole:
+            first, end = (i * chunks[axis], min((i + 1) * chunks[axis], done)) if axis is not None else (0, 0)
+            found.append(Damage(file, name, first, end, reason))
+    return found
+
+
+def repair(run_dir: str | Path, *, members: dict[str, np.ndarray], about: dict[str, str], steps: int) -> list[Damage] | None:
+    """Puts right what needs no training (progress.json, metadata, coordinates), and takes the record back to ``steps`` steps.
+
+    Args:
+      run_dir: directory of the run.
+      members: as given to :func:`create`.
+      about: as given to :func:`create`.
+      steps: steps that are certainly on record: those of a checkpoint.
+
+    Returns:
+      The chunks that have to be made again, see :func:`write_again`; None: the metadata can't be had back.
+    """
+    root = Path(run_dir, _ARRAYS, _METADATA)
+    try:
+        progress = _progress(run_dir)
+    except (DamagedFile, FileNotFoundError):
+        progress = {"steps_done": steps, "over": False, "metadata": None}
+    try:
+        if progress["metadata"] not in (None, _digest_of(root)):
+            raise ValueError("its checksum differs")
+        arrays = json.loads(root.read_text("utf-8"))["consolidated_metadata"]["metadata"]
+    except (OSError, ValueError, KeyError, TypeError):
+        arrays = {}
+    try:
+        for name, metadata in arrays.items():
+            file = Path(run_dir, _ARRAYS, name, _METADATA)
+            file.parent.mkdir(exist_ok=True)
+            write_text(file, json.dumps(metadata, indent=2))
+        if not arrays:  # each array has its own
+            write_json(root, {"zarr_format": 3, "node_type": "group", "attributes": {}}, checksum=False)
+            _write_about(run_dir, members, about)
+            if progress["metadata"] not in (None, _digest_of(root)):
+                return None
+        _write_coordinates(run_dir, members)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    progress["metadata"] = _digest_of(root)
+    _write_progress(run_dir, **progress)
+    found = [d for d in damage(run_dir) if d.end_step]
+    for later in [d for d in found if d.first_step >= steps]:
+        Path(run_dir, later.file).unlink(missing_ok=True)
+    if progress["steps_done"] > steps:
+        _write_progress(run_dir, steps, over=False, metadata=progress["metadata"])
+    return [d._replace(end_step=min(d.end_step, steps)) for d in found if d.first_step < steps]
+
+
+def write_again(run_dir: str | Path, start: int, measured: dict[str, np.ndarray], damaged: list[Damage]) -> str | None:
+    """Writes damaged chunks again, from measurements that were made again: those of step ``start`` and after.
+
+    Returns the name of an array that is whole and holds other numbers than those that were made; nothing is changed then.
+    """
+    group = _open(run_dir)
+    end = start + next(iter(measured.values())).shape[1]
+    lost = {d.array for d in damaged}
+    for name, values in measured.items():
+        if name not in lost and group[name][:, start:end].tobytes() != np.ascontiguousarray(values).tobytes():
+            return name
+    for d in damaged:
+        Path(run_dir, d.file).unlink(missing_ok=True)
+    _put(group, {name: values for name, values in measured.items() if name in lost}, slice(None), slice(start, end))
+    return None
+
+
+def end(run_dir: str | Path) -> None:
+    """Notes that the run ended with the last step on record."""
+    _write_progress(run_dir, **_progress(run_dir) | {"over": True})
+
+
+def write_json(path: str | Path, value: Any, *, checksum: bool = True) -> None:
+    """Writes JSON so that a reader sees the old file or the new one, never half of it.
+
+    ``checksum``: ``sha256`` is added to the fields; it is that of all others, see :func:`read_json`.
+    """
+    value = json.loads(json.dumps(_finite(value), allow_nan=False))
+    if checksum:
+        value.pop("sha256", None)
+        value["sha256"] = _digest(value)
+    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The fields of a JSON file of a run, without its checksum. A file of an earlier version has none.
+
+    Raises:
+      FileNotFoundError: no such file.
+      DamagedFile: it is not as it was written.
+    """
+    try:
+        value = json.loads(Path(path).read_text("utf-8"))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedFile(f"{path} is damaged: it can't be read ({' '.join(str(error).split())[:200]})") from error
+    if not isinstance(value, dict):
+        raise DamagedFile(f"{path} is damaged: it holds no fields")
+    stored = value.pop("sha256", None)
+    # A checksum whose name is damaged is not a file without one.
+    if stored is None and not any(isinstance(field, str) and len(field) == 64 for field in value.values()):
+        return value
+    if stored != _digest(value):
+        raise DamagedFile(f"{path} is damaged: its checksum differs")
+    return value
+
+
+def _digest(value: Any) -> str:
+    """SHA-256 of what JSON holds, however it is set."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _digest_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def write_json_lines(path: str | Path, values: list[dict]) -> None:
-    write_text(path, "".join(json.dumps(_finite(value), allow_nan=False) + "\n" for value in values))
+    """Writes JSON, one value a line, and ``PATH.sha256`` beside it, which ``sha256sum --check`` reads."""
+    text = "".join(json.dumps(_finite(value), allow_nan=False) + "\n" for value in values)
+    beside = Path(f"{path}.sha256")
+    beside.unlink(missing_ok=True)  # killed between the two, the file has no checksum rather than a wrong one
+    write_text(path, text)
+    write_text(beside, f"{hashlib.sha256(text.encode()).hexdigest()}  {Path(path).name}\n")
 
 
 def read_json_lines(path: str | Path) -> list[dict]:
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+    """The values of a file that :func:`write_json_lines` wrote.
+
+    Raises:
+      DamagedFile: it is not as it was written.
+    """
+    beside = Path(f"{path}.sha256")
+    if beside.is_file() and beside.read_bytes()[:64] != _digest_of(Path(path)).encode():
+        raise DamagedFile(f"{path} is damaged: its checksum differs; python -m experiments.report makes it again")
+    return [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
 
 
 def _finite(value: Any) -> Any:
@@ -157,14 +424,19 @@ def _finite(value: Any) -> Any:
 
 
 def write_text(path: str | Path, text: str) -> None:
+    """Writes a file in UTF-8 so that a reader sees the old one or the new one, never half of it."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | Path, content: bytes | memoryview) -> None:
     """Writes a file so that a reader sees the old one or the new one, never half of it."""
     half = Path(f"{path}.tmp")
-    half.write_text(text)
+    half.write_bytes(content)
     os.replace(half, path)
 
 
 def environment() -> dict[str, Any]:
-    """Versions, devices and the package's commit, where it is a checkout."""
+    """Versions, devices, variables and settings of JAX and XLA, a checksum of the code, and its commit, where it is a checkout."""
     versions = {}
     for package in _PACKAGES:
         try:
@@ -181,10 +453,23 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "backend": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "openblas_num_threads": os.environ.get("OPENBLAS_NUM_THREADS", ""),
+        "variables": {name: value for name, value in sorted(os.environ.items()) if _VARIABLES.match(name)},
+        "jax_config": {name: getattr(jax.config, f"jax_{name}", None) for name in _JAX_CONFIG},
+        "code": {name: _code(name) for name in ("catapult_jax", "experiments", "configs")},
         "packages": versions,
     }
+
+
+def _code(package: str) -> str | None:
+    """SHA-256 of the sources of a package; None where it is not in use."""
+    module = sys.modules.get(package)
+    if module is None or not module.__file__:
+        return None
+    folder, found = Path(module.__file__).parent, hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        found.update(f"{path.relative_to(folder).as_posix()}\n".encode() + path.read_bytes())
+    return found.hexdigest()
 
 
 def _commit() -> str | None:

@@ -66,6 +66,7 @@ class Trainer(NamedTuple):
     run: Callable[..., tuple[State, dict[str, np.ndarray]]]
     scanned: bool  # steps run inside one compiled scan, vmapped over members where there are several; otherwise one by one
     adopt: Callable[[State], State]  # takes on the state of a trainer that differs in its instruments alone
+    on: Callable[[Data], Trainer]  # the same compiled programs on other data of these shapes
 
 
 def trainer(
@@ -114,7 +115,8 @@ def trainer(
     full = batch_size in (0, n)
     apply_fn = model.apply
     names = ("x_train", "y_train", "x_test", "y_test", "x_val", "y_val")
-    arrays = {name: jnp.asarray(getattr(data, name)) for name in names if getattr(data, name) is not None}
+    arrays_of = lambda data: {name: jnp.asarray(getattr(data, name)) for name in names if getattr(data, name) is not None}
+    first_input = jnp.asarray(data.x_train[:1])
     transformation = optax.inject_hyperparams(optimizer)(learning_rate=0.0)
 
     def rule_of(gradient, params, opt_state):
@@ -130,7 +132,7 @@ def trainer(
         gradient, outputs = jax.grad(loss_fn, has_aux=True)(params)
         return outputs, None, gradient
 
-    def init_member(seed):
+    def init_member(arrays: dict, seed):
         params = model.init(jax.random.fold_in(jax.random.key(seed), 0), arrays["x_train"][:1])
         x, y = (arrays[key][: probe_size or None] for key in ("x_train", "y_train"))
         _, _, gradient = plain_gradient(params, (x, y))
@@ -146,7 +148,7 @@ def trainer(
             lambda_max, bound = jnp.linalg.eigvalsh(kernel)[-1], jnp.float32(0)
         return params, critical_lr_from_lambda(lambda_max, rule), jnp.where(bound > 0, bound / lambda_max, 0)
 
-    def moment(params):
+    def moment(arrays: dict, params):
         batch = (
             (arrays["x_train"], arrays["y_train"])
             if full
@@ -155,12 +157,17 @@ def trainer(
         rule = Partial(rule_of, jax.tree.map(jnp.zeros_like, params), params, transformation.init(params))
         return Moment(params, params, batch, apply_fn(params, batch[0]), arrays, rule, lr=jnp.float32(0))
 
-    def init(members: Members) -> tuple[State, Start]:
+    jitted_init = jax.jit(init_member)
+    begin = jax.jit(
+        lambda arrays, params: {name: i.start(moment(arrays, params)) for name, i in instruments.items() if i.start is not None}
+    )
+
+    def init(arrays: dict, members: Members) -> tuple[State, Start]:
         # Products of what is slow in loops are driven by Python.
-        init_one = init_member if matrix_free and not scanned else jax.jit(init_member)
+        init_one = init_member if matrix_free and not scanned else jitted_init
         states, critical, bounds = [], [], []
         for i, seed in enumerate(members.seed):
-            params, critical_i, bound_i = init_one(int(seed))
+            params, critical_i, bound_i = init_one(arrays, int(seed))
             lr = members.lr[i] if members.lr is not None else members.lr_relative[i] * critical_i
             knobs = {"raises": members.raises, "cap": members.cap, "multiple": members.lr_relative}
             rate = schedule.init(lr, **{name: values[i] for name, values in knobs.items() if values is not None})
@@ -171,18 +178,17 @@ def trainer(
             bounds.append(np.asarray(bound_i))
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
         start = Start(np.array(critical), np.asarray(stacked.schedule.lr_start), np.array(bounds))
-        return adopt(State(jnp.int32(0), stacked)), start
+        return adopt(arrays, State(jnp.int32(0), stacked)), start
 
-    def adopt(state: State) -> State:
+    def adopt(arrays: dict, state: State) -> State:
         """The state of a trainer of the same model and members, with what these instruments carry at their start."""
         first = jax.tree.map(lambda a: a[0], state.members.params)
-        begin = lambda params: {name: i.start(moment(params)) for name, i in instruments.items() if i.start is not None}
         count = len(state.members.alive)
-        carried = jax.tree.map(lambda a: jnp.broadcast_to(a, (count, *a.shape)), jax.jit(begin)(first))
+        carried = jax.tree.map(lambda a: jnp.broadcast_to(a, (count, *a.shape)), begin(arrays, first))
         return state._replace(members=state.members._replace(carried=carried))
 
     def some_rule():
-        params = model.init(jax.random.key(0), arrays["x_train"][:1])
+        params = model.init(jax.random.key(0), first_input)
         return rule_of(params, params, transformation.init(params))
 
     # An instrument that takes derivatives of the batch at every step gives the gradient as well, where no preconditioner comes first.
@@ -279,8 +285,8 @@ def trainer(
         )
         return new, measured
 
-    example = jax.eval_shape(lambda: init_member(0)[0])
-    scanned = not loops_are_slow(apply_fn, example, arrays["x_train"])  # convolutions on the CPU, also batched over members
+    example = jax.eval_shape(lambda: model.init(jax.random.key(0), first_input))
+    scanned = not loops_are_slow(apply_fn, example, first_input)  # convolutions on the CPU, also batched over members
 
     def step_members(step, members: MemberState, seeds, data: dict, wanted):
         one = partial(step_member, due=None)
@@ -319,11 +325,15 @@ def trainer(
         series = [jax.tree.map(lambda *values: np.stack(values), *values) for values in jax.device_get(measured)]
         return State(jnp.int32(first + steps), stacked), jax.tree.map(lambda *values: np.stack(values), *series)
 
-    def run(state: State, members: Members, steps: int, longest: int | None = None):
+    def run(arrays: dict, state: State, members: Members, steps: int, longest: int | None = None):
         seeds = jnp.asarray(members.seed)
         if not scanned:
             return loop_chunk(state, seeds, arrays, steps)
         state, measured = scan_chunk(state, seeds, arrays, jnp.int32(steps), longest=max(steps, longest or 0))
         return state, jax.tree.map(lambda a: a[:, :steps], jax.device_get(measured))
 
-    return Trainer(init, run, scanned, adopt)
+    def on(data: Data) -> Trainer:
+        arrays = arrays_of(data)
+        return Trainer(partial(init, arrays), partial(run, arrays), scanned, partial(adopt, arrays), on)
+
+    return on(data)

@@ -115,8 +115,9 @@ def get_config() -> ConfigDict:
 
     c.run = ConfigDict()
     c.run.chunk_steps = 10  # steps between two visits of the host
-    c.run.checkpoint_every = 50  # steps; one more at the end
-    c.run.stop_loss = 0.0  # a member is frozen once its training loss is at most this, and the run ends when all are; 0: never
+    c.run.checkpoint_seconds = 30.0  # between two checkpoints; one more at the end, and where the run is stopped by a signal
+    c.run.checkpoint_every = placeholder(int)  # steps instead, up to the end of a chunk; None, or 0: not given
+    c.run.stop_loss = 0.0  # a member is frozen once its training loss is at most this, and the run ends when all are, or have diverged; 0: never
     c.run.save_model = False  # writes model.npz at the end: the first member's parameters, and what they are
 
     c.sweep = ()  # grid of experiments.sweep where none is given: "FIELD=v1,v2"

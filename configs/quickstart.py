@@ -34,5 +34,4 @@ def get_config(variant: str = "full") -> ConfigDict:
         c.model.width = 32
         c.members.seed = (0,)
         c.run.chunk_steps = 3
-        c.run.checkpoint_every = 3
     return c

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
-from absl import app, flags, logging
+from absl import flags
 from ml_collections import ConfigDict
 
 from catapult_jax import records
@@ -195,7 +195,7 @@ def results(experiment: Experiment, scale: str, workdir: Path) -> tuple[list[ver
         return "not run"
     # A run that is older than a field was made with what is now its default.
     defaults = configs.flat(json.loads(default.get_config().to_json()))
-    stored = [defaults | configs.flat(json.loads((d / "config.json").read_text())) for d in directories]
+    stored = [defaults | configs.flat(records.read_json(d / "config.json")) for d in directories]
     wanted = [configs.flat(json.loads(one.to_json())) for _, one in runs]
     for fields in (*stored, *wanted):
         fields.pop("claims")  # what is asked of a record does not change it,
@@ -204,15 +204,13 @@ def results(experiment: Experiment, scale: str, workdir: Path) -> tuple[list[ver
         return "run with another config"
     if experiment.is_sweep:
         rows = sweep.summary(runs, directory)
-        found = sweep.find_verdicts(
-            rows, config, experiment.claims, json.loads((directories[0] / "run.json").read_text())["data"]
-        )
+        found = sweep.find_verdicts(rows, config, experiment.claims, records.read_json(directories[0] / "run.json")["data"])
         figures = [directory / "summary.png"]
     else:
         record = verdicts.until_lost(records.open_record(directory).load())
         found = [verdicts.of_run(name, record, config.to_dict()) for name in experiment.claims]
         figures = [directory / "figures" / f"{name}.png" for name in experiment.figure.split(",")]
-    about = [json.loads((d / "run.json").read_text()) for d in directories]
+    about = [records.read_json(d / "run.json") for d in directories]
     only = lambda values: ", ".join(sorted(set(values)))
     reference = about[0].get("agop_reference") or {}
     if any((run.get("agop_reference") or {}) != reference for run in about):
@@ -305,7 +303,7 @@ def write_page(page: Path, scale: str, workdir: Path, failures: dict[str, str]) 
         *details,
     ]  # fmt: skip
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text("\n".join(lines))
+    page.write_text("\n".join(lines), encoding="utf-8")
     return table
 
 
@@ -336,11 +334,17 @@ def main(_argv: list[str]) -> int:
         if not any(name in (known, known.partition(":")[0]) for known in names):
             print(f"error: only={name!r}; allowed: {', '.join(names)}", file=sys.stderr)
             return 2
-    workdir = Path(_CLAIMS_DIR.value or Path("runs", f"claims-{scale}"))
-    page = Path(_PAGE.value) if _PAGE.value else workdir / "claims.md" if scale == "smoke" else Path("docs", "claims.md")
+    workdir = Path(_CLAIMS_DIR.value or Path("runs", f"claims-{scale}")).expanduser()
+    page = (
+        Path(_PAGE.value).expanduser()
+        if _PAGE.value
+        else workdir / "claims.md"
+        if scale == "smoke"
+        else Path("docs", "claims.md")
+    )
     chosen = [e for e in EXPERIMENTS if not _ONLY.value or e.name in _ONLY.value or e.name.partition(":")[0] in _ONLY.value]
     known, start = _failures(workdir), time.time()
-    failures = json.loads(known.read_text()) if known.is_file() else {}
+    failures = json.loads(known.read_text("utf-8")) if known.is_file() else {}
     for experiment in chosen:
         print(f"=== {experiment.name} ({time.time() - start:.0f} s since the start)")
         why = run_experiment(experiment, scale, workdir)
@@ -349,7 +353,7 @@ def main(_argv: list[str]) -> int:
             print(f"not tested: {experiment.name}: {why}", file=sys.stderr)
             failures[experiment.name] = _public(why)
         workdir.mkdir(parents=True, exist_ok=True)
-        records.write_json(known, failures)
+        records.write_json(known, failures, checksum=False)
         jax.clear_caches()  # programs of one experiment are of no use to the next
     for row in write_page(page, scale, workdir, failures):
         print(f"{row[4]}: {row[2]}: {row[0]}")
@@ -358,5 +362,4 @@ def main(_argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    logging.set_verbosity(logging.ERROR)
-    app.run(main)
+    configs.program(main, configs.parse_flags)

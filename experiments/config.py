@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import logging as python_logging
 import math
 import os
 import re
@@ -21,9 +20,10 @@ from ml_collections import ConfigDict, config_flags
 from catapult_jax.data import CODINGS, CODINGS_OF_LOSS, EMBEDDED, SCALINGS, TARGETS
 from catapult_jax.losses import LOSSES
 from catapult_jax.models import ACTIVATIONS, READOUTS
+from catapult_jax.records import DamagedFile
 from catapult_jax.schedules import SCHEDULES
 from configs import default
-from experiments import optimizers
+from experiments import optimizers, signals
 from experiments.verdicts import NEEDS, NEEDS_SOME, VERDICTS
 
 CACHE = flags.DEFINE_string(
@@ -31,7 +31,10 @@ CACHE = flags.DEFINE_string(
     None,
     "Directory in which compiled programs are kept and found again; default: none, or $JAX_COMPILATION_CACHE_DIR.",
 )
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with a variant after a colon.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file, with a variant after a colon; --config.FIELD=VALUE changes one of its fields."
+)
+FIELDS_HELP = "The fields of a config, their defaults and what they mean are in configs/default.py."
 
 
 class ConfigError(Exception):
@@ -42,28 +45,33 @@ class RunError(Exception):
     """A run that can't go on; the message is one line."""
 
 
-def program(main) -> None:
-    """Runs a program on a config; what goes wrong is one line on stderr, and exit status 2 (config) or 1 (run)."""
-    logging.set_verbosity(logging.FATAL)  # Orbax and TFDS tell of every file, and of what they raise as well
-    python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)  # of a full disk, once for each array of a checkpoint
+def program(main, parser=None) -> None:
+    """Runs a program; what goes wrong is one line on stderr, and exit status 2 (config) or 1 (run).
+
+    ``parser``: reads the command line; None: :func:`parse`, for programs that run a config.
+    """
+    logging.set_verbosity(logging.FATAL)  # TFDS tells of every file, and of what it raises as well
+    signals.end_in_one_line()
+    for stream in (sys.stdout, sys.stderr):  # a title may have letters that the terminal's encoding has not
+        stream.reconfigure(errors="backslashreplace")
     try:
-        app.run(main, flags_parser=parse)
+        app.run(main, flags_parser=parser or parse)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except RunError as error:
+    except (RunError, DamagedFile) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 
 
 def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
-    """Parses the command line (for ``app.run(flags_parser=...)``).
+    """Parses the command line of a program that runs a config (for ``app.run(flags_parser=...)``).
 
     Raises:
-      ConfigError: unknown flag, unknown field, wrong type, a config file that can't be loaded.
+      ConfigError: unknown flag, unknown field, wrong type, an argument that is no flag, a config file that can't be loaded.
     """
     try:
-        rest = values(list(argv))
+        rest = parse_flags(argv, values)
         if "reproduce" in values and values.reproduce:
             if values.config is not None:
                 raise ConfigError("reproduce and config are both given; allowed: one, since a run has its config with it")
@@ -84,6 +92,43 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[s
     return rest
 
 
+def parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
+    """Parses flags; ``--help`` prints them and ends the program.
+
+    Raises:
+      ConfigError: an unknown flag, an argument that is no flag, a platform that is not there.
+    """
+    if any(re.fullmatch(r"--?(h|help|helpshort|helpfull)", argument) for argument in argv[1:]):
+        print(help_text(values))
+        sys.exit(0)
+    try:
+        rest = values([re.sub(r"^(--?config=)(~.*)", lambda m: m[1] + os.path.expanduser(m[2]), a) for a in argv])
+    except flags.Error as error:
+        raise ConfigError(one_line(error)) from error
+    if len(rest) > 1:
+        field = rest[1].partition("=")[0]
+        hint = f"--config.{rest[1]}" if field in flat(default.get_config()) else "flags, which begin with --; see --help"
+        raise ConfigError(f"argument {rest[1]!r} is no flag; allowed: {hint}")
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r} can't be used ({one_line(error)[:200] or 'it is not there'}); "
+            "allowed: platforms of this machine, or none, so that JAX takes the best"
+        ) from error
+    return rest
+
+
+def help_text(values: flags.FlagValues = flags.FLAGS) -> str:
+    """What the program does, and its flags."""
+    program, modules = sys.modules["__main__"], values.flags_by_module_dict()
+    own = modules.get(sys.argv[0], [])
+    if not any(flag.name == "only" for flag in own):  # the program of the claims has configs of its own
+        own = [*modules.get(__name__, []), *modules.get("experiments.main", []), *own]
+    lines = [f"  --{flag.name}: {' '.join(flag.help.split())}" for flag in own]
+    return "\n".join([(program.__doc__ or "").strip(), "", "Flags:", *lines, "", FIELDS_HELP])
+
+
 def keep_compiled(directory: str | None) -> None:
     """Keeps compiled programs in a directory, made when the first is, and finds them there again.
 
@@ -92,11 +137,11 @@ def keep_compiled(directory: str | None) -> None:
     """
     if not directory:
         return
-    wanted = Path(directory).resolve()
+    wanted = Path(directory).expanduser().resolve()
     there = next(path for path in (wanted, *wanted.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):  # JAX makes it once there is something to keep
         raise ConfigError(f"compilation_cache={directory!r} can't be made in {there}; allowed: a directory to write in")
-    jax.config.update("jax_compilation_cache_dir", str(Path(directory).resolve()))
+    jax.config.update("jax_compilation_cache_dir", str(wanted))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
@@ -139,6 +184,17 @@ def flat(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
         else:
             fields[prefix + name] = value
     return fields
+
+
+def expanded(config: ConfigDict) -> ConfigDict:
+    """The config with ``~`` in its paths as the home directory."""
+    paths = {name: flat(config).get(name) for name in ("data.dir", "data.tfds_dir", "measure.agop_reference")}
+    homes = {name: os.path.expanduser(path) for name, path in paths.items() if isinstance(path, str) and path.startswith("~")}
+    if not homes:
+        return config
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(homes)
+    return config
 
 
 def identity(config: ConfigDict) -> str:
@@ -250,7 +306,8 @@ _RULES = {
     "events.delta": _above(0),
     "events.horizon": _at_least(1),
     "run.chunk_steps": _at_least(1),
-    "run.checkpoint_every": _at_least(1),
+    "run.checkpoint_seconds": _above(0),
+    "run.checkpoint_every": _at_least(0),
     "run.stop_loss": _at_least(0),
     "sweep": ('a tuple of "FIELD=v1,v2"', lambda axes: all(isinstance(a, str) and "=" in a for a in axes)),
     "claims": ("a tuple of " + ", ".join(sorted(VERDICTS)), lambda names: all(name in VERDICTS for name in names)),
@@ -472,13 +529,6 @@ def check(config: ConfigDict) -> None:
             f"measure.{name}",
             why="allowed with a loss to stop at: chunks no shorter than the cadences, so that the end is measured",
         )
-    refuse(
-        config.run.stop_loss and config.run.checkpoint_every % config.run.chunk_steps,
-        "run.stop_loss",
-        "run.chunk_steps",
-        "run.checkpoint_every",
-        why="allowed with a loss to stop at: checkpoints after whole chunks",
-    )
     refuse(
         config.data.attribute is None and config.data.name == "celeba",
         "data.name",

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from catapult_jax import records
 from experiments import config as configs
 
 LOCK = "lock"  # a file that is empty, and stays
+_LONGEST = 200  # bytes of a name, of the 255 that file systems take
 
 
 def earlier_run(workdir: Path, config: dict[str, Any]) -> dict[str, Any] | None:
@@ -37,15 +39,47 @@ def earlier_run(workdir: Path, config: dict[str, Any]) -> dict[str, Any] | None:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise configs.ConfigError(f"{path} can't be read ({configs.one_line(error)}); allowed: as the run wrote it") from error
+        return records.read_json(path)
+    except (OSError, records.DamagedFile) as error:
+        raise configs.ConfigError(
+            f"{configs.one_line(error)}; allowed: a copy of that file from before, or another workdir, where the run is made anew"
+        ) from error
+
+
+def name_of(text: str, identity: str) -> str:
+    """``TEXT-IDENTITY``, cut in its text where a file system would not take so long a name."""
+    return f"{text.encode()[:_LONGEST].decode(errors='ignore')}-{identity}"
 
 
 def is_new(workdir: Path) -> bool:
-    """Not there, or empty but for what a run leaves that was killed before its first file was whole."""
+    """Not there, or empty but for what a run leaves that was killed before its first file was whole.
+
+    Raises:
+      ConfigError: a name that can't be.
+    """
     ours = (LOCK, "config.json.tmp")
-    return not workdir.exists() or (workdir.is_dir() and all(entry.name in ours for entry in workdir.iterdir()))
+    try:
+        return not workdir.exists() or (workdir.is_dir() and all(entry.name in ours for entry in workdir.iterdir()))
+    except OSError as error:
+        raise configs.ConfigError(
+            f"workdir={str(workdir)!r} can't be made ({error.strerror}); allowed: a directory to write in"
+        ) from error
+
+
+def check_writable(workdir: Path) -> None:
+    """Whether a directory that is not there, or is empty, can be made and written in; nothing is left behind.
+
+    Raises:
+      ConfigError: it can't.
+    """
+    try:
+        there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise configs.ConfigError(
+            f"workdir={str(workdir)!r} can't be made ({error.strerror}); allowed: a directory to write in"
+        ) from error
 
 
 @contextlib.contextmanager

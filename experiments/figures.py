@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from catapult_jax import records
 from experiments import optimizers
 from experiments.verdicts import (
     by_setting,
@@ -354,7 +356,8 @@ def save(figure, path: Path) -> Path:
     """Writes a figure as PNG and PDF, closes it, and returns the path of the PNG."""
     figure.tight_layout()
     for suffix in ("pdf", "png"):
-        written = path.with_suffix(f".{suffix}")
-        figure.savefig(written, dpi=130)
+        written, buffer = path.with_suffix(f".{suffix}"), io.BytesIO()
+        figure.savefig(buffer, format=suffix, dpi=130)  # what Matplotlib raises on a full disk is no OSError
+        records.write_bytes(written, buffer.getbuffer())
     plt.close(figure)
     return written

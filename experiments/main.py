@@ -6,9 +6,9 @@ Again, to see whether the same comes out: python -m experiments.main --reproduce
 from __future__ import annotations
 
 import contextlib
-import itertools
+import io
 import json
-import re
+import math
 import sys
 import time
 from functools import partial
@@ -17,13 +17,12 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict
-from tqdm import tqdm
+from ml_collections import ConfigDict, config_flags
 
 from catapult_jax import checkpoints, data, instruments, records, training
 from catapult_jax.agop import agop_eigenvectors, input_jacobian
 from catapult_jax.tangent_kernel import NeuralTangentsMissing, tangent_kernel
-from experiments import building, directory, report, reproduce, verdicts
+from experiments import building, directory, progress, report, reproduce, signals, verdicts
 from experiments import config as configs
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; default: runs/CONFIG-IDENTITY.")
@@ -36,6 +35,8 @@ _DIRECTIONS = 3  # top eigenvectors of the AGOP that are kept
 _PRODUCTS_LIMIT = 0.02  # relative error allowed to a critical lr at initialisation that comes from products
 _ROUNDING = 1e-6  # relative error of an entry of a kernel, where it could not be found, and the least that is assumed
 
+_WRITE_SECONDS, _WRITE_STEPS = 10, 20_000  # the record is written at least so often
+
 
 def check_kernel(model, params, x) -> dict:
     """Compares the kernel in use with neural_tangents on a few examples of the real batch.
@@ -44,9 +45,13 @@ def check_kernel(model, params, x) -> dict:
       RunError: they differ by more than 1e-3 of the largest entry.
     """
     x = x[:_CHECK_EXAMPLES]
-    ours = np.asarray(jax.jit(lambda p, x: tangent_kernel(model.apply, p, x))(params, x))
+    kernel = building.shared(
+        ("check_kernel", model),
+        lambda: jax.jit(lambda p, x, method: tangent_kernel(model.apply, p, x, method=method), static_argnames="method"),
+    )
+    ours = np.asarray(kernel(params, x, method="auto"))
     try:
-        theirs = np.asarray(jax.jit(lambda p, x: tangent_kernel(model.apply, p, x, method="neural_tangents"))(params, x))
+        theirs = np.asarray(kernel(params, x, method="neural_tangents"))
     except NeuralTangentsMissing as error:
         return {"examples": len(x), "relative_error": None, "text": f"skipped: {error}"}
     difference, size = np.abs(ours - theirs).max(), np.abs(theirs).max()
@@ -68,18 +73,26 @@ def run(config: ConfigDict, workdir: Path, like: dict | None = None) -> list[rep
       RunError: the run can't go on.
     """
     configs.check(config)
-    with contextlib.ExitStack() as until_the_end:
-        return _run(config, workdir, like, until_the_end)
+    config = configs.expanded(config)
+    find_nans = bool(jax.config.jax_debug_nans)
+    # A measurement that is not due is NaN, which JAX would stop at: _find_nans looks for the others.
+    with contextlib.ExitStack() as until_the_end, jax.debug_nans(False):
+        return _run(config, workdir, like, until_the_end, find_nans)
 
 
-def _run(config: ConfigDict, workdir: Path, like: dict | None, until_the_end: contextlib.ExitStack) -> list[report.Verdict]:
+def _run(
+    config: ConfigDict, workdir: Path, like: dict | None, until_the_end: contextlib.ExitStack, find_nans: bool
+) -> list[report.Verdict]:
     begin = time.monotonic()
     as_json = json.loads(config.to_json())
-    earlier, new = None, directory.is_new(workdir)
-    if not new:
+    earlier, new, harm = None, directory.is_new(workdir), []
+    if new:
+        directory.check_writable(workdir)
+    else:
         directory.earlier_run(workdir, as_json)  # a directory of something else is not touched
         until_the_end.enter_context(directory.held(workdir))
         earlier = directory.earlier_run(workdir, as_json)
+        harm = records.damage(workdir) if earlier else []
     arrays, stand_in_for = building.load_data(config)
     if earlier and earlier["data"]["sha256"] != arrays.checksum:
         raise configs.ConfigError(
@@ -89,7 +102,7 @@ def _run(config: ConfigDict, workdir: Path, like: dict | None, until_the_end: co
         raise configs.ConfigError(
             f"reproduce: that run was on other data than {arrays.source} (SHA-256 differs); allowed: the same data"
         )
-    if earlier and earlier["status"] != "running":
+    if earlier and earlier["status"] != "running" and not harm:
         print("already complete")
         with directory.written(workdir):
             return report.build(workdir)
@@ -106,8 +119,7 @@ def _run(config: ConfigDict, workdir: Path, like: dict | None, until_the_end: co
     try:
         found = earlier or like
         plan = found["instruments"] if found else building.choose_instruments(config, model, arrays, members, reference)
-        chosen = building.build_instruments(config, model, arrays, reference, plan["cadences"], plan["methods"])
-        trainer = building.build_trainer(config, model, arrays, chosen)
+        trainer = building.trainer_of(config, model, arrays, reference, plan)
         state, start = trainer.init(members)
     except ValueError as error:  # a model and data that do not fit
         raise configs.ConfigError(configs.one_line(error)) from error
@@ -165,14 +177,6 @@ def _run(config: ConfigDict, workdir: Path, like: dict | None, until_the_end: co
     if damaged:
         with directory.written(workdir):
             checkpoints.set_aside(workdir / "checkpoints", after=int(restored.step))
-    if restored is not None and records.steps_done(workdir) < int(restored.step):
-        raise configs.ConfigError(f"workdir={str(workdir)!r} has a checkpoint but no record up to it; allowed: another workdir")
-    if restored is not None:
-        state = restored
-    if earlier:
-        print(f"resuming at step {int(state.step)} of {config.steps}")
-        for name, (then, now) in reproduce.differences(earlier["environment"], about["resumed_with"][-1]).items():
-            print(f"WARNING: environment differs in {name}: {then} then, {now} now", file=sys.stderr)
     # By Weyl |d lambda| <= n max |d K|, and lambda_max >= max |K|: the error of an entry, n times, bounds that of the critical lr.
     margin = max(building.rows_of(config, arrays)["batch_kernel"] * (check["relative_error"] or _ROUNDING), _ROUNDING)
     relative = members.lr_relative if members.lr_relative is not None else start.lr / start.critical_lr
@@ -191,10 +195,23 @@ def _run(config: ConfigDict, workdir: Path, like: dict | None, until_the_end: co
         "agop_reference_sha256": (about_reference or {}).get("sha256", ""),
         "critical_lr_margin": margin,
     }
+    if restored is not None and harm:
+        with directory.written(workdir):
+            mended = _mend(config, workdir, trainer, state, restored, members, coordinates, attributes, harm)
+        if not mended:
+            restored = None
+    if restored is not None and records.steps_done(workdir) < int(restored.step):
+        raise configs.ConfigError(f"workdir={str(workdir)!r} has a checkpoint but no record up to it; allowed: another workdir")
+    if restored is not None:
+        state = restored
+    if earlier:
+        print(f"resuming at step {int(state.step)} of {config.steps}")
+        for name, (then, now) in reproduce.differences(earlier["environment"], about["resumed_with"][-1]).items():
+            print(f"WARNING: environment differs in {name}: {then} then, {now} now", file=sys.stderr)
     with directory.written(workdir):
         records.write_json(workdir / "config.json", as_json)
         records.write_json(workdir / "run.json", about)
-        state = _train(config, workdir, trainer, state, members, coordinates, attributes)
+        state = _train(config, workdir, trainer, state, members, coordinates, attributes, find_nans)
         made = records.open_record(workdir).load()
         lost, dead = verdicts.lost_members(made, as_json), verdicts.dead_members(made, as_json)
         usable = _finite(state) & np.asarray(state.members.alive)
@@ -248,55 +265,123 @@ def _write_directions(config, workdir: Path, model, state, coordinates, arrays, 
         rows.append(jacobian(jax.tree.map(lambda a, m=m: a[m], state.members.params), x))
     k = min(_DIRECTIONS, x[0].size, *(len(r) for r in rows))
     vectors = [np.asarray(agop_eigenvectors(r, len(x), k=k)[1].T) for r in rows]
-    half = workdir / "agop.tmp.npz"
-    np.savez(half, names=np.array(names), vectors=np.stack(vectors), shape=np.array(x.shape[1:]))
-    half.replace(workdir / "agop.npz")
+    buffer = io.BytesIO()
+    np.savez(buffer, names=np.array(names), vectors=np.stack(vectors), shape=np.array(x.shape[1:]))
+    records.write_bytes(workdir / "agop.npz", buffer.getbuffer())
 
 
-def _train(config, workdir: Path, trainer: training.Trainer, state, members, coordinates, attributes):
-    """Runs to the last step, or until every member is done; returns the last state."""
-    first, saved = int(state.step), int(state.step)
-    ended = np.asarray(state.members.done | ~state.members.alive)
-    longest = min(config.run.chunk_steps, config.run.checkpoint_every, config.steps)
-    bar = tqdm(total=config.steps, initial=first, unit="step", disable=None, file=sys.stderr)
-    over = records.steps_done(workdir) == first and records.is_over(workdir)
-    while int(state.step) < config.steps and not over:
-        at = int(state.step)
-        steps = min(config.run.chunk_steps, config.steps - at, config.run.checkpoint_every - (at - saved))
-        state, measured = trainer.run(state, members, steps, longest)
-        if at == 0:
-            records.create(
-                workdir,
-                members=coordinates,
-                steps=config.steps,
-                shapes=measured,
-                chunk=config.run.chunk_steps,
-                about=attributes,
+def _mend(config, workdir: Path, trainer, fresh, restored, members, coordinates, attributes, harm) -> bool:
+    """Makes the damaged files of a record again, up to the step of the checkpoint. False: the whole record has to be made again.
+
+    ``fresh``: the state before the first step, for what is older than each checkpoint.
+
+    Raises:
+      RunError: here the steps come out otherwise than they did.
+    """
+    for found in harm:
+        print(f"WARNING: {workdir / str(found)}", file=sys.stderr)
+    lost = records.repair(workdir, members=coordinates, about=attributes, steps=int(restored.step))
+    if lost is None:
+        print("the record can't be mended; the run is made again from step 0; its checkpoints are in checkpoints-damaged")
+        checkpoints.set_aside(workdir / "checkpoints", after=-1)
+        return False
+    if lost:
+        start, end = min(d.first_step for d in lost), max(d.end_step for d in lost)
+        state, _ = checkpoints.restore(workdir / "checkpoints", restored, at_most=start)
+        state = fresh if state is None else state
+        print(f"steps {start} to {end - 1} of the record are made again, from step {int(state.step)} on", flush=True)
+        made, longest = [], min(config.run.chunk_steps, config.steps)
+        while (at := int(state.step)) < end:
+            state, measured = trainer.run(state, members, min(longest, end - at), longest)
+            made.append({name: values[:, max(start - at, 0) :] for name, values in measured.items()})
+        other = records.write_again(workdir, start, _joined(made), lost)
+        if other:
+            raise configs.RunError(
+                f"workdir={str(workdir)!r}: {lost[0]}, and can't be made again here: {other} comes out otherwise than on record; "
+                "allowed: the environment that it was made in, or another workdir, where the whole run is made"
             )
-        # All were done, or lost, before this chunk began: so it holds every measurement of where they ended.
-        over = config.run.stop_loss > 0 and bool(ended.all())
-        records.write(workdir, at, measured, over=over)
-        at += steps
-        if at - saved >= config.run.checkpoint_every or at == config.steps or over:
-            checkpoints.save(workdir / "checkpoints", at, state)
-            saved = at
-        ratio = measured["lr"][:, -1] / measured.get("critical_lr_batch", np.full_like(measured["lr"], np.nan))[:, -1]
-        bar.set_postfix_str(
-            f"loss {np.median(measured['loss_batch'][:, -1]):.3g}, lr/critical {np.median(ratio):.2f}, events {measured['spikes'][:, -1].sum()}"
-        )
-        bar.update(steps)
-        ended = np.asarray(state.members.done | ~state.members.alive)
-    bar.close()
+    if any(found.file.endswith("progress.json") for found in harm) and int(restored.step) < config.steps:
+        record, at = records.open_record(workdir), int(restored.step) - config.run.chunk_steps - 1
+        stopped = [~record["alive"].values, *([record["done"].values] if "done" in record else [])]
+        if at >= 0 and np.any([values[:, at] for values in stopped], axis=0).all():  # see the end of the loop of _train
+            records.end(workdir)
+    return True
+
+
+def _joined(chunks: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([chunk[name] for chunk in chunks], axis=1) for name in chunks[0]}
+
+
+def _train(config, workdir: Path, trainer: training.Trainer, state, members, coordinates, attributes, find_nans: bool):
+    """Runs to the last step, or until every member has stopped; returns the last state.
+
+    Chunks go to disk together, every few seconds and before each checkpoint: what a kill loses is made again from the checkpoint before it.
+    """
+    c, at = config.run, int(state.step)
+    longest = min(c.chunk_steps, config.steps)
+    stopped = np.asarray(state.members.done | ~state.members.alive)
+    over = records.steps_done(workdir) == at and records.is_over(workdir)
+    told = progress.Progress(config.steps, at)
+    waiting, saved, saved_time, written_time = [], at, time.monotonic(), -math.inf
+    with signals.kept() as received:
+        while at < config.steps and not over:
+            steps = min(c.chunk_steps - at % c.chunk_steps, config.steps - at)
+            state, measured = trainer.run(state, members, steps, longest)
+            if at == 0:
+                records.create(workdir, members=coordinates, steps=config.steps, shapes=measured, about=attributes)
+            # All had stopped before this chunk began: so it holds every measurement of where they ended.
+            over = bool(stopped.all())
+            at += steps
+            waiting.append(measured)
+            now = time.monotonic()
+            due = at - saved >= c.checkpoint_every if c.checkpoint_every else now - saved_time >= c.checkpoint_seconds
+            save = due or at == config.steps or over or bool(received)
+            if save or now - written_time >= _WRITE_SECONDS or len(waiting) * c.chunk_steps >= _WRITE_STEPS:
+                joined = _joined(waiting)
+                records.write(workdir, at - joined["lr"].shape[1], joined, over=over)
+                waiting, written_time = [], time.monotonic()
+            if save:
+                checkpoints.save(workdir / "checkpoints", at, state)
+                saved, saved_time = at, time.monotonic()
+            told.update(at, measured)
+            if find_nans:
+                _find_nans(state, measured, at - steps)
+            if received:
+                told.close()
+                signals.stop(
+                    received[0],
+                    f"at step {at} of {config.steps}; record and checkpoint are written; the same command goes on from there",
+                )
+            stopped = np.asarray(state.members.done | ~state.members.alive)
+    told.close()
     return state
 
 
-def default_workdir(argv: list[str], config: ConfigDict, kind: str = "") -> Path:
+def _find_nans(state, measured: dict[str, np.ndarray], first: int) -> None:
+    """What ``JAX_DEBUG_NANS`` asks for: the first step of a chunk whose loss is NaN, or parameters that are, for a NaN in a gradient.
+
+    Raises:
+      RunError: there is one.
+    """
+    nans = np.isnan(measured["loss_batch"])
+    found = {
+        int(m): f"the loss of member {m} is NaN at step {first + int(nans[m].argmax())}" for m in np.flatnonzero(nans.any(1))
+    }
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.members.params):
+        for m in np.flatnonzero(np.isnan(np.asarray(leaf)).reshape(len(leaf), -1).any(1)):
+            where = f"{jax.tree_util.keystr(path)} of member {m} is NaN"
+            found.setdefault(int(m), f"{where} after step {first + measured['lr'].shape[1] - 1}")
+    if found:
+        raise configs.RunError(
+            f"JAX_DEBUG_NANS: {found[min(found)]}; without JAX_DEBUG_NANS the run marks such members and goes on"
+        )
+
+
+def default_workdir(config: ConfigDict, kind: str = "") -> Path:
     """``runs/KIND-NAME-VARIANT-IDENTITY``: the same command has the same directory, a config of another run another one."""
-    given = itertools.pairwise([*argv, ""])
-    path = next(b if a.lstrip("-") == "config" else a.split("=", 1)[1] for a, b in given if re.match(r"--?config(=|$)", a))
-    file, _, variant = path.partition(":")
+    file, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     name = "-".join(part for part in (kind, Path(file).stem, variant.replace(",", "-")) if part)
-    return Path("runs", f"{name}-{configs.identity(config)}")
+    return Path("runs", directory.name_of(name, configs.identity(config)))
 
 
 def run_again(then: Path, workdir: Path) -> bool:
@@ -309,11 +394,11 @@ def run_again(then: Path, workdir: Path) -> bool:
     config = reproduce.stored_config(then)
     if workdir.resolve() == then.resolve():
         raise configs.ConfigError(f"workdir={str(workdir)!r} is the run itself; allowed: another directory")
-    if (workdir / "run.json").is_file() and json.loads((workdir / "run.json").read_text())["status"] != "running":
+    if (workdir / "run.json").is_file() and records.read_json(workdir / "run.json")["status"] != "running":
         raise configs.ConfigError(
             f"workdir={str(workdir)!r} holds a finished run; allowed: a new directory, so that it is run now"
         )
-    run(config, workdir, like=json.loads((then / "run.json").read_text()))
+    run(config, workdir, like=records.read_json(then / "run.json"))
     found = reproduce.compare(then, workdir)
     reproduce.write(found, then, workdir)
     print("\n".join(reproduce.lines(found)))
@@ -322,10 +407,11 @@ def run_again(then: Path, workdir: Path) -> bool:
 
 def main(_argv: list[str]) -> int:
     if _REPRODUCE.value:
-        then = Path(_REPRODUCE.value).resolve()
-        return 0 if run_again(then, Path(_WORKDIR.value) if _WORKDIR.value else then.with_name(f"{then.name}-again")) else 1
+        then = Path(_REPRODUCE.value).expanduser().resolve()
+        workdir = Path(_WORKDIR.value).expanduser() if _WORKDIR.value else then.with_name(f"{then.name}-again")
+        return 0 if run_again(then, workdir) else 1
     config = flags.FLAGS.config
-    workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(sys.argv, config)
+    workdir = Path(_WORKDIR.value).expanduser() if _WORKDIR.value else default_workdir(config)
     for verdict in run(config, workdir):
         print(f"{verdict.verdict}: {verdict.claim}: {verdict.effect}")
     print(f"report: {workdir / 'report.html'}")

@@ -12,7 +12,7 @@ import numpy as np
 from catapult_jax import records
 from catapult_jax.events import DEFINITION, FACTORS, SPIKE_SCORE, spike_score
 from experiments import directory, figures
-from experiments.config import ConfigError, flat, testable
+from experiments.config import FIELDS_HELP, ConfigError, RunError, flat, testable
 from experiments.markup import Html, element, join
 from experiments.reproduce import differences
 from experiments.verdicts import (
@@ -116,8 +116,11 @@ def build(run_dir: str | Path) -> list[Verdict]:
       FileNotFoundError: no run there.
     """
     run_dir = Path(run_dir)
-    record = until_lost(records.open_record(run_dir).load())
-    config, run = (json.loads((run_dir / name).read_text()) for name in ("config.json", "run.json"))
+    record = records.open_record(run_dir).load()
+    if not record.sizes["step"]:
+        raise ConfigError(f"run_dir={str(run_dir)!r} has no step on record yet; allowed: a run after its first steps")
+    record = until_lost(record)
+    config, run = (records.read_json(run_dir / name) for name in ("config.json", "run.json"))
     if config["measure"].get("preset"):  # the cadences that it found stand in its place
         every = {f"{name}_every": run["instruments"]["cadences"].get(name, 0) for name in _CADENCES}
         full = config["optimizer"]["batch_size"] in (0, config["data"]["train_size"])
@@ -299,15 +302,19 @@ def build(run_dir: str | Path) -> list[Verdict]:
 
 
 def main(argv: list[str]) -> int:
+    if set(argv[1:]) & {"-h", "--help"}:
+        print(f"{__doc__.strip()}\n\nRUN_DIR: directory of a run (--workdir of experiments.main). {FIELDS_HELP}")
+        return 0
     if len(argv) != 2:
         print("usage: python -m experiments.report RUN_DIR", file=sys.stderr)
         return 2
+    argv = [argv[0], str(Path(argv[1]).expanduser())]
     try:
         if not Path(argv[1], "run.json").is_file():
             raise FileNotFoundError(f"no run in {argv[1]}")
-        with directory.held(Path(argv[1])):
+        with directory.held(Path(argv[1])), directory.written(Path(argv[1])):
             verdicts = build(argv[1])
-    except (FileNotFoundError, ConfigError) as error:
+    except (FileNotFoundError, ConfigError, RunError, records.DamagedFile) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for v in verdicts:
@@ -317,4 +324,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(main(sys.argv))

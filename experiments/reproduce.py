@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,14 +32,24 @@ def stored_config(run_dir: Path) -> ConfigDict:
       ConfigError: no finished run there, or a config with fields that are no longer known.
     """
     try:
-        fields, about = (json.loads((run_dir / name).read_text()) for name in ("config.json", "run.json"))
+        fields, about = (records.read_json(run_dir / name) for name in ("config.json", "run.json"))
         status, _, _ = about["status"], about["instruments"], about["data"]["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except records.DamagedFile as error:
+        raise configs.ConfigError(f"reproduce: {error}; allowed: a run whose files are as it wrote them") from error
+    except (OSError, KeyError, TypeError) as error:
         raise configs.ConfigError(
             f"reproduce={str(run_dir)!r} holds no run ({configs.one_line(error)}); allowed: the directory of a finished run"
         ) from error
     if status == "running":
         raise configs.ConfigError(f"reproduce={str(run_dir)!r} holds a run that has not ended; allowed: a finished one")
+    try:
+        found = records.damage(run_dir)
+        if found:
+            raise records.DamagedFile(run_dir / str(found[0]))
+        checkpoints.newest_checksum(run_dir / "checkpoints")
+        records.read_json_lines(run_dir / "events.jsonl")
+    except (OSError, ValueError) as error:
+        raise configs.ConfigError(f"reproduce: {error}; allowed: a run whose files are as it wrote them") from error
     config = default.get_config()
     known = configs.flat(config)
     for name, value in configs.flat(fields).items():
@@ -70,13 +79,13 @@ def compare(then: Path, now: Path) -> Comparison:
             differing[name] = {"first_step": step, "largest_relative_difference": float(finite.max()) if finite.size else None}
     last = old.sizes["step"]
     pairs = {
-        "events": [(directory / "events.jsonl").read_text() for directory in (then, now)],
+        "events": [(directory / "events.jsonl").read_text("utf-8") for directory in (then, now)],
         "state": [checkpoints.newest_checksum(directory / "checkpoints") for directory in (then, now)],
     }
     for name, (a, b) in pairs.items():
         if a != b:
             differing[name] = {"first_step": 0 if name == "events" else last, "largest_relative_difference": None}
-    changed = differences(*(json.loads((directory / "run.json").read_text())["environment"] for directory in (then, now)))
+    changed = differences(*(records.read_json(directory / "run.json")["environment"] for directory in (then, now)))
     numbers = sum(old[name].size for name in old.variables)
     return Comparison(not differing, len(old.variables), int(numbers), differing, changed)
 

@@ -7,14 +7,15 @@ runs. Runs that are complete are skipped, unfinished ones go on where they stopp
 from __future__ import annotations
 
 import ast
+import contextlib
 import csv
 import io
 import itertools
 import json
-import multiprocessing
+import multiprocessing.connection
+import signal
 import sys
 import traceback
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
@@ -23,10 +24,10 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from catapult_jax import records
-from experiments import building, figures, report, verdicts
+from experiments import building, figures, report, signals, verdicts
 from experiments import config as configs
 from experiments.config import ConfigError, RunError
-from experiments.directory import held, is_new, written
+from experiments.directory import check_writable, held, is_new, name_of, written
 from experiments.main import default_workdir, run
 from experiments.markup import element
 
@@ -108,20 +109,23 @@ def plan(config: ConfigDict, grid: list[str]) -> tuple[list[tuple[dict, ConfigDi
         one = base.copy_and_resolve_references()
         one.update_from_flattened_dict(chosen)
         configs.check(one)
+        one = configs.expanded(one)
         runs.append((chosen, one))
     return runs, [name for name, _ in structural]
 
 
 def directory_of(workdir: Path, chosen: dict, config: ConfigDict) -> Path:
     label = "-".join(f"{name.rsplit('.', 1)[-1]}={value}" for name, value in chosen.items()).replace("/", "_")
-    return workdir / f"{label or 'run'}-{configs.identity(config)}"
+    return workdir / name_of(label or "run", configs.identity(config))
 
 
 def is_complete(directory: Path) -> bool:
     """The run ended, and its report, which is written last, is there."""
-    status = directory / "run.json"
-    ended = status.is_file() and json.loads(status.read_text())["status"] != "running"
-    return ended and (directory / "report.html").is_file()
+    try:
+        ended = records.read_json(directory / "run.json")["status"] != "running"
+    except (FileNotFoundError, records.DamagedFile, KeyError):  # what is damaged is said when it is run
+        return False
+    return ended and (directory / "report.html").is_file() and not records.damage(directory)
 
 
 def _one(config: dict, directory: str, cache: str | None) -> str | None:
@@ -129,12 +133,71 @@ def _one(config: dict, directory: str, cache: str | None) -> str | None:
     try:
         configs.keep_compiled(cache)
         run(ConfigDict(config), Path(directory))
-    except (ConfigError, RunError) as error:
+    except (ConfigError, RunError, records.DamagedFile) as error:
         return configs.one_line(error)
     except Exception as error:  # one run that is too large for the machine must not take the others with it
         traceback.print_exc()
         return f"{type(error).__name__}: {configs.one_line(error)}"
     return None
+
+
+def _worker(connection) -> None:
+    """Runs what it is sent, one config after the other, until there is no more."""
+    signals.end_in_one_line()
+    with contextlib.suppress(EOFError), building.shared_programs():
+        while True:
+            connection.send(_one(*connection.recv()))
+
+
+def _in_processes(work: list[tuple], processes: int) -> dict[str, str | None]:
+    """Runs configs in so many processes at a time; a process that is killed costs its own run.
+
+    Returns what went wrong in each run, if it did. (An executor would give up all runs with one process.)
+
+    Raises:
+      SystemExit: stopped by a signal, after each process has finished its chunk.
+    """
+    context = multiprocessing.get_context("spawn")  # a forked process would share the threads of a JAX that is already running
+    waiting, idle, busy, failures, told = list(work), [], {}, {}, False
+
+    def start():
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_worker, args=(theirs,), daemon=True)
+        process.start()
+        theirs.close()  # so that the end of the process is the end of the pipe
+        return process, ours
+
+    with signals.kept() as received:
+        while busy or (waiting and not received):
+            if received and not told:
+                told = True
+                for process, _ in busy.values():
+                    signals.stop_worker(process.pid)
+            while waiting and not received and len(busy) < processes:
+                process, connection = idle.pop() if idle else start()
+                with contextlib.suppress(OSError):  # it was killed since: found below, when it is read
+                    connection.send(waiting[0])
+                busy[connection] = process, Path(waiting.pop(0)[1]).name
+            for connection in multiprocessing.connection.wait(list(busy), timeout=1):
+                process, name = busy.pop(connection)
+                try:
+                    failures[name] = connection.recv()
+                    idle.append((process, connection))
+                except (EOFError, OSError):
+                    process.join()
+                    failures[name] = _end_of(process.exitcode)
+    for process, connection in idle:
+        connection.close()
+        process.join()
+    if received:
+        signals.stop(received[0], "; record and checkpoint of each run are written; the same command goes on")
+    return failures
+
+
+def _end_of(exitcode: int) -> str:
+    how = f"was killed by {signal.Signals(-exitcode).name}" if exitcode < 0 else f"ended with exit status {exitcode}"
+    memory = " (often: no memory left)" if exitcode == -signal.SIGKILL else ""
+    return f"its process {how}{memory}; the same command goes on with it"
 
 
 def _short(value):
@@ -151,7 +214,7 @@ def summary(runs: list[tuple[dict, ConfigDict]], workdir: Path) -> list[dict]:
             continue
         record, config = (
             verdicts.until_lost(records.open_record(directory).load()),
-            json.loads((directory / "config.json").read_text()),
+            records.read_json(directory / "config.json"),
         )
         ends = {name: verdicts.last(record, config, name) for name in report.ENDS if name in record}
         critical = "critical_lr_batch" in record
@@ -264,6 +327,8 @@ def run_sweep(
         raise ConfigError(
             f"workdir={str(workdir)!r} holds something else than a sweep; allowed: a new directory or that of a sweep"
         )
+    if is_new(workdir):
+        check_writable(workdir)
     for one in {json.dumps(configs.flat(one.data), default=list): one for _, one in runs}.values():
         building.load_data(one)  # what can't be had is said before anything is made
     with held(workdir):
@@ -276,13 +341,11 @@ def _run_sweep(config: ConfigDict, runs, axes, workdir: Path, processes: int, ca
     work = [(one.to_dict(), str(directory_of(workdir, chosen, one)), cache) for chosen, one in todo]
     failures = {}
     if processes == 1 or len(work) < 2:
-        for one, directory, _ in work:
-            failures[Path(directory).name] = _one(one, directory, cache)
+        with building.shared_programs():
+            for one, directory, _ in work:
+                failures[Path(directory).name] = _one(one, directory, cache)
     else:
-        # A forked process would share the threads of a JAX that is already running.
-        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-            for (_, directory, _), failure in zip(work, pool.map(_one, *zip(*work, strict=True)), strict=True):
-                failures[Path(directory).name] = failure
+        failures = _in_processes(work, min(processes, len(work)))
     failures = {name: why for name, why in failures.items() if why}
     for name, why in failures.items():
         print(f"error: {name}: {why}", file=sys.stderr)
@@ -290,7 +353,7 @@ def _run_sweep(config: ConfigDict, runs, axes, workdir: Path, processes: int, ca
     if not rows:
         raise RunError("no run of the sweep was completed")
     title = f"Sweep: {config.title}" if not axes else f"Sweep over {', '.join(axes)}: {config.title}"
-    about = json.loads((workdir / rows[0]["run"] / "run.json").read_text())["data"]
+    about = records.read_json(workdir / rows[0]["run"] / "run.json")["data"]
     with written(workdir):
         found = write_summary(rows, axes, config, workdir, f"{title}, on {about['name']}", failures, about)
     if failures:
@@ -305,7 +368,8 @@ def main(_argv: list[str]) -> int:
         )
     config = flags.FLAGS.config
     given = flags.FLAGS.workdir
-    workdir = Path(given) if given else default_workdir(sys.argv, config, "-".join(["sweep", *_GRID.value]).replace("/", "_"))
+    kind = "-".join(["sweep", *_GRID.value]).replace("/", "_")
+    workdir = Path(given).expanduser() if given else default_workdir(config, kind)
     for verdict in run_sweep(config, _GRID.value, workdir, _PROCESSES.value, configs.CACHE.value):
         print(f"{verdict.verdict}: {verdict.claim}: {verdict.effect}")
         for row in verdict.table:

@@ -105,7 +105,6 @@ def changed(**fields) -> ConfigDict:
             {"claims": ("small_batches_help",), "run__stop_loss": 0.1, "run__chunk_steps": 50},
             "measure.agop_every=0; allowed with",
         ),
-        ({"run__stop_loss": 0.1, "run__chunk_steps": 20}, "run.checkpoint_every=50; allowed .* after whole chunks"),
         ({"schedule__period": 1}, "schedule.period=1; allowed: 2 or more"),
         ({"measure__preset": "cheap"}, "measure.preset='cheap'; allowed: , economy, full, standard"),
         ({"measure__max_overhead": 1.0}, "measure.max_overhead=1.0; allowed: above 1"),

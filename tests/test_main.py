@@ -2,11 +2,18 @@
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 import catapult_jax
 from catapult_jax import checkpoints, records, training
@@ -26,7 +33,7 @@ from configs import (
     suppressed,
     synthetic_sgd_b1,
 )
-from experiments import building, main, report
+from experiments import building, directory, main, progress, report
 from experiments import config as configs
 from experiments.directory import earlier_run
 from experiments.verdicts import OF_RUN
@@ -99,7 +106,8 @@ def test_strict_refuses_a_stand_in_and_writes_nothing(tmp_path, no_data):
 
 
 def test_interrupted_and_resumed_is_the_same_record(tmp_path, monkeypatch, capsys, plain_figures):
-    main.run(smoke(), tmp_path / "whole")
+    config = smoke(run__checkpoint_every=3)
+    main.run(config, tmp_path / "whole")
 
     calls, whole_trainer = [], training.trainer
 
@@ -117,20 +125,20 @@ def test_interrupted_and_resumed_is_the_same_record(tmp_path, monkeypatch, capsy
     with monkeypatch.context() as patched:
         patched.setattr(building.training, "trainer", dies)
         with pytest.raises(KeyboardInterrupt):
-            main.run(smoke(), tmp_path / "parts")
+            main.run(config, tmp_path / "parts")
     assert catapult_jax.open_record(tmp_path / "parts").sizes["step"] == 3
-    main.run(smoke(), tmp_path / "parts")
+    main.run(config, tmp_path / "parts")
     assert "resuming at step 3 of 6" in capsys.readouterr().out
     whole, parts = (catapult_jax.open_record(tmp_path / name) for name in ("whole", "parts"))
     for name in whole.data_vars:
         np.testing.assert_array_equal(whole[name], parts[name], err_msg=name)
-    main.run(smoke(), tmp_path / "parts")
+    main.run(config, tmp_path / "parts")
     assert "already complete" in capsys.readouterr().out
     lines = (tmp_path / "parts" / "events.jsonl").read_text()
     assert "NaN" not in lines and "Infinity" not in lines
     assert len(json.loads((tmp_path / "parts" / "run.json").read_text())["resumed_with"]) == 1
     shutil.rmtree(tmp_path / "parts" / "checkpoints")
-    main.run(smoke(), tmp_path / "parts")
+    main.run(config, tmp_path / "parts")
     assert catapult_jax.open_record(tmp_path / "parts").sizes["step"] == 6
 
 
@@ -321,4 +329,86 @@ def test_another_reference_in_the_same_directory_is_refused(tmp_path, no_data, p
     main.run(config, tmp_path / "run")
     np.testing.assert_array_equal(
         before["loss_train"], catapult_jax.open_record(tmp_path / "run")["loss_train"][:, : before.sizes["step"]]
+    )
+
+
+def parsed(*arguments):
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["main", *arguments])
+    return configs.parse_flags(["main", *arguments], values), values
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_parse_flags_of_an_argument_that_is_no_flag():
+    for argument, allowed in {"steps=3": "--config.steps=3", "quickstart": "flags, which begin with --"}.items():
+        with pytest.raises(configs.ConfigError, match=f"argument '{argument}' is no flag; allowed: {allowed}"):
+            parsed("--config=configs/quickstart.py:smoke", argument)
+
+
+@pytest.mark.parametrize("program", ["main", "sweep", "claims", "report"])
+def test_help_lists_flags_and_ends_well(program):
+    done = subprocess.run(
+        [sys.executable, "-m", f"experiments.{program}", "--help"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0 and not done.stderr and "configs/default.py" in done.stdout
+    flags_of = {"main": ("config", "workdir", "reproduce", "compilation_cache"), "claims": ("only", "scale", "page")}
+    flags_of["sweep"] = (*flags_of["main"], "grid", "processes")
+    assert all(f"\n  --{flag}: " in done.stdout for flag in flags_of.get(program, ()))
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_parse_flags_of_a_platform_that_is_not_there(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    for error in (RuntimeError("Unable to initialize backend 'cuda'"), AssertionError()):
+        monkeypatch.setattr(configs.jax, "devices", mock.Mock(side_effect=error))
+        with pytest.raises(
+            configs.ConfigError, match=r"JAX_PLATFORMS='cuda' can't be used .*; allowed: platforms of this machine"
+        ):
+            parsed("--config=configs/quickstart.py:smoke")
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # how ml_collections loads a config file
+def test_home_directory_in_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copy(quickstart.__file__, tmp_path / "mine.py")
+    _, values = parsed("--config=~/mine.py:smoke")
+    assert values.config.steps == 6
+    config = smoke(data__dir="~/data", data__tfds_dir="~", measure__agop_reference="closed_form")
+    found = configs.expanded(config)
+    assert (found.data.dir, found.data.tfds_dir) == (str(tmp_path / "data"), str(tmp_path))
+    assert found.measure.agop_reference == "closed_form" and config.data.dir == "~/data"
+    configs.keep_compiled(None)
+
+
+def test_a_workdir_that_can_not_be_made_is_refused_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(building, "load_data", None)
+    (tmp_path / "file").touch()
+    for workdir in (tmp_path / "file" / "run", tmp_path / ("x" * 300), Path("/proc/run")):
+        with pytest.raises(configs.ConfigError, match=r"workdir=.* can't be made .*; allowed: a directory to write in"):
+            main.run(smoke(), workdir)
+
+
+def test_name_of_a_long_text_can_be_a_name(tmp_path):
+    name = directory.name_of("ü" * 200, "0123abcd")
+    assert len(name.encode()) <= 255 and name.endswith("ü-0123abcd") and directory.name_of("short", "1") == "short-1"
+    (tmp_path / name).mkdir()
+
+
+def test_text_is_utf8_whatever_the_locale(tmp_path):
+    code = "import sys; from catapult_jax import records; records.write_text(sys.argv[1], 'Gr\\u00f6\\u00dfe')"
+    environment = os.environ | {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "text")], env=environment, check=True, timeout=60)
+    assert (tmp_path / "text").read_bytes() == "Größe".encode()
+
+
+def test_progress_tells_of_every_tenth_where_there_is_no_terminal(capsys):
+    told = progress.Progress(200, 0)
+    for at in range(5, 201, 5):
+        told.update(at, {"loss_batch": np.full((2, 5), 0.25), "spikes": np.ones((2, 5), int)})
+    told.close()
+    out = capsys.readouterr().out.splitlines()
+    assert (
+        len(out) == 10
+        and out[0] == "step 20 of 200 (10%), loss 0.25, events 2"
+        and out[-1].startswith("step 200 of 200 (100%)")
     )

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,8 +20,8 @@ from absl.testing import flagsaver
 import catapult_jax
 from catapult_jax import checkpoints, data, records
 from configs import quickstart
+from experiments import building, directory, main, report, reproduce, sweep
 from experiments import config as configs
-from experiments import directory, main, report, reproduce, sweep
 from experiments.verdicts import run_events, uncertain_steps, until_lost
 from tests import fuzz, soak
 
@@ -53,16 +54,14 @@ def states():
     return first, {"a": first["a"] + 1, "b": (jnp.int32(4), jnp.asarray(False)), "c": 2 * first["c"]}
 
 
-def spoil(directory, damage):
-    for file in sorted(directory.rglob("*")):
-        if file.is_file() and file.stat().st_size:
-            content = bytearray(file.read_bytes())
-            if damage == "one bit of each file":
-                content[len(content) // 2] ^= 1
-            file.write_bytes({"truncated": content[: len(content) // 2], "emptied": b""}.get(damage, content))
+def spoil(file, damage):
+    content = bytearray(file.read_bytes())
+    if damage == "one bit":
+        content[len(content) // 2] ^= 1
+    file.write_bytes({"truncated": content[: len(content) // 2], "emptied": b""}.get(damage, content))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "emptied", "one bit of each file", "deleted", "checksum"])
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "one bit", "another state"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
     first, second = states()
     for step, state in ((5, first), (10, second)):
@@ -70,30 +69,46 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
     found, damaged = checkpoints.restore(tmp_path, first)
     assert checkpoints.checksum(found) == checkpoints.checksum(second) and not damaged
 
-    if damage == "checksum":
-        (about,) = (tmp_path / "10" / "about").glob("metadata")
-        about.write_text(json.dumps({"sha256": "0" * 64}))
-    elif damage == "deleted":
-        shutil.rmtree(tmp_path / "10" / "state")
+    if damage == "another state":
+        checkpoints.save(tmp_path, 10, second | {"a": jnp.arange(6.0)})
     else:
-        spoil(tmp_path / "10", damage)
+        spoil(tmp_path / "10.npz", damage)
     found, damaged = checkpoints.restore(tmp_path, first)
     assert checkpoints.checksum(found) == checkpoints.checksum(first)
     assert len(damaged) == 1 and damaged[0].startswith("the checkpoint of step 10 is damaged: ") and "\n" not in damaged[0]
     checkpoints.save(tmp_path, 10, second)  # in the place of the damaged one
     assert checkpoints.checksum(checkpoints.restore(tmp_path, first)[0]) == checkpoints.checksum(second)
-    spoil(tmp_path, "emptied")
+    for step in (5, 10):
+        spoil(tmp_path / f"{step}.npz", "emptied")
     found, damaged = checkpoints.restore(tmp_path, first)
     assert found is None and len(damaged) == 2
 
 
+def test_save_keeps_the_newest_two_and_refuses_an_older_one(tmp_path):
+    first, second = states()
+    for step in (5, 10, 15):
+        checkpoints.save(tmp_path, step, first)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["10.npz", "15.npz"]
+    with pytest.raises(OSError, match="the checkpoint of step 7 would be older than one that is there, of step 15"):
+        checkpoints.save(tmp_path, 7, second)
+    found, _ = checkpoints.restore(tmp_path, first, at_most=14)
+    assert checkpoints.checksum(found) == checkpoints.checksum(first)
+
+
+def test_restore_of_a_checkpoint_of_an_earlier_version_is_damaged(tmp_path):
+    """It was a folder. A run must not begin again over it."""
+    (tmp_path / "10").mkdir()
+    found, damaged = checkpoints.restore(tmp_path, states()[0])
+    assert found is None and len(damaged) == 1 and damaged[0].startswith("the checkpoint of step 10 is damaged")
+
+
 def test_a_run_whose_newest_checkpoint_is_damaged_says_so_and_is_the_same_run(tmp_path, capsys):
-    config = tiny(steps=9)
+    config = tiny(steps=9, run__checkpoint_every=3)
     main.run(config, tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     about = json.loads((tmp_path / "parts" / "run.json").read_text())
     records.write_json(tmp_path / "parts" / "run.json", about | {"status": "running"})  # as if it had been killed at the end
-    spoil(tmp_path / "parts" / "checkpoints" / "9", "truncated")
+    spoil(tmp_path / "parts" / "checkpoints" / "9.npz", "truncated")
     capsys.readouterr()
     main.run(config, tmp_path / "parts")
     said = capsys.readouterr()
@@ -122,12 +137,12 @@ def test_after_damage_new_checkpoints_are_made_at_once(tmp_path):
     for step in (90, 100):
         checkpoints.save(directory, step, second)
     for _ in range(2):
-        spoil(directory / "100", "emptied")
+        spoil(directory / "100.npz", "emptied")
         checkpoints.set_aside(directory, after=90)
         checkpoints.save(directory, 100, first)
     found, damaged = checkpoints.restore(directory, first)
     assert checkpoints.checksum(found) == checkpoints.checksum(first) and not damaged
-    assert sorted(path.name for path in (tmp_path / "checkpoints-damaged").iterdir()) == ["100", "100-1"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints-damaged").iterdir()) == ["100-1.npz", "100.npz"]
 
 
 def test_a_run_without_a_readable_checkpoint_is_left_alone(tmp_path):
@@ -136,7 +151,7 @@ def test_a_run_without_a_readable_checkpoint_is_left_alone(tmp_path):
     main.run(config, tmp_path / "run")
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     records.write_json(tmp_path / "run" / "run.json", about | {"status": "running"})
-    spoil(tmp_path / "run" / "checkpoints", "truncated")
+    spoil(tmp_path / "run" / "checkpoints" / "9.npz", "truncated")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     with pytest.raises(
         configs.RunError, match=r"has no checkpoint that can be read: the checkpoint of step 9 .*; nothing was changed"
@@ -208,13 +223,12 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_elsewhere_and_on_eight_devi
 
 
 def test_a_disk_that_is_full_in_the_middle_of_the_record(tmp_path, monkeypatch):
-    config, whole, calls = tiny(steps=9), records.write, []
+    config, whole, calls = tiny(steps=9, run__checkpoint_every=3), records.write, []
     main.run(config, tmp_path / "whole")
 
     def fails(*arguments, **keywords):
         calls.append(arguments)
         if len(calls) == 2:
-            (tmp_path / "run" / "record.zarr" / "lr" / "c").mkdir(exist_ok=True)
             raise OSError(28, "No space left on device")
         return whole(*arguments, **keywords)
 
@@ -223,7 +237,7 @@ def test_a_disk_that_is_full_in_the_middle_of_the_record(tmp_path, monkeypatch):
         with pytest.raises(configs.RunError, match=r"can't be written .No space left on device.; what it holds is whole"):
             main.run(config, tmp_path / "run")
     main.run(config, tmp_path / "run")
-    assert len(calls) == 2 and reproduce.compare(tmp_path / "whole", tmp_path / "run").same
+    assert reproduce.compare(tmp_path / "whole", tmp_path / "run").same
 
 
 def test_a_run_that_ended_before_its_first_file_was_whole_left_nothing(tmp_path):
@@ -430,3 +444,246 @@ def test_a_bad_file_leaves_nothing_behind(tmp_path):
     with pytest.raises(configs.ConfigError, match=r"given.npz can't be read .*; allowed: an .npz file"):
         main.run(config, tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["given.npz"]
+
+
+def small_record(run_dir):
+    """Ten steps of two members in chunks of four, half of them the fill value."""
+    values = {"lr": np.arange(20, dtype=np.float32).reshape(2, 10), "spikes": np.full((2, 10), -1, np.int32)}
+    values["lr"][:, 4:8] = np.nan
+    records.create(run_dir, members={"seed": np.zeros(2, np.int32)}, steps=12, shapes=values, chunk=4, about={"title": "small"})
+    records.write(run_dir, 0, values)
+    return values
+
+
+def files_of(run_dir):
+    return sorted(path for path in [*run_dir.rglob("*")] if path.is_file())
+
+
+def test_create_makes_few_long_files(tmp_path):
+    shapes = {"lr": np.zeros((2, 1), np.float32)}
+    for steps, files in ((20_000, 5), (1_000_000, 50)):
+        records.create(tmp_path, members={"seed": np.arange(2)}, steps=steps, shapes=shapes, about={})
+        chunks = zarr.open_group(str(tmp_path / "record.zarr"), mode="r")["lr"].chunks
+        assert -(-steps // chunks[1]) == files
+
+
+def test_open_record_notices_each_damaged_and_each_missing_file(tmp_path):
+    values = small_record(tmp_path)
+    assert not records.damage(tmp_path)
+    np.testing.assert_array_equal(records.open_record(tmp_path)["lr"], values["lr"])
+    draw = np.random.default_rng(0)
+    paths = files_of(tmp_path)
+    assert len(paths) == 2 + 4 + 2 + 2 * 3  # progress and whole; arrays; coordinates; three chunks of two series
+    for path in paths:
+        content = path.read_bytes()
+        for damage in ("deleted", "emptied", "truncated", *(["flipped"] * 8)):
+            changed = bytearray(content)
+            if damage == "flipped":
+                changed[draw.integers(len(content))] ^= 1 << draw.integers(8)
+            if damage == "deleted":
+                path.unlink()
+            else:
+                path.write_bytes({"emptied": b"", "truncated": content[: len(content) // 2]}.get(damage, bytes(changed)))
+            try:
+                found = records.open_record(tmp_path).load()
+            except records.DamagedFile as error:
+                assert str(path) in str(error) and "is damaged: " in str(error) and "\n" not in str(error)
+            else:  # white space in JSON
+                assert path.suffix == ".json" and damage == "flipped"
+                np.testing.assert_array_equal(found["lr"], values["lr"])
+            path.write_bytes(content)
+
+
+def test_damage_names_array_and_steps(tmp_path):
+    small_record(tmp_path)
+    spoil(tmp_path / "record.zarr" / "lr" / "c" / "0" / "1", "one bit")
+    (tmp_path / "record.zarr" / "spikes" / "c" / "0" / "2").unlink()
+    assert [str(found) for found in records.damage(tmp_path)] == [
+        "record.zarr/lr/c/0/1 is damaged: its checksum differs (array lr, steps 4 to 7)",
+        "record.zarr/spikes/c/0/2 is damaged: it is missing (array spikes, steps 8 to 9)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [('"steps_done": 6', '"steps_done": 7'), ("sha256", "sha257"), ("false", "true"), ("{", ""), ("}", "} x")],
+)
+def test_read_json_of_a_changed_file(tmp_path, old, new):
+    path = tmp_path / "progress.json"
+    records.write_json(path, {"steps_done": 6, "over": False, "lr": float("nan"), "nested": {"a": (1, 2.5)}})
+    assert records.read_json(path) == {"steps_done": 6, "over": False, "lr": None, "nested": {"a": [1, 2.5]}}
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(records.DamagedFile, match=r"progress.json is damaged: "):
+        records.read_json(path)
+
+
+def test_read_json_of_an_earlier_version_has_no_checksum(tmp_path):
+    (tmp_path / "run.json").write_text('{"status": "complete"}')
+    assert records.read_json(tmp_path / "run.json") == {"status": "complete"}
+
+
+def test_read_json_lines_of_a_changed_file(tmp_path):
+    path = tmp_path / "events.jsonl"
+    records.write_json_lines(path, [{"onset": 3}, {"onset": 5}])
+    assert records.read_json_lines(path) == [{"onset": 3}, {"onset": 5}]
+    path.write_text(path.read_text().replace("5", "6"))
+    with pytest.raises(records.DamagedFile, match=r"events.jsonl is damaged: its checksum differs"):
+        records.read_json_lines(path)
+
+
+@pytest.fixture
+def whole_run(tmp_path, monkeypatch, capsys):
+    """A finished run of 14 steps in chunks of four, with checkpoints at 12 and 14; a second one to be damaged."""
+    monkeypatch.setattr(records, "_CHUNK", 4)
+    config = tiny(steps=14, run__checkpoint_every=6)
+    main.run(config, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    capsys.readouterr()
+    return config
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "said"),
+    [
+        ("record.zarr/lr/c/0/1", "one bit", "steps 4 to 7 of the record are made again, from step 0 on"),
+        ("record.zarr/spikes/c/0/3", "deleted", "steps 12 to 13 of the record are made again, from step 12 on"),
+        ("record.zarr/alive/zarr.json", "deleted", "resuming at step 14 of 14"),
+        ("record.zarr/zarr.json", "truncated", "resuming at step 14 of 14"),
+        ("record.zarr/seed/c/0", "deleted", "resuming at step 14 of 14"),
+        ("progress.json", "emptied", "resuming at step 14 of 14"),
+        ("record.zarr", "deleted", "the run is made again from step 0"),
+    ],
+)
+def test_the_same_command_makes_a_damaged_record_again(tmp_path, whole_run, capsys, file, damage, said):
+    path = tmp_path / "run" / file
+    if damage == "deleted":
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    else:
+        spoil(path, damage)
+    main.run(whole_run, tmp_path / "run")
+    out = capsys.readouterr()
+    assert said in out.out and f"WARNING: {path}" in out.err and "Traceback" not in out.err
+    assert reproduce.compare(tmp_path / "whole", tmp_path / "run").same
+    assert not records.damage(tmp_path / "run")
+
+
+def test_steps_that_come_out_otherwise_are_not_mixed_into_a_record(tmp_path, whole_run):
+    zarr.open_group(str(tmp_path / "run" / "record.zarr"), mode="r+")["loss_batch"][0, 5] *= 2  # as of another machine
+    spoil(tmp_path / "run" / "record.zarr" / "lr" / "c" / "0" / "1", "one bit")
+    with pytest.raises(configs.RunError, match=r"lr/c/0/1 is damaged: .* loss_batch comes out otherwise than on record"):
+        main.run(whole_run, tmp_path / "run")
+
+
+@pytest.mark.parametrize("file", ["run.json", "config.json"])
+def test_a_damaged_small_file_is_one_line(tmp_path, whole_run, capsys, file):
+    path = tmp_path / "run" / file
+    path.write_text(path.read_text().replace("digits", "digitz"))
+    with pytest.raises(configs.ConfigError, match=rf"{file} is damaged: its checksum differs; allowed: a copy of that file"):
+        main.run(whole_run, tmp_path / "run")
+    with pytest.raises(configs.ConfigError, match=rf"reproduce: .*{file} is damaged: its checksum differs"):
+        main.run_again(tmp_path / "run", tmp_path / "again")
+    assert report.main(["report", str(tmp_path / "run")]) == 2
+    assert re.search(rf"^error: .*{file} is damaged: its checksum differs$", capsys.readouterr().err, re.MULTILINE)
+
+
+@pytest.mark.parametrize("file", ["record.zarr/lr/c/0/1", "events.jsonl", "checkpoints/14.npz"])
+def test_reproduce_refuses_a_damaged_run(tmp_path, whole_run, file):
+    path = tmp_path / "run" / file
+    path.write_bytes(path.read_bytes() + b"x") if file == "events.jsonl" else spoil(path, "one bit")
+    with pytest.raises(configs.ConfigError, match=rf"reproduce: .*{file} is damaged: .*; allowed: a run whose files"):
+        main.run_again(tmp_path / "run", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_report_of_a_run_without_steps_is_one_line(tmp_path, whole_run, capsys):
+    records.write_json(tmp_path / "run" / "progress.json", {"steps_done": 0, "over": False, "metadata": None})
+    assert report.main(["report", str(tmp_path / "run")]) == 2
+    assert "has no step on record yet" in capsys.readouterr().err
+
+
+def test_where_checkpoints_fall_changes_no_bit(tmp_path):
+    for name, fields in {
+        "one": {},
+        "every": {"run__checkpoint_every": 1},
+        "seconds": {"run__checkpoint_seconds": 1e-6},
+    }.items():
+        main.run(tiny(steps=9, **fields), tmp_path / name)
+    assert all(reproduce.compare(tmp_path / "one", tmp_path / name).same for name in ("every", "seconds"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, monkeypatch, capsys, number):
+    main.run(tiny(steps=9), tmp_path / "whole")
+    whole_trainer, handlers = building.training.trainer, [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+
+    def trainer(*arguments, **keywords):
+        made = whole_trainer(*arguments, **keywords)
+
+        def run(state, *rest):
+            if int(state.step) == 3:
+                os.kill(os.getpid(), number)
+            return made.run(state, *rest)
+
+        return made._replace(run=run)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(building.training, "trainer", trainer)
+        with pytest.raises(SystemExit) as stopped:
+            main.run(tiny(steps=9), tmp_path / "parts")
+    assert stopped.value.code == 128 + number
+    assert f"stopped by {number.name} at step 6 of 9; record and checkpoint are written" in capsys.readouterr().err
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
+    assert [path.name for path in (tmp_path / "parts" / "checkpoints").iterdir()] == ["6.npz"]
+    main.run(tiny(steps=9), tmp_path / "parts")
+    assert "resuming at step 6 of 9" in capsys.readouterr().out
+    assert reproduce.compare(tmp_path / "whole", tmp_path / "parts").same
+
+
+def test_a_second_signal_ends_the_process_at_once():
+    code = (
+        "import os, signal, time\nfrom experiments import signals\nwith signals.kept() as received:\n"
+        "  for _ in range(2): os.kill(os.getpid(), signal.SIGTERM); print(received, flush=True)\nprint('not reached')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=soak.ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGTERM and done.stdout == "[15]\n"
+
+
+def test_a_run_whose_members_have_all_diverged_ends(tmp_path):
+    config = tiny(steps=3000, members__lr_relative=(1e12, 1e13))
+    main.run(config, tmp_path / "run")
+    about = records.read_json(tmp_path / "run" / "run.json")
+    record = catapult_jax.open_record(tmp_path / "run")
+    last = max(member["step"] for member in about["lost"])
+    assert about["status"] == "diverged" and record.sizes["step"] == 3 * (last // 3 + 2)  # one chunk after the last of them
+    assert f"{record.sizes['step']} of 3000 steps" in (tmp_path / "run" / "report.html").read_text()
+    before = (tmp_path / "run" / "report.html").read_text()
+    main.run(config, tmp_path / "run")
+    assert (tmp_path / "run" / "report.html").read_text() == before
+
+
+def test_nan_in_the_loss_is_found_where_jax_is_asked_to(tmp_path):
+    with jax.debug_nans(True):
+        main.run(tiny(measure__batch_kernel_every=2), tmp_path / "healthy")
+        with pytest.raises(configs.RunError, match=r"JAX_DEBUG_NANS: the loss of member 1 is NaN at step \d"):
+            main.run(tiny(steps=12, members__lr_relative=(0.5, 1e30)), tmp_path / "sick")
+    assert records.read_json(tmp_path / "healthy" / "run.json")["status"] == "complete"
+
+
+def test_environment_names_what_changes_numbers(monkeypatch):
+    before = records.environment()
+    monkeypatch.setenv("JAX_DEFAULT_PRNG_IMPL", "rbg")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/somewhere")
+    with jax.enable_x64(True):
+        changed = reproduce.differences(before, records.environment())
+    assert changed == {"variables.JAX_DEFAULT_PRNG_IMPL": [None, "rbg"], "jax_config.enable_x64": [False, True]}
+    assert all(len(digest) == 64 for digest in before["code"].values())
+
+
+def test_environment_tells_edited_code_apart(tmp_path, monkeypatch):
+    shutil.copytree(Path(catapult_jax.__file__).parent, tmp_path / "catapult_jax", ignore=shutil.ignore_patterns("__pycache__"))
+    before = records.environment()["code"]["catapult_jax"]
+    monkeypatch.setattr(catapult_jax, "__file__", str(tmp_path / "catapult_jax" / "__init__.py"))
+    assert records.environment()["code"]["catapult_jax"] == before
+    with (tmp_path / "catapult_jax" / "losses.py").open("a") as file:
+        file.write("# edited\n")
+    assert records.environment()["code"]["catapult_jax"] != before

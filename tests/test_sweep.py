@@ -2,12 +2,17 @@
 
 import csv
 import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
 
 import pytest
 
 from catapult_jax.events import DEFINITION
 from configs import batch_size, quickstart
-from experiments import building, claims, sweep, verdicts
+from experiments import building, claims, main, reproduce, sweep, verdicts
 from experiments.config import ConfigError
 
 
@@ -139,3 +144,63 @@ def test_the_page_of_claims(tmp_path):
     assert "Data: natural_patches" in page and "SHA-256" in page
     record = json.loads((tmp_path / "runs" / "cifar_gd-fcn" / "run.json").read_text())
     assert record["data"]["stand_in_for"] == "cifar10"
+
+
+def test_a_process_that_is_killed_costs_its_own_run(tmp_path, capsys):
+    """As by the system when there is no memory left: the other runs are made, and the summary is of them."""
+    config = quickstart.get_config("smoke")
+    config.members.lr_relative, config.data.name, config.steps, config.run.chunk_steps = (0.5,), "digits", 4000, 1
+    killed = []
+
+    def kill():
+        while not (found := multiprocessing.active_children()) or not [*(tmp_path / "s").glob("*/progress.json")]:
+            time.sleep(0.05)
+        killed.append(found[0].pid)
+        os.kill(found[0].pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    with pytest.raises(sweep.RunError, match="1 of 3 runs failed; the summary is of the others"):
+        sweep.run_sweep(config, ["model.activation=relu,tanh,gelu"], tmp_path / "s", 2)
+    thread.join()
+    assert len(killed) == 1 and len(table(tmp_path / "s")) == 2
+    assert "its process was killed by SIGKILL (often: no memory left); the same command goes on" in capsys.readouterr().err
+
+
+def test_directory_of_many_axes_is_a_name_that_can_be(tmp_path):
+    chosen = {f"optimizer.setting_{i}": 0.123456789 for i in range(20)}
+    found = sweep.directory_of(tmp_path, chosen, quickstart.get_config("smoke"))
+    found.mkdir()
+    assert found.name.startswith("setting_0=0.123456789-setting_1=")
+
+
+def test_runs_that_share_programs_have_the_bits_of_runs_alone(tmp_path, monkeypatch):
+    """Other data, seeds and lengths are other arguments of the same programs; another width is another program."""
+    config = batch_size.get_config("rank2,smoke")
+    config.measure.agop_every, config.measure.agop_reference, config.claims, config.sweep = 0, "", (), ()
+    build, built = building.training.trainer, []
+    monkeypatch.setattr(building.training, "trainer", lambda *a, **k: built.append(1) or build(*a, **k))
+    changes = [{}, {"data.synthetic.seed": 1}, {"steps": config.steps + 1, "members.seed": (5, 6)}, {"model.width": 12}]
+    runs = []
+    for fields in changes:
+        one = config.copy_and_resolve_references()
+        one.update_from_flattened_dict(fields)
+        runs.append(one)
+    with building.shared_programs():
+        for i, one in enumerate(runs):
+            main.run(one, tmp_path / f"shared-{i}")
+    assert len(built) == 2
+    for i, one in enumerate(runs):
+        main.run(one, tmp_path / f"alone-{i}")
+        assert reproduce.compare(tmp_path / f"alone-{i}", tmp_path / f"shared-{i}").same, changes[i]
+    assert len(built) == 2 + len(runs)
+
+
+def test_shared_keeps_the_last_few(monkeypatch):
+    made = []
+    make = lambda key: lambda: made.append(key) or key
+    with building.shared_programs():
+        for key in (0, 1, 0, *range(2, 9), 0, 1):
+            assert building.shared(key, make(key)) == key
+        assert len(building._PROGRAMS) == 8
+    assert made == [*range(9), 1] and building.shared(0, make(0)) == 0 and made[-1] == 0

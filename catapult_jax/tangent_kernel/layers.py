@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -160,6 +161,7 @@ class Plan(NamedTuple):
 NOTHING = Plan((), frozenset(), frozenset())
 
 
+@contextlib.contextmanager
 def watched(on_call: Callable, kinds: Iterable[type] = tuple(_RULES)):
     """Flax context in which ``on_call(module, h, proceed)`` stands for each call of a module of these kinds.
 
@@ -180,7 +182,12 @@ def watched(on_call: Callable, kinds: Iterable[type] = tuple(_RULES)):
         finally:
             inside[0] = False
 
-    return nn.intercept_methods(interceptor)
+    try:
+        with nn.intercept_methods(interceptor):
+            yield
+    finally:
+        if not __debug__:  # Flax takes it away in an assert, which python -O leaves out
+            nn.module._global_interceptor_stack.pop()
 
 
 def plan(apply_fn: Callable, params, x) -> Plan:
