@@ -350,7 +350,7 @@ def _train(config, workdir: Path, trainer: training.Trainer, state, members, coo
                 told.close()
                 signals.stop(
                     received[0],
-                    f"at step {at} of {config.steps}; record and checkpoint are written; the same command goes on from there",
+                    f" at step {at} of {config.steps}; record and checkpoint are written; the same command goes on from there",
                 )
             stopped = np.asarray(state.members.done | ~state.members.alive)
     told.close()

@@ -52,7 +52,7 @@ def stop(number: int, text: str) -> None:
     Raises:
       SystemExit: always.
     """
-    print(f"stopped by {signal.Signals(number).name} {text}", file=sys.stderr)
+    print(f"stopped by {signal.Signals(number).name}{text}", file=sys.stderr)
     raise SystemExit(128 + number)
 
 
