@@ -119,7 +119,7 @@ def _split(weighted, residual, b: int, k: int, previous, null: int) -> LossSplit
     values, vectors = values[::-1][:k], vectors[:, ::-1][:, :k]
     if previous is not None:
         order, sign = _alignment(previous.T @ vectors)
-        values, vectors = values[order], vectors[:, order] * sign
+        values, vectors = values[order], vectors[:, order] * sign[None]
     return LossSplit(*share_of(vectors, residual.astype(weighted.dtype), b), lambda_max, condition, values, vectors)
 
 

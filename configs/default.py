@@ -111,7 +111,7 @@ def get_config() -> ConfigDict:
     c.events = ConfigDict()
     c.events.factor = 1.5  # of the events that are listed; counts are always given on a grid of factors
     c.events.delta = 0.1
-    c.events.horizon = 1000  # steps; a member whose spike is not back by then is lost, and frozen
+    c.events.horizon = 1000  # steps; a member whose spike has not closed by then is lost, and frozen
 
     c.run = ConfigDict()
     c.run.chunk_steps = 10  # steps between two visits of the host

@@ -42,7 +42,7 @@ def test_top_and_rest_are_the_newton_decrement(loss):
     assert float(split.rest) <= 1e-5 * decrement
 
 
-def test_vectors_keep_their_sign_and_order_through_a_crossing():
+def test_vectors_keep_their_sign_and_order_through_a_crossing(strict):
     _, vectors = symmetric_with_spectrum((3, 2, 1))
     previous, followed = None, []
     for t in np.linspace(0, 1, 11):

@@ -345,6 +345,15 @@ def test_parse_flags_of_an_argument_that_is_no_flag():
             parsed("--config=configs/quickstart.py:smoke", argument)
 
 
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_parse_flags_of_a_flagfile(tmp_path):
+    """The config is the one that the file names, and so is the directory of the run."""
+    (tmp_path / "flags").write_text("--config=configs/quickstart.py:smoke\n--config.steps=3\n")
+    _, values = parsed(f"--flagfile={tmp_path / 'flags'}")
+    assert values.config.steps == 3
+    assert config_flags.get_config_filename(values["config"]) == "configs/quickstart.py:smoke"
+
+
 @pytest.mark.parametrize("program", ["main", "sweep", "claims", "report"])
 def test_help_lists_flags_and_ends_well(program):
     done = subprocess.run(

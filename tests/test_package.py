@@ -99,3 +99,14 @@ def test_lapack_threads_are_told_at_the_first_call(monkeypatch):
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
     xla.warn_of_lapack_threads.cache_clear()
     critical_lr(lambda w, x: x @ w, jnp.zeros(2), (jnp.eye(2), jnp.zeros(2)), loss="mse")
+
+
+def test_tangent_kernel_under_python_without_asserts():
+    """``python -O`` strips an assert of Flax that has a side effect."""
+    code = """
+import jax, catapult_jax as cj
+model, x = cj.FCN(depth=3, width=8), jax.numpy.ones((4, 5))
+print(cj.tangent_kernel(model.apply, model.init(jax.random.key(2), x), x).shape)
+"""
+    found = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert found.stdout.strip() == "(4, 4)", found.stderr[-300:]
