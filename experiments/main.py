@@ -22,6 +22,7 @@ from ml_collections import ConfigDict, config_flags
 from catapult_jax import checkpoints, data, instruments, records, training
 from catapult_jax.agop import agop_eigenvectors, input_jacobian
 from catapult_jax.tangent_kernel import NeuralTangentsMissing, tangent_kernel
+from catapult_jax.tangent_kernel.exact import method_taken
 from experiments import building, directory, progress, report, reproduce, signals, verdicts
 from experiments import config as configs
 
@@ -128,7 +129,9 @@ def _run(
         raise configs.ConfigError(f"the run can't be built ({why}); allowed: a model and data that fit here") from error
     title = report.title_of(as_json, {"data": {"name": arrays.name}})
     print(f"{title}; {len(members.seed)} members; data: {arrays.source}")
-    check = check_kernel(model, jax.tree.map(lambda a: a[0], state.members.params), arrays.x_train)
+    first = jax.tree.map(lambda a: a[0], state.members.params)
+    check = check_kernel(model, first, arrays.x_train)
+    print(f"exact kernel: {method_taken(model.apply, first, arrays.x_train)}")
     print(f"kernel against neural_tangents on {check['examples']} examples: {check['text']}")
     published = f" (published: {config.published_critical_lr})" if config.published_critical_lr else ""
     within = f" (from products, to within {start.error.max():.1%})" if start.error.any() else ""

@@ -383,3 +383,15 @@ def test_layers_take_the_same_memory_one_after_the_other(monkeypatch):
     ordered = _planned(kernel, params, x)
     monkeypatch.setattr(exact, "after", lambda done, tree: tree)
     assert ordered <= 0.8 * _planned(lambda p, x: kernel(p, x), params, x)
+
+
+def test_tangent_kernel_auto_says_what_it_takes(caplog):
+    """In the log, and in a warning where no layer of a large model is known."""
+    x = jnp.ones((2, 400))
+    plain, w = lambda w, x: jnp.tanh(x @ w).sum(1), jnp.zeros((400, 300))
+    with pytest.warns(UserWarning, match="takes 0 of 1 parameters layer by layer, 1 by per-example Jacobians"):
+        tangent_kernel(plain, w, x)
+    model = FCN(depth=2, width=300)
+    with caplog.at_level("INFO", "catapult_jax"):
+        tangent_kernel(model.apply, model.init(jax.random.key(0), x), x)  # a warning is an error here
+    assert "takes 2 of 2 parameters layer by layer, 0 by per-example Jacobians" in caplog.text

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,6 +23,8 @@ from catapult_jax.xla import after, at_least_float32, loops_are_slow
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, PyTree
+
+_log = logging.getLogger("catapult_jax")
 
 METHODS = ("auto", "structured", "jacobian", "neural_tangents")
 
@@ -50,7 +54,7 @@ def tangent_kernel(
       apply_fn: ``apply_fn(params, x) -> (b, ...)``; must treat each example alone.
       params: parameters with respect to which the kernel is taken, floating-point leaves.
       x: ``(b, ...)`` inputs.
-      method: ``"auto"``, ``"structured"`` (an error where a parameter is not covered), ``"jacobian"`` (per-example
+      method: ``"auto"`` (logs what it takes), ``"structured"`` (an error where a parameter is not covered), ``"jacobian"`` (per-example
         Jacobians for every parameter), ``"neural_tangents"`` (its Jacobian contraction; the reference).
       cotangents: ``C``, the ``r`` combinations of the outputs of each example whose kernel is wanted; None: the outputs. A loss
         whose Hessian has rank ``r < o`` needs no more than ``r`` of them.
@@ -92,6 +96,8 @@ def tangent_kernel(
         return neural_tangents.empirical_kernel(apply_fn, params, x)
     with jax.default_matmul_precision("highest"):
         plan = layers.plan(apply_fn, params, x) if method != "jacobian" else layers.NOTHING
+        if method == "auto":
+            _tell(plan, params)
         if method == "structured":
             paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
             missing = [path for i, path in enumerate(paths) if i not in plan.covered | plan.norms]
@@ -113,6 +119,37 @@ def tangent_kernel(
         return block(found, found, same=True)
 
 
+def method_taken(apply_fn: Callable, params: PyTree, x: Array) -> str:
+    """What ``method="auto"`` takes for each parameter, in one line.
+
+    >>> method_taken(lambda w, x: x @ w, jnp.zeros(2), jnp.zeros((1, 2)))
+    '0 of 1 parameters layer by layer, 1 by per-example Jacobians (all of them)'
+    """
+    return _taken(layers.plan(seen_through(apply_fn), params, x), params)
+
+
+def _taken(plan: layers.Plan, params) -> str:
+    paths = [jax.tree_util.keystr(path) or "all of them" for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    rest = [path for i, path in enumerate(paths) if i not in plan.covered]
+    names = f" ({', '.join(rest[:3])}{', ...' if len(rest) > 3 else ''})" if rest else ""
+    return f"{len(plan.covered)} of {len(paths)} parameters layer by layer, {len(rest)} by per-example Jacobians{names}"
+
+
+_SLOW = 100_000  # entries of parameters whose per-example Jacobians are slow enough to be warned of
+
+
+def _tell(plan: layers.Plan, params) -> None:
+    """Says what ``auto`` takes: in the log ``catapult_jax``, and in a warning where no layer of a large model is known."""
+    text = _taken(plan, params)
+    _log.info("tangent_kernel: method='auto' takes %s", text)
+    if not plan.covered and sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(params)) > _SLOW:
+        warnings.warn(
+            f"tangent_kernel: method='auto' takes {text}, which can be a hundred times slower; layers of Flax linen (Dense, DenseGeneral, "
+            "Conv, Embed) are known",
+            stacklevel=3,
+        )
+
+
 def kernel_and_pullback(
     apply_fn: Callable[..., Float[Array, "b *o"]], params: PyTree, x: Array, basis: Float[Array, "o r"]
 ) -> tuple[Float[Array, "b *o"], Float[Array, "br br"], Callable[[Float[Array, "b r"]], PyTree]]:
@@ -132,6 +169,7 @@ def kernel_and_pullback(
     leaves, tree = jax.tree.flatten(params)
     with jax.default_matmul_precision("highest"):
         plan = layers.plan(apply_fn, params, x)
+        _tell(plan, params)
         cotangents = jnp.broadcast_to(jnp.asarray(basis, out.dtype), (len(x), *jnp.shape(basis)))
         found = _derivatives(apply_fn, params, plan, x, cotangents)
         kernel = _block(plan, leaves, None, found, found, same=True)
