@@ -143,7 +143,7 @@ def test_whole_numbers_as_inputs_are_the_same_numbers_and_as_parameters_refused(
     np.testing.assert_allclose(
         tangent_kernel(apply_fn, params, whole), tangent_kernel(apply_fn, params, whole.astype(jnp.float32)), rtol=1e-6
     )
-    with pytest.raises(ValueError, match="dtype int32; allowed: floating-point parameters"):
+    with pytest.raises(ValueError, match="dtype int32; allowed: real floating-point parameters"):
         tangent_kernel(linear, jnp.zeros(2, jnp.int32), jnp.ones((2, 2)))
 
 

@@ -347,7 +347,7 @@ def test_products_measure_what_the_kernel_does_and_training_does_not_notice(mode
     exact, arrays = build(model, batch_size=4)
     _, expected = run(exact, of, 8)
     model = model or FCN(depth=2, width=32)
-    shared = dict(loss="mse", k=2, tol=1e-3, max_products=4 if exact.scanned else 2)  # more would be unrolled
+    shared = dict(loss="mse", k=2, tol=1e-3, max_products=4)
     chosen = {
         "batch_kernel": instruments.batch_products(model.apply, every=1, **shared),
         "train_loss": instruments.train_loss(model.apply, loss="mse", every=1),
