@@ -193,7 +193,7 @@ def detector(
     It gives an event at the step at which the event ends: at its close, at its horizon, or at a loss that is not finite. ``returned`` and
     ``lambda_max_after`` are what is known at that step, and a death is a ``lambda_max`` of exactly zero at that step, or at the last one at
     which it was measured; :func:`find_events` adds what comes later. ``lambda_max`` of an update is that of the training set, of a fixed probe, or
-    of the one batch that every step takes. Never give it that of batches that differ. Without it no death is told.
+    of the one batch that every step takes. Never give it that of batches that differ. Without it there are no deaths.
 
     Args:
       factor: a spike opens above ``factor`` times the level; more than ``1 + delta``.
@@ -401,7 +401,7 @@ def find_events(
     the end (:func:`dead_from`): otherwise the event is no death. Every value is taken before the update of its step. A ``critical_lr`` of NaN (not
     measured at that step) stands for the last one that was measured.
 
-    Give the loss of the training set. The losses of random batches scatter, and the scatter makes spikes that are none: give
+    Give the loss of the training set. The losses of random batches scatter, and the scatter looks like spikes: give
     ``smoothing`` with them. A loss that changes by more than 10 % from one step to the next (median) is warned of.
 
     Args:

@@ -46,7 +46,7 @@ _PACKAGES = (
     "matplotlib",
 )
 
-# Where compiled programs are kept changes no number.
+# The cache of compiled programs has no effect on results.
 _VARIABLES = re.compile(r"(JAX_(?!COMPILATION_CACHE|PERSISTENT_CACHE)|XLA_|LIBTPU_|NVIDIA_TF32)")
 _JAX_CONFIG = (
     "enable_x64", "default_prng_impl", "default_matmul_precision", "threefry_partitionable", "random_seed_offset",

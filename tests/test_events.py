@@ -165,7 +165,7 @@ def test_online_and_offline_are_identical(smoothing):
         seen, closed = online(loss, lr, critical, lam, top, rest, factor=factor, smoothing=smoothing)
         assert len(saved) > 0
         assert closed == len([e for e in saved if e.end >= 0 or e.kind == "divergence"])
-        # A return after the close is told by find_events alone.
+        # Only find_events knows a return after the close.
         assert all(one.returned in (-1, other.returned) for one, other in zip(seen, saved, strict=True))
         seen = [one._replace(returned=other.returned) for one, other in zip(seen, saved, strict=True)]
         np.testing.assert_equal([e._asdict() for e in seen], [e._asdict() for e in saved])

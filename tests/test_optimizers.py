@@ -198,7 +198,7 @@ def test_preconditioning_refuses_an_update_of_another_rule(name):
 
 
 def test_preconditioning_checks_inside_of_jit():
-    """There it is data: no number where the update is another one."""
+    """Inside jit a mismatch is data: the critical lr is NaN."""
 
     @functools.partial(jax.jit, static_argnums=0)
     def critical(optimizer):

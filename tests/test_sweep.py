@@ -149,7 +149,7 @@ def test_the_page_of_claims(tmp_path):
 def test_a_process_that_is_killed_costs_its_own_run(tmp_path, capsys):
     """As by the system when there is no memory left: the other runs are made, and the summary is of them."""
     config = quickstart.get_config("smoke")
-    config.members.lr_relative, config.data.name, config.steps, config.run.chunk_steps = (0.5,), "digits", 4000, 1
+    config.members.lr_relative, config.data.name, config.steps, config.run.chunk_steps = (0.5,), "digits", 2000, 1
     killed = []
 
     def kill():

@@ -347,7 +347,7 @@ def test_products_measure_what_the_kernel_does_and_training_does_not_notice(mode
     exact, arrays = build(model, batch_size=4)
     _, expected = run(exact, of, 8)
     model = model or FCN(depth=2, width=32)
-    shared = dict(loss="mse", k=2, tol=1e-3, max_products=4)
+    shared = dict(loss="mse", k=2, tol=1e-3, max_products=4 if exact.scanned else 2)  # more would be unrolled
     chosen = {
         "batch_kernel": instruments.batch_products(model.apply, every=1, **shared),
         "train_loss": instruments.train_loss(model.apply, loss="mse", every=1),
@@ -366,8 +366,10 @@ def test_products_measure_what_the_kernel_does_and_training_does_not_notice(mode
     state = state._replace(members=state.members._replace(schedule=exact.init(of)[0].members.schedule))  # the same rates
     state, found = made.run(state, of, 8)
     np.testing.assert_allclose(found["loss_batch"], expected["loss_batch"], rtol=1e-5)
+    known = found["converged"] == 1
+    assert known.all() if exact.scanned else known[:, 1:].all()  # two products are too few for a cold start of four outputs
     for name in ("lambda_max_batch", "lambda_max_train")[: 1 + exact.scanned]:
-        np.testing.assert_allclose(found[name], expected[name], rtol=3e-3)
+        np.testing.assert_allclose(np.where(known, found[name], 0), np.where(known, expected[name], 0), rtol=3e-3)
     assert (np.abs(found["lambda_max_batch"] - expected["lambda_max_batch"]) <= found["eigenvalue_bounds"][..., 0] + 1e-5).all()
     np.testing.assert_allclose(found["loss_top"], expected["loss_top"], rtol=0.1, atol=1e-3)
     np.testing.assert_allclose(found["loss_top"] + found["loss_rest"], found["loss_batch"], rtol=1e-4)

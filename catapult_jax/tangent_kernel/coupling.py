@@ -177,7 +177,7 @@ def _refuse_by_value(programs: dict, leaves: list, x, *, proved: bool) -> None:
         bound = tolerance * max(float(np.abs(together[np.isfinite(together)]).max(initial=0.0)), np.finfo(np.float32).tiny)
 
         def same(a, b):
-            """Where both are the same infinity or both no number, nothing speaks against it if the rest is proved."""
+            """Equal up to rounding. If the rest is proved, two equal infinities and two NaNs are equal too."""
             return bool(np.all((np.abs(a - b) <= bound) | (proved & ((a == b) | (np.isnan(a) & np.isnan(b))))))
 
         why = None
