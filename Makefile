@@ -40,7 +40,7 @@ run: $(READY)
 
 test: $(READY)
 	@echo "running the tests"
-	@$(BIN)/python -m pytest -n 3 --dist worksteal
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
 soak: $(READY)
 	@$(BIN)/python -m tests.soak --write
