@@ -1,4 +1,5 @@
-"""Runs a program that kills itself where the Nth file of a record is written, but not yet in its place: python -m tests.dying N MODULE ARGS..."""
+"""Runs a program that kills itself where the Nth file of a record, or the Nth checkpoint, is written but not yet in its place:
+python -m tests.dying (record|checkpoint):N MODULE ARGS..."""
 
 import os
 import runpy
@@ -6,20 +7,35 @@ import signal
 import sys
 from pathlib import Path
 
-_replace = Path.replace
-_left = 0
+ENDS = {"record": ".partial", "checkpoint": ".npz.tmp"}  # so Zarr, and a checkpoint, name a file until it is whole
+_move, _replace = Path.replace, os.replace
+_end, _left = "", 0
 
 
-def _dying(self: Path, target):
+def _die_at(path) -> None:
     global _left
-    if self.suffix == ".partial":  # so Zarr names it until it is whole
+    if str(path).endswith(_end):
         _left -= 1
         if not _left:
             os.kill(os.getpid(), signal.SIGKILL)
-    return _replace(self, target)
+
+
+def _dying_move(self: Path, target):
+    _die_at(self)
+    os.replace = _replace  # which Path.replace calls: the file is counted once
+    try:
+        return _move(self, target)
+    finally:
+        os.replace = _dying_replace
+
+
+def _dying_replace(source, target, **options):
+    _die_at(source)
+    return _replace(source, target, **options)
 
 
 if __name__ == "__main__":
-    Path.replace, _left = _dying, int(sys.argv[1])
+    kind, _, count = sys.argv[1].partition(":")
+    Path.replace, os.replace, _end, _left = _dying_move, _dying_replace, ENDS[kind], int(count)
     module, sys.argv = sys.argv[2], sys.argv[2:]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from catapult_jax import records
 from experiments import reproduce
+from tests.dying import ENDS
 
 ROOT = Path(__file__).parents[1]
 _BASE = ["--config=configs/quickstart.py:smoke", "--config.model.width=16", "--config.data.name=digits", "--config.claims=()"]
@@ -35,10 +36,10 @@ COMMANDS = {
 }  # fmt: skip
 
 
-def _start(command: list[str], workdir: Path, cache: Path, dies: int = 0) -> subprocess.Popen:
-    """``dies``: at so many files of the record; 0: not by itself."""
+def _start(command: list[str], workdir: Path, cache: Path, dies: str = "") -> subprocess.Popen:
+    """``dies``: where, see :mod:`tests.dying`; empty: not by itself."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache)}
-    dying = ["tests.dying", str(dies)] if dies else []
+    dying = ["tests.dying", dies] if dies else []
     return subprocess.Popen(
         [sys.executable, "-m", *dying, *command, f"--workdir={workdir}"],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
@@ -58,7 +59,7 @@ def _progress(workdir: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for pattern in ("progress.json", "*/progress.json") for path in workdir.glob(pattern)}
 
 
-_HALVES = (".partial", ".npz.tmp")  # of the record, of a checkpoint
+_HALVES = (ENDS["record"], ENDS["checkpoint"])
 
 
 def _half_written(workdir: Path, halves) -> set[str]:
@@ -70,8 +71,8 @@ def _half_written(workdir: Path, halves) -> set[str]:
 def kill_and_resume(command: list[str], directory: Path, kills: int, seed: int) -> dict[str, int]:
     """Runs a command to its end once, and again with ``kill -9`` at random moments; the two must be the same, bit for bit.
 
-    Every other kill comes up to a second after the first chunk of its sitting, the others where some file of the record is half written. A command
-    that ends before all were made is run again from nothing.
+    Every other kill comes up to a second after the first chunk of its sitting, the others where some file of the record, or some
+    checkpoint, is half written. A command that ends before all were made is run again from nothing.
 
     Raises:
       AssertionError: they differ, or a sitting failed.
@@ -92,7 +93,8 @@ def kill_and_resume(command: list[str], directory: Path, kills: int, seed: int) 
         counts["runs"] += 1
         while counts["kills"] < kills:
             left, before = _half_written(workdir, _HALVES), _progress(workdir)
-            dies = draw.randint(1, 150) if counts["sittings"] % 2 else 0
+            places = ("", f"record:{draw.randint(1, 150)}", "", f"checkpoint:{draw.randint(1, 20)}")
+            dies = places[counts["sittings"] % 4]
             process = _start(command, workdir, cache, dies)
             counts["sittings"] += 1
             if dies:
