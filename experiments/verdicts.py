@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from typing import Any, NamedTuple
 
@@ -37,28 +38,34 @@ def run_events(record, config: dict[str, Any], *, factor: float | None = None) -
     for m in range(record.sizes["member"]):
         active = record["alive"].values[m]
         known = slice(0, None if active[-1] else int(active.argmin()) + 1)  # up to the step at which it diverged
-        cut = lambda values, known=known: None if values is None else values[known]
         critical = pick("critical_lr_batch", m)
         critical = missing if critical is None else critical
         if "lambda_max_batch" in record:  # with a decay the critical lr of a kernel of zero is not infinite
             critical = np.where(record["lambda_max_batch"].values[m] == 0, np.inf, critical)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="the loss changes by")  # it is the training loss
-            found = find_events(
-                cut(loss.values[m]),
-                cut(record["lr"].values[m]),
-                cut(critical),
-                lambda_max=cut(pick(lambda_series(record, config), m)),
-                loss_top=cut(pick(f"{split}_top", m)),
-                loss_rest=cut(pick(f"{split}_rest", m)),
-                factor=factor,
-                delta=min(settings["delta"], (factor - 1) / 2),
-                horizon=settings["horizon"],
-                momentum_horizon=momentum_horizon(optimizers.momentum(config["optimizer"])),
-                dead_steps=_steps_of_an_epoch(config),
-            )
-        events.append(found)
+        options = {
+            "factor": factor,
+            "delta": min(settings["delta"], (factor - 1) / 2),
+            "horizon": settings["horizon"],
+            "momentum_horizon": momentum_horizon(optimizers.momentum(config["optimizer"])),
+            "dead_steps": _steps_of_an_epoch(config),
+        }
+        series = (
+            loss.values[m], record["lr"].values[m], critical, pick(lambda_series(record, config), m),
+            pick(f"{split}_top", m), pick(f"{split}_rest", m),
+        )  # fmt: skip
+        as_bytes = tuple(None if values is None else np.float32(values[known]).tobytes() for values in series)
+        events.append(list(_found(as_bytes, tuple(options.items()))))
     return events
+
+
+@functools.lru_cache(maxsize=32)
+def _found(series: tuple[bytes | None, ...], options: tuple) -> tuple[Event, ...]:
+    """Events of these series. A report asks for the same ones many times."""
+    loss, lr, critical, *rest = (None if values is None else np.frombuffer(values, np.float32) for values in series)
+    named = dict(zip(("lambda_max", "loss_top", "loss_rest"), rest, strict=True))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the loss changes by")  # it is the training loss
+        return tuple(find_events(loss, lr, critical, **named, **dict(options)))
 
 
 def lambda_series(record, config: dict[str, Any]) -> str | None:
