@@ -64,12 +64,12 @@ def at_least_float32(dtype) -> jnp.dtype:
 
 @functools.cache
 def warn_of_lapack_threads() -> None:
-    """Says once if LAPACK may run threads of its own beside XLA's: they wait for each other, and an eigendecomposition on two cores takes 20 to
-    5,800 ms in place of 12 to 70. The variable is read when NumPy or SciPy is first imported."""
+    """Warns once if LAPACK may run threads of its own beside XLA's, which slow each other down. The variable is read when NumPy or SciPy is
+    first imported."""
     names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
     if jax.default_backend() == "cpu" and (os.cpu_count() or 1) > 1 and not any(os.environ.get(name) == "1" for name in names):
         warnings.warn(
-            "LAPACK runs threads of its own beside XLA's, which can make eigendecompositions a hundred times slower; set "
+            "LAPACK runs threads of its own beside XLA's, which can make eigendecompositions many times slower; set "
             "OPENBLAS_NUM_THREADS=1 before Python starts",
             stacklevel=3,
         )

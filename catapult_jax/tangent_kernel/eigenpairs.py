@@ -94,7 +94,7 @@ def top_eigenpairs(
     ``max_products``; ``converged`` and ``bounds`` say how far it came.
 
     An eigenvalue ``theta`` is a lower bound. ``theta + bound`` is an upper bound with probability ``1 - failure`` over the random
-    start, which is drawn anew in each call: nothing is taken for granted about the kernel. No number of products short of
+    start, whatever the kernel. Each call of a warm-started chain draws a new start; calls without ``warm_start`` all draw the same one. No number of products short of
     the size of the kernel can do without such a probability, since an eigenvector orthogonal to the whole search stays unseen.
 
     On an unchanged batch, with weights that move slowly, ``reuse_bound`` calls may take the bound on the eigenvalues below from the
@@ -122,7 +122,8 @@ def top_eigenpairs(
       chunk_size: examples that are linearised at a time; the linearisation is then repeated in each product, and memory does not
         grow with the batch. None: all.
 
-    Outside of jit the search is compiled at the first call with an ``apply_fn`` and found again by the next ones. Where XLA is
+    Outside of jit the search is compiled at the first call with an ``apply_fn`` and found again by the next ones (with ``chunk_size`` it is
+    compiled in each call: use jit). Where XLA is
     slow in loops (convolutions on the CPU) the products are driven by Python outside of jit; under jit they are unrolled, and all
     ``max_products`` are computed: choose few.
 
@@ -179,10 +180,8 @@ def top_eigenpairs(
 
 
 _MOST, _MOST_UNROLLED = 32, 2  # products by default: beyond k; and unrolled, where each one takes seconds to compile
-_ROUGH, _FIRST_RESIDUALS = (
-    0.05,
-    2,
-)  # before the random start: residuals for each pair whose relative residual is above the first
+_ROUGH = 0.05  # before the random start, pairs with a larger relative residual are improved first,
+_FIRST_RESIDUALS = 2  # with at most so many residuals for each pair
 _GROWTH = 1.05  # a call: what a reused bound allows the eigenvalues below, and the largest one
 
 
