@@ -12,6 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import LogFormatter
 
 from catapult_jax import records
 from experiments import optimizers
@@ -78,6 +79,8 @@ def _log_scale(axis):
     """Where there is something to draw on it: a critical lr may be infinite throughout."""
     if any((np.asarray(line.get_ydata(), float) > 0).any() for line in axis.lines):
         axis.set_yscale("log")
+        axis.yaxis.set_major_formatter(LogFormatter())  # labels without mathtext, which takes a quarter of the time of a figure
+        axis.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
 
 
 def loss_figure(record, config, title):

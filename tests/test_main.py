@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import config_flags
 
 import catapult_jax
-from catapult_jax import checkpoints, records, training
+from catapult_jax import checkpoints, records
 from catapult_jax.tangent_kernel import neural_tangents
 from configs import (
     batch_size,
@@ -37,6 +37,8 @@ from experiments import building, directory, main, progress, report
 from experiments import config as configs
 from experiments.directory import earlier_run
 from experiments.verdicts import OF_RUN
+
+pytestmark = pytest.mark.usefixtures("shared_programs")
 
 
 @pytest.fixture
@@ -109,7 +111,7 @@ def test_interrupted_and_resumed_is_the_same_record(tmp_path, monkeypatch, capsy
     config = smoke(run__checkpoint_every=3)
     main.run(config, tmp_path / "whole")
 
-    calls, whole_trainer = [], training.trainer
+    calls, whole_trainer = [], building.trainer_of
 
     def dies(*arguments, **keywords):
         made = whole_trainer(*arguments, **keywords)
@@ -123,7 +125,7 @@ def test_interrupted_and_resumed_is_the_same_record(tmp_path, monkeypatch, capsy
         return made._replace(run=run)
 
     with monkeypatch.context() as patched:
-        patched.setattr(building.training, "trainer", dies)
+        patched.setattr(building, "trainer_of", dies)
         with pytest.raises(KeyboardInterrupt):
             main.run(config, tmp_path / "parts")
     assert catapult_jax.open_record(tmp_path / "parts").sizes["step"] == 3
@@ -152,7 +154,7 @@ def test_the_other_runs_of_a_sweep_do_not_make_another_run(tmp_path):
         earlier_run(tmp_path, json.loads(config.to_json()))
 
 
-def test_a_directory_with_another_run_or_other_files_is_left_alone(tmp_path):
+def test_a_directory_with_another_run_or_other_files_is_left_alone(tmp_path, plain_figures):
     main.run(smoke(), tmp_path / "run")
     before = {p: p.read_bytes() for p in sorted((tmp_path / "run").glob("*.json"))}
     with pytest.raises(configs.ConfigError, match="holds a run with steps=6, not 7"):
@@ -193,7 +195,7 @@ def test_a_kernel_that_disagrees_with_neural_tangents_stops_the_run(tmp_path, mo
     monkeypatch.setattr(
         main, "tangent_kernel", lambda f, p, x, method="auto": right(f, p, x, method=method) * (1 + 0.01 * (method == "auto"))
     )
-    with pytest.raises(configs.RunError, match="kernel differs from neural_tangents by"):
+    with building.shared_programs(), pytest.raises(configs.RunError, match="kernel differs from neural_tangents by"):
         main.run(smoke(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -203,7 +205,8 @@ def test_without_neural_tangents_the_check_is_skipped_and_says_so(tmp_path, monk
         raise catapult_jax.NeuralTangentsMissing("not installed")
 
     monkeypatch.setattr(neural_tangents, "load", missing)
-    main.run(smoke(), tmp_path / "run")
+    with building.shared_programs():
+        main.run(smoke(), tmp_path / "run")
     assert "skipped: not installed" in capsys.readouterr().out
 
 

@@ -25,7 +25,7 @@ from experiments import config as configs
 from experiments.verdicts import run_events, uncertain_steps, until_lost
 from tests import fuzz, soak
 
-pytestmark = pytest.mark.usefixtures("plain_figures")
+pytestmark = pytest.mark.usefixtures("plain_figures", "shared_programs")
 
 
 def tiny(**fields):
@@ -381,7 +381,8 @@ def test_random_models():
         ),
     ],
 )  # fmt: skip
-def test_sizes_and_names_that_can_not_be(tmp_path, fields, message):
+def test_sizes_and_names_that_can_not_be(tmp_path, monkeypatch, fields, message):
+    monkeypatch.setenv("CATAPULT_DATA_DIR", str(tmp_path))
     with pytest.raises(configs.ConfigError, match=message):
         main.run(tiny(**fields), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -614,7 +615,7 @@ def test_where_checkpoints_fall_changes_no_bit(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, monkeypatch, capsys, number):
     main.run(tiny(steps=9), tmp_path / "whole")
-    whole_trainer, handlers = building.training.trainer, [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    whole_trainer, handlers = building.trainer_of, [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
 
     def trainer(*arguments, **keywords):
         made = whole_trainer(*arguments, **keywords)
@@ -627,7 +628,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, monkeypatch, caps
         return made._replace(run=run)
 
     with monkeypatch.context() as patched:
-        patched.setattr(building.training, "trainer", trainer)
+        patched.setattr(building, "trainer_of", trainer)
         with pytest.raises(SystemExit) as stopped:
             main.run(tiny(steps=9), tmp_path / "parts")
     assert stopped.value.code == 128 + number

@@ -1,5 +1,6 @@
 """The training engine: members, cadences, frozen members, and states that go on as if never stopped."""
 
+import functools
 from functools import partial
 
 import flax.linen as nn
@@ -28,6 +29,7 @@ from catapult_jax import (
 )
 
 
+@functools.cache  # tests of one trainer share its compiled programs
 def build(model=None, *, batch_size=0, every=1, scale=1.0, n=8, probe=0, schedule=None, **settings):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2 * n, 4, 4, 1)).astype(np.float32)
@@ -163,7 +165,7 @@ def test_stopped_and_resumed_from_disk_is_the_same_to_the_bit(model, tmp_path):
     checkpoints.save(tmp_path / "c", 4, state)
     _, rest = trainer.run(state, of, 4)
 
-    again, _ = build(model, batch_size=3)
+    again, _ = build.__wrapped__(model, batch_size=3)
     fresh, _ = again.init(of)
     restored, _ = checkpoints.restore(tmp_path / "c", fresh)
     _, resumed = again.run(restored, of, 4)
