@@ -29,6 +29,8 @@ from experiments.verdicts import (
     uncertain_steps,
 )
 
+plt.rcParams["axes.titley"] = 1.0  # where it is anyway; else Matplotlib measures every label again to find out
+
 _COLORS = {"catapult": "tab:red", "unexplained": "tab:purple", "divergence": "black", "unknown": "0.5", "death": "tab:brown"}
 
 
