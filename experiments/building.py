@@ -18,8 +18,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from catapult_jax import checkpoints, data, events, instruments, models, training
+from catapult_jax import checkpoints, data, events, models, training
 from catapult_jax.agop import input_jacobian
+from catapult_jax.training import instruments
 from experiments import config as configs
 from experiments import optimizers, overhead, schedules
 
@@ -282,7 +283,7 @@ def build_trainer(config: ConfigDict, model, arrays: data.Data, chosen: dict[str
     m, momentum = config.measure, optimizers.momentum(config.optimizer)
     rows = rows_of(config, arrays)["train_kernel"]
     e = config.events
-    return training.trainer(
+    return training.make_trainer(
         model,
         arrays,
         loss=config.loss,
@@ -339,7 +340,7 @@ def trainer_of(config: ConfigDict, model, arrays: data.Data, reference, plan: di
     shapes = [(name, a.shape, str(a.dtype)) for name, a in arrays._asdict().items() if isinstance(a, np.ndarray)]
     rows = None if reference is None else hashlib.sha256(np.ascontiguousarray(reference)).hexdigest()
     key = json.dumps([fields, shapes, arrays.outputs, plan["cadences"], plan["methods"], rows], sort_keys=True, default=list)
-    return shared(key, lambda: make().on)(arrays)
+    return shared(key, lambda: make().with_data)(arrays)
 
 
 def build_members(config: ConfigDict) -> training.Members:

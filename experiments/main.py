@@ -19,10 +19,11 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from catapult_jax import checkpoints, data, instruments, records, training
+from catapult_jax import checkpoints, data, records, training
 from catapult_jax.agop import agop_eigenvectors, input_jacobian
 from catapult_jax.tangent_kernel import NeuralTangentsMissing, tangent_kernel
 from catapult_jax.tangent_kernel.exact import method_taken
+from catapult_jax.training import instruments
 from experiments import building, directory, progress, report, reproduce, signals, verdicts
 from experiments import config as configs
 
@@ -295,7 +296,7 @@ def _mend(config, workdir: Path, trainer, fresh, restored, members, coordinates,
         print(f"steps {start} to {end - 1} of the record are made again, from step {int(state.step)} on", flush=True)
         made, longest = [], min(config.run.chunk_steps, config.steps)
         while (at := int(state.step)) < end:
-            state, measured = trainer.run(state, members, min(longest, end - at), longest)
+            state, measured = trainer.run(state, min(longest, end - at), longest)
             made.append({name: values[:, max(start - at, 0) :] for name, values in measured.items()})
         other = records.write_again(workdir, start, _joined(made), lost)
         if other:
@@ -329,7 +330,7 @@ def _train(config, workdir: Path, trainer: training.Trainer, state, members, coo
     with signals.kept() as received:
         while at < config.steps and not over:
             steps = min(c.chunk_steps - at % c.chunk_steps, config.steps - at)
-            state, measured = trainer.run(state, members, steps, longest)
+            state, measured = trainer.run(state, steps, longest)
             if at == 0:
                 records.create(workdir, members=coordinates, steps=config.steps, shapes=measured, about=attributes)
             # All had stopped before this chunk began: so it holds every measurement of where they ended.

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from catapult_jax import training
-from catapult_jax.instruments import Instrument
+from catapult_jax.training.instruments import Instrument
 
 _SECONDS = 0.3  # of each timing, at least
 _ROUNDS = 3
@@ -31,11 +31,11 @@ def measure(
     cadence = {"": 1} | {name: i.every for name, i in candidates.items()}
     begun, _ = trainers[""].init(members)
     # Copies, since a run overwrites its state.
-    states = {name: jax.tree.map(jnp.copy, trainer.adopt(begun)) for name, trainer in trainers.items()}
+    states = {name: jax.tree.map(jnp.copy, trainer.reset_instruments(begun)) for name, trainer in trainers.items()}
 
     def seconds(name: str, steps: int) -> float:
         start = time.perf_counter()
-        states[name], _ = trainers[name].run(states[name], members, steps, steps)
+        states[name], _ = trainers[name].run(states[name], steps, steps)
         return time.perf_counter() - start
 
     for name in trainers:

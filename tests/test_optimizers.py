@@ -16,7 +16,6 @@ from catapult_jax import (
     Preconditioning,
     critical_lr,
     critical_lr_from_lambda,
-    instruments,
     preconditioning,
     top_eigenpairs,
 )
@@ -25,6 +24,7 @@ from catapult_jax.eigenspace import split_weighted_loss
 from catapult_jax.losses import batch_loss
 from catapult_jax.optimizers import OPTIMIZERS, smallest_entry
 from catapult_jax.testing import explicit_jacobian
+from catapult_jax.training import instruments
 from configs import default
 from experiments.optimizers import SETTINGS, build, momentum
 from tests.zoo import QUICK

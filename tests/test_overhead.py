@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from catapult_jax.instruments import Instrument
+from catapult_jax.training.instruments import Instrument
 from configs import quickstart
 from experiments import building, main, overhead
 
@@ -75,5 +75,5 @@ def test_a_dear_instrument_costs_more_than_a_cheap_one(monkeypatch):
     heavy = lambda now: {
         "sum": jax.lax.fori_loop(0, 300, lambda _, a: jnp.tanh(a @ a), jnp.ones((128, 128)) + now.outputs[0, 0])[0, 0]
     }
-    found = overhead.measure(build, {"cheap": cheap, "dear": Instrument(7, heavy)}, members)
+    found = overhead.measure(build, {"cheap": cheap, "dear": Instrument(("sum",), 7, heavy)}, members)
     assert 0 <= found["cheap"] < found["dear"]  # a hundred times the step, so that no noise turns it round

@@ -5,6 +5,7 @@ from functools import partial
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -22,11 +23,10 @@ from catapult_jax import (
     events,
     find_events,
     input_jacobian,
-    instruments,
     preconditioning,
     schedules,
-    training,
 )
+from catapult_jax.training import Members, instruments, make_trainer
 
 
 @functools.cache  # tests of one trainer share its compiled programs
@@ -45,7 +45,7 @@ def build(model=None, *, batch_size=0, every=1, scale=1.0, n=8, probe=0, schedul
     if batch_size:
         chosen["train_loss"] = instruments.train_loss(f, loss="mse", every=1)
         chosen["train_kernel"] = instruments.train_kernel(f, loss="mse", every=4, probe_size=probe, k=2)
-    made = training.trainer(
+    made = make_trainer(
         model, arrays, loss="mse", optimizer=optax.sgd, schedule=schedule or schedules.following(optax.constant_schedule(1.0)), detector=events.detector(),
         instruments=chosen, batch_size=batch_size, **settings,
     )  # fmt: skip
@@ -54,12 +54,12 @@ def build(model=None, *, batch_size=0, every=1, scale=1.0, n=8, probe=0, schedul
 
 def members(seeds=(0, 1), rates=(0.4, 1.5)):
     pairs = [(s, r) for r in rates for s in seeds]
-    return training.Members(np.array([s for s, _ in pairs], np.int32), None, np.array([r for _, r in pairs], np.float32))
+    return Members(np.array([s for s, _ in pairs], np.int32), None, np.array([r for _, r in pairs], np.float32))
 
 
 def run(trainer, of, steps):
     state, _ = trainer.init(of)
-    return trainer.run(state, of, steps)
+    return trainer.run(state, steps)
 
 
 def test_gradient_descent_is_gradient_descent():
@@ -69,7 +69,7 @@ def test_gradient_descent_is_gradient_descent():
     state, start = trainer.init(of)
     model = FCN(depth=2, width=32)
     w = jax.tree.map(lambda a: np.asarray(a[0], np.float64), state.members.params)
-    _, measured = trainer.run(state, of, 5)
+    _, measured = trainer.run(state, 5)
     with jax.enable_x64():
         loss = lambda w: ((model.apply(w, arrays.x_train.astype(np.float64)) - arrays.y_train) ** 2).sum(1).mean()
         value_and_grad = jax.jit(jax.value_and_grad(loss))
@@ -88,7 +88,7 @@ def test_gradient_descent_is_gradient_descent():
 def test_a_rate_relative_to_critical_is_that_multiple_at_every_step(batch_size):
     trainer, _ = build(schedule=schedules.relative_to_critical(), batch_size=batch_size)
     of = members((0,), (0.5, 1.2))
-    _, measured = trainer.run(trainer.init(of)[0], of, 6)
+    _, measured = trainer.run(trainer.init(of)[0], 6)
     np.testing.assert_allclose(measured["lr"], [[0.5], [1.2]] * measured["critical_lr_batch"], rtol=1e-5)
     assert (measured["loss_batch_after"][0] < measured["loss_batch"][0]).all()
 
@@ -96,17 +96,17 @@ def test_a_rate_relative_to_critical_is_that_multiple_at_every_step(batch_size):
 def test_critical_lr_of_adam_is_that_of_the_state_that_the_step_used():
     """The trainer's, exact and from products, against a loop over Optax and the explicit kernel."""
     adam, model = partial(optax.adam, b1=0.8, b2=0.95, eps=1e-3), FCN(depth=2, width=16)
-    arrays, of = build()[1], training.Members(np.array([0], np.int32), np.array([0.01], np.float32), None)
+    arrays, of = build()[1], Members(np.array([0], np.int32), np.array([0.01], np.float32), None)
     batch = arrays.x_train, arrays.y_train
     gradient_of = jax.jit(jax.grad(lambda p: batch_loss(model.apply(p, batch[0]), batch[1], loss="mse")))
     for make in (instruments.batch_kernel, partial(instruments.batch_products, tol=1e-3, max_products=30)):
-        made = training.trainer(
+        made = make_trainer(
             model, arrays, loss="mse", optimizer=adam, schedule=schedules.following(optax.constant_schedule(1.0)), detector=events.detector(),
             instruments={"batch_kernel": make(model.apply, loss="mse", every=1, k=1)}, batch_size=0,
         )  # fmt: skip
         begun, _ = made.init(of)
         params = jax.tree.map(lambda a: np.asarray(a[0]), begun.members.params)
-        found = made.run(begun, of, 4)[1]["critical_lr_batch"][0]
+        found = made.run(begun, 4)[1]["critical_lr_batch"][0]
         optimizer, expected = adam(0.01), []
         state = optimizer.init(params)
         for _ in range(4):
@@ -136,7 +136,7 @@ def test_arms_together_equal_arms_alone():
     schedule = schedules.staircase(raise_to=1.2, settle_fraction=1.0, settle_steps=3)
     trainer, _ = build(schedule=schedule, stop_loss=0.3)
     axes = [(seed, raises) for raises in (0, 2) for seed in (0, 1)]
-    of = lambda pairs: training.Members(
+    of = lambda pairs: Members(
         np.array([s for s, _ in pairs], np.int32), None, np.full(len(pairs), 0.5, np.float32),
         np.array([r for _, r in pairs], np.int32), np.full(len(pairs), 0.9, np.float32),
     )  # fmt: skip
@@ -161,14 +161,14 @@ def test_stopped_and_resumed_from_disk_is_the_same_to_the_bit(model, tmp_path):
     assert trainer.scanned == (model is None)
     of = members()
     state, _ = trainer.init(of)
-    state, first = trainer.run(state, of, 4)
+    state, first = trainer.run(state, 4)
     checkpoints.save(tmp_path / "c", 4, state)
-    _, rest = trainer.run(state, of, 4)
+    _, rest = trainer.run(state, 4)
 
     again, _ = build.__wrapped__(model, batch_size=3)
     fresh, _ = again.init(of)
     restored, _ = checkpoints.restore(tmp_path / "c", fresh)
-    _, resumed = again.run(restored, of, 4)
+    _, resumed = again.run(restored, 4)
     for name in rest:
         np.testing.assert_array_equal(rest[name], resumed[name], err_msg=name)
     assert first["loss_batch"].shape == (4, 4)
@@ -192,9 +192,9 @@ def test_batches_cover_an_epoch_and_depend_on_seed_and_step_alone():
     trainer, _ = build(batch_size=2)
     state, _ = trainer.init(members((0,), (1e-9,)))  # the weights hardly move: losses tell the batches
     of = members((0,), (1e-9,))
-    losses = trainer.run(state, of, 8)[1]["loss_batch"][0]
+    losses = trainer.run(state, 8)[1]["loss_batch"][0]
     state, _ = trainer.init(of)
-    total = trainer.run(state, of, 1)[1]["loss_train"][0, 0]
+    total = trainer.run(state, 1)[1]["loss_train"][0, 0]
     assert np.mean(losses[:4]) == pytest.approx(total, rel=1e-3)
     assert np.mean(losses[4:]) == pytest.approx(total, rel=1e-3)
     assert not np.allclose(losses[:4], losses[4:])
@@ -209,7 +209,7 @@ def test_a_diverged_member_is_frozen_and_the_others_do_not_notice():
     np.testing.assert_allclose(measured["loss_batch"][0], alone["loss_batch"][0], rtol=1e-5)
     stop = int(np.argmin(measured["alive"][1]))
     frozen = jax.tree.map(lambda a: np.asarray(a[1]), state.members.params)
-    later = trainer.run(state, both, 2)[0]
+    later = trainer.run(state, 2)[0]
     for a, b in zip(jax.tree.leaves(frozen), jax.tree.leaves(later.members.params), strict=True):
         np.testing.assert_array_equal(a, b[1])
     assert 0 < stop < 30
@@ -236,13 +236,83 @@ def test_batch_larger_than_the_data():
         build(batch_size=9)
 
 
+def trained(chosen, batch_size=3, steps=4):
+    """Series of one member, trained with these instruments."""
+    made = make_trainer(
+        FCN(depth=2, width=16), build()[1], loss="mse", optimizer=optax.sgd, schedule=schedules.following(optax.constant_schedule(1.0)),
+        detector=events.detector(horizon=2), instruments=chosen, batch_size=batch_size,
+    )  # fmt: skip
+    return run(made, members((0,), (0.5,)), steps)[1]
+
+
+def test_labels_of_instruments_change_no_series():
+    """Neither when an instrument measures nor whether the training loss is known hangs on what a caller names it."""
+    f = FCN(depth=2, width=16).apply
+    late, known = instruments.loss_after(f, loss="mse", every=1), instruments.train_loss(f, loss="mse", every=1)
+    usual, other = trained({"loss_after": late, "train_loss": known}), trained({"x": late, "y": known})
+    assert usual.keys() == other.keys() and (usual["loss_batch_after"] != usual["loss_batch"]).all()
+    for name, values in usual.items():
+        np.testing.assert_array_equal(values, other[name], err_msg=name)
+
+
+@pytest.mark.parametrize("label", ["train_loss", "loss of all examples"])
+def test_divergence_is_told_where_the_training_loss_is_measured_at_every_step(label):
+    """The measured loss doubles at every step: a spike that does not close, whatever the batches do."""
+    rising = lambda every: instruments.Instrument(
+        ("loss_train",),
+        every,
+        lambda now: {"loss_train": 1 / now.lr},
+    )
+    for every, diverged in ((1, True), (2, False)):
+        grows = schedules.following(lambda step: 2.0**-step)
+        made = make_trainer(
+            FCN(depth=2, width=16), build()[1], loss="mse", optimizer=optax.sgd, schedule=grows, detector=events.detector(horizon=2),
+            instruments={label: rising(every)}, batch_size=3,
+        )  # fmt: skip
+        alive = run(made, members((0,), (0.01,)), 12)[1]["alive"][0]
+        assert alive[-1] == (not diverged)
+
+
+def test_check_instruments_refuses_two_that_write_one_series():
+    f = FCN(depth=2, width=16).apply
+    one, two = (instruments.scores(f, loss="mse", every=every, coding="value") for every in (1, 2))
+    with pytest.raises(
+        ValueError, match="instruments 'a' and 'b' both write the series 'loss_test'; expected one for each series"
+    ):
+        trained({"a": one, "b": two})
+    own = instruments.Instrument(("lr",), 1, lambda now: {"lr": now.lr})
+    with pytest.raises(ValueError, match="instrument 'mine' and the step itself write the series 'lr'"):
+        trained({"mine": own})
+    with pytest.raises(ValueError, match="instrument 'mine': every=0; expected 1 or more"):
+        trained({"mine": one._replace(every=0)})
+
+
+def test_measure_refuses_an_instrument_that_writes_other_series_than_it_says():
+    other = instruments.Instrument(("a", "b"), 1, lambda now: {"a": now.lr})
+    with pytest.raises(ValueError, match=r"instrument 'mine' writes \['a'\]; expected its series \['a', 'b'\]"):
+        trained({"mine": other})
+
+
+def test_an_instrument_after_the_update_carries_too():
+    """What it carries: how often it was run. It reads the weights after the update."""
+
+    def count(now, carried):
+        moved = jax.tree.map(lambda a, b: jnp.abs(a - b).sum(), now.params, now.new_params)
+        return {"count": carried, "moved": sum(jax.tree.leaves(moved))}, carried + 1
+
+    counting = instruments.Instrument(("count", "moved"), 2, count, lambda now: jnp.float32(0), after_update=True)
+    measured = trained({"n": counting}, steps=5)
+    np.testing.assert_array_equal(measured["count"][0], [0, np.nan, 1, np.nan, 2])
+    assert (measured["moved"][0, ::2] > 0).all()
+
+
 @pytest.mark.parametrize("batch_size", [0, 4])
 def test_a_member_stops_at_the_loss_and_keeps_those_weights(batch_size):
     """It is frozen at the first step whose training loss is at most the loss to stop at; the others go on."""
     trainer, arrays = build(batch_size=batch_size, stop_loss=0.5)
     of = members((0,), (0.4, 1e-4))
     state, _ = trainer.init(of)
-    state, measured = trainer.run(state, of, 30)
+    state, measured = trainer.run(state, 30)
     done, loss = measured["done"], measured["loss_train"]
     first = int(done[0].argmax())
     assert done[0, first:].all() and loss[0, first] <= 0.5 and (loss[0, :first] > 0.5).all()
@@ -257,7 +327,7 @@ def test_raises_and_caps_of_members():
     """Arms of one program: no raise, one raise, and held below the critical lr of each step from step 3 on."""
     schedule = schedules.staircase(raise_to=1.3, settle_fraction=1.0, settle_steps=4, cap_from=3)
     trainer, _ = build(schedule=schedule)
-    of = training.Members(
+    of = Members(
         np.zeros(3, np.int32), None, np.array([0.5, 0.5, 1.1], np.float32), np.array([0, 1, 0]), np.array([np.inf, np.inf, 0.5])
     )
     measured = run(trainer, of, 12)[1]
@@ -282,7 +352,7 @@ def test_momentum_is_that_of_optax_and_moves_the_critical_lr(momentum):
     f = FCN(depth=2, width=32).apply
     made, arrays = build()
     chosen = {"batch_kernel": instruments.batch_kernel(f, loss="mse", every=1, k=2)}
-    trainer = training.trainer(
+    trainer = make_trainer(
         FCN(depth=2, width=32), arrays, loss="mse", optimizer=partial(optax.sgd, momentum=momentum or None),
         schedule=schedules.following(optax.constant_schedule(1.0)), detector=events.detector(), instruments=chosen,
     )  # fmt: skip
@@ -304,14 +374,14 @@ def test_agop_and_validation_instruments():
         "val": instruments.scores(model.apply, loss="mse", every=1, coding="sign", split="val"),
         "train_kernel": instruments.train_kernel(model.apply, loss="mse", every=1, probe_size=0, k=2),
     }
-    trainer = training.trainer(
+    trainer = make_trainer(
         model, arrays, loss="mse", optimizer=optax.sgd, schedule=schedules.following(optax.constant_schedule(1.0)), detector=events.detector(),
         instruments=chosen, batch_size=4,
     )  # fmt: skip
     of = members((0, 1), (0.1,))
     state, _ = trainer.init(of)
     start = jax.tree.map(np.asarray, state.members.params)
-    measured = trainer.run(state, of, 3)[1]
+    measured = trainer.run(state, 3)[1]
     for m in range(2):
         params = jax.tree.map(lambda a, m=m: a[m], start)
         rows = input_jacobian(model.apply, params, arrays.x_train[:6])
@@ -358,7 +428,7 @@ def test_products_measure_what_the_kernel_does_and_training_does_not_notice(mode
         chosen["train_kernel"] = instruments.train_products(
             model.apply, every=4, probe_size=0, chunk_size=3, **shared | {"max_products": 8}
         )
-    made = training.trainer(
+    made = make_trainer(
         model, arrays, loss="mse", optimizer=optax.sgd, schedule=schedules.following(optax.constant_schedule(1.0)), detector=events.detector(),
         instruments=chosen, batch_size=4, matrix_free=True,
     )  # fmt: skip
@@ -366,7 +436,7 @@ def test_products_measure_what_the_kernel_does_and_training_does_not_notice(mode
     exact_start = exact.init(of)[1]
     np.testing.assert_allclose(start.critical_lr, exact_start.critical_lr, rtol=0.011)
     state = state._replace(members=state.members._replace(schedule=exact.init(of)[0].members.schedule))  # the same rates
-    state, found = made.run(state, of, 8)
+    state, found = made.run(state, 8)
     np.testing.assert_allclose(found["loss_batch"], expected["loss_batch"], rtol=1e-5)
     known = found["converged"] == 1
     assert known.all() if exact.scanned else known[:, 1:].all()  # two products are too few for a cold start of four outputs
@@ -409,7 +479,7 @@ def test_more_eigenvalues_are_followed_as_the_rate_makes_them_critical():
     assert int(found["tracked"]) == 4
 
     def measured(kernel):
-        made = training.trainer(
+        made = make_trainer(
             model, arrays, loss="mse", optimizer=optax.sgd, schedule=schedules.following(optax.constant_schedule(0.1)),
             detector=events.detector(), instruments={"batch_kernel": kernel}, batch_size=0,
         )  # fmt: skip
@@ -451,10 +521,10 @@ def test_nothing_is_compiled_after_the_first_chunk(model):
     assert trainer.scanned == isinstance(model, FCN)
     of = members((0,), (0.4,))
     state, _ = trainer.init(of)
-    state, first = trainer.run(state, of, 5, 5)
+    state, first = trainer.run(state, 5, 5)
     traces = len(_TRACES)
-    state, _ = trainer.run(state, of, 5, 5)
-    state, last = trainer.run(state, of, 3, 5)  # a shorter one, before a checkpoint or at the end
+    state, _ = trainer.run(state, 5, 5)
+    state, last = trainer.run(state, 3, 5)  # a shorter one, before a checkpoint or at the end
     assert traces > 0 and len(_TRACES) == traces
     assert first["lr"].shape == (1, 5) and last["lr"].shape == (1, 3) and int(state.step) == 13
 
@@ -464,8 +534,8 @@ def test_a_short_chunk_is_the_beginning_of_a_long_one():
     trainer, _ = build(batch_size=4, every=1)
     whole_state, whole = run(trainer, of, 7)
     state, _ = trainer.init(of)
-    state, one = trainer.run(state, of, 3, 5)
-    state, two = trainer.run(state, of, 4, 5)
+    state, one = trainer.run(state, 3, 5)
+    state, two = trainer.run(state, 4, 5)
     for name, values in whole.items():
         np.testing.assert_array_equal(np.concatenate([one[name], two[name]], 1), values)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(whole_state))

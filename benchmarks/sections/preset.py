@@ -64,7 +64,7 @@ def achieved(model: str, preset: str, scale: str) -> list[dict[str, Any]]:
         held = [jax.tree.map(jnp.copy, trainer.init(members)[0])]
 
         def call():
-            held[0], measured = trainer.run(held[0], members, steps, steps)
+            held[0], measured = trainer.run(held[0], steps, steps)
             return measured
 
         return call

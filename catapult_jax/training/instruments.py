@@ -6,7 +6,7 @@ batch of the step, ``_train`` on all training examples, ``_probe`` on the first 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -41,12 +41,47 @@ class Moment(NamedTuple):
 
 
 class Instrument(NamedTuple):
+    """One measurement and its cadence. These fields alone say what it measures and when, not the name that a caller gives it."""
+
+    series: tuple[str, ...]  # that it writes, no two instruments the same
     every: int  # cadence in steps, 1 or more
     # now -> measurements; where there is a start: (now, carried) -> (measurements, carried)
     measure: Callable[..., Any]
     start: Callable[[Moment], Any] | None = None  # what it carries from one measurement to the next, before the first one
     # (params, batch) -> (outputs, loss-weighted kernel, gradient): at every step, what it needs and the step's own gradient in one
     gradient: Callable[..., tuple] | None = None
+    after_update: bool = False  # it reads new_params, and is measured when they are known
+
+
+def check_instruments(instruments: Mapping[str, Instrument], reserved: Iterable[str] = ()) -> None:
+    """Checks that no two instruments write the same series, and none writes a reserved one.
+
+    Args:
+      instruments: by label.
+      reserved: series that the step itself writes.
+
+    Raises:
+      ValueError: one does.
+
+    >>> one = Instrument(("loss_train",), 1, None)
+    >>> check_instruments({"a": one, "b": one})
+    Traceback (most recent call last):
+    ValueError: instruments 'a' and 'b' both write the series 'loss_train'; expected one for each series
+    """
+    writers = dict.fromkeys(reserved, "")
+    for label, instrument in instruments.items():
+        if instrument.every < 1:
+            raise ValueError(f"instrument {label!r}: every={instrument.every!r}; expected 1 or more")
+        for series in instrument.series:
+            if series in writers:
+                other = writers[series]
+                both = (
+                    f"instruments {other!r} and {label!r} both write"
+                    if other
+                    else f"instrument {label!r} and the step itself write"
+                )
+                raise ValueError(f"{both} the series {series!r}; expected one for each series")
+            writers[series] = label
 
 
 def batch_kernel(
@@ -91,7 +126,12 @@ def batch_kernel(
         return jnp.zeros(shape.shape, shape.dtype)
 
     together = None if chunk_size else partial(weighted_kernel_and_gradient, apply_fn, loss=loss)
-    return Instrument(every, *((measure, start) if follow else (lambda now: measure(now)[0], None)), together)
+    return Instrument(
+        ("lambda_max_batch", "critical_lr_batch", "condition_number_batch", "loss_top", "loss_rest", "eigenvalues"),
+        every,
+        *((measure, start) if follow else (lambda now: measure(now)[0], None)),
+        together,
+    )
 
 
 def batch_products(
@@ -153,7 +193,9 @@ def batch_products(
         reuse_bound=reuse_bound,
         chunk_size=chunk_size,
     )
-    return Instrument(every, measure, lambda now: _nowhere(now, k, k_max))
+    series = ("lambda_max_batch", "critical_lr_batch", "loss_top", "loss_rest", "eigenvalues", "eigenvalue_bounds")
+    series = (*series, "products", "converged", *(("tracked",) if growing else ()))
+    return Instrument(series, every, measure, lambda now: _nowhere(now, k, k_max))
 
 
 _NEAR = 0.8  # share of the eigenvalue at which a learning rate is critical, from which on an eigenvalue is followed
@@ -182,7 +224,8 @@ def train_kernel(
             f"loss_{name}_rest": split.rest,
         }
 
-    return Instrument(every, measure)
+    kinds = ("lambda_max_{}", "critical_lr_{}", "condition_number_{}", "loss_{}_top", "loss_{}_rest")
+    return Instrument(tuple(kind.format(name) for kind in kinds), every, measure)
 
 
 def train_products(
@@ -217,7 +260,16 @@ def train_products(
             f"converged_{name}": found.converged.astype(jnp.float32),
         }, found.directions
 
-    return Instrument(every, measure, lambda now: _nowhere(now, k))
+    kinds = (
+        "lambda_max_{}",
+        "critical_lr_{}",
+        "loss_{}_top",
+        "loss_{}_rest",
+        "lambda_max_{}_bound",
+        "products_{}",
+        "converged_{}",
+    )
+    return Instrument(tuple(kind.format(name) for kind in kinds), every, measure, lambda now: _nowhere(now, k))
 
 
 def _top_space(
@@ -279,12 +331,13 @@ def preconditioner_bound(apply_fn: Callable, *, loss: str, every: int) -> Instru
             "critical_lr_bound_batch": critical_lr_from_lambda(lambda_max / least, now.rule()),
         }
 
-    return Instrument(every, measure)
+    return Instrument(("preconditioner_min", "lambda_max_plain_batch", "critical_lr_bound_batch"), every, measure)
 
 
 def train_loss(apply_fn: Callable, *, loss: str, every: int) -> Instrument:
     """Loss on the whole training set. Cost: its forward pass."""
     return Instrument(
+        ("loss_train",),
         every,
         lambda now: {"loss_train": batch_loss(apply_fn(now.params, now.data["x_train"]), now.data["y_train"], loss=loss)},
     )
@@ -293,7 +346,10 @@ def train_loss(apply_fn: Callable, *, loss: str, every: int) -> Instrument:
 def loss_after(apply_fn: Callable, *, loss: str, every: int) -> Instrument:
     """Loss on the same batch after the update. Cost: a forward pass of the batch."""
     return Instrument(
-        every, lambda now: {"loss_batch_after": batch_loss(apply_fn(now.new_params, now.batch[0]), now.batch[1], loss=loss)}
+        ("loss_batch_after",),
+        every,
+        lambda now: {"loss_batch_after": batch_loss(apply_fn(now.new_params, now.batch[0]), now.batch[1], loss=loss)},
+        after_update=True,
     )
 
 
@@ -318,7 +374,8 @@ def scores(apply_fn: Callable, *, loss: str, every: int, coding: str, split: str
         known = jnp.isfinite(outputs).all()  # an output that is not a number is no answer
         return measured | {f"error_{split}": jnp.where(known, jnp.mean(wrong.astype(jnp.float32)), jnp.nan)}
 
-    return Instrument(every, measure)
+    series = (f"loss_{split}",) if coding == "value" else (f"loss_{split}", f"error_{split}")
+    return Instrument(series, every, measure)
 
 
 def agop(apply_fn: Callable, *, every: int, reference: jax.Array, size: int, chunk_size: int | None = None) -> Instrument:
@@ -332,7 +389,7 @@ def agop(apply_fn: Callable, *, every: int, reference: jax.Array, size: int, chu
         rows = input_jacobian(apply_fn, now.params, now.data["x_train"][:size], chunk_size=chunk_size)
         return {"agop_alignment": agop_alignment(rows, reference), "agop_pearson": agop_pearson(rows, reference)}
 
-    return Instrument(every, measure)
+    return Instrument(("agop_alignment", "agop_pearson"), every, measure)
 
 
 def measure(
@@ -341,6 +398,9 @@ def measure(
     """Runs the instruments that are due at ``step``; what is not due is NaN, and what it carries stays.
 
     ``due``: their names, so that what is not due is not compiled; None: found from the traced step, under ``lax.cond``.
+
+    Raises:
+      ValueError: an instrument writes other series than it says.
     """
     measured, after = {}, dict(carried)
     for name, instrument in instruments.items():
@@ -350,6 +410,8 @@ def measure(
             run = instrument.measure
         before = carried.get(name)
         shapes = jax.eval_shape(run, now, before)[0]
+        if set(shapes) != set(instrument.series):
+            raise ValueError(f"instrument {name!r} writes {sorted(shapes)}; expected its series {sorted(instrument.series)}")
         skip = lambda _, before, shapes=shapes: (jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), shapes), before)
         if instrument.every == 1:
             values, kept = run(now, before)

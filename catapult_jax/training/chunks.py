@@ -1,0 +1,82 @@
+"""Many steps of many members: inside one compiled scan, or one by one where XLA's loops are slow."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from catapult_jax.training.step import MemberState, Problem, step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jaxtyping import Array, Int
+
+
+class State(NamedTuple):
+    """All that a run carries from one step to the next."""
+
+    step: Int[Array, ""]  # number of the next step
+    members: MemberState  # leading axis: member
+
+
+def make_chunk(
+    problem: Problem, *, scanned: bool
+) -> Callable[[State, dict[str, Array], int, int], tuple[State, dict[str, np.ndarray]]]:
+    """The function that runs a chunk, with its compiled programs.
+
+    Args:
+      problem: what is fixed.
+      scanned: inside one compiled scan; else step by step.
+
+    Returns:
+      ``(state, data, steps, longest) -> (state, measurements (members, steps, ...))``. Calls with one ``longest`` share one program.
+    """
+    if scanned:
+        return partial(_scan_chunk, jax.jit(partial(_scan, problem), donate_argnums=0, static_argnames="longest"))
+    return partial(_loop_chunk, problem, jax.jit(partial(step, problem), donate_argnums=1, static_argnames="due"))
+
+
+def _scan_chunk(scan, state: State, data: dict[str, Array], steps: int, longest: int):
+    state, measured = scan(state, data, np.int32(steps), longest=longest)
+    return state, {name: values[:, :steps] for name, values in jax.device_get(measured).items()}
+
+
+def _scan(problem: Problem, state: State, data: dict[str, Array], steps: Int[Array, ""], *, longest: int):
+    """``steps`` steps; a program for the longest chunk does for a shorter one, and computes the rest in vain."""
+
+    def body(state, i):
+        wanted = i < steps
+        members, measured = _step_members(problem, state.step, state.members, data, wanted)
+        return State(state.step + wanted, members), measured
+
+    state, measured = jax.lax.scan(body, state, jnp.arange(longest))
+    return state, jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), measured)
+
+
+def _step_members(problem: Problem, number, members: MemberState, data, wanted):
+    if len(members.seed) > 1:
+        return jax.vmap(partial(step, problem), in_axes=(None, 0, None, None))(number, members, data, wanted)
+    # Of a single member under vmap XLA transposes the gradient as it is read, which on the CPU takes as long as three steps.
+    alone = jax.tree.map(lambda a: a[0], members)
+    return jax.tree.map(lambda a: a[None], step(problem, number, alone, data, wanted))
+
+
+def _loop_chunk(problem: Problem, step_once, state: State, data: dict[str, Array], steps: int, longest: int):
+    count = len(state.members.seed)
+    members = [jax.tree.map(lambda a, i=i: a[i], state.members) for i in range(count)]
+    measured = [[] for _ in range(count)]
+    first = int(state.step)
+    for number in range(first, first + steps):
+        # Steps that have the same instruments due share one compiled program.
+        due = frozenset(label for label, instrument in problem.instruments.items() if number % instrument.every == 0)
+        for i in range(count):
+            members[i], values = step_once(jnp.int32(number), members[i], data, due=due)
+            measured[i].append(values)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+    series = [jax.tree.map(lambda *values: np.stack(values), *values) for values in jax.device_get(measured)]
+    return State(jnp.int32(first + steps), stacked), jax.tree.map(lambda *values: np.stack(values), *series)

@@ -1,0 +1,298 @@
+"""One step of training of one member, as six lines over a :class:`Problem` and a :class:`MemberState`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.tree_util import Partial
+
+from catapult_jax.events import KINDS, Detector, DetectorState, Event
+from catapult_jax.losses import batch_loss
+from catapult_jax.optimizers import Preconditioning, preconditioning
+from catapult_jax.schedules import Schedule, ScheduleState
+from catapult_jax.training.instruments import Instrument, Moment, measure
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int, PyTree
+
+# What the step itself measures; no instrument may write these series.
+SERIES = ("loss_batch", "lr", "stage", "alive", "spikes", "done")
+# With all examples in every batch, a series of the batch is that of the training set as well.
+_SAME_AS_BATCH = {
+    "loss_train": "loss_batch",
+    "lambda_max_train": "lambda_max_batch",
+    "critical_lr_train": "critical_lr_batch",
+    "condition_number_train": "condition_number_batch",
+}
+
+
+class Problem(NamedTuple):
+    """What is fixed in a run: the same for every step and member."""
+
+    apply_fn: Callable[[PyTree, Array], Array]  # (params, x) -> outputs
+    loss: str
+    optimizer: Callable[..., optax.GradientTransformation]  # learning_rate -> transformation, see catapult_jax.preconditioning
+    schedule: Schedule
+    detector: Detector
+    instruments: Mapping[str, Instrument]  # the names are labels: what an instrument measures stands in its fields
+    examples: int  # in the training set
+    batch_size: int  # = examples: all of them in every step
+    stop_loss: float  # 0: none
+
+    @property
+    def transformation(self) -> optax.GradientTransformation:
+        """The optimizer with its learning rate in the state, where the schedule writes it."""
+        return optax.inject_hyperparams(self.optimizer)(learning_rate=0.0)
+
+    @property
+    def is_full_batch(self) -> bool:
+        return self.batch_size == self.examples
+
+    @property
+    def train_loss_is_known(self) -> bool:
+        """At every step; else spikes are those of batches, which tell no divergence: one batch may have a loss that none comes back to."""
+        return self.is_full_batch or any(
+            i.every == 1 and not i.after_update and "loss_train" in i.series for i in self.instruments.values()
+        )
+
+
+class MemberState(NamedTuple):
+    """What one member carries from one step to the next."""
+
+    seed: Int[Array, ""]  # of its initialisation and its batches
+    params: PyTree
+    opt_state: PyTree
+    schedule: ScheduleState
+    detector: DetectorState
+    carried: dict[str, PyTree]  # for each instrument that carries something from one measurement to the next
+    order: Int[Array, " n"] | None  # of the examples in this epoch; None where all are in every batch
+    alive: Bool[Array, ""]  # False from the step on at which the member diverged: it is frozen there
+    done: Bool[Array, ""]  # True from the step on at which the training loss came down to the loss to stop at: frozen as well
+
+
+class _Gradient(NamedTuple):
+    """What comes of one pass over the batch."""
+
+    outputs: Array
+    kernel: Float[Array, "n n"] | None  # loss-weighted; None: no instrument asked for it
+    gradient: PyTree
+    at_highest: bool  # taken at matmul precision ``highest``, as kernels are
+
+
+def step(
+    problem: Problem,
+    number: Int[Array, ""],
+    state: MemberState,
+    data: dict[str, Array],
+    wanted: Bool[Array, ""] | bool = True,
+    *,
+    due: frozenset[str] | None = None,
+) -> tuple[MemberState, dict[str, Array]]:
+    """One step of one member.
+
+    Args:
+      problem: what is fixed.
+      number: of the step, from 0 on.
+      state: of the member.
+      data: ``x_train``, ``y_train``, ``x_test``, ``y_test``, and ``x_val``, ``y_val`` where there are any.
+      wanted: False: the state stays as it is, and what has a cadence is not measured. A chunk has one length, and a shorter run of
+        steps is its beginning.
+      due: names of the instruments that are due, so that the others are not compiled; None: decide at run time.
+
+    Returns:
+      The state after the step, and the measurements by series. A measurement is taken on the weights before the update unless its
+      instrument says otherwise.
+    """
+    batch, order = draw_batch(problem, number, state, data)
+    taken = take_gradient(problem, state.params, batch)
+    now, measured, carried = measure_before(problem, number, state, batch, taken, data, wanted, due)
+    schedule = next_lr(problem, number, state, measured)
+    detector, event = detect(problem, state, schedule, measured)
+    params, opt_state = update(problem, state, taken.gradient, schedule.lr)
+    late, carried = measure_after(problem, number, now._replace(new_params=params), taken, carried, wanted, due)
+    measured |= late
+    after = state._replace(
+        params=params, opt_state=opt_state, schedule=schedule, detector=detector, carried=carried, order=order
+    )
+    return freeze(problem, state, after, event, measured, wanted)
+
+
+def draw_batch(
+    problem: Problem, number: Int[Array, ""], state: MemberState, data: dict[str, Array]
+) -> tuple[tuple[Array, Array], Int[Array, " n"] | None]:
+    """The examples of a step, and the order of this epoch: without replacement, a function of seed and epoch alone."""
+    if problem.is_full_batch:
+        return (data["x_train"], data["y_train"]), state.order
+    per_epoch = problem.examples // problem.batch_size
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), 1), number // per_epoch)
+    # The number of the step is that of all members, so that under vmap this is still a branch: sorting at every step costs more than it.
+    shuffle = lambda: jax.random.permutation(key, problem.examples).astype(jnp.int32)
+    order = jax.lax.cond(number % per_epoch == 0, shuffle, lambda: state.order)
+    rows = jax.lax.dynamic_slice(order, ((number % per_epoch) * problem.batch_size,), (problem.batch_size,))
+    return (data["x_train"][rows], data["y_train"][rows]), order
+
+
+def take_gradient(problem: Problem, params: PyTree, batch: tuple[Array, Array]) -> _Gradient:
+    """Gradient of the loss of the batch, with the kernel where an instrument that is due at every step takes both in one pass."""
+    shared = [i.gradient for i in problem.instruments.values() if i.gradient and i.every == 1]
+    together = bool(shared) and _is_plain(problem, params)
+    with _highest(together or _on_cpu()):
+        take = shared[0] if together else partial(plain_gradient, problem)
+        return _Gradient(*take(params, batch), together)
+
+
+def plain_gradient(problem: Problem, params: PyTree, batch: tuple[Array, Array]) -> tuple[Array, None, PyTree]:
+    """``(outputs, None, gradient)``: what an instrument's ``gradient`` gives, without a kernel."""
+
+    def loss_fn(params):
+        outputs = problem.apply_fn(params, batch[0])
+        return batch_loss(outputs, batch[1], loss=problem.loss), outputs
+
+    gradient, outputs = jax.grad(loss_fn, has_aux=True)(params)
+    return outputs, None, gradient
+
+
+def measure_before(
+    problem: Problem,
+    number: Int[Array, ""],
+    state: MemberState,
+    batch: tuple[Array, Array],
+    taken: _Gradient,
+    data: dict[str, Array],
+    wanted: Bool[Array, ""] | bool,
+    due: frozenset[str] | None,
+) -> tuple[Moment, dict[str, Array], dict[str, PyTree]]:
+    """The moment of the step, what is measured on the weights before the update, and what the instruments carry on."""
+    # The state after the step does not depend on its lr, so it is known before the lr. The call in `update` repeats it: XLA merges
+    # the two, and drops the updates that are not used here.
+    _, after = problem.transformation.update(taken.gradient, state.opt_state, state.params)
+    # A loop holds the states, not the gradient.
+    rule = Partial(partial(preconditioning, problem.optimizer), state.params, after, state.opt_state)
+    now = Moment(state.params, state.params, batch, taken.outputs, data, rule, taken.kernel, state.schedule.lr)
+    early = {name: i for name, i in problem.instruments.items() if not i.after_update}
+    with _highest(_on_cpu()):
+        measured, carried = measure(early, now, state.carried, _clock(number, wanted), due=due)
+    measured = {"loss_batch": batch_loss(taken.outputs, batch[1], loss=problem.loss)} | measured
+    if problem.is_full_batch:
+        same = {name: measured[other] for name, other in _SAME_AS_BATCH.items() if other in measured}
+        measured = same | measured
+    return now, measured, carried
+
+
+def measure_after(
+    problem: Problem,
+    number: Int[Array, ""],
+    now: Moment,
+    taken: _Gradient,
+    carried: dict[str, PyTree],
+    wanted: Bool[Array, ""] | bool,
+    due: frozenset[str] | None,
+) -> tuple[dict[str, Array], dict[str, PyTree]]:
+    """What is measured on the weights after the update, and what the instruments carry on."""
+    late = {name: i for name, i in problem.instruments.items() if i.after_update}
+    with _highest(taken.at_highest or _on_cpu()):  # as the loss before
+        return measure(late, now, carried, _clock(number, wanted), due=due)
+
+
+def next_lr(problem: Problem, number: Int[Array, ""], state: MemberState, measured: dict[str, Array]) -> ScheduleState:
+    """The schedule after it has seen the training loss (of the batch, where that alone is known) and the critical lr of the batch."""
+    critical = measured.get("critical_lr_batch", jnp.float32(jnp.nan))
+    return problem.schedule.update(state.schedule, number, _tracked_loss(measured), critical)
+
+
+def detect(
+    problem: Problem, state: MemberState, schedule: ScheduleState, measured: dict[str, Array]
+) -> tuple[DetectorState, Event]:
+    """The detector after this step, and the event that closes with it, if one does.
+
+    ``lambda_max`` and the split of the loss are of all training examples, or of a fixed probe: never of batches that differ.
+    """
+    unknown, split = jnp.float32(jnp.nan), "loss" if problem.is_full_batch else "loss_train"
+    return problem.detector.update(
+        state.detector,
+        _tracked_loss(measured),
+        schedule.lr,
+        measured.get("critical_lr_batch", unknown),
+        measured.get("lambda_max_train", measured.get("lambda_max_probe", unknown)),
+        measured.get(f"{split}_top", unknown),
+        measured.get(f"{split}_rest", unknown),
+    )
+
+
+def update(problem: Problem, state: MemberState, gradient: PyTree, lr: Float[Array, ""]) -> tuple[PyTree, PyTree]:
+    """Parameters and optimizer state after a step with this lr."""
+    opt_state = state.opt_state._replace(hyperparams=state.opt_state.hyperparams | {"learning_rate": lr})
+    updates, opt_state = problem.transformation.update(gradient, opt_state, state.params)
+    return optax.apply_updates(state.params, updates), opt_state
+
+
+def freeze(
+    problem: Problem,
+    before: MemberState,
+    after: MemberState,
+    event: Event,
+    measured: dict[str, Array],
+    wanted: Bool[Array, ""] | bool,
+) -> tuple[MemberState, dict[str, Array]]:
+    """The state after the step, for a member that neither diverged nor is done; else that before it, and marked so."""
+    schedule, detector = after.schedule, after.detector
+    diverged = ~jnp.isfinite(measured["loss_batch"])
+    if problem.train_loss_is_known:
+        diverged |= event.kind == KINDS.index("divergence")
+    alive, done = before.alive & ~diverged, before.done
+    measured = measured | {
+        "lr": schedule.lr,
+        "stage": schedule.stage,
+        "alive": alive,
+        "spikes": detector.closed + detector.is_open,
+    }
+    if problem.stop_loss:
+        settled = (schedule.stage >= schedule.raises) & ~schedule.raised & ~detector.is_open
+        done |= settled & (_tracked_loss(measured) <= problem.stop_loss)
+        measured["done"] = done
+    moved = ("params", "opt_state", "schedule", "carried")
+    of = lambda state: {name: getattr(state, name) for name in moved}
+    detector, alive, done = _where(wanted, (detector, alive, done), (before.detector, before.alive, before.done))
+    fields = _where(alive & ~done & wanted, of(after), of(before))
+    return after._replace(**fields, detector=detector, alive=alive, done=done), measured
+
+
+def preconditioning_of(problem: Problem, gradient: PyTree, params: PyTree, opt_state: PyTree) -> Preconditioning:
+    """What the optimizer makes of this gradient."""
+    _, after = problem.transformation.update(gradient, opt_state, params)
+    return preconditioning(problem.optimizer, params, after, opt_state)
+
+
+def _is_plain(problem: Problem, params: PyTree) -> bool:
+    """Whether the optimizer has no preconditioner: the kernel that comes with the gradient has none either."""
+    rule = lambda params: preconditioning_of(problem, params, params, problem.transformation.init(params))
+    return jax.eval_shape(rule, params).diagonal is None
+
+
+def _tracked_loss(measured: dict[str, Array]) -> Array:
+    """Training loss; that of the batch where it is not measured."""
+    return measured.get("loss_train", measured["loss_batch"])
+
+
+def _clock(number, wanted):
+    """The number of the step, -1 where it is not wanted: nothing that has a cadence is due then."""
+    return jnp.where(wanted, number, -1)
+
+
+def _where(condition, new, old):
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
+def _on_cpu() -> bool:
+    """There every precision is the highest; named so, the forward pass of a measurement is seen to be that of the step."""
+    return jax.default_backend() == "cpu"
+
+
+def _highest(wanted: bool):
+    return jax.default_matmul_precision("highest") if wanted else nullcontext()

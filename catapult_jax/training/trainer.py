@@ -1,0 +1,184 @@
+"""Wiring: from a model, data and settings to the functions that begin and run the training of members side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.tree_util import Partial
+
+from catapult_jax.critical_lr import critical_lr_from_lambda, weighted_tangent_kernel
+from catapult_jax.data import Data
+from catapult_jax.events import Detector
+from catapult_jax.schedules import Schedule
+from catapult_jax.tangent_kernel import top_eigenpairs
+from catapult_jax.training.chunks import State, make_chunk
+from catapult_jax.training.instruments import Instrument, Moment, check_instruments
+from catapult_jax.training.step import SERIES, MemberState, Problem, plain_gradient, preconditioning_of
+from catapult_jax.xla import loops_are_slow
+
+
+class Members(NamedTuple):
+    """One entry per member; exactly one of the learning rates is given, the other is None."""
+
+    seed: np.ndarray  # (m,)
+    lr: np.ndarray | None  # (m,)
+    lr_relative: np.ndarray | None  # (m,) multiple of the critical lr at initialisation, on the training (or probe) examples
+    raises: np.ndarray | None = None  # (m,) raises that the schedule makes; None: none
+    cap: np.ndarray | None = None  # (m,) multiple of the critical lr that the schedule keeps to; infinite, or None: no cap
+
+
+class Start(NamedTuple):
+    """What is known before the first step."""
+
+    critical_lr: np.ndarray  # (m,) at initialisation
+    lr: np.ndarray  # (m,)
+    error: np.ndarray  # (m,) bound on the relative error of that critical lr; 0: from the exact kernel
+
+
+class Trainer(NamedTuple):
+    """The functions of one run. They share their compiled programs."""
+
+    init: Callable[[Members], tuple[State, Start]]
+    # (state, steps, longest=None) -> (state, measurements (members, steps, ...)); calls with one longest share one program
+    run: Callable[..., tuple[State, dict[str, np.ndarray]]]
+    scanned: bool  # steps run inside one compiled scan, vmapped over members where there are several; otherwise one by one
+    reset_instruments: Callable[[State], State]  # same members, fresh instrument state: for a trainer with other instruments
+    with_data: Callable[[Data], Trainer]  # the same compiled programs on other data of these shapes
+
+
+def make_trainer(
+    model,
+    data: Data,
+    *,
+    loss: str,
+    optimizer: Callable[..., optax.GradientTransformation],
+    schedule: Schedule,
+    detector: Detector,
+    instruments: Mapping[str, Instrument],
+    batch_size: int = 0,
+    probe_size: int = 0,
+    stop_loss: float = 0.0,
+    matrix_free: bool = False,
+    chunk_size: int | None = None,
+) -> Trainer:
+    """Builds the functions that train a model.
+
+    Args:
+      model: Flax module, ``model.apply(params, x) -> outputs``.
+      data: the arrays.
+      loss: name of the loss.
+      optimizer: Optax constructor with a rule, see :func:`catapult_jax.preconditioning`, or a ``functools.partial`` of one; the schedule's lr is
+        handed to it at every step.
+      schedule: see :mod:`catapult_jax.schedules`.
+      detector: online event detector, run on the training loss. A member whose spike does not close within the detector's horizon, or
+        whose loss is not finite, diverged: it is frozen, on the weights before that step. With batches the former needs an instrument that
+        writes ``loss_train`` at every step. A dead member goes on, and stays as it is.
+      instruments: see :mod:`catapult_jax.training.instruments`. Their names are labels.
+      batch_size: 0 takes all training examples in every step (gradient descent); otherwise batches are drawn without
+        replacement, epoch by epoch, in an order that is a function of seed and epoch alone, drawn at the first step of the epoch and carried
+        in the state, so a resumed run draws the same ones.
+      probe_size: examples on which the critical learning rate at initialisation is taken; 0: all.
+      stop_loss: a member is done, and frozen, at the first step at which it has made its raises, is in no spike, and its
+        training loss is at most this; 0: never.
+      matrix_free: the critical learning rate at initialisation from kernel-vector products (to 1 %), not from the exact kernel.
+      chunk_size: examples of that kernel that are worked on at a time; None: all.
+
+    Raises:
+      ValueError: a batch larger than the training set, an optimizer without a rule, two instruments that write one series.
+    """
+    n = len(data.x_train)
+    if not 0 <= batch_size <= n:
+        raise ValueError(f"batch_size={batch_size!r}; allowed: 0 (all) to {n}")
+    check_instruments(instruments, SERIES)
+    problem = Problem(model.apply, loss, optimizer, schedule, detector, instruments, n, batch_size or n, stop_loss)
+    first_input = jnp.asarray(data.x_train[:1])
+    example = jax.eval_shape(lambda: model.init(jax.random.key(0), first_input))
+    scanned = not loops_are_slow(model.apply, example, first_input)  # convolutions on the CPU, also batched over members
+    init_one = partial(_init_member, problem, model, probe_size=probe_size, matrix_free=matrix_free, chunk_size=chunk_size)
+    if scanned or not matrix_free:  # products of what is slow in loops are driven by Python
+        init_one = jax.jit(init_one)
+    begin = jax.jit(partial(_begin, problem))
+    chunk = make_chunk(problem, scanned=scanned)
+
+    def with_data(data: Data) -> Trainer:
+        names = ("x_train", "y_train", "x_test", "y_test", "x_val", "y_val")
+        arrays = {name: jnp.asarray(getattr(data, name)) for name in names if getattr(data, name) is not None}
+        run = lambda state, steps, longest=None: chunk(state, arrays, steps, max(steps, longest or 0))
+        return Trainer(
+            partial(_init, problem, init_one, begin, arrays),
+            run,
+            scanned,
+            partial(_reset_instruments, begin, arrays),
+            with_data,
+        )
+
+    return with_data(data)
+
+
+def _init(problem: Problem, init_one, begin, arrays: dict, members: Members) -> tuple[State, Start]:
+    """The state before the first step, and what is known then."""
+    states, critical, errors = [], [], []
+    for i, seed in enumerate(members.seed):
+        params, critical_i, error_i = init_one(arrays, np.int32(seed))
+        lr = members.lr[i] if members.lr is not None else members.lr_relative[i] * critical_i
+        knobs = {"raises": members.raises, "cap": members.cap, "multiple": members.lr_relative}
+        schedule = problem.schedule.init(lr, **{name: values[i] for name, values in knobs.items() if values is not None})
+        order = None if problem.is_full_batch else jnp.zeros(problem.examples, jnp.int32)
+        states.append(
+            MemberState(
+                seed=jnp.int32(seed),
+                params=params,
+                opt_state=problem.transformation.init(params),
+                schedule=schedule,
+                detector=problem.detector.init(),
+                carried={},
+                order=order,
+                alive=jnp.asarray(True),
+                done=jnp.asarray(False),
+            )
+        )
+        critical.append(np.asarray(critical_i))
+        errors.append(np.asarray(error_i))
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    start = Start(np.array(critical), np.asarray(stacked.schedule.lr_start), np.array(errors))
+    return _reset_instruments(begin, arrays, State(jnp.int32(0), stacked)), start
+
+
+def _init_member(problem: Problem, model, arrays: dict, seed, *, probe_size: int, matrix_free: bool, chunk_size: int | None):
+    """Parameters, critical lr of the training (or probe) examples, and the bound on its relative error."""
+    params = model.init(jax.random.fold_in(jax.random.key(seed), 0), arrays["x_train"][:1])
+    batch = tuple(arrays[key][: probe_size or None] for key in ("x_train", "y_train"))
+    _, _, gradient = plain_gradient(problem, params, batch)
+    rule = preconditioning_of(problem, gradient, params, problem.transformation.init(params))
+    options = dict(loss=problem.loss, preconditioner=rule.diagonal, chunk_size=chunk_size)
+    if matrix_free:
+        found = top_eigenpairs(problem.apply_fn, params, batch, k=1, **options)
+        lambda_max, bound = found.eigenvalues[0], found.bounds[0]
+    else:
+        with jax.default_matmul_precision("highest"):
+            outputs = problem.apply_fn(params, batch[0])
+        kernel = weighted_tangent_kernel(problem.apply_fn, params, batch, outputs, **options)
+        lambda_max, bound = jnp.linalg.eigvalsh(kernel)[-1], jnp.float32(0)
+    return params, critical_lr_from_lambda(lambda_max, rule), jnp.where(bound > 0, bound / lambda_max, 0)
+
+
+def _begin(problem: Problem, arrays: dict, params) -> dict[str, Any]:
+    """What each instrument carries before its first measurement."""
+    batch = tuple(arrays[key][: problem.batch_size] for key in ("x_train", "y_train"))
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    rule = Partial(partial(preconditioning_of, problem), zeros, params, problem.transformation.init(params))
+    now = Moment(params, params, batch, problem.apply_fn(params, batch[0]), arrays, rule, lr=jnp.float32(0))
+    return {label: i.start(now) for label, i in problem.instruments.items() if i.start is not None}
+
+
+def _reset_instruments(begin, arrays: dict, state: State) -> State:
+    first = jax.tree.map(lambda a: a[0], state.members.params)
+    count = len(state.members.seed)
+    carried = jax.tree.map(lambda a: jnp.broadcast_to(a, (count, *a.shape)), begin(arrays, first))
+    return state._replace(members=state.members._replace(carried=carried))
