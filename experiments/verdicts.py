@@ -7,7 +7,7 @@ import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy  # scipy.stats takes half a second: it is loaded where a verdict first needs it
 
 from catapult_jax.events import FACTORS, Event, Prediction, dead_from, find_events, momentum_horizon, prediction, scores
 from experiments import optimizers
@@ -381,7 +381,7 @@ def interval(values) -> tuple[float, float, float]:
         return (float(values.mean()) if len(values) else float("nan")), float("nan"), float("nan")
     if np.ptp(values) == 0 or np.isnan(values).any():
         return float(values.mean()), float(values.mean()), float(values.mean())
-    found = stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
+    found = scipy.stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
     return float(values.mean()), float(found.low), float(found.high)
 
 
@@ -397,7 +397,7 @@ def beyond_zero(values, sign: int) -> bool | None:
     values = sign * np.asarray(values, float)
     if len(values) < _MIN_SEEDS or not np.isfinite(values).all():
         return None
-    test = stats.binomtest(int((values > 0).sum()), len(values), alternative="greater")
+    test = scipy.stats.binomtest(int((values > 0).sum()), len(values), alternative="greater")
     return bool(interval(values)[1] > 0 and test.pvalue <= 0.05)
 
 
@@ -442,7 +442,7 @@ def _rank_correlation(x, y) -> float:
     """Spearman's; 0 where ``y`` does not vary, NaN where ``x`` takes fewer than three values, or a value is not known."""
     if len(np.unique(x)) < 3 or np.isnan([*x, *y]).any():
         return float("nan")
-    return float(stats.spearmanr(x, y).statistic) if len(np.unique(y)) > 1 else 0.0
+    return float(scipy.stats.spearmanr(x, y).statistic) if len(np.unique(y)) > 1 else 0.0
 
 
 def _decide(*tests: bool | None) -> str:
