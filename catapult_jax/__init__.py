@@ -1,8 +1,7 @@
 """Catapults of neural networks: critical learning rates, loss spikes, eigenspaces, features."""
 
 from catapult_jax._version import __version__
-from catapult_jax.agop import agop, agop_alignment, agop_eigenvectors, agop_pearson, input_jacobian
-from catapult_jax.critical_lr import critical_lr, critical_lr_from_lambda, loss_weighted_kernel
+from catapult_jax.critical import critical_lr, critical_lr_from_lambda, loss_weighted_kernel
 from catapult_jax.eigenspace import LossSplit, split_loss
 from catapult_jax.events import (
     KINDS,
@@ -18,9 +17,10 @@ from catapult_jax.events import (
 )
 from catapult_jax.losses import batch_loss
 from catapult_jax.models import CNN, FCN, ViT, WideResNet
-from catapult_jax.optimizers import Preconditioning, preconditioning
+from catapult_jax.outer_product import agop, agop_alignment, agop_eigenvectors, agop_pearson, input_jacobian
+from catapult_jax.preconditioners import Preconditioning, preconditioning
 from catapult_jax.records import open_record
-from catapult_jax.tangent_kernel import (
+from catapult_jax.tangent import (
     CoupledExamplesError,
     Directions,
     Eigenpairs,

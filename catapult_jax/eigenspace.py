@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from catapult_jax.critical_lr import loss_weighted_kernel
+from catapult_jax.critical import loss_weighted_kernel
 from catapult_jax.losses import curvature_columns, weighted_residual
 from catapult_jax.xla import warn_of_lapack_threads
 

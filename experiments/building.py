@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from catapult_jax import checkpoints, data, events, models, training
-from catapult_jax.agop import input_jacobian
+from catapult_jax.outer_product import input_jacobian
 from catapult_jax.training import instruments
 from experiments import config as configs
 from experiments import optimizers, overhead, schedules

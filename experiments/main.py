@@ -20,9 +20,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from catapult_jax import checkpoints, data, records, training
-from catapult_jax.agop import agop_eigenvectors, input_jacobian
-from catapult_jax.tangent_kernel import NeuralTangentsMissing, tangent_kernel
-from catapult_jax.tangent_kernel.exact import method_taken
+from catapult_jax.outer_product import agop_eigenvectors, input_jacobian
+from catapult_jax.tangent import NeuralTangentsMissing, tangent_kernel
+from catapult_jax.tangent.exact import method_taken
 from catapult_jax.training import instruments
 from experiments import building, directory, progress, report, reproduce, signals, verdicts
 from experiments import config as configs

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from catapult_jax import FCN, CoupledExamplesError, critical_lr, tangent_kernel
-from catapult_jax.tangent_kernel import batch_axis, coupling, exact
-from catapult_jax.tangent_kernel.coupling import refuse_coupled_examples
+from catapult_jax.tangent import batch_axis, coupling, exact
+from catapult_jax.tangent.coupling import refuse_coupled_examples
 from catapult_jax.testing import explicit_jacobian, relative_error
 from tests.zoo import ZOO, build
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 
 from catapult_jax import FCN, batch_loss, critical_lr_from_lambda, preconditioning, top_eigenpairs
-from catapult_jax.tangent_kernel import Directions, eigenpairs, products
-from catapult_jax.tangent_kernel.eigenpairs import no_directions
+from catapult_jax.tangent import Directions, eigenpairs, products
+from catapult_jax.tangent.eigenpairs import no_directions
 from catapult_jax.testing import explicit_jacobian, symmetric_with_spectrum
 from tests.zoo import QUICK, build
 

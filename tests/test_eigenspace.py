@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from catapult_jax import FCN, batch_loss, critical_lr, critical_lr_from_lambda, split_loss, tangent_kernel
-from catapult_jax.critical_lr import weighted_tangent_kernel
+from catapult_jax.critical import weighted_tangent_kernel
 from catapult_jax.eigenspace import split_weighted_loss
 from catapult_jax.testing import symmetric_with_spectrum
 from tests.test_losses import CASES

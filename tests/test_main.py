@@ -17,7 +17,7 @@ from ml_collections import config_flags
 
 import catapult_jax
 from catapult_jax import checkpoints, records
-from catapult_jax.tangent_kernel import neural_tangents
+from catapult_jax.tangent import neural_tangents
 from configs import (
     batch_size,
     catapults_agop,

@@ -13,7 +13,7 @@ import pytest
 
 import catapult_jax
 from catapult_jax import critical_lr, xla
-from catapult_jax.tangent_kernel import neural_tangents
+from catapult_jax.tangent import neural_tangents
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from catapult_jax.tangent_kernel import rayleigh_ritz as rr
+from catapult_jax.tangent import rayleigh_ritz as rr
 from catapult_jax.testing import symmetric_with_spectrum
 
 

@@ -121,8 +121,8 @@ def chain(loss: str, optimizer: str, lr: float, batch: int, steps: int, seeds: i
     from sklearn.datasets import load_digits
 
     from catapult_jax import FCN, batch_loss, critical_lr, preconditioning, top_eigenpairs
-    from catapult_jax.critical_lr import weighted_tangent_kernel
-    from catapult_jax.tangent_kernel.eigenpairs import no_directions
+    from catapult_jax.critical import weighted_tangent_kernel
+    from catapult_jax.tangent.eigenpairs import no_directions
 
     digits = load_digits()
     x_all = jnp.asarray(digits.data / np.linalg.norm(digits.data, axis=1, keepdims=True) * 8, jnp.float32)
@@ -167,7 +167,7 @@ def sequence(kind: str, turn: float, seeds: int) -> dict[str, list]:
     import numpy as np
 
     from catapult_jax import top_eigenpairs
-    from catapult_jax.tangent_kernel.eigenpairs import no_directions
+    from catapult_jax.tangent.eigenpairs import no_directions
 
     b, d, rng = 16, 24, np.random.default_rng(7)
     batches = np.stack([_batches(kind, turn, b, d, rng) for _ in range(seeds)])

@@ -111,7 +111,7 @@ def programs(model: str, batch: int, outputs: int, names: list[str], scale: str)
     import jax
 
     from catapult_jax import tangent_kernel
-    from catapult_jax.tangent_kernel import neural_tangents
+    from catapult_jax.tangent import neural_tangents
 
     f, params, x, _ = house.setup(model, scale, batch, outputs=outputs)
     if any(name.startswith("neural_tangents") for name in names):

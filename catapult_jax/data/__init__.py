@@ -1,8 +1,8 @@
 """Data sets: one small interface over a folder of .npz files, TFDS, embedded images and synthetic targets."""
 
-from catapult_jax.data.prepare import CODINGS, CODINGS_OF_LOSS, SCALINGS, Data, most_examples, prepare
+from catapult_jax.data.preparation import CODINGS, CODINGS_OF_LOSS, SCALINGS, Data, most_examples, prepare
 from catapult_jax.data.sources import EMBEDDED, KNOWN, Arrays, DataUnavailable, UnknownData, read
-from catapult_jax.data.synthetic import TARGETS, synthetic, target_function
+from catapult_jax.data.targets import TARGETS, synthetic, target_function
 
 __all__ = [
     "CODINGS",

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 
-from catapult_jax.agop import agop_alignment, agop_pearson, input_jacobian
-from catapult_jax.critical_lr import critical_lr_from_lambda, weighted_kernel_and_gradient, weighted_tangent_kernel
+from catapult_jax.critical import critical_lr_from_lambda, weighted_kernel_and_gradient, weighted_tangent_kernel
 from catapult_jax.eigenspace import share_of, split_weighted_loss
 from catapult_jax.losses import batch_loss, weighted_residual
-from catapult_jax.optimizers import PLAIN, smallest_entry
-from catapult_jax.tangent_kernel import Directions, top_eigenpairs
-from catapult_jax.tangent_kernel.eigenpairs import no_directions
+from catapult_jax.outer_product import agop_alignment, agop_pearson, input_jacobian
+from catapult_jax.preconditioners import PLAIN, smallest_entry
+from catapult_jax.tangent import Directions, top_eigenpairs
+from catapult_jax.tangent.eigenpairs import no_directions
 from catapult_jax.xla import at_least_float32
 
 

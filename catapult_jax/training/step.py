@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 
 from catapult_jax.events import KINDS, Detector, DetectorState, Event
 from catapult_jax.losses import batch_loss
-from catapult_jax.optimizers import Preconditioning, preconditioning
+from catapult_jax.preconditioners import Preconditioning, preconditioning
 from catapult_jax.schedules import Schedule, ScheduleState
 from catapult_jax.training.instruments import Instrument, Moment, measure
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from catapult_jax.tangent_kernel.checks import (
+from catapult_jax.tangent.checks import (
     check_arguments,
     check_batch,
     check_directions,
@@ -20,9 +20,9 @@ from catapult_jax.tangent_kernel.checks import (
     check_preconditioner,
     without_derivative,
 )
-from catapult_jax.tangent_kernel.coupling import refuse_coupled_examples
-from catapult_jax.tangent_kernel.products import LinearMap, is_traced, linear_map, loop_kind, trace
-from catapult_jax.tangent_kernel.rayleigh_ritz import (
+from catapult_jax.tangent.coupling import refuse_coupled_examples
+from catapult_jax.tangent.products import LinearMap, is_traced, linear_map, loop_kind, trace
+from catapult_jax.tangent.rayleigh_ritz import (
     Ritz,
     Space,
     empty,
@@ -134,7 +134,7 @@ def top_eigenpairs(
         preconditioner or directions of another structure, unknown loss, shapes that don't fit.
       CoupledExamplesError: the outputs of one example depend on other examples.
 
-    Source: see :mod:`catapult_jax.tangent_kernel.rayleigh_ritz`; the bound from one product is our rearrangement of Temple's.
+    Source: see :mod:`catapult_jax.tangent.rayleigh_ritz`; the bound from one product is our rearrangement of Temple's.
 
     >>> linear = lambda w, x: x @ w
     >>> batch = (jnp.diag(jnp.array([1.0, 2.0, 3.0])), jnp.zeros(3))

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from catapult_jax import FCN, Preconditioning, critical_lr, critical_lr_from_lambda, loss_weighted_kernel, tangent_kernel
-from catapult_jax.critical_lr import weighted_kernel_and_gradient, weighted_tangent_kernel
+from catapult_jax.critical import weighted_kernel_and_gradient, weighted_tangent_kernel
 from catapult_jax.losses import batch_loss
 from catapult_jax.testing import explicit_jacobian, relative_error
 from tests.test_losses import CASES

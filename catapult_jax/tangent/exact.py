@@ -16,9 +16,9 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from catapult_jax.tangent_kernel import layers, neural_tangents
-from catapult_jax.tangent_kernel.checks import check_arguments, check_preconditioner, forward_mode_only
-from catapult_jax.tangent_kernel.coupling import refuse_coupled_examples
+from catapult_jax.tangent import layers, neural_tangents
+from catapult_jax.tangent.checks import check_arguments, check_preconditioner, forward_mode_only
+from catapult_jax.tangent.coupling import refuse_coupled_examples
 from catapult_jax.xla import after, at_least_float32, loops_are_slow
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
-from catapult_jax.tangent_kernel import batch_axis
+from catapult_jax.tangent import batch_axis
 
 if TYPE_CHECKING:
     from jaxtyping import Array, PyTree
@@ -55,7 +55,7 @@ def refuse_coupled_examples(apply_fn: Callable, params: PyTree, x: Array) -> Non
     """Raises if ``apply_fn(params, x)[i]`` depends on anything of ``x`` but ``x[i]``, or on ``i``, or on the batch size.
 
     Two steps. First a proof: the function is traced at the batch size of ``x``, and the axis of the examples is followed through
-    the program, see :func:`catapult_jax.tangent_kernel.batch_axis.follow`. Where this succeeds, and the program for two examples does the
+    the program, see :func:`catapult_jax.tangent.batch_axis.follow`. Where this succeeds, and the program for two examples does the
     same operations, what is left to ask is whether two examples together give what each gives alone; this is evaluated on made-up
     numbers. An operation that reduces over the examples, or contracts them, is refused.
 

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from catapult_jax.losses import curvature_columns, curvature_factor, hessian_range, output_gradient
-from catapult_jax.optimizers import PLAIN, Preconditioning
-from catapult_jax.tangent_kernel import tangent_kernel
-from catapult_jax.tangent_kernel.checks import check_arguments, check_batch, check_loss
-from catapult_jax.tangent_kernel.exact import kernel_and_pullback
+from catapult_jax.preconditioners import PLAIN, Preconditioning
+from catapult_jax.tangent import tangent_kernel
+from catapult_jax.tangent.checks import check_arguments, check_batch, check_loss
+from catapult_jax.tangent.exact import kernel_and_pullback
 from catapult_jax.xla import warn_of_lapack_threads
 
 if TYPE_CHECKING:

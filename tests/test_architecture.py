@@ -1,0 +1,98 @@
+"""The house: names, the direction of imports, and the size of rooms."""
+
+import ast
+import graphlib
+import importlib
+import pkgutil
+import types
+from pathlib import Path
+
+import catapult_jax
+import experiments
+
+ROOT = Path(__file__).parents[1]
+_MOST_LINES = {"file": 450, "function": 80}
+# Over these limits, each with the reason; a row that is not needed any more fails the test.
+_LONG_FILES = {
+    "catapult_jax/events.py": "the detector and the events of a saved series share one definition",
+    "catapult_jax/preconditioners.py": "one rule for each optimizer, and their checks",
+    "catapult_jax/records.py": "one file format: writing, checking, repairing",
+    "catapult_jax/tangent/batch_axis.py": "one rule for each primitive of a traced program",
+    "catapult_jax/tangent/eigenpairs.py": "most of it is the docstring of top_eigenpairs",
+    "catapult_jax/tangent/exact.py": "the three ways to an exact kernel share their passes",
+    "experiments/config.py": "to be divided: schema, rules, command line",
+    "experiments/verdicts.py": "to be divided: analysis, statistics, claims",
+}
+
+_LONG_FUNCTIONS = {
+    "catapult_jax.events._detector": "one state machine; its steps read the settings that it closes over",
+    "experiments.config.check": "to be divided into rows of rules",
+    "experiments.main._run": "to be divided",
+    "experiments.report.build": "to be divided into sections",
+}
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the library, the programs and the configs, by name."""
+    found = {}
+    for top in ("catapult_jax", "experiments", "configs"):
+        for path in sorted((ROOT / top).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(path: Path, known: dict[str, Path]) -> set[str]:
+    """Modules of ours that a module imports when it is imported itself."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                found.add(whole if whole in known else node.module)
+    return {name for name in found if name in known}
+
+
+def test_no_public_name_shadows_a_module():
+    for top in (catapult_jax, experiments):
+        for module in pkgutil.walk_packages(top.__path__, f"{top.__name__}."):
+            imported = importlib.import_module(module.name)
+            parent, _, leaf = module.name.rpartition(".")
+            assert getattr(importlib.import_module(parent), leaf) is imported, module.name
+            assert isinstance(imported, types.ModuleType)
+
+
+def test_imports_make_no_cycle_and_point_downwards():
+    known = modules()
+    needs = {name: imports(path, known) - {name} for name, path in known.items()}
+    assert len(list(graphlib.TopologicalSorter(needs).static_order())) == len(known)  # raises CycleError
+    layers = ("catapult_jax", "configs", "experiments")  # configs hold fields alone
+    layer = lambda name: layers.index(name.partition(".")[0])
+    for name, needed in needs.items():
+        assert all(layer(other) <= layer(name) for other in needed), name
+        assert not name.startswith("configs.") or all(other.startswith("configs") for other in needed), name
+    rooms = ("losses", "tangent", "critical", "training")  # of the library, from the ground up
+    room = lambda name: next((i for i, one in enumerate(rooms) if name.startswith(f"catapult_jax.{one}")), None)
+    for name, needed in needs.items():
+        if room(name) is not None:
+            assert all(room(other) is None or room(other) <= room(name) for other in needed), name
+
+
+def test_files_are_short():
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in modules().values()}
+    assert {name for name, lines in lengths.items() if lines > _MOST_LINES["file"]} == set(_LONG_FILES)
+
+
+def test_functions_are_short():
+    """Without their docstrings."""
+    long = set()
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                text = node.body[0] if ast.get_docstring(node) else None
+                lines = node.end_lineno - node.lineno + 1 - (text.end_lineno - text.lineno + 1 if text else 0)
+                if lines > _MOST_LINES["function"] and not name.startswith("configs."):
+                    long.add(f"{name}.{node.name}")
+    assert long == set(_LONG_FUNCTIONS)
