@@ -6,25 +6,22 @@ Again, to see whether the same comes out: python -m experiments.main --reproduce
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import math
 import sys
 import time
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from catapult_jax import checkpoints, data, records, training
-from catapult_jax.outer_product import agop_eigenvectors, input_jacobian
+from catapult_jax import checkpoints, records, training
 from catapult_jax.tangent import NeuralTangentsMissing, tangent_kernel
 from catapult_jax.tangent.exact import method_taken
-from catapult_jax.training import instruments
-from experiments import building, directory, progress, report, reproduce, signals, verdicts
+from experiments import building, directory, outputs, progress, report, reproduce, signals, verdicts
 from experiments import config as configs
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; default: runs/CONFIG-IDENTITY.")
@@ -33,7 +30,6 @@ _REPRODUCE = flags.DEFINE_string(
 )
 
 _CHECK_EXAMPLES, _CHECK_LIMIT = 8, 1e-3
-_DIRECTIONS = 3  # top eigenvectors of the AGOP that are kept
 _PRODUCTS_LIMIT = 0.02  # relative error allowed to a critical lr at initialisation that comes from products
 _ROUNDING = 1e-6  # relative error of an entry of a kernel, where it could not be found, and the least that is assumed
 
@@ -85,54 +81,77 @@ def run(config: ConfigDict, workdir: Path, like: dict | None = None) -> list[rep
 def _run(
     config: ConfigDict, workdir: Path, like: dict | None, until_the_end: contextlib.ExitStack, find_nans: bool
 ) -> list[report.Verdict]:
-    begin = time.monotonic()
-    as_json = json.loads(config.to_json())
-    earlier, new, harm = None, directory.is_new(workdir), []
-    if new:
-        directory.check_writable(workdir)
-    else:
-        directory.earlier_run(workdir, as_json)  # a directory of something else is not touched
-        until_the_end.enter_context(directory.held(workdir))
-        earlier = directory.earlier_run(workdir, as_json)
-        harm = records.damage(workdir) if earlier else []
-    arrays, stand_in_for = building.load_data(config)
-    if earlier and earlier["data"]["sha256"] != arrays.checksum:
-        raise configs.ConfigError(
-            f"workdir={str(workdir)!r} holds a run on other data (SHA-256 differs); allowed: another workdir"
-        )
-    if like and like["data"]["sha256"] != arrays.checksum:
-        raise configs.ConfigError(
-            f"reproduce: that run was on other data than {arrays.source} (SHA-256 differs); allowed: the same data"
-        )
+    begin, as_json = time.monotonic(), json.loads(config.to_json())
+    new = directory.is_new(workdir)
+    earlier, harm = _earlier(workdir, as_json, until_the_end, new)
+    loaded = building.load(config, earlier or like)
     if earlier and earlier["status"] != "running" and not harm:
         print("already complete")
         with directory.written(workdir):
             return report.build(workdir)
-    model, members = building.build_model(config.model, arrays.outputs), building.build_members(config)
-    reference, about_reference = (
-        building.agop_reference(config, arrays) if "agop" in building.cadences_of(config) else (None, None)
-    )
-    if earlier and earlier.get("agop_reference") != about_reference:
-        raise configs.ConfigError(
-            f"workdir={str(workdir)!r} holds a run with another model in measure.agop_reference; allowed: another workdir"
+    built = building.build(config, earlier or like, loaded)
+    with building.fitting():
+        state, start = built.trainer.init(built.members)
+    title = report.title_of(as_json, {"data": {"name": built.data.name}})
+    check = _announce(config, title, built, state, start)
+    if new:
+        _take(workdir, until_the_end)
+    about = _about(built, check, earlier)
+    coordinates, attributes = _coordinates(built.members, start), _attributes(config, title, built, check)
+    restored = _restore(config, workdir, built, state, coordinates, attributes, harm)
+    state = state if restored is None else restored
+    if earlier:
+        print(f"resuming at step {int(state.step)} of {config.steps}")
+        for name, (then, now) in reproduce.differences(earlier["environment"], about["resumed_with"][-1]).items():
+            print(f"WARNING: environment differs in {name}: {then} then, {now} now", file=sys.stderr)
+    with directory.written(workdir):
+        records.write_json(workdir / "config.json", as_json)
+        records.write_json(workdir / "run.json", about)
+        state = _train(config, workdir, built.trainer, state, coordinates, attributes, find_nans)
+        ended, usable = _ended(workdir, as_json, state)
+        if config.run.save_model and usable[0]:
+            outputs.write_model(workdir, built.model, state, built.data, {"config": as_json, "data": about["data"]})
+        if "agop" in built.plan["cadences"]:
+            outputs.write_directions(config, workdir, built, state, coordinates, usable)
+        records.write_json(workdir / "run.json", about | ended | {"seconds": about["seconds"] + time.monotonic() - begin})
+        found = report.build(workdir)
+    if config.run.save_model and not usable[0]:
+        raise configs.RunError(
+            "run.save_model: the first member diverged or is dead, so that there is no model.npz; allowed: a run whose first member ends with finite parameters and a kernel that is not zero"
         )
-    if like and like.get("agop_reference") != about_reference:
-        raise configs.ConfigError("reproduce: that run had another model in measure.agop_reference; allowed: the same model")
-    try:
-        found = earlier or like
-        plan = found["instruments"] if found else building.choose_instruments(config, model, arrays, members, reference)
-        trainer = building.trainer_of(config, model, arrays, reference, plan)
-        state, start = trainer.init(members)
-    except ValueError as error:  # a model and data that do not fit
-        raise configs.ConfigError(configs.one_line(error)) from error
-    except (MemoryError, OverflowError, jax.errors.JaxRuntimeError) as error:
-        why = configs.one_line(error)[:300] or type(error).__name__
-        raise configs.ConfigError(f"the run can't be built ({why}); allowed: a model and data that fit here") from error
-    title = report.title_of(as_json, {"data": {"name": arrays.name}})
-    print(f"{title}; {len(members.seed)} members; data: {arrays.source}")
+    return found
+
+
+def _earlier(workdir: Path, as_json: dict, until_the_end: contextlib.ExitStack, new: bool) -> tuple[dict | None, list]:
+    """What run.json says of the run that is in the directory, and the damage to its record. Locks a directory that holds a run."""
+    if new:
+        directory.check_writable(workdir)
+        return None, []
+    directory.earlier_run(workdir, as_json)  # a directory of something else is not touched
+    until_the_end.enter_context(directory.held(workdir))
+    earlier = directory.earlier_run(workdir, as_json)
+    return earlier, records.damage(workdir) if earlier else []
+
+
+def _take(workdir: Path, until_the_end: contextlib.ExitStack) -> None:
+    """Makes and locks a new directory, once everything that can be refused was."""
+    until_the_end.enter_context(directory.held(workdir))
+    if not directory.is_new(workdir):
+        raise configs.ConfigError(f"workdir={str(workdir)!r} was taken by another process meanwhile; allowed: another workdir")
+
+
+def _announce(config: ConfigDict, title: str, built: building.Built, state, start: training.Start) -> dict:
+    """Prints what is known before the first step; returns the comparison of the kernel with neural_tangents.
+
+    Raises:
+      RunError: the kernel differs from it, or the critical lr at initialisation is not known well enough.
+      ConfigError: a relative lr of a member whose critical lr is infinite or NaN.
+    """
+    members, model, x = built.members, built.model, built.data.x_train
+    print(f"{title}; {len(members.seed)} members; data: {built.data.source}")
     first = jax.tree.map(lambda a: a[0], state.members.params)
-    check = check_kernel(model, first, arrays.x_train)
-    print(f"exact kernel: {method_taken(model.apply, first, arrays.x_train)}")
+    check = check_kernel(model, first, x)
+    print(f"exact kernel: {method_taken(model.apply, first, x)}")
     print(f"kernel against neural_tangents on {check['examples']} examples: {check['text']}")
     published = f" (published: {config.published_critical_lr})" if config.published_critical_lr else ""
     within = f" (from products, to within {start.error.max():.1%})" if start.error.any() else ""
@@ -141,7 +160,6 @@ def _run(
         raise configs.RunError(
             f"the critical lr at initialisation is known to within {start.error.max():.1%} alone; allowed: {_PRODUCTS_LIMIT:.0%}"
         )
-
     if not np.isfinite(start.lr).all():
         m = int(np.argmin(np.isfinite(start.lr)))
         raise configs.ConfigError(
@@ -149,28 +167,65 @@ def _run(
             "multiple of it, no number: the gradient of every example is zero there, or not finite; allowed: another seed, model or "
             "data, or an absolute lr"
         )
+    return check
 
-    if new:
-        until_the_end.enter_context(directory.held(workdir))
-        if not directory.is_new(workdir):
-            raise configs.ConfigError(
-                f"workdir={str(workdir)!r} was taken by another process meanwhile; allowed: another workdir"
-            )
-    about = {
+
+def _about(built: building.Built, check: dict, earlier: dict | None) -> dict:
+    """What run.json says while the run goes on."""
+    environment = records.environment()
+    if earlier:  # what the first steps were made with stays on record
+        return earlier | {"resumed_with": [*earlier.get("resumed_with", []), environment], "status": "running"}
+    arrays = built.data
+    return {
         "status": "running",
         "data": {
-            "name": arrays.name, "source": arrays.source, "stand_in_for": stand_in_for, "sha256": arrays.checksum,
+            "name": arrays.name, "source": arrays.source, "stand_in_for": built.stand_in_for, "sha256": arrays.checksum,
             "train": len(arrays.x_train), "test": len(arrays.x_test), "shape": list(arrays.x_train.shape[1:]), "outputs": arrays.outputs,
         },
-        "agop_reference": about_reference,
+        "agop_reference": built.about_reference,
         "kernel_check": check,
-        "instruments": plan,
-        "environment": records.environment(),
+        "instruments": built.plan,
+        "environment": environment,
         "seconds": 0.0,  # of the sittings that were not interrupted
     }  # fmt: skip
-    if earlier:  # what the first steps were made with stays on record
-        about = earlier | {"resumed_with": [*earlier.get("resumed_with", []), about["environment"]], "status": "running"}
-    restored, damaged = checkpoints.restore(workdir / "checkpoints", state)
+
+
+def _coordinates(members: training.Members, start: training.Start) -> dict[str, np.ndarray]:
+    """Coordinates of the record along its members."""
+    relative = members.lr_relative if members.lr_relative is not None else start.lr / start.critical_lr
+    return {
+        "seed": members.seed,
+        "rate": members.lr if members.lr is not None else members.lr_relative,  # as it was asked for
+        "lr_relative": np.asarray(relative, np.float32),
+        "lr_init": np.asarray(start.lr, np.float32),
+        "critical_lr_init": np.asarray(start.critical_lr, np.float32),
+    } | {name: getattr(members, name) for name in ("raises", "cap") if getattr(members, name) is not None}
+
+
+def _attributes(config: ConfigDict, title: str, built: building.Built, check: dict) -> dict[str, Any]:
+    """Attributes of the record."""
+    # By Weyl |d lambda| <= n max |d K|, and lambda_max >= max |K|: the error of an entry, n times, bounds that of the critical lr.
+    rows = building.rows_of(config, built.data)["batch_kernel"]
+    return {
+        "title": title,
+        "data": built.data.name,
+        "stand_in_for": built.stand_in_for or "",
+        "data_sha256": built.data.checksum,
+        "agop_reference_sha256": (built.about_reference or {}).get("sha256", ""),
+        "critical_lr_margin": max(rows * (check["relative_error"] or _ROUNDING), _ROUNDING),
+    }
+
+
+def _restore(config: ConfigDict, workdir: Path, built: building.Built, fresh, coordinates, attributes, harm: list):
+    """The state of the newest checkpoint that is whole, with the damaged files of the record made again up to it; None: there is none.
+
+    ``fresh``: the state before the first step.
+
+    Raises:
+      RunError: no checkpoint can be read, or the record can't be mended here.
+      ConfigError: a checkpoint without the record up to it.
+    """
+    restored, damaged = checkpoints.restore(workdir / "checkpoints", fresh)
     if damaged and restored is None:
         raise configs.RunError(
             f"workdir={str(workdir)!r} has no checkpoint that can be read: {'; '.join(damaged)}; nothing was changed; allowed: the versions and "
@@ -181,100 +236,31 @@ def _run(
     if damaged:
         with directory.written(workdir):
             checkpoints.set_aside(workdir / "checkpoints", after=int(restored.step))
-    # By Weyl |d lambda| <= n max |d K|, and lambda_max >= max |K|: the error of an entry, n times, bounds that of the critical lr.
-    margin = max(building.rows_of(config, arrays)["batch_kernel"] * (check["relative_error"] or _ROUNDING), _ROUNDING)
-    relative = members.lr_relative if members.lr_relative is not None else start.lr / start.critical_lr
-    coordinates = {
-        "seed": members.seed,
-        "rate": members.lr if members.lr is not None else members.lr_relative,  # as it was asked for
-        "lr_relative": np.asarray(relative, np.float32),
-        "lr_init": np.asarray(start.lr, np.float32),
-        "critical_lr_init": np.asarray(start.critical_lr, np.float32),
-    } | {name: getattr(members, name) for name in ("raises", "cap") if getattr(members, name) is not None}
-    attributes = {
-        "title": title,
-        "data": arrays.name,
-        "stand_in_for": stand_in_for or "",
-        "data_sha256": arrays.checksum,
-        "agop_reference_sha256": (about_reference or {}).get("sha256", ""),
-        "critical_lr_margin": margin,
-    }
     if restored is not None and harm:
         with directory.written(workdir):
-            mended = _mend(config, workdir, trainer, state, restored, members, coordinates, attributes, harm)
+            mended = _mend(config, workdir, built.trainer, fresh, restored, coordinates, attributes, harm)
         if not mended:
-            restored = None
+            return None
     if restored is not None and records.steps_done(workdir) < int(restored.step):
         raise configs.ConfigError(f"workdir={str(workdir)!r} has a checkpoint but no record up to it; allowed: another workdir")
-    if restored is not None:
-        state = restored
-    if earlier:
-        print(f"resuming at step {int(state.step)} of {config.steps}")
-        for name, (then, now) in reproduce.differences(earlier["environment"], about["resumed_with"][-1]).items():
-            print(f"WARNING: environment differs in {name}: {then} then, {now} now", file=sys.stderr)
-    with directory.written(workdir):
-        records.write_json(workdir / "config.json", as_json)
-        records.write_json(workdir / "run.json", about)
-        state = _train(config, workdir, trainer, state, members, coordinates, attributes, find_nans)
-        made = records.open_record(workdir).load()
-        lost, dead = verdicts.lost_members(made, as_json), verdicts.dead_members(made, as_json)
-        usable = _finite(state) & np.asarray(state.members.alive)
-        usable[[one["member"] for one in dead]] = False
-        lost += [
-            {"member": int(m), "step": int(state.step), "cause": "the parameters were not finite after the last step"}
-            for m in np.flatnonzero(~_finite(state) & np.asarray(state.members.alive))
-        ]
-        if config.run.save_model and usable[0]:
-            _write_model(workdir, model, state, arrays, {"config": as_json, "data": about["data"]})
-        if "agop" in plan["cadences"]:
-            _write_directions(config, workdir, model, state, coordinates, arrays, reference, usable)
-        count = len(members.seed)
-        status = "diverged" if len(lost) == count else "dead" if len(lost) + len(dead) >= count else "complete"
-        ended = {"status": status, "lost": lost, "dead": dead, "seconds": about["seconds"] + time.monotonic() - begin}
-        records.write_json(workdir / "run.json", about | ended)
-        found = report.build(workdir)
-    if config.run.save_model and not usable[0]:
-        raise configs.RunError(
-            "run.save_model: the first member diverged or is dead, so that there is no model.npz; allowed: a run whose first member ends with finite parameters and a kernel that is not zero"
-        )
-    return found
+    return restored
 
 
-def _finite(state) -> np.ndarray:
-    """Members whose parameters are."""
-    leaves = jax.tree.leaves(state.members.params)
-    return np.all([np.isfinite(np.asarray(leaf)).reshape(len(leaf), -1).all(1) for leaf in leaves], axis=0)
+def _ended(workdir: Path, config: dict, state) -> tuple[dict[str, Any], np.ndarray]:
+    """Status, lost and dead members of a run at its end, and which members end with usable parameters."""
+    record, finite = records.open_record(workdir).load(), outputs.finite(state)
+    lost, dead = verdicts.lost_members(record, config), verdicts.dead_members(record, config)
+    alive = np.asarray(state.members.alive)
+    usable = finite & alive
+    usable[[one["member"] for one in dead]] = False
+    cause = "the parameters were not finite after the last step"
+    lost += [{"member": int(m), "step": int(state.step), "cause": cause} for m in np.flatnonzero(~finite & alive)]
+    count = len(alive)
+    status = "diverged" if len(lost) == count else "dead" if len(lost) + len(dead) >= count else "complete"
+    return {"status": status, "lost": lost, "dead": dead}, usable
 
 
-def _write_model(workdir: Path, model, state, arrays: data.Data, about: dict) -> None:
-    """model.npz: the first member's parameters after the last step, and their test scores."""
-    params = jax.device_get(jax.tree.map(lambda a: a[0], state.members.params))
-    config = about["config"]
-    scores = instruments.scores(model.apply, loss=config["loss"], every=1, coding=config["data"]["coding"])
-    x_test, y_test = jax.numpy.asarray(arrays.x_test), jax.numpy.asarray(arrays.y_test)
-    moment = instruments.Moment(params, params, None, None, {"x_test": x_test, "y_test": y_test})
-    measured = {name: float(value) for name, value in jax.jit(scores.measure)(moment).items()}
-    checkpoints.save_model(workdir / "model.npz", params, about | measured)
-
-
-def _write_directions(config, workdir: Path, model, state, coordinates, arrays, reference, usable) -> None:
-    """agop.npz: top eigenvectors of the AGOP of the reference, and at the end of training of the first seed of each setting."""
-    x = jax.numpy.asarray(arrays.x_train[: config.measure.agop_size])
-    jacobian = jax.jit(partial(input_jacobian, model.apply, chunk_size=building.CHUNK))
-    names, rows = ["reference"], [jax.numpy.asarray(reference)]
-    first = coordinates["seed"][0]
-    axes = [axis for axis in ("rate", "raises", "cap") if len(np.unique(coordinates.get(axis, 0))) > 1]
-    for m in np.flatnonzero((coordinates["seed"] == first) & usable):
-        names.append(", ".join(f"{axis} {coordinates[axis][m]:.3g}" for axis in axes) or "trained")
-        rows.append(jacobian(jax.tree.map(lambda a, m=m: a[m], state.members.params), x))
-    k = min(_DIRECTIONS, x[0].size, *(len(r) for r in rows))
-    vectors = [np.asarray(agop_eigenvectors(r, len(x), k=k)[1].T) for r in rows]
-    buffer = io.BytesIO()
-    np.savez(buffer, names=np.array(names), vectors=np.stack(vectors), shape=np.array(x.shape[1:]))
-    records.write_bytes(workdir / "agop.npz", buffer.getbuffer())
-
-
-def _mend(config, workdir: Path, trainer, fresh, restored, members, coordinates, attributes, harm) -> bool:
+def _mend(config, workdir: Path, trainer, fresh, restored, coordinates, attributes, harm) -> bool:
     """Makes the damaged files of a record again, up to the step of the checkpoint. False: the whole record has to be made again.
 
     ``fresh``: the state before the first step, for what is older than each checkpoint.
@@ -316,7 +302,7 @@ def _joined(chunks: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([chunk[name] for chunk in chunks], axis=1) for name in chunks[0]}
 
 
-def _train(config, workdir: Path, trainer: training.Trainer, state, members, coordinates, attributes, find_nans: bool):
+def _train(config, workdir: Path, trainer: training.Trainer, state, coordinates, attributes, find_nans: bool):
     """Runs to the last step, or until every member has stopped; returns the last state.
 
     Chunks go to disk together, every few seconds and before each checkpoint: what a kill loses is made again from the checkpoint before it.
