@@ -61,7 +61,7 @@ def check_kernel(model, params, x) -> dict:
     return {"examples": len(x), "relative_error": error, "text": f"relative error {error:.1e}"}
 
 
-def run(config: ConfigDict, workdir: Path, like: dict | None = None) -> list[report.Verdict]:
+def run(config: ConfigDict, workdir: Path, like: dict | None = None) -> list[verdicts.Verdict]:
     """Runs or resumes a config in a directory, and writes its report.
 
     ``like``: what run.json says of a run that this one is to repeat: on the same data, with the cadences and methods that it found.
@@ -80,7 +80,7 @@ def run(config: ConfigDict, workdir: Path, like: dict | None = None) -> list[rep
 
 def _run(
     config: ConfigDict, workdir: Path, like: dict | None, until_the_end: contextlib.ExitStack, find_nans: bool
-) -> list[report.Verdict]:
+) -> list[verdicts.Verdict]:
     begin, as_json = time.monotonic(), json.loads(config.to_json())
     new = directory.is_new(workdir)
     earlier, harm = _earlier(workdir, as_json, until_the_end, new)

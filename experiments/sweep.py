@@ -24,12 +24,13 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from catapult_jax import records
-from experiments import building, figures, report, signals, verdicts
+from catapult_jax.report import page
+from experiments import building, figures, signals, verdicts
 from experiments import config as configs
 from experiments.config import ConfigError, RunError
 from experiments.directory import check_writable, held, is_new, name_of, written
 from experiments.main import default_workdir, run
-from experiments.markup import element
+from experiments.sections import ENDS, stand_in, verdict_block
 
 _GRID = flags.DEFINE_multi_string("grid", [], "FIELD=v1,v2,...; may be given several times. Default: the config's own sweep.")
 _PROCESSES = flags.DEFINE_integer("processes", 1, "Runs at a time.", lower_bound=1)
@@ -216,7 +217,7 @@ def summary(runs: list[tuple[dict, ConfigDict]], workdir: Path) -> list[dict]:
             verdicts.until_lost(records.open_record(directory).load()),
             records.read_json(directory / "config.json"),
         )
-        ends = {name: verdicts.last(record, config, name) for name in report.ENDS if name in record}
+        ends = {name: verdicts.last(record, config, name) for name in ENDS if name in record}
         critical = "critical_lr_batch" in record
         predicted = critical and "loss_batch_after" in record
         catapults, ok = verdicts.catapult_counts(record, config), verdicts.finished(record, config)
@@ -273,21 +274,17 @@ def write_summary(
     records.write_text(workdir / "summary.csv", file.getvalue())
     found = find_verdicts(rows, config, config.claims, about)
     dead = [row for row in rows if row["dead_from"] >= 0]
-    parts = [
-        element("h1", title),
-        *([report.stand_in_html(about)] if about["stand_in_for"] else []),
-        *(report.warning_html(f"{name}: {why}") for name, why in failures.items()),
-    ]
+    top = [*stand_in(about), *(page.warning(f"{name}: {why}") for name, why in failures.items())]
     if dead:
-        parts.append(report.warning_html(f"The network of {len(dead)} of {len(rows)} members is dead; they did not finish:"))
-        header = (*axes, "setting", "seed", "dead from step")
-        parts.append(report.table_html(header, [(*(r[a] for a in (*axes, "setting", "seed")), r["dead_from"]) for r in dead]))
+        names = (*axes, "setting", "seed")
+        top.append(page.warning(f"The network of {len(dead)} of {len(rows)} members is dead; they did not finish:"))
+        top.append(page.table((*names, "dead from step"), [(*(r[a] for a in names), r["dead_from"]) for r in dead]))
     tables = [v.table for v in found]
-    parts += [report.verdict_html(v._replace(table=() if v.table in tables[:i] else v.table)) for i, v in enumerate(found)]
+    top += [verdict_block(v._replace(table=() if v.table in tables[:i] else v.table)) for i, v in enumerate(found)]
     picture = figures.save(figures.sweep_figure(rows, tuple(axes) or ("rate",), title), workdir / "summary")
-    parts.append(report.image_html(picture, figures.sweep_figure.__doc__))
+    top.append(page.image(picture, figures.sweep_figure.__doc__))
     settings = list(dict.fromkeys(tuple(row[name] for name in (*axes, "setting")) for row in rows))
-    metrics = ("catapults", "spikes", "steps", "critical_steps", *_PREDICTION, *report.ENDS)
+    metrics = ("catapults", "spikes", "steps", "critical_steps", *_PREDICTION, *ENDS)
     metrics = [name for name in metrics if name in _columns(rows)]
     table = []
     for setting in settings:
@@ -300,12 +297,14 @@ def write_summary(
                 *(verdicts.text_of([row[name] for row in ended if name in row]) for name in metrics),
             )
         )
-    parts.append(element("h2", "Mean over the seeds that finished, with its 95 % bootstrap interval"))
-    parts.append(report.table_html((*axes, "setting", "finished", *metrics), table))
-    names = dict.fromkeys(row["run"] for row in rows)
-    links = [element("li", element("a", name, href=f"./{quote(name)}/report.html")) for name in names]
-    parts += [element("h2", "Runs"), element("ul", *links)]
-    records.write_text(workdir / "summary.html", report.page(title, parts))
+    means = page.table((*axes, "setting", "finished", *metrics), table)
+    runs = page.links({name: f"./{quote(name)}/report.html" for name in dict.fromkeys(row["run"] for row in rows)})
+    sections = [
+        page.Section("", top),
+        page.Section("Mean over the seeds that finished, with its 95 % bootstrap interval", [means]),
+        page.Section("Runs", [runs]),
+    ]
+    records.write_text(workdir / "summary.html", page.render(title, sections))
     return found
 
 

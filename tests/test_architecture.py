@@ -27,7 +27,6 @@ _LONG_FILES = {
 _LONG_FUNCTIONS = {
     "catapult_jax.events._detector": "one state machine; its steps read the settings that it closes over",
     "experiments.config.check": "to be divided into rows of rules",
-    "experiments.report.build": "to be divided into sections",
 }
 
 

@@ -14,8 +14,9 @@ import pytest
 import experiments
 from catapult_jax import records
 from catapult_jax.events import DEFINITION
+from catapult_jax.report import page
 from configs import quickstart
-from experiments import building, main, markup, report, sweep, verdicts
+from experiments import building, main, sections, sweep, verdicts
 
 SCRIPT = "<script>alert('x')</script>\"&"
 
@@ -45,8 +46,18 @@ def safe(html):
 
 
 def test_page_escapes_its_parts_and_its_title():
-    page = safe(report.page(SCRIPT, [SCRIPT, markup.element("p", SCRIPT, class_=SCRIPT), report.verdict_html(claim())]))
-    assert page.words.count(SCRIPT) == 6 and page.attributes["class"][0] == SCRIPT
+    blocks = [
+        *(make(SCRIPT) for make in (page.text, page.warning, page.preformatted)),
+        page.table((SCRIPT,), [(SCRIPT,)]),
+        page.items([SCRIPT]),
+        page.links({SCRIPT: SCRIPT}),
+        sections.verdict_block(claim()._replace(table=((SCRIPT,), (SCRIPT,)))),
+    ]
+    found = safe(page.render(SCRIPT, [page.Section(SCRIPT, blocks)]))
+    title, heading, plain, cells, lists, claimed = 2, 1, 3, 2, 2, 4
+    assert found.words.count(SCRIPT) == title + heading + plain + cells + lists + claimed and found.attributes["href"] == [
+        SCRIPT
+    ]
 
 
 def claim():
@@ -62,7 +73,7 @@ def scripted(monkeypatch, plain_figures):
     )
     monkeypatch.setitem(verdicts.OF_RUN, "first_catapult", lambda record, config: claim())
     monkeypatch.setattr(
-        report, "by_setting", lambda *a: [(f"label {SCRIPT}", members) for _, members in verdicts.by_setting(*a)]
+        sections, "by_setting", lambda *a: [(f"label {SCRIPT}", members) for _, members in verdicts.by_setting(*a)]
     )
 
 
@@ -70,11 +81,11 @@ def test_report_escapes_title_data_claims_config_and_labels(tmp_path, scripted):
     config = quickstart.get_config("smoke")
     config.title, config.steps = f"title {SCRIPT}", 3
     main.run(config, tmp_path / "<script>run")
-    page = safe((tmp_path / "<script>run" / "report.html").read_text())
+    found = safe((tmp_path / "<script>run" / "report.html").read_text())
     for word in ("title", "data", "other", "label"):
-        assert f"{word} {SCRIPT}" in page.words
-    assert page.words.count(SCRIPT) > 10 and DEFINITION in page.words
-    assert json.dumps(f"title {SCRIPT}") in page.words  # in the config
+        assert f"{word} {SCRIPT}" in found.words
+    assert found.words.count(SCRIPT) > 10 and DEFINITION in found.words
+    assert json.dumps(f"title {SCRIPT}") in found.words  # in the config
 
 
 def test_summary_escapes_axes_settings_runs_and_failures(tmp_path, plain_figures):
@@ -90,11 +101,11 @@ def test_summary_escapes_axes_settings_runs_and_failures(tmp_path, plain_figures
     rows = [row | {"run": "width=<script>\"'?#%41"}, row | {"run": "other", "finished": False, "dead_from": 3}]
     about = {"name": SCRIPT, "stand_in_for": SCRIPT}
     sweep.write_summary(rows, ["axis <script>"], quickstart.get_config(), tmp_path, SCRIPT, {"run <script>": SCRIPT}, about)
-    page = safe((tmp_path / "summary.html").read_text())
-    assert "axis <script>" in page.words and f"run <script>: {SCRIPT}" in page.words
-    assert [unquote(link) for link in page.attributes["href"]] == [f"./{row['run']}/report.html" for row in rows]
-    assert not set("<>\"'?#") & set("".join(page.attributes["href"]))  # nor an end of the path
-    assert "The network of 1 of 2 members is dead" in page.words
+    found = safe((tmp_path / "summary.html").read_text())
+    assert "axis <script>" in found.words and f"run <script>: {SCRIPT}" in found.words
+    assert [unquote(link) for link in found.attributes["href"]] == [f"./{row['run']}/report.html" for row in rows]
+    assert not set("<>\"'?#") & set("".join(found.attributes["href"]))  # nor an end of the path
+    assert "The network of 1 of 2 members is dead" in found.words
 
 
 def mode(path):
@@ -141,5 +152,5 @@ def test_a_run_whose_networks_die_says_so(tmp_path, plain_figures):
     assert (about["status"], about["lost"], about["dead"]) == ("dead", [], [{"member": 0, "step": 3}])
     assert [e["kind"] for e in records.read_json_lines(tmp_path / "run" / "events.jsonl")] == ["death"]
     assert all(v.verdict != verdicts.REPRODUCED and "dead: 1 (member 0 from step 3)" in v.effect for v in found)
-    page = Page((tmp_path / "run" / "report.html").read_text())
-    assert "status: dead, 1 dead" in page.words and "Members whose network is dead" in page.words
+    found = Page((tmp_path / "run" / "report.html").read_text())
+    assert "status: dead, 1 dead" in found.words and "Members whose network is dead" in found.words
