@@ -77,12 +77,19 @@ def _mark_events(axis, events, record):
         seen.add(name)
 
 
+class _PlainLabels(LogFormatter):
+    """0.01 in place of 10^-2: mathematics in the labels takes a quarter of the time of a figure."""
+
+    def __call__(self, x, pos=None):
+        return super().__call__(x, pos) and f"{x:g}"
+
+
 def _log_scale(axis):
     """Where there is something to draw on it: a critical lr may be infinite throughout."""
     if any((np.asarray(line.get_ydata(), float) > 0).any() for line in axis.lines):
         axis.set_yscale("log")
-        axis.yaxis.set_major_formatter(LogFormatter())  # labels without mathtext, which takes a quarter of the time of a figure
-        axis.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
+        axis.yaxis.set_major_formatter(_PlainLabels())
+        axis.yaxis.set_minor_formatter(_PlainLabels(labelOnlyBase=False))
 
 
 def loss_figure(record, config, title):
