@@ -24,7 +24,8 @@ from catapult_jax.outer_product import agop_eigenvectors, input_jacobian
 from catapult_jax.tangent import NeuralTangentsMissing, tangent_kernel
 from catapult_jax.tangent.exact import method_taken
 from catapult_jax.training import instruments
-from experiments import building, directory, progress, report, reproduce, signals, verdicts
+from experiments import analysis as verdicts
+from experiments import building, directory, progress, report, reproduce, signals
 from experiments import config as configs
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; default: runs/CONFIG-IDENTITY.")

@@ -12,12 +12,7 @@ import numpy as np
 from catapult_jax import records
 from catapult_jax.events import DEFINITION, FACTORS, SPIKE_SCORE, spike_score
 from experiments import directory, figures
-from experiments.config import FIELDS_HELP, ConfigError, RunError, flat, testable
-from experiments.markup import Html, element, join
-from experiments.reproduce import differences
-from experiments.verdicts import (
-    OF_RUN,
-    Verdict,
+from experiments.analysis import (
     by_setting,
     catapult_counts,
     dead_members,
@@ -25,14 +20,17 @@ from experiments.verdicts import (
     has_events,
     last,
     lost_members,
-    of_run,
     rise_predictions,
     run_events,
     spike_series,
-    text_of,
     uncertain_steps,
     until_lost,
 )
+from experiments.config import FIELDS_HELP, ConfigError, RunError, flat, testable
+from experiments.markup import Html, element, join
+from experiments.reproduce import differences
+from experiments.statistics import text_of
+from experiments.verdicts import OF_RUN, Verdict, of_run
 
 _CADENCES = ("batch_kernel", "train_loss", "train_kernel", "loss_after", "preconditioner", "test", "agop")
 

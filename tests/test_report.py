@@ -15,7 +15,8 @@ import experiments
 from catapult_jax import records
 from catapult_jax.events import DEFINITION
 from configs import quickstart
-from experiments import building, main, markup, report, sweep, verdicts
+from experiments import analysis, building, main, markup, report, sweep, verdicts
+from experiments.verdicts import registry
 
 SCRIPT = "<script>alert('x')</script>\"&"
 
@@ -60,9 +61,10 @@ def scripted(monkeypatch, plain_figures):
     monkeypatch.setattr(
         building, "load_data", lambda config: (load(config)[0]._replace(name=f"data {SCRIPT}"), f"other {SCRIPT}")
     )
-    monkeypatch.setitem(verdicts.OF_RUN, "first_catapult", lambda record, config: claim())
+    scripted_claim = registry.CLAIMS["first_catapult"]._replace(check=lambda record, config: verdicts.Finding(*claim()[1:]))
+    monkeypatch.setitem(registry.CLAIMS, "first_catapult", scripted_claim)
     monkeypatch.setattr(
-        report, "by_setting", lambda *a: [(f"label {SCRIPT}", members) for _, members in verdicts.by_setting(*a)]
+        report, "by_setting", lambda *a: [(f"label {SCRIPT}", members) for _, members in analysis.by_setting(*a)]
     )
 
 
