@@ -121,6 +121,6 @@ def get_config() -> ConfigDict:
     c.run.save_model = False  # writes model.npz at the end: the first member's parameters, and what they are
 
     c.sweep = ()  # grid of experiments.sweep where none is given: "FIELD=v1,v2"
-    c.claims = ()  # verdicts of the report, see experiments/verdicts.py
+    c.claims = ()  # verdicts of the report, see experiments/verdicts/
     c.published_critical_lr = placeholder(float)  # printed beside ours
     return c.lock()  # a misspelt field in a config is an error

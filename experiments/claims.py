@@ -24,9 +24,9 @@ from ml_collections import ConfigDict
 from catapult_jax import records
 from catapult_jax.events import DEFINITION
 from configs import default
+from experiments import analysis, sweep, verdicts
 from experiments import config as configs
 from experiments import main as single
-from experiments import sweep, verdicts
 
 _SCALES = ("smoke", "cpu", "gpu")
 _SCALE = flags.DEFINE_enum(
@@ -207,7 +207,7 @@ def results(experiment: Experiment, scale: str, workdir: Path) -> tuple[list[ver
         found = sweep.find_verdicts(rows, config, experiment.claims, records.read_json(directories[0] / "run.json")["data"])
         figures = [directory / "summary.png"]
     else:
-        record = verdicts.until_lost(records.open_record(directory).load())
+        record = analysis.until_lost(records.open_record(directory).load())
         found = [verdicts.of_run(name, record, config.to_dict()) for name in experiment.claims]
         figures = [directory / "figures" / f"{name}.png" for name in experiment.figure.split(",")]
     about = [records.read_json(d / "run.json") for d in directories]

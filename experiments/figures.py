@@ -16,18 +16,18 @@ from matplotlib.ticker import LogFormatter
 
 from catapult_jax import records
 from experiments import optimizers
-from experiments.verdicts import (
+from experiments.analysis import (
     by_setting,
     catapult_counts,
     dead_steps,
     finished,
-    interval,
     is_stochastic,
     last,
     run_events,
     spike_series,
     uncertain_steps,
 )
+from experiments.statistics import interval
 
 plt.rcParams["axes.titley"] = 1.0  # where it is anyway; else Matplotlib measures every label again to find out
 

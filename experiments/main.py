@@ -21,7 +21,7 @@ from ml_collections import ConfigDict, config_flags
 from catapult_jax import checkpoints, records, training
 from catapult_jax.tangent import NeuralTangentsMissing, tangent_kernel
 from catapult_jax.tangent.exact import method_taken
-from experiments import building, directory, outputs, progress, report, reproduce, signals, verdicts
+from experiments import analysis, building, directory, outputs, progress, report, reproduce, signals, verdicts
 from experiments import config as configs
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; default: runs/CONFIG-IDENTITY.")
@@ -249,7 +249,7 @@ def _restore(config: ConfigDict, workdir: Path, built: building.Built, fresh, co
 def _ended(workdir: Path, config: dict, state) -> tuple[dict[str, Any], np.ndarray]:
     """Status, lost and dead members of a run at its end, and which members end with usable parameters."""
     record, finite = records.open_record(workdir).load(), outputs.finite(state)
-    lost, dead = verdicts.lost_members(record, config), verdicts.dead_members(record, config)
+    lost, dead = analysis.lost_members(record, config), analysis.dead_members(record, config)
     alive = np.asarray(state.members.alive)
     usable = finite & alive
     usable[[one["member"] for one in dead]] = False

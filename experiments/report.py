@@ -9,9 +9,10 @@ from typing import Any
 from catapult_jax import records
 from catapult_jax.report.page import render
 from experiments import directory, figures
+from experiments.analysis import run_events, until_lost
 from experiments.config import FIELDS_HELP, ConfigError, RunError, flat, testable
 from experiments.sections import Read, alignment, sections
-from experiments.verdicts import OF_RUN, Verdict, of_run, run_events, until_lost
+from experiments.verdicts import OF_RUN, Verdict, of_run
 
 _CADENCES = ("batch_kernel", "train_loss", "train_kernel", "loss_after", "preconditioner", "test", "agop")
 

@@ -11,9 +11,7 @@ import numpy as np
 
 from catapult_jax.events import DEFINITION, FACTORS, SPIKE_SCORE, Event, spike_score
 from catapult_jax.report.page import Block, Section, image, items, preformatted, table, text, verdict, warning
-from experiments.reproduce import differences
-from experiments.verdicts import (
-    Verdict,
+from experiments.analysis import (
     by_setting,
     catapult_counts,
     dead_members,
@@ -24,9 +22,11 @@ from experiments.verdicts import (
     rise_predictions,
     run_events,
     spike_series,
-    text_of,
     uncertain_steps,
 )
+from experiments.reproduce import differences
+from experiments.statistics import text_of
+from experiments.verdicts import Verdict
 
 ENDS = ("loss_train", "loss_test", "error_test", "loss_val", "error_val", "agop_alignment", "agop_pearson")
 _MOST_EVENTS = 200  # rows of the table of spikes

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from catapult_jax import records
 from catapult_jax.report import page
-from experiments import building, figures, signals, verdicts
+from experiments import analysis, building, figures, signals, statistics, verdicts
 from experiments import config as configs
 from experiments.config import ConfigError, RunError
 from experiments.directory import check_writable, held, is_new, name_of, written
@@ -214,23 +214,23 @@ def summary(runs: list[tuple[dict, ConfigDict]], workdir: Path) -> list[dict]:
         if not is_complete(directory):
             continue
         record, config = (
-            verdicts.until_lost(records.open_record(directory).load()),
+            analysis.until_lost(records.open_record(directory).load()),
             records.read_json(directory / "config.json"),
         )
-        ends = {name: verdicts.last(record, config, name) for name in ENDS if name in record}
+        ends = {name: analysis.last(record, config, name) for name in ENDS if name in record}
         critical = "critical_lr_batch" in record
         predicted = critical and "loss_batch_after" in record
-        catapults, ok = verdicts.catapult_counts(record, config), verdicts.finished(record, config)
-        spikes = [len(found) for found in verdicts.run_events(record, config)]
-        looked = verdicts.has_events(record, config)
-        label = {m: name for name, members in verdicts.by_setting(record, config) for m in members}
-        active, dead = verdicts.active(record, config)[:, -1], verdicts.dead_steps(record, config)
+        catapults, ok = analysis.catapult_counts(record, config), analysis.finished(record, config)
+        spikes = [len(found) for found in analysis.run_events(record, config)]
+        looked = analysis.has_events(record, config)
+        label = {m: name for name, members in analysis.by_setting(record, config) for m in members}
+        active, dead = analysis.active(record, config)[:, -1], analysis.dead_steps(record, config)
         coordinates = [name for name in ("seed", "rate", "lr_init", "raises", "cap") if name in record.coords]
         for m in range(record.sizes["member"]):
             # The end of a member that is done is the first step at which it was.
             done = record["done"].values[m] if "done" in record else np.zeros(1, bool)
             steps = int(done.argmax()) if done.any() else record.sizes["step"]
-            found = verdicts.batch_prediction(record, config, m) if predicted else None
+            found = analysis.batch_prediction(record, config, m) if predicted else None
             rows.append(
                 chosen
                 | {name: _short(record[name].values[m].item()) for name in coordinates}
@@ -243,8 +243,8 @@ def summary(runs: list[tuple[dict, ConfigDict]], workdir: Path) -> list[dict]:
                 }
                 | ({"catapults": int(catapults[m])} if looked and critical else {})
                 | ({"spikes": spikes[m]} if looked else {})
-                | ({"critical_steps": verdicts.critical_share(record, config, m)} if critical else {})
-                | ({name: getattr(found, name) for name in (*verdicts.CONFUSION, *_PREDICTION)} if found else {})
+                | ({"critical_steps": analysis.critical_share(record, config, m)} if critical else {})
+                | ({name: getattr(found, name) for name in (*analysis.CONFUSION, *_PREDICTION)} if found else {})
                 | {name: float(values[m]) for name, values in ends.items()}
                 | {"run": directory.name}
             )
@@ -294,7 +294,7 @@ def write_summary(
             (
                 *setting,
                 f"{len(ended)} of {len(own)}",
-                *(verdicts.text_of([row[name] for row in ended if name in row]) for name in metrics),
+                *(statistics.text_of([row[name] for row in ended if name in row]) for name in metrics),
             )
         )
     means = page.table((*axes, "setting", "finished", *metrics), table)

@@ -21,7 +21,6 @@ _LONG_FILES = {
     "catapult_jax/tangent/eigenpairs.py": "most of it is the docstring of top_eigenpairs",
     "catapult_jax/tangent/exact.py": "the three ways to an exact kernel share their passes",
     "experiments/config.py": "to be divided: schema, rules, command line",
-    "experiments/verdicts.py": "to be divided: analysis, statistics, claims",
 }
 
 _LONG_FUNCTIONS = {

@@ -22,7 +22,7 @@ from catapult_jax import checkpoints, data, records
 from configs import quickstart
 from experiments import building, directory, main, report, reproduce, sweep
 from experiments import config as configs
-from experiments.verdicts import run_events, uncertain_steps, until_lost
+from experiments.analysis import run_events, uncertain_steps, until_lost
 from tests import fuzz, soak
 
 pytestmark = pytest.mark.usefixtures("plain_figures", "shared_programs")

@@ -16,7 +16,8 @@ from catapult_jax import records
 from catapult_jax.events import DEFINITION
 from catapult_jax.report import page
 from configs import quickstart
-from experiments import building, main, sections, sweep, verdicts
+from experiments import analysis, building, main, sections, sweep, verdicts
+from experiments.verdicts import registry
 
 SCRIPT = "<script>alert('x')</script>\"&"
 
@@ -71,9 +72,10 @@ def scripted(monkeypatch, plain_figures):
     monkeypatch.setattr(
         building, "load_data", lambda config: (load(config)[0]._replace(name=f"data {SCRIPT}"), f"other {SCRIPT}")
     )
-    monkeypatch.setitem(verdicts.OF_RUN, "first_catapult", lambda record, config: claim())
+    scripted_claim = registry.CLAIMS["first_catapult"]._replace(check=lambda record, config: verdicts.Finding(*claim()[1:]))
+    monkeypatch.setitem(registry.CLAIMS, "first_catapult", scripted_claim)
     monkeypatch.setattr(
-        sections, "by_setting", lambda *a: [(f"label {SCRIPT}", members) for _, members in verdicts.by_setting(*a)]
+        sections, "by_setting", lambda *a: [(f"label {SCRIPT}", members) for _, members in analysis.by_setting(*a)]
     )
 
 

@@ -1,0 +1,168 @@
+"""Records and rows of sweeps with a known answer, and the configs that they are of."""
+
+import numpy as np
+import xarray as xr
+
+from configs import (
+    batch_size,
+    catapults_agop,
+    cifar_cyclic,
+    cifar_gd,
+    cifar_gd_multi,
+    cifar_sgd,
+    mnist_adagrad,
+    mnist_optimizers,
+    optimizers_agop,
+    suppressed,
+    synthetic_sgd_b1,
+)
+from experiments import analysis
+
+
+def record(loss, lr, critical, *, top=None, rate=1.67, **more):
+    """A record of these series, each of shape (member, step) or one that broadcasts to it."""
+    loss, lr, critical = (np.atleast_2d(np.asarray(v, float)) for v in (loss, lr, critical))
+    lr, critical = np.broadcast_to(lr, loss.shape), np.broadcast_to(critical, loss.shape)
+    arrays = {"loss_batch": loss, "loss_train": loss, "lr": lr, "critical_lr_batch": critical, "lambda_max_batch": 2 / critical}
+    top = loss * 0.99 if top is None else np.atleast_2d(top)
+    arrays |= {"loss_top": top, "loss_rest": loss - top, "stage": np.zeros(loss.shape, int)}
+    arrays |= {"alive": np.isfinite(loss)} | more
+    members = {"lr_relative": ("member", np.full(len(loss), rate)), "seed": ("member", np.arange(len(loss)))}
+    members["rate"] = members["lr_relative"]
+    members["raises"] = ("member", np.full(len(loss), 2))
+    return xr.Dataset({k: (("member", "step"), v) for k, v in arrays.items()}, members)
+
+
+FIG3, FIG4, FIG5 = (m.get_config().to_dict() for m in (cifar_gd, cifar_gd_multi, synthetic_sgd_b1))
+SPIKE, FALLING = [1.0, 2.0, 4.0, 1.5, 0.9, 0.8], [1.0, 0.9, 0.8, 0.7, 0.6, 0.5]
+DROPS = [1.0, 1.0, 2.0, 4.0, 4.0, 4.0]
+OPTIMIZERS, MNIST, ADAGRAD = (m.get_config().to_dict() for m in (optimizers_agop, mnist_optimizers, mnist_adagrad))
+SGD, CYCLIC, AGOP, FORBIDDEN, BATCH = (
+    m.get_config(v).to_dict()
+    for m, v in (
+        (cifar_sgd, "fcn"),
+        (cifar_cyclic, "fcn"),
+        (catapults_agop, "rank2"),
+        (suppressed, "rank2"),
+        (batch_size, "rank2"),
+    )
+)
+
+
+def sgd_record(critical, share, seeds=5, spikes=2):
+    """In each seed that many spikes, one after the other, in eight steps each."""
+    loss = np.tile([1.0, 2.0, 4.0, 1.0, 0.9, 0.8, 0.7, 0.6], (seeds, spikes)) * np.repeat(0.5 ** np.arange(spikes), 8)
+    critical = np.tile(np.broadcast_to(critical, 8), (seeds, spikes))
+    parts = {"loss_train_top": loss * share, "loss_train_rest": loss * (1 - share)}
+    return record(loss, 1.5, critical, loss_batch_after=loss, **parts)
+
+
+BEFORE, AFTER = [1.0, 1.0, 9.0, 9, 9, 9, 9, 9], [9.0, 9.0, 9, 1.0, 1, 1, 1, 1]
+
+
+def ends(name, values, steps=8):
+    """A series that ends at the given value of each member."""
+    return {name: np.repeat(np.asarray(values, float)[:, None], steps, 1)}
+
+
+def spikes(count):
+    """A loss with that many catapults of factor 3, and the critical lr that makes them so."""
+    loss, critical = np.ones(8), np.full(8, 9.0)
+    for i in range(count):
+        loss[2 * i + 1], critical[2 * i] = 3.0, 1.0
+    return loss, critical
+
+
+def members_with(counts, seeds, **finals):
+    loss, critical = (np.stack(found) for found in zip(*(spikes(c) for c in counts), strict=True))
+    more = {k: v for name, values in finals.items() for k, v in ends(name, values).items()}
+    made = record(loss, 1.5, critical, **more)
+    made["loss_train"][:, -1] = 0.01
+    done = np.zeros(loss.shape, bool)
+    done[:, -1] = True
+    return made.assign(done=(("member", "step"), done)).assign_coords(seed=("member", np.asarray(seeds)))
+
+
+def batch_rows(effect_shared, effect_tuned, catapults=-1):
+    """Batches 4, 8, 16 at lr 0.1 (shared, all finish) and at lrs that only one of them stands, best on validation."""
+    rows, rng = [], np.random.default_rng(0)
+    for i, size in enumerate((4, 8, 16)):
+        for rate in (0.1, 0.2 + i):
+            for seed in range(5):
+                gain = (effect_shared if rate == 0.1 else effect_tuned) * i + rng.uniform(0, 1e-3)
+                row = {"optimizer.batch_size": size, "rate": rate, "seed": seed, "finished": True, "run": f"b{size}"}
+                row |= {"catapults": 3 + catapults * i, "loss_val": 1.0 if rate == 0.1 else 0.5}
+                rows.append(row | {"loss_test": 1 + gain, "agop_alignment": 0.9 - gain})
+                if rate != 0.1:  # the other batch sizes do not come down at this lr
+                    others = [other for other in (4, 8, 16) if other != size]
+                    rows += [row | {"optimizer.batch_size": o, "run": f"b{o}", "finished": False} for o in others]
+    return rows
+
+
+def optimizer_rows(slope, precision=0.9, lost=()):
+    """Three optimizers, each at two rates of which the second has the smaller validation loss."""
+    right, rises = round(30 * precision), round(60 * precision)  # of 30 that were predicted; half of the rises are
+    counts = (right, 30 - right, rises - right, round(rises / 0.3) - 30 - rises + right)
+    rows, rng = [], np.random.default_rng(0)
+    for i, name in enumerate(("sgd", "adagrad", "adam")):
+        for rate in (0.3, 1.0, 3.0):
+            for seed in range(5):
+                aligned = 0.5 + 0.1 * i + rng.uniform(0, 1e-3)
+                row = {
+                    "optimizer.name": name,
+                    "rate": rate,
+                    "seed": seed,
+                    "alive": True,
+                    "finished": name not in lost,
+                    "run": name,
+                }
+                row |= {"agop_alignment": aligned, "loss_test": 1 + slope * aligned, "loss_val": 1.0 if rate < 1 else rate / 10}
+                rows.append(row | {"catapults": 0, "critical_steps": 0.1} | dict(zip(analysis.CONFUSION, counts, strict=True)))
+    return rows
+
+
+def accuracy_rows(errors, critical=0.2):
+    """Errors in percent of each arm at its better rate."""
+    rows = []
+    for (name, schedule), error in errors.items():
+        for rate in (1.0, 3.0):
+            for seed in range(5):
+                value = (error + 0.01 * seed) / 100 + (rate - 1)
+                row = {
+                    "optimizer.name": name,
+                    "schedule.name": schedule,
+                    "rate": rate,
+                    "seed": seed,
+                    "alive": True,
+                    "finished": True,
+                }
+                rows.append(
+                    row | {"error_val": value, "error_test": value, "critical_steps": critical if schedule == "cyclic" else 0.0}
+                )
+    return rows
+
+
+def adagrad_record(exact, bound):
+    """Two cycles of an lr between 0.5 and 2."""
+    lr = np.tile([0.5, 1.25, 2.0, 1.25], 2)
+    exact, bound = (np.tile(np.broadcast_to(v, 8), (5, 1)).astype(float) for v in (exact, bound))
+    return record(np.ones((5, 8)), lr, exact, critical_lr_bound_batch=bound, preconditioner_min=np.ones((5, 8)))
+
+
+def held_record(gain, critical=(1.0, 9.0)):
+    """Two rates, of which the second is better, each with and without a cap, over five seeds; an lr of 1.5."""
+    axes = [(rate, cap, seed) for rate in (1.0, 2.0) for cap in (np.inf, 0.9) for seed in range(5)]
+    rate, cap, seed = np.array(axes).T
+    errors = 0.2 - 0.05 * rate - gain * np.isinf(cap)
+    above = np.where(np.isinf(cap), *critical)[:, None]
+    made = record(np.ones((20, 8)), 1.5, above, **ends("error_val", errors), **ends("error_test", errors + 1e-4 * seed))
+    return made.assign_coords(rate=("member", rate), cap=("member", cap.astype(np.float32)), seed=("member", seed))
+
+
+def ends_of_pairs(free):
+    return {"agop_alignment": 0.5 + 0.1 * free, "loss_test": 0.5 - 0.1 * free}
+
+
+# Networks that die: the kernel is exactly zero to the end.
+DIES, DEAD_KERNEL = [1.0, 20.0, 2e7, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, np.inf, np.inf, np.inf]
+SMALL_BATCHES = FIG3 | {"optimizer": FIG3["optimizer"] | {"batch_size": FIG3["data"]["train_size"] // 2}}  # two steps an epoch
