@@ -24,7 +24,7 @@ from catapult_jax.outer_product import agop_eigenvectors, input_jacobian
 from catapult_jax.tangent import NeuralTangentsMissing, tangent_kernel
 from catapult_jax.tangent.exact import method_taken
 from catapult_jax.training import instruments
-from experiments import building, directory, progress, report, reproduce, signals, verdicts
+from experiments import building, command_line, directory, progress, report, reproduce, rules, signals, verdicts
 from experiments import config as configs
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; default: runs/CONFIG-IDENTITY.")
@@ -74,7 +74,7 @@ def run(config: ConfigDict, workdir: Path, like: dict | None = None) -> list[rep
       ConfigError: the config can't be run, or the directory holds another one, or another process has it.
       RunError: the run can't go on.
     """
-    configs.check(config)
+    rules.check(config)
     config = configs.expanded(config)
     find_nans = bool(jax.config.jax_debug_nans)
     # A measurement that is not due is NaN, which JAX would stop at: _find_nans looks for the others.
@@ -423,4 +423,4 @@ def main(_argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    configs.program(main)
+    command_line.program(main)

@@ -12,7 +12,8 @@ import numpy as np
 from catapult_jax import records
 from catapult_jax.events import DEFINITION, FACTORS, SPIKE_SCORE, spike_score
 from experiments import directory, figures
-from experiments.config import FIELDS_HELP, ConfigError, RunError, flat, testable
+from experiments.command_line import FIELDS_HELP
+from experiments.config import ConfigError, RunError, flat, testable
 from experiments.markup import Html, element, join
 from experiments.reproduce import differences
 from experiments.verdicts import (
