@@ -6,17 +6,17 @@ from ml_collections.config_dict import placeholder
 
 def get_config() -> ConfigDict:
     c = ConfigDict()
-    c.title = "untitled"
-    c.steps = 100
+    c.title = "untitled"  # of the report
+    c.steps = 100  # of the run
     c.seed = 0  # of initialisation and batches, where members.seed is empty
 
     # Members of one vmapped program: every seed with every learning rate. Empty: the one value of seed, optimizer.
     c.members = ConfigDict()
-    c.members.seed = ()
-    c.members.lr_relative = ()
-    c.members.lr = ()
-    c.members.raises = ()  # of schedule.raises
-    c.members.cap = ()  # of schedule.cap
+    c.members.seed = ()  # in the place of seed
+    c.members.lr_relative = ()  # in the place of optimizer.lr_relative
+    c.members.lr = ()  # in the place of optimizer.lr
+    c.members.raises = ()  # in the place of schedule.raises
+    c.members.cap = ()  # in the place of schedule.cap
 
     c.data = ConfigDict()
     c.data.name = "natural_patches"  # digits, natural_patches, synthetic, NAME of an .npz file or of a TFDS data set
@@ -24,30 +24,30 @@ def get_config() -> ConfigDict:
     c.data.tfds_dir = placeholder(str)  # empty: TFDS's own
     c.data.download = False  # let TFDS download and prepare
     c.data.stand_in = ""  # embedded data set to run on, under its own name, where data.name can't be had; empty: none
-    c.data.stand_in_classes = ()
+    c.data.stand_in_classes = ()  # in the place of data.classes, with that data set
     c.data.strict = False  # no stand-in: an error
     c.data.classes = ()  # empty: all
-    c.data.train_size = 128
-    c.data.test_size = 0  # 0: all
+    c.data.train_size = 128  # training examples
+    c.data.test_size = 0  # test examples; 0: all
     c.data.validation_size = 0  # from the training split, beside the training examples
     c.data.attribute = placeholder(str)  # of a data set that has attributes for labels (celeba)
     c.data.image_size = 0  # centre crop and resize to so many pixels a side; 0: as they are
     c.data.scaling = "sqrt_d"  # each image to norm sqrt(d); standardize; none
     c.data.coding = "sign"  # -1, +1; one_hot; integer; binary 0, 1; value
     c.data.synthetic = ConfigDict()  # for data.name = synthetic
-    c.data.synthetic.dimension = 20
+    c.data.synthetic.dimension = 20  # of an input
     c.data.synthetic.target = "product"  # x_1 ... x_rank; pairs x_1 x_2 + x_3 x_4 + ...; squares x_1^2 + ... + x_rank^2
-    c.data.synthetic.rank = 2
+    c.data.synthetic.rank = 2  # number of coordinates that the target depends on
     c.data.synthetic.noise = 0.0  # standard deviation, not on test targets
-    c.data.synthetic.seed = 0
+    c.data.synthetic.seed = 0  # of inputs and noise
 
     c.model = ConfigDict()
     c.model.name = "fcn"  # cnn, wide_resnet, vit
     c.model.depth = 5  # weight layers; wide_resnet: 6 n + 4; vit: blocks
     c.model.width = 1024  # units or channels
-    c.model.activation = "relu"
-    c.model.gain = 1.0
-    c.model.bias = False
+    c.model.activation = "relu"  # of every hidden layer
+    c.model.gain = 1.0  # factor of every hidden layer; sqrt(2) is He scaling for relu
+    c.model.bias = False  # whether layers have a bias
     c.model.readout = "flatten"  # cnn: or average
     c.model.strides = ()  # cnn: of each convolution; empty: one
     c.model.stem_stride = 1  # wide_resnet
@@ -55,6 +55,7 @@ def get_config() -> ConfigDict:
 
     c.loss = "mse"  # softmax_cross_entropy, logistic
 
+    # Settings from b1 on have Optax's names and belong to single optimizers. None: Optax's default.
     c.optimizer = ConfigDict()
     c.optimizer.name = "sgd"  # heavy_ball, nesterov (sgd with momentum 0.9), adagrad, rmsprop, adam, adamw, adadelta
     c.optimizer.lr = 0.0  # absolute; 0: not given. Absolute or relative rates are given, not both
@@ -62,10 +63,9 @@ def get_config() -> ConfigDict:
     c.optimizer.batch_size = 0  # 0: all training examples
     c.optimizer.momentum = 0.0  # sgd: heavy ball
     c.optimizer.nesterov = False  # sgd: with momentum
-    # Settings of one optimizer or another, by Optax's names; None: as Optax has it.
-    c.optimizer.b1 = placeholder(float)
-    c.optimizer.b2 = placeholder(float)
-    c.optimizer.eps = placeholder(float)
+    c.optimizer.b1 = placeholder(float)  # adam, adamw: of the average of gradients
+    c.optimizer.b2 = placeholder(float)  # adam, adamw: of the average of squares
+    c.optimizer.eps = placeholder(float)  # of every optimizer with a preconditioner
     c.optimizer.initial_accumulator_value = placeholder(float)  # adagrad
     c.optimizer.decay = placeholder(float)  # rmsprop: of the average of squares
     c.optimizer.rho = placeholder(float)  # adadelta
@@ -80,11 +80,12 @@ def get_config() -> ConfigDict:
     c.schedule.low = 0.1  # cycles and warm-up: where they begin, as a share of the peak
     c.schedule.period = 50  # cycles and warm-up: steps
     c.schedule.decay = 0.999  # exponential_cyclic: of the height of the cycles, in a step
-    c.schedule.raises = 2
-    c.schedule.raise_to = 1.67  # multiple of the critical lr of that moment
-    c.schedule.settle_fraction = 0.6
-    c.schedule.settle_steps = 20
+    c.schedule.raises = 2  # staircase: number of raises
+    c.schedule.raise_to = 1.67  # staircase: multiple of the critical lr of that moment
+    c.schedule.settle_fraction = 0.6  # staircase: the loss has settled below this fraction of what it was after the last raise
+    c.schedule.settle_steps = 20  # staircase: fewest steps between two raises
 
+    # Fields that end in _every are the cadence of an instrument in steps; 0: off. A preset sets them.
     c.measure = ConfigDict()
     c.measure.preset = ""  # economy, standard, full: what is measured, at cadences found from its cost in the first steps
     c.measure.max_overhead = 1.5  # with a preset: a measured step over a bare one
@@ -94,23 +95,22 @@ def get_config() -> ConfigDict:
     c.measure.tolerance = 0.01  # products: relative error allowed to an eigenvalue
     c.measure.max_products = 0  # products: in one step; 0: top_k + 32, or 2 where they are unrolled (convolutions on the CPU)
     c.measure.chunk_size = 0  # examples of a kernel that are worked on at a time, which bounds its memory (with convolutions on the CPU up to eight chunks; of more, that of its products alone); 0: all
-    # Cadence of each instrument in steps; 0: off. A preset sets them.
-    c.measure.batch_kernel_every = 1
-    c.measure.top_k = 5
+    c.measure.batch_kernel_every = 1  # top eigenvalues of the kernel of the batch, and the critical lr
+    c.measure.top_k = 5  # eigenvalues of a kernel that are measured
     c.measure.top_k_max = 0  # products: eigenvalues near or above the one that makes the lr critical are followed as well, up to so many; 0: top_k
-    c.measure.train_loss_every = 1  # with all examples in a batch it is the batch loss and costs nothing
-    c.measure.train_kernel_every = 0
-    c.measure.loss_after_every = 0
-    c.measure.preconditioner_every = 0  # smallest entry of the optimizer's, and the bound on the critical lr that it gives
-    c.measure.test_every = 0  # and validation, where there is one
-    c.measure.agop_every = 0
+    c.measure.train_loss_every = 1  # loss of all training examples; costs nothing if they are the batch
+    c.measure.train_kernel_every = 0  # top eigenvalues of the kernel of the training set
+    c.measure.loss_after_every = 0  # loss of the batch after the step
+    c.measure.preconditioner_every = 0  # smallest entry of the preconditioner, and the bound on the critical lr from it
+    c.measure.test_every = 0  # loss and error on test data, and on validation data if there are any
+    c.measure.agop_every = 0  # average gradient outer product, and its alignment with the reference
     c.measure.agop_size = 256  # first training examples on which AGOPs are taken
     c.measure.agop_reference = ""  # closed_form (synthetic targets), or the model.npz of a run with run.save_model
     c.measure.probe_size = 0  # examples of train_kernel and of the critical lr at initialisation; 0: all
 
     c.events = ConfigDict()
     c.events.factor = 1.5  # of the events that are listed; counts are always given on a grid of factors
-    c.events.delta = 0.1
+    c.events.delta = 0.1  # a spike has returned once the loss is at most 1 + delta times its level
     c.events.horizon = 1000  # steps; a member whose spike has not closed by then is lost, and frozen
 
     c.run = ConfigDict()

@@ -23,6 +23,7 @@ from catapult_jax.outer_product import input_jacobian
 from catapult_jax.training import instruments
 from experiments import config as configs
 from experiments import optimizers, overhead, schedules
+from experiments.values import PRESETS, RELATIVE
 
 CHUNK = 256  # examples whose input Jacobians are taken at a time
 _LARGEST = 8192  # rows of an exact kernel that is tried without being asked for: it alone takes 268 MB
@@ -238,7 +239,7 @@ def cadences_of(config: ConfigDict) -> dict[str, int]:
     names = ("batch_kernel", "train_loss", "train_kernel", "loss_after", "preconditioner", "test", "agop")
     fields = {name: m[f"{name}_every"] for name in names}
     if m.preset:
-        fields = dict.fromkeys(configs.PRESETS[m.preset], 1)
+        fields = dict.fromkeys(PRESETS[m.preset], 1)
         if not m.agop_reference:
             fields.pop("agop", None)
     if full:
@@ -325,7 +326,7 @@ def choose_instruments(config: ConfigDict, model, arrays: data.Data, members, re
     apart = {name: max(cost, own[name]) for name, cost in apart.items()}
     found, always = cadences, set()
     if m.preset:
-        relative = config.schedule.name in configs.RELATIVE or config.schedule.cap or config.members.cap
+        relative = config.schedule.name in RELATIVE or config.schedule.cap or config.members.cap
         wanted = set() if full else {"batch_kernel", "train_loss"}
         always = (wanted | {"batch_kernel"} if relative else wanted) & set(own)
         longest = config.run.chunk_steps if config.run.stop_loss else None

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from catapult_jax import records
 from catapult_jax.events import DEFINITION
 from configs import default
-from experiments import analysis, sweep, verdicts
+from experiments import analysis, command_line, sweep, verdicts
 from experiments import config as configs
 from experiments import main as single
 
@@ -362,4 +362,4 @@ def main(_argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    configs.program(main, configs.parse_flags)
+    command_line.program(main, command_line.parse_flags)

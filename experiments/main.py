@@ -21,7 +21,19 @@ from ml_collections import ConfigDict, config_flags
 from catapult_jax import checkpoints, records, training
 from catapult_jax.tangent import NeuralTangentsMissing, tangent_kernel
 from catapult_jax.tangent.exact import method_taken
-from experiments import analysis, building, directory, outputs, progress, report, reproduce, signals, verdicts
+from experiments import (
+    analysis,
+    building,
+    command_line,
+    directory,
+    outputs,
+    progress,
+    report,
+    reproduce,
+    rules,
+    signals,
+    verdicts,
+)
 from experiments import config as configs
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; default: runs/CONFIG-IDENTITY.")
@@ -70,7 +82,7 @@ def run(config: ConfigDict, workdir: Path, like: dict | None = None) -> list[ver
       ConfigError: the config can't be run, or the directory holds another one, or another process has it.
       RunError: the run can't go on.
     """
-    configs.check(config)
+    rules.check(config)
     config = configs.expanded(config)
     find_nans = bool(jax.config.jax_debug_nans)
     # A measurement that is not due is NaN, which JAX would stop at: _find_nans looks for the others.
@@ -409,4 +421,4 @@ def main(_argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    configs.program(main)
+    command_line.program(main)

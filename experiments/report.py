@@ -10,7 +10,8 @@ from catapult_jax import records
 from catapult_jax.report.page import render
 from experiments import directory, figures
 from experiments.analysis import run_events, until_lost
-from experiments.config import FIELDS_HELP, ConfigError, RunError, flat, testable
+from experiments.command_line import FIELDS_HELP
+from experiments.config import ConfigError, RunError, flat, testable
 from experiments.sections import Read, alignment, sections
 from experiments.verdicts import OF_RUN, Verdict, of_run
 

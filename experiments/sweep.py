@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from catapult_jax import records
 from catapult_jax.report import page
-from experiments import analysis, building, figures, signals, statistics, verdicts
+from experiments import analysis, building, command_line, figures, rules, signals, statistics, verdicts
 from experiments import config as configs
 from experiments.config import ConfigError, RunError
 from experiments.directory import check_writable, held, is_new, name_of, written
@@ -109,7 +109,7 @@ def plan(config: ConfigDict, grid: list[str]) -> tuple[list[tuple[dict, ConfigDi
         chosen = dict(zip((name for name, _ in structural), values, strict=True))
         one = base.copy_and_resolve_references()
         one.update_from_flattened_dict(chosen)
-        configs.check(one)
+        rules.check(one)
         one = configs.expanded(one)
         runs.append((chosen, one))
     return runs, [name for name, _ in structural]
@@ -132,7 +132,7 @@ def is_complete(directory: Path) -> bool:
 def _one(config: dict, directory: str, cache: str | None) -> str | None:
     """Runs one config, perhaps in a process of its own; returns what went wrong, if it did."""
     try:
-        configs.keep_compiled(cache)
+        command_line.keep_compiled(cache)
         run(ConfigDict(config), Path(directory))
     except (ConfigError, RunError, records.DamagedFile) as error:
         return configs.one_line(error)
@@ -369,7 +369,7 @@ def main(_argv: list[str]) -> int:
     given = flags.FLAGS.workdir
     kind = "-".join(["sweep", *_GRID.value]).replace("/", "_")
     workdir = Path(given).expanduser() if given else default_workdir(config, kind)
-    for verdict in run_sweep(config, _GRID.value, workdir, _PROCESSES.value, configs.CACHE.value):
+    for verdict in run_sweep(config, _GRID.value, workdir, _PROCESSES.value, command_line.CACHE.value):
         print(f"{verdict.verdict}: {verdict.claim}: {verdict.effect}")
         for row in verdict.table:
             print("  " + ", ".join(row))
@@ -378,4 +378,4 @@ def main(_argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    configs.program(main)
+    command_line.program(main)

@@ -20,6 +20,8 @@ from ml_collections import config_flags
 from catapult_jax import checkpoints, data
 from configs import default, quickstart
 from experiments import config as configs
+from experiments.command_line import parse
+from experiments.rules import check
 
 _NAMES = ("x_train", "y_train", "x_test", "y_test")
 _DTYPES = ("uint8", "int32", "int64", "float16", "float32", "float64", "bool", "complex64", "U3", "S2", "O", "datetime64[s]")
@@ -134,8 +136,8 @@ def outcome_of_command_line(arguments: list[str]) -> str:
     flags.DEFINE_string("compilation_cache", None, "", flag_values=values)
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     try:
-        configs.parse(argv, values)
-        configs.check(values.config)
+        parse(argv, values)
+        check(values.config)
     except configs.ConfigError as error:
         line = str(error)
         assert "\n" not in line, line

@@ -7,13 +7,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from unittest import mock
 
 import jax
 import numpy as np
 import pytest
-from absl import flags
-from ml_collections import config_flags
 
 import catapult_jax
 from catapult_jax import checkpoints, records
@@ -333,63 +330,6 @@ def test_another_reference_in_the_same_directory_is_refused(tmp_path, no_data, p
     np.testing.assert_array_equal(
         before["loss_train"], catapult_jax.open_record(tmp_path / "run")["loss_train"][:, : before.sizes["step"]]
     )
-
-
-def parsed(*arguments):
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["main", *arguments])
-    return configs.parse_flags(["main", *arguments], values), values
-
-
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-def test_parse_flags_of_an_argument_that_is_no_flag():
-    for argument, allowed in {"steps=3": "--config.steps=3", "quickstart": "flags, which begin with --"}.items():
-        with pytest.raises(configs.ConfigError, match=f"argument '{argument}' is no flag; allowed: {allowed}"):
-            parsed("--config=configs/quickstart.py:smoke", argument)
-
-
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-def test_parse_flags_of_a_flagfile(tmp_path):
-    """The config is the one that the file names, and so is the directory of the run."""
-    (tmp_path / "flags").write_text("--config=configs/quickstart.py:smoke\n--config.steps=3\n")
-    _, values = parsed(f"--flagfile={tmp_path / 'flags'}")
-    assert values.config.steps == 3
-    assert config_flags.get_config_filename(values["config"]) == "configs/quickstart.py:smoke"
-
-
-@pytest.mark.parametrize("program", ["main", "sweep", "claims", "report"])
-def test_help_lists_flags_and_ends_well(program):
-    done = subprocess.run(
-        [sys.executable, "-m", f"experiments.{program}", "--help"], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0 and not done.stderr and "configs/default.py" in done.stdout
-    flags_of = {"main": ("config", "workdir", "reproduce", "compilation_cache"), "claims": ("only", "scale", "page")}
-    flags_of["sweep"] = (*flags_of["main"], "grid", "processes")
-    assert all(f"\n  --{flag}: " in done.stdout for flag in flags_of.get(program, ()))
-
-
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-def test_parse_flags_of_a_platform_that_is_not_there(monkeypatch):
-    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    for error in (RuntimeError("Unable to initialize backend 'cuda'"), AssertionError()):
-        monkeypatch.setattr(configs.jax, "devices", mock.Mock(side_effect=error))
-        with pytest.raises(
-            configs.ConfigError, match=r"JAX_PLATFORMS='cuda' can't be used .*; allowed: platforms of this machine"
-        ):
-            parsed("--config=configs/quickstart.py:smoke")
-
-
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # how ml_collections loads a config file
-def test_home_directory_in_paths(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    shutil.copy(quickstart.__file__, tmp_path / "mine.py")
-    _, values = parsed("--config=~/mine.py:smoke")
-    assert values.config.steps == 6
-    config = smoke(data__dir="~/data", data__tfds_dir="~", measure__agop_reference="closed_form")
-    found = configs.expanded(config)
-    assert (found.data.dir, found.data.tfds_dir) == (str(tmp_path / "data"), str(tmp_path))
-    assert found.measure.agop_reference == "closed_form" and config.data.dir == "~/data"
-    configs.keep_compiled(None)
 
 
 def test_a_workdir_that_can_not_be_made_is_refused_first(tmp_path, monkeypatch):

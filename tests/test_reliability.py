@@ -23,6 +23,7 @@ from configs import quickstart
 from experiments import building, directory, main, report, reproduce, sweep
 from experiments import config as configs
 from experiments.analysis import run_events, uncertain_steps, until_lost
+from experiments.command_line import parse
 from tests import fuzz, soak
 
 pytestmark = pytest.mark.usefixtures("plain_figures", "shared_programs")
@@ -402,7 +403,7 @@ def test_sums_in_one_order_are_demanded(monkeypatch):
     assert "--xla_gpu_deterministic_ops=true" in os.environ["XLA_FLAGS"]
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=false")
     with pytest.raises(configs.ConfigError, match="XLA_FLAGS has --xla_gpu_deterministic_ops other than true; allowed: true"):
-        configs.parse(["main", "--config=configs/quickstart.py:smoke"])
+        parse(["main", "--config=configs/quickstart.py:smoke"])
 
 
 def test_a_kernel_of_zero_has_no_critical_lr_to_be_relative_to(tmp_path):

@@ -1,0 +1,387 @@
+"""What is allowed in a config: the rules between its fields, one row for each, and the check of all of it.
+
+>>> from configs import quickstart
+>>> config = quickstart.get_config()
+>>> check(config)
+>>> config.model.depth = 1
+>>> check(config)
+Traceback (most recent call last):
+    ...
+experiments.config.ConfigError: model.name='fcn', model.depth=1; allowed for fcn and cnn: 2 weight layers or more
+
+The values of each field are in :mod:`experiments.values`. All rows are on the page docs/config.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from catapult_jax.data import CODINGS_OF_LOSS, EMBEDDED
+from configs import default
+from experiments import optimizers
+from experiments.config import ConfigError, flat, no_field
+from experiments.values import RELATIVE, VALUES, wrong
+from experiments.verdicts import NEEDS, NEEDS_SOME, VERDICTS
+
+Fields = dict[str, Any]  # of a config, by full name
+
+
+class Rule(NamedTuple):
+    """A rule between fields of a config."""
+
+    fields: tuple[str, ...]  # that a message names, in this order
+    allowed: str  # how a message ends; may name a key of NUMBERS in braces
+    broken: Callable[[Fields], Any]  # true for a config that breaks the rule
+    of: str = ""  # value of the first field that the row is about, if there is a row for each value
+    given_only: bool = False  # a message leaves out fields that are 0 or ()
+
+
+def _full_batch(f: Fields) -> bool:
+    return f["optimizer.batch_size"] in (0, f["data.train_size"])
+
+
+def _synthetic(f: Fields) -> bool:
+    return f["data.name"] == "synthetic"
+
+
+def _absolute(f: Fields) -> bool:
+    return bool(f["optimizer.lr"] or f["members.lr"])
+
+
+def _relative(f: Fields) -> bool:
+    return bool(f["optimizer.lr_relative"] or f["members.lr_relative"])
+
+
+def _settings_of(optimizer: str) -> list[Rule]:
+    """The settings that other optimizers have and this one has not."""
+    allowed = ", ".join(optimizers.SETTINGS[optimizer]) or "no settings"
+    others = {name for names in optimizers.SETTINGS.values() for name in names} - set(optimizers.SETTINGS[optimizer])
+    return [
+        Rule(
+            ("optimizer.name", f"optimizer.{name}"),
+            f"allowed for it: {allowed}",
+            lambda f, name=name: f["optimizer.name"] == optimizer and f[f"optimizer.{name}"],
+            of=optimizer,
+        )
+        for name in sorted(others)
+    ]
+
+
+def _coding_of(loss: str) -> Rule:
+    codings = CODINGS_OF_LOSS[loss]
+    return Rule(
+        ("loss", "data.coding"),
+        f"allowed for this loss: {', '.join(codings)}",
+        lambda f: f["loss"] == loss and f["data.coding"] not in codings,
+        of=loss,
+    )
+
+
+def _each_once(name: str) -> Rule:
+    return Rule((name,), "allowed: each value once", lambda f: len(set(f[name])) < len(f[name]))
+
+
+def _critical_lr_for(schedule: str) -> Rule:
+    return Rule(
+        ("schedule.name", "measure.batch_kernel_every"),
+        f"allowed with {schedule}: 1 or more, since it is relative to the critical lr of the step",
+        lambda f: f["schedule.name"] == schedule and not f["measure.batch_kernel_every"],
+        of=schedule,
+    )
+
+
+def _critical_lr_for_cap(name: str) -> Rule:
+    return Rule(
+        (name, "measure.batch_kernel_every"),
+        "allowed with a cap: 1 or more, since it is relative to the critical lr of the step",
+        lambda f: f[name] and not f["measure.batch_kernel_every"],
+    )
+
+
+def _end_is_measured(name: str) -> Rule:
+    return Rule(
+        ("run.stop_loss", "run.chunk_steps", name),
+        "allowed with a loss to stop at: chunks no shorter than the cadences, so that the end is measured",
+        lambda f: not f["measure.preset"] and f["run.stop_loss"] and f["run.chunk_steps"] < f[name],
+    )
+
+
+def _needs_of(claim: str) -> list[Rule]:
+    """What a claim needs to be tested. A preset chooses its cadences in the run: see :func:`experiments.config.testable`."""
+    applies = lambda f: claim in f["claims"] and not f["measure.preset"]
+    every_step = [
+        Rule(
+            ("claims", name),
+            f"allowed with the claim {claim}: 1",
+            lambda f, name=name: applies(f) and f[name] != 1,
+            of=claim,
+        )
+        for name in NEEDS.get(claim, ())
+    ]
+    given = [
+        Rule(
+            ("claims", name),
+            f"allowed with the claim {claim}: a value other than 0 or none",
+            lambda f, name=name: applies(f) and not f[name],
+            of=claim,
+        )
+        for name in NEEDS_SOME.get(claim, ())
+    ]
+    return [*every_step, *given]
+
+
+# Numbers in the text of a rule that depend on the config: in words, and for a config.
+NUMBERS = {"convolutions": ("`model.depth` - 1", lambda f: f["model.depth"] - 1)}
+
+_BEFORE_CLAIMS = (
+    *(rule for optimizer in optimizers.SETTINGS for rule in _settings_of(optimizer)),
+    Rule(
+        ("optimizer.nesterov", "optimizer.momentum"),
+        "allowed with nesterov: a momentum above 0",
+        lambda f: f["optimizer.nesterov"] and not f["optimizer.momentum"],
+    ),
+    Rule(
+        ("optimizer.name", "measure.preconditioner_every"),
+        "allowed for sgd, heavy_ball and nesterov, which have no preconditioner: 0",
+        lambda f: f["optimizer.name"] in ("sgd", *optimizers.MOMENTUM) and f["measure.preconditioner_every"],
+    ),
+    Rule(
+        ("measure.preset", "measure.preconditioner_every"),
+        "allowed with a preset: 0, since none measures it",
+        lambda f: f["measure.preset"] and f["measure.preconditioner_every"],
+    ),
+    Rule(
+        ("measure.top_k_max", "measure.method"),
+        "allowed with a largest k: products, since the exact kernel gives all eigenvalues at once",
+        lambda f: f["measure.top_k_max"] and f["measure.method"] != "products",
+    ),
+    Rule(
+        ("measure.top_k_max", "measure.batch_kernel_every"),
+        "allowed with a largest k: a cadence of 1 or more, or a preset",
+        lambda f: f["measure.top_k_max"] and not f["measure.batch_kernel_every"] and not f["measure.preset"],
+    ),
+    Rule(
+        ("measure.top_k_max", "measure.top_k"),
+        "allowed: 0, or measure.top_k and more",
+        # The preset economy follows one eigenvalue, whatever top_k is.
+        lambda f: 0 < f["measure.top_k_max"] < f["measure.top_k"] and f["measure.preset"] != "economy",
+    ),
+    Rule(
+        ("claims", "optimizer.batch_size"),
+        "allowed with the claim catapults_condition_the_kernel: 0, all examples",
+        lambda f: "catapults_condition_the_kernel" in f["claims"] and not _full_batch(f),
+    ),
+    Rule(
+        ("claims", "measure.preset", "measure.method"),
+        "allowed with the claim catapults_condition_the_kernel: no preset, and the method exact",
+        lambda f: (
+            "catapults_condition_the_kernel" in f["claims"]
+            and (f["measure.preset"] or f["measure.method"] not in ("", "exact"))
+        ),
+    ),
+    Rule(
+        ("claims", "optimizer.name"),
+        "allowed with the claim adagrad_outgrows_its_lr: adagrad",
+        lambda f: "adagrad_outgrows_its_lr" in f["claims"] and f["optimizer.name"] != "adagrad",
+    ),
+    Rule(
+        ("optimizer.lr", "optimizer.lr_relative"),
+        "allowed: one of them above 0",
+        lambda f: not _relative(f) and not _absolute(f),
+    ),
+    Rule(
+        ("optimizer.lr", "members.lr", "optimizer.lr_relative", "members.lr_relative"),
+        "allowed: absolute or relative rates, not both; 0 or () takes one away",
+        lambda f: _relative(f) and _absolute(f),
+        given_only=True,
+    ),
+    *map(_each_once, [f"members.{axis}" for axis in default.get_config().members]),
+    *map(_each_once, ["data.classes", "data.stand_in_classes"]),
+    Rule(
+        ("optimizer.batch_size", "data.train_size"),
+        "allowed: a batch no larger than the training set",
+        lambda f: f["optimizer.batch_size"] > f["data.train_size"],
+    ),
+    Rule(
+        ("measure.probe_size", "data.train_size"),
+        "allowed: a probe no larger than the training set",
+        lambda f: f["measure.probe_size"] > f["data.train_size"],
+    ),
+    *map(_coding_of, CODINGS_OF_LOSS),
+    Rule(
+        ("data.name", "data.coding"),
+        "allowed: coding 'value' with synthetic targets, and only there",
+        lambda f: _synthetic(f) != (f["data.coding"] == "value"),
+    ),
+    Rule(
+        ("data.name", "data.classes"),
+        "allowed: no classes for synthetic targets",
+        lambda f: _synthetic(f) and f["data.classes"],
+    ),
+    Rule(
+        ("data.name", "data.scaling"),
+        "allowed for synthetic inputs: none",
+        lambda f: _synthetic(f) and f["data.scaling"] != "none",
+    ),
+    Rule(
+        ("data.name", "data.test_size"),
+        "allowed for synthetic targets: 1 or more",
+        lambda f: _synthetic(f) and f["data.test_size"] == 0,
+    ),
+    Rule(
+        ("data.name", "model.name"),
+        "allowed for synthetic inputs: fcn",
+        lambda f: _synthetic(f) and f["model.name"] != "fcn",
+    ),
+    Rule(
+        ("model.name", "model.depth"),
+        "allowed for fcn and cnn: 2 weight layers or more",
+        lambda f: f["model.name"] in ("fcn", "cnn") and f["model.depth"] < 2,
+    ),
+    Rule(
+        ("data.synthetic.rank", "data.synthetic.dimension"),
+        "allowed: a rank no larger than the dimension",
+        lambda f: f["data.synthetic.rank"] > f["data.synthetic.dimension"],
+    ),
+    Rule(
+        ("data.name", "data.stand_in"),
+        "allowed: no stand-in for embedded data",
+        lambda f: f["data.stand_in"] and f["data.name"] in EMBEDDED,
+    ),
+    Rule(
+        ("model.strides", "model.depth"),
+        "allowed: none, or one for each of the {convolutions} convolutions",
+        lambda f: f["model.name"] == "cnn" and len(f["model.strides"]) not in (0, f["model.depth"] - 1),
+    ),
+    Rule(
+        ("model.name", "model.strides"),
+        "allowed for models other than cnn: none",
+        lambda f: f["model.name"] != "cnn" and f["model.strides"],
+    ),
+    Rule(
+        ("events.factor", "events.delta"),
+        "allowed: a factor above 1 + delta",
+        lambda f: f["events.factor"] <= 1 + f["events.delta"],
+    ),
+    *map(_critical_lr_for, RELATIVE),
+    Rule(
+        ("schedule.name", "optimizer.lr", "members.lr"),
+        "allowed with relative_to_critical: relative rates, the multiple that is held",
+        lambda f: f["schedule.name"] == "relative_to_critical" and _absolute(f),
+        given_only=True,
+    ),
+    *map(_critical_lr_for_cap, ("schedule.cap", "members.cap")),
+    Rule(
+        ("schedule.name", "members.raises"),
+        "allowed: raises with the schedule staircase",
+        lambda f: f["schedule.name"] != "staircase" and f["members.raises"],
+    ),
+    Rule(
+        ("measure.agop_every", "measure.agop_reference"),
+        "allowed: both or none",
+        lambda f: bool(f["measure.agop_every"]) != bool(f["measure.agop_reference"]) and not f["measure.preset"],
+    ),
+    Rule(
+        ("measure.agop_reference", "data.name"),
+        "allowed: closed_form for synthetic targets, elsewhere the model.npz of a run with run.save_model",
+        lambda f: f["measure.agop_reference"] == "closed_form" and not _synthetic(f),
+    ),
+    *map(_end_is_measured, ("measure.test_every", "measure.agop_every", "measure.batch_kernel_every")),
+    Rule(
+        ("data.name", "data.attribute"),
+        "allowed for celeba: the name of an attribute",
+        lambda f: f["data.attribute"] is None and f["data.name"] == "celeba",
+    ),
+    Rule(
+        ("optimizer.batch_size", "measure.batch_kernel_every", "measure.train_loss_every"),
+        "allowed with batches: 0 or 1, since the critical lr of one batch does not explain a spike later, "
+        "or no training loss and so no spikes",
+        lambda f: not _full_batch(f) and f["measure.batch_kernel_every"] > 1 and f["measure.train_loss_every"],
+    ),
+)
+
+_AFTER_CLAIMS = (
+    Rule(
+        ("claims", "members.cap"),
+        "allowed with the claim forbidding_catapults_hurts: 0, no cap, and one below 1",
+        lambda f: (
+            "forbidding_catapults_hurts" in f["claims"]
+            and (0 not in f["members.cap"] or not any(0 < cap < 1 for cap in f["members.cap"]))
+        ),
+    ),
+    Rule(
+        ("claims", "measure.probe_size"),
+        "allowed with the claim sgd_spikes_are_catapults: 0, since its split is of the whole training loss",
+        lambda f: "sgd_spikes_are_catapults" in f["claims"] and f["measure.probe_size"],
+    ),
+    Rule(
+        ("optimizer.batch_size", "measure.train_loss_every"),
+        "allowed with batches: 1, since events are spikes of the training loss, or 0: no events",
+        lambda f: not _full_batch(f) and f["measure.train_loss_every"] > 1,
+    ),
+    Rule(
+        ("optimizer.batch_size", "run.stop_loss", "measure.train_loss_every"),
+        "allowed with batches and a loss to stop at: 1",
+        lambda f: not _full_batch(f) and f["run.stop_loss"] and f["measure.train_loss_every"] != 1,
+    ),
+)
+
+
+def rules_for(claims: Iterable[str]) -> tuple[Rule, ...]:
+    """The rules between fields for a config with these claims.
+
+    Args:
+      claims: names of claims.
+
+    Returns:
+      Rows in the order in which they are checked; what the claims need comes in the order of the claims.
+
+    >>> [rule.fields for rule in rules_for(["first_catapult"]) if rule.of == "first_catapult"]
+    [('claims', 'measure.batch_kernel_every')]
+    """
+    return (*_BEFORE_CLAIMS, *(rule for claim in claims for rule in _needs_of(claim)), *_AFTER_CLAIMS)
+
+
+RULES = rules_for(VERDICTS)  # all
+
+
+def refusal(rule: Rule, fields: Fields) -> str:
+    """What to say of a config that breaks a rule.
+
+    Args:
+      rule: a row of :data:`RULES`.
+      fields: of the config.
+
+    Returns:
+      ``field=value, field=value; allowed...``
+
+    >>> refusal(RULES[0], flat(default.get_config()))
+    "optimizer.name='sgd', optimizer.b1=None; allowed for it: momentum, nesterov"
+    """
+    names = [name for name in rule.fields if fields[name] or not rule.given_only]
+    numbers = {name: number(fields) for name, (_, number) in NUMBERS.items()}
+    return ", ".join(f"{name}={fields[name]!r}" for name in names) + f"; {rule.allowed.format(**numbers)}"
+
+
+def check(config: ConfigDict) -> None:
+    """Checks every value, and that the fields do not contradict each other.
+
+    Args:
+      config: with the fields of ``configs/default.py``.
+
+    Raises:
+      ConfigError: the first thing that is wrong.
+    """
+    fields = flat(config)
+    strange = sorted(set(fields) - set(flat(default.get_config())))
+    if strange:
+        raise ConfigError(no_field(strange[0]))
+    for name in VALUES:
+        if message := wrong(name, fields[name]):
+            raise ConfigError(message)
+    for rule in rules_for(fields["claims"]):
+        if rule.broken(fields):
+            raise ConfigError(refusal(rule, fields))

@@ -1,0 +1,125 @@
+"""Errors of a command line are one line, with exit status 2, before anything is written."""
+
+import doctest
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from configs import quickstart
+from experiments import command_line
+from experiments.config import ConfigError
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(*arguments, cwd=ROOT):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.main", *arguments], cwd=cwd, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--config=configs/quickstart.py", "--config.optimizer.lr_relativ=2"],
+            "no field 'optimizer.lr_relativ'; nearest: 'optimizer.lr_relative'",
+        ),
+        (["--config=configs/quickstart.py", "--config.steps=many"], "config.steps=many"),
+        (["--config=configs/quickstart.py:huge"], "variant 'huge'; allowed: full, smoke"),
+        (["--config=configs/quickstart.py", "--config.model.depth=0"], "model.depth=0; allowed: 1 or more"),
+        ([], "--config is missing"),
+    ],
+)
+def test_command_line_errors(arguments, message, tmp_path):
+    done = command(*arguments, f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr and done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_file_and_an_unknown_flag(tmp_path):
+    for arguments in (["--config=configs/none.py"], ["--config=configs/quickstart.py", "--worker=1"]):
+        done = command(*arguments)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+
+
+def test_a_misspelt_field_in_a_config_file_is_one_line(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from configs import quickstart\ndef get_config():\n    c = quickstart.get_config()\n    c.optimizer.lr_relativ = 2.0\n    return c\n"
+    )
+    done = command(f"--config={file}", f"--workdir={tmp_path / 'run'}")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "lr_relativ" in done.stderr and not (tmp_path / "run").exists()
+
+
+def parsed(*arguments):
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["main", *arguments])
+    return command_line.parse_flags(["main", *arguments], values), values
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_parse_flags_of_an_argument_that_is_no_flag():
+    for argument, allowed in {"steps=3": "--config.steps=3", "quickstart": "flags, which begin with --"}.items():
+        with pytest.raises(ConfigError, match=f"argument '{argument}' is no flag; allowed: {allowed}"):
+            parsed("--config=configs/quickstart.py:smoke", argument)
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_parse_flags_of_a_flagfile(tmp_path):
+    """The config is the one that the file names, and so is the directory of the run."""
+    (tmp_path / "flags").write_text("--config=configs/quickstart.py:smoke\n--config.steps=3\n")
+    _, values = parsed(f"--flagfile={tmp_path / 'flags'}")
+    assert values.config.steps == 3
+    assert config_flags.get_config_filename(values["config"]) == "configs/quickstart.py:smoke"
+
+
+@pytest.mark.parametrize("program", ["main", "sweep", "claims", "report"])
+def test_help_lists_flags_and_ends_well(program):
+    done = subprocess.run(
+        [sys.executable, "-m", f"experiments.{program}", "--help"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0 and not done.stderr and "configs/default.py" in done.stdout
+    flags_of = {"main": ("config", "workdir", "reproduce", "compilation_cache"), "claims": ("only", "scale", "page")}
+    flags_of["sweep"] = (*flags_of["main"], "grid", "processes")
+    assert all(f"\n  --{flag}: " in done.stdout for flag in flags_of.get(program, ()))
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_parse_flags_of_a_platform_that_is_not_there(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    for error in (RuntimeError("Unable to initialize backend 'cuda'"), AssertionError()):
+        monkeypatch.setattr(command_line.jax, "devices", mock.Mock(side_effect=error))
+        with pytest.raises(ConfigError, match=r"JAX_PLATFORMS='cuda' can't be used .*; allowed: platforms of this machine"):
+            parsed("--config=configs/quickstart.py:smoke")
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # how ml_collections loads a config file
+def test_parse_flags_of_a_config_in_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copy(quickstart.__file__, tmp_path / "mine.py")
+    _, values = parsed("--config=~/mine.py:smoke")
+    assert values.config.steps == 6
+
+
+def test_compiled_programs_are_kept_where_asked(tmp_path, monkeypatch):
+    updated = {}
+    monkeypatch.setattr(command_line.jax.config, "update", updated.__setitem__)
+    command_line.keep_compiled(str(tmp_path / "a" / "b"))
+    assert updated["jax_compilation_cache_dir"] == str(tmp_path / "a" / "b") and not (tmp_path / "a").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"compilation_cache='.*file' can't be made"):
+        command_line.keep_compiled(str(tmp_path / "file"))
+
+
+def test_examples_in_docstrings():
+    assert not doctest.testmod(command_line).failed

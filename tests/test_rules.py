@@ -1,0 +1,355 @@
+"""Every rule between fields: a config that breaks it, and what the error says."""
+
+import doctest
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import (
+    batch_size,
+    catapults_agop,
+    cifar_cyclic,
+    cifar_gd,
+    cifar_gd_multi,
+    cifar_sgd,
+    default,
+    mnist_adagrad,
+    mnist_ntk,
+    mnist_optimizers,
+    optimizers_agop,
+    quickstart,
+    reference,
+    suppressed,
+    synthetic_sgd_b1,
+    tasks,
+)
+from experiments import optimizers, rules
+from experiments.config import ConfigError, flat
+from experiments.verdicts import NEEDS, NEEDS_SOME
+
+_SYNTHETIC = {
+    "data.name": "synthetic",
+    "data.coding": "value",
+    "data.scaling": "none",
+    "data.test_size": 8,
+}
+_STOCHASTIC = {"optimizer.batch_size": 4}
+_PRODUCTS = {"measure.method": "products", "measure.top_k_max": 8}
+_AGOP = {"measure.agop_every": 1, "measure.agop_reference": "model.npz"}
+# A setting that each claim can be tested in, beside what NEEDS and NEEDS_SOME ask for.
+_SETTING = {
+    "adagrad_outgrows_its_lr": {"optimizer.name": "adagrad"},
+    "forbidding_catapults_hurts": {"members.cap": (0.0, 0.9)},
+}
+_GIVEN = {"run.stop_loss": 0.1, "data.validation_size": 8, "members.cap": (0.0, 0.9), "measure.agop_every": 1}
+
+
+def config_with(fields: dict) -> ConfigDict:
+    """The default with a relative lr, which every run needs, and with other fields."""
+    config = default.get_config()
+    config.update_from_flattened_dict({"optimizer.lr_relative": 1.0} | fields)
+    return config
+
+
+def key(rule: rules.Rule) -> str:
+    return f"{', '.join(rule.fields)}; {rule.allowed}" + (f" ({rule.of})" if rule.of else "")
+
+
+def settings_rows() -> list[tuple[str, dict]]:
+    """Each optimizer with each setting that it does not have."""
+    settings = sorted({name for names in optimizers.SETTINGS.values() for name in names})
+    return [
+        (
+            f"optimizer.name, optimizer.{name}; allowed for it: {', '.join(names) or 'no settings'} ({optimizer})",
+            {"optimizer.name": optimizer, f"optimizer.{name}": name == "nesterov" or 0.5},
+        )
+        for optimizer, names in optimizers.SETTINGS.items()
+        for name in settings
+        if name not in names
+    ]
+
+
+def claim_rows() -> list[tuple[str, dict]]:
+    """Each claim with all that it needs, but for one field."""
+    rows = []
+    for claim in sorted({*NEEDS, *NEEDS_SOME}):
+        every_step, given = NEEDS.get(claim, ()), NEEDS_SOME.get(claim, ())
+        whole = {"claims": (claim,)} | dict.fromkeys(every_step, 1) | {name: _GIVEN.get(name, 1) for name in given}
+        whole |= {"measure.agop_reference": "model.npz"} if "measure.agop_every" in given else {}
+        whole |= _SETTING.get(claim, {})
+        rules.check(config_with(whole))
+        for name in every_step:
+            rows.append((f"claims, {name}; allowed with the claim {claim}: 1 ({claim})", whole | {name: 2}))
+        for name in given:
+            absent = {name: () if name == "members.cap" else 0}
+            if name == "measure.agop_every":
+                absent["measure.agop_reference"] = ""
+            if name == "measure.batch_kernel_every" and "members.cap" in given:
+                absent["members.cap"] = ()  # a cap without the kernel is refused by another rule, which comes first
+            text = f"claims, {name}; allowed with the claim {claim}: a value other than 0 or none ({claim})"
+            rows.append((text, whole | absent))
+    return rows
+
+
+ROWS = [
+    *settings_rows(),
+    *claim_rows(),
+    (
+        "optimizer.nesterov, optimizer.momentum; allowed with nesterov: a momentum above 0",
+        {"optimizer.nesterov": True},
+    ),
+    (
+        "optimizer.name, measure.preconditioner_every; "
+        "allowed for sgd, heavy_ball and nesterov, which have no preconditioner: 0",
+        {"measure.preconditioner_every": 1},
+    ),
+    (
+        "measure.preset, measure.preconditioner_every; allowed with a preset: 0, since none measures it",
+        {"optimizer.name": "adam", "measure.preset": "full", "measure.preconditioner_every": 1},
+    ),
+    (
+        "measure.top_k_max, measure.method; "
+        "allowed with a largest k: products, since the exact kernel gives all eigenvalues at once",
+        {"measure.top_k_max": 8},
+    ),
+    (
+        "measure.top_k_max, measure.batch_kernel_every; allowed with a largest k: a cadence of 1 or more, or a preset",
+        _PRODUCTS | {"measure.batch_kernel_every": 0},
+    ),
+    ("measure.top_k_max, measure.top_k; allowed: 0, or measure.top_k and more", _PRODUCTS | {"measure.top_k_max": 2}),
+    (
+        "claims, optimizer.batch_size; allowed with the claim catapults_condition_the_kernel: 0, all examples",
+        _STOCHASTIC | {"claims": ("catapults_condition_the_kernel",)},
+    ),
+    (
+        "claims, measure.preset, measure.method; "
+        "allowed with the claim catapults_condition_the_kernel: no preset, and the method exact",
+        {"claims": ("catapults_condition_the_kernel",), "measure.method": "products"},
+    ),
+    (
+        "claims, optimizer.name; allowed with the claim adagrad_outgrows_its_lr: adagrad",
+        {"claims": ("adagrad_outgrows_its_lr",)},
+    ),
+    ("optimizer.lr, optimizer.lr_relative; allowed: one of them above 0", {"optimizer.lr_relative": 0.0}),
+    (
+        "optimizer.lr, members.lr, optimizer.lr_relative, members.lr_relative; "
+        "allowed: absolute or relative rates, not both; 0 or () takes one away",
+        {"members.lr": (1.0,)},
+    ),
+    *(
+        (f"{name}; allowed: each value once", {name: (1, 1)})
+        for name in ("members.seed", "members.raises", "data.classes", "data.stand_in_classes")
+    ),
+    ("members.cap; allowed: each value once", {"members.cap": (0.5, 0.5)}),
+    ("members.lr; allowed: each value once", {"members.lr": (0.5, 0.5), "optimizer.lr_relative": 0.0}),
+    ("members.lr_relative; allowed: each value once", {"members.lr_relative": (0.5, 0.5)}),
+    (
+        "optimizer.batch_size, data.train_size; allowed: a batch no larger than the training set",
+        {"optimizer.batch_size": 129},
+    ),
+    (
+        "measure.probe_size, data.train_size; allowed: a probe no larger than the training set",
+        {"measure.probe_size": 129},
+    ),
+    ("loss, data.coding; allowed for this loss: sign, one_hot, value (mse)", {"data.coding": "binary"}),
+    (
+        "loss, data.coding; allowed for this loss: integer (softmax_cross_entropy)",
+        {"loss": "softmax_cross_entropy"},
+    ),
+    ("loss, data.coding; allowed for this loss: binary (logistic)", {"loss": "logistic"}),
+    (
+        "data.name, data.coding; allowed: coding 'value' with synthetic targets, and only there",
+        {"data.coding": "value"},
+    ),
+    ("data.name, data.classes; allowed: no classes for synthetic targets", _SYNTHETIC | {"data.classes": (0,)}),
+    ("data.name, data.scaling; allowed for synthetic inputs: none", _SYNTHETIC | {"data.scaling": "sqrt_d"}),
+    ("data.name, data.test_size; allowed for synthetic targets: 1 or more", _SYNTHETIC | {"data.test_size": 0}),
+    ("data.name, model.name; allowed for synthetic inputs: fcn", _SYNTHETIC | {"model.name": "vit"}),
+    ("model.name, model.depth; allowed for fcn and cnn: 2 weight layers or more", {"model.depth": 1}),
+    (
+        "data.synthetic.rank, data.synthetic.dimension; allowed: a rank no larger than the dimension",
+        {"data.synthetic.rank": 21},
+    ),
+    ("data.name, data.stand_in; allowed: no stand-in for embedded data", {"data.stand_in": "digits"}),
+    (
+        "model.strides, model.depth; allowed: none, or one for each of the {convolutions} convolutions",
+        {"model.name": "cnn", "model.strides": (2,)},
+    ),
+    ("model.name, model.strides; allowed for models other than cnn: none", {"model.strides": (2,)}),
+    ("events.factor, events.delta; allowed: a factor above 1 + delta", {"events.factor": 1.05}),
+    *(
+        (
+            f"schedule.name, measure.batch_kernel_every; allowed with {name}: 1 or more, "
+            f"since it is relative to the critical lr of the step ({name})",
+            {"schedule.name": name, "measure.batch_kernel_every": 0},
+        )
+        for name in ("staircase", "relative_to_critical")
+    ),
+    (
+        "schedule.name, optimizer.lr, members.lr; allowed with relative_to_critical: relative rates, the multiple that is held",
+        {"schedule.name": "relative_to_critical", "optimizer.lr": 1.0, "optimizer.lr_relative": 0.0},
+    ),
+    *(
+        (
+            f"{name}, measure.batch_kernel_every; "
+            "allowed with a cap: 1 or more, since it is relative to the critical lr of the step",
+            {name: cap, "measure.batch_kernel_every": 0},
+        )
+        for name, cap in (("schedule.cap", 0.5), ("members.cap", (0.5,)))
+    ),
+    ("schedule.name, members.raises; allowed: raises with the schedule staircase", {"members.raises": (1, 2)}),
+    ("measure.agop_every, measure.agop_reference; allowed: both or none", {"measure.agop_every": 1}),
+    (
+        "measure.agop_reference, data.name; "
+        "allowed: closed_form for synthetic targets, elsewhere the model.npz of a run with run.save_model",
+        _AGOP | {"measure.agop_reference": "closed_form"},
+    ),
+    *(
+        (
+            f"run.stop_loss, run.chunk_steps, {name}; "
+            "allowed with a loss to stop at: chunks no shorter than the cadences, so that the end is measured",
+            _AGOP | {"run.stop_loss": 0.1, name: 20},
+        )
+        for name in ("measure.test_every", "measure.agop_every", "measure.batch_kernel_every")
+    ),
+    ("data.name, data.attribute; allowed for celeba: the name of an attribute", {"data.name": "celeba"}),
+    (
+        "optimizer.batch_size, measure.batch_kernel_every, measure.train_loss_every; allowed with batches: 0 or 1, "
+        "since the critical lr of one batch does not explain a spike later, or no training loss and so no spikes",
+        _STOCHASTIC | {"measure.batch_kernel_every": 2},
+    ),
+    (
+        "claims, members.cap; allowed with the claim forbidding_catapults_hurts: 0, no cap, and one below 1",
+        _AGOP
+        | {"claims": ("forbidding_catapults_hurts",), "run.stop_loss": 0.1, "measure.test_every": 1, "members.cap": (0.9,)},
+    ),
+    (
+        "claims, measure.probe_size; "
+        "allowed with the claim sgd_spikes_are_catapults: 0, since its split is of the whole training loss",
+        {"claims": ("sgd_spikes_are_catapults",), "measure.train_kernel_every": 1, "measure.probe_size": 8},
+    ),
+    (
+        "optimizer.batch_size, measure.train_loss_every; "
+        "allowed with batches: 1, since events are spikes of the training loss, or 0: no events",
+        _STOCHASTIC | {"measure.train_loss_every": 5},
+    ),
+    (
+        "optimizer.batch_size, run.stop_loss, measure.train_loss_every; allowed with batches and a loss to stop at: 1",
+        _STOCHASTIC | {"measure.train_loss_every": 0, "run.stop_loss": 0.1},
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "fields"), ROWS, ids=[text for text, _ in ROWS])
+def test_check_of_a_config_that_breaks_a_rule(text, fields):
+    config = config_with(fields)
+
+    with pytest.raises(ConfigError) as caught:
+        rules.check(config)
+
+    first = next(rule for rule in rules.rules_for(config.claims) if rule.broken(flat(config)))
+    assert key(first) == text
+    assert str(caught.value) == rules.refusal(first, flat(config)) and "\n" not in str(caught.value)
+
+
+def test_every_rule_has_a_row():
+    keys = [key(rule) for rule in rules.RULES]
+    assert len(set(keys)) == len(keys) and set(keys) == {text for text, _ in ROWS}
+
+
+def test_check_keeps_the_default_with_an_lr():
+    rules.check(config_with({}))
+    rules.check(config_with(_SYNTHETIC))
+    rules.check(config_with(_PRODUCTS))
+    rules.check(config_with(_AGOP))
+    rules.check(config_with(_STOCHASTIC))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"model.name": "cnn", "model.strides": (2,)},
+            "model.strides=(2,), model.depth=5; allowed: none, or one for each of the 4 convolutions",
+        ),
+        (
+            {"optimizer.lr": 1.0, "members.lr_relative": (2.0,), "optimizer.lr_relative": 0.0},
+            "optimizer.lr=1.0, members.lr_relative=(2.0,); "
+            "allowed: absolute or relative rates, not both; 0 or () takes one away",
+        ),
+        (
+            {"schedule.name": "relative_to_critical", "members.lr": (1.0,), "optimizer.lr_relative": 0.0},
+            "schedule.name='relative_to_critical', members.lr=(1.0,); "
+            "allowed with relative_to_critical: relative rates, the multiple that is held",
+        ),
+        ({"optimizer.b1": 0.9}, "optimizer.name='sgd', optimizer.b1=0.9; allowed for it: momentum, nesterov"),
+        (
+            {"optimizer.name": "heavy_ball", "optimizer.momentum": 0.9},
+            "optimizer.name='heavy_ball', optimizer.momentum=0.9; allowed for it: no settings",
+        ),
+    ],
+    ids=str,
+)
+def test_check_names_the_fields_and_what_is_allowed(fields, message):
+    with pytest.raises(ConfigError) as caught:
+        rules.check(config_with(fields))
+    assert str(caught.value) == message
+
+
+def test_check_takes_the_claims_in_their_order():
+    for claims in (("first_catapult", "spikes_are_catapults"), ("spikes_are_catapults", "first_catapult")):
+        with pytest.raises(ConfigError, match=f"allowed with the claim {claims[0]}: 1"):
+            rules.check(config_with({"claims": claims, "measure.batch_kernel_every": 0}))
+
+
+def test_a_preset_does_not_have_to_keep_the_cadences_of_claims():
+    fields = {"claims": ("first_catapult", "catapults_help_sgd"), "measure.batch_kernel_every": 0}
+    rules.check(config_with(fields | {"measure.preset": "standard"}))
+
+
+@pytest.mark.parametrize(
+    ("module", "variants"),
+    [
+        (cifar_gd, ("fcn", "cnn", "ratios", "smoke", "cnn,smoke", "ratios,smoke")),
+        (cifar_gd_multi, ("fcn", "cnn", "smoke", "cnn,smoke")),
+        (synthetic_sgd_b1, ("full", "smoke")),
+        (quickstart, ("full", "smoke")),
+        (cifar_sgd, [f"{net}{word}" for net in ("fcn", "cnn", "wrn", "vit") for word in ("", ",ce", ",momentum", ",smoke")]),
+        (cifar_cyclic, ("fcn", "smoke")),
+        (catapults_agop, [f"{task}{word}" for task in tasks.TASKS for word in ("", ",smoke")]),
+        (suppressed, [f"{task}{word}" for task in tasks.TASKS for word in ("", ",smoke")]),
+        (batch_size, [f"{task}{word}" for task in tasks.TASKS for word in ("", ",momentum", ",smoke")] + ["cifar2,ce,smoke"]),
+        (mnist_optimizers, ("mnist", "fashion", "held", "twenty", "smoke", "fashion,smoke", "held,smoke", "twenty,smoke")),
+        (mnist_ntk, ("cyclic", "exponential", "smoke", "exponential,smoke")),
+        (mnist_adagrad, ("full", "smoke")),
+        (optimizers_agop, [f"{task}{word}" for task in tasks.TASKS for word in ("", ",smoke")]),
+        (reference, [f"{task}{word}" for task in tasks.IMAGES for word in ("", ",smoke")]),
+    ],
+)
+def test_configs_of_the_house_are_valid(module, variants):
+    for variant in variants:
+        config = module.get_config(variant)
+        rules.check(config)
+        assert set(flat(config)) == set(flat(default.get_config()))
+    with pytest.raises(ValueError, match="'none'"):
+        module.get_config("none")
+
+
+def test_a_field_that_the_default_does_not_have():
+    config = quickstart.get_config()
+    with config.unlocked():
+        config.model.widht = 3
+    with pytest.raises(ConfigError, match=r"no field .model\.widht.; nearest: .model\.width."):
+        rules.check(config)
+
+
+def test_the_causal_test_needs_both_arms():
+    config = suppressed.get_config("rank2")
+    for caps in ((), (0.9,), (0.0, 1.5)):
+        config.members.cap = caps
+        with pytest.raises(ConfigError, match=r"members.cap=.*; allowed with the claim forbidding_catapults_hurts"):
+            rules.check(config)
+
+
+def test_examples_in_docstrings():
+    assert not doctest.testmod(rules).failed
