@@ -201,11 +201,7 @@ def config_to_run(seed: int) -> dict[str, object]:
     if draw.random() < 0.9:
         synthetic = fields.get("data.name") == "synthetic"
         fields["loss"] = "mse" if synthetic else fields.get("loss", "mse")
-        allowed = [
-            target_encoding
-            for target_encoding in data.TARGET_ENCODINGS_OF_LOSS[fields["loss"]]
-            if (target_encoding == "value") == synthetic
-        ]
+        allowed = [name for name in data.TARGET_ENCODINGS_OF_LOSS[fields["loss"]] if (name == "value") == synthetic]
         fields["data.target_encoding"] = draw.choice(allowed)
         if synthetic:
             fields |= {"data.scaling": "none", "data.classes": (), "model.name": "fcn"}
