@@ -120,10 +120,12 @@ def _split(weighted, residual, b: int, k: int, previous, null: int) -> LossSplit
     if previous is not None:
         order, sign = _alignment(previous.T @ vectors)
         values, vectors = values[order], vectors[:, order] * sign[None]
-    return LossSplit(*share_of(vectors, residual.astype(weighted.dtype), b), lambda_max, condition, values, vectors)
+    return LossSplit(*fraction_of(vectors, residual.astype(weighted.dtype), b), lambda_max, condition, values, vectors)
 
 
-def share_of(vectors: Float[Array, "n k"], residual: Float[Array, " n"], b: int) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def fraction_of(
+    vectors: Float[Array, "n k"], residual: Float[Array, " n"], b: int
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """``(top, rest)``: the part of ``||residual||^2 / b`` in the space of orthonormal columns, and outside it."""
     # The part outside is projected, not subtracted, so that it keeps its digits when almost all is in the top space.
     components = vectors.T @ residual

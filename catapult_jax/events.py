@@ -60,7 +60,7 @@ class _Fields(NamedTuple):
     peak_ratio: float  # loss_peak / level
     # log gain of the top mode's loss: sum over onset..peak of 2 log|1 - 2 lr / critical_lr| where lr > critical_lr; NaN: not known
     overshoot: float
-    share_top: float  # share of the rise, onset to peak, inside the top-k eigenspace; NaN without both parts of the split
+    fraction_top: float  # fraction of the rise, onset to peak, inside the top-k eigenspace; NaN without both parts of the split
     lr: float  # at onset
     critical_lr: float  # at onset
     lambda_max_before: float  # last value measured between the event before and the onset; NaN: none
@@ -204,7 +204,7 @@ def detector(
         ``m = smoothing m + (1 - smoothing) loss``, divided by the sum of its weights so that it is right from the first step. None: no average.
         It delays the onset of a fast spike, its peak and its close by up to its time constant ``1 / (1 - smoothing)`` steps (50 for 0.98),
         so an exceedance so many steps before the onset counts as well. What is left of the scatter is no rise: the onset is then the
-        last step below ``sqrt(factor)`` times the level. The parts must be known at every step, otherwise ``share_top`` is NaN.
+        last step below ``sqrt(factor)`` times the level. The parts must be known at every step, otherwise ``fraction_top`` is NaN.
 
     Raises:
       ValueError: an argument out of its range.
@@ -291,7 +291,7 @@ def _detector(factor, delta, horizon, memory, bottom, smoothing, *, tells_deaths
             loss_peak=peak.loss,
             peak_ratio=peak.loss / state.level,
             overshoot=jnp.where(jnp.isnan(onset.critical_lr), nan, peak.overshoot),
-            share_top=inside / (inside + outside),
+            fraction_top=inside / (inside + outside),
             lr=onset.lr,
             critical_lr=onset.critical_lr,
             lambda_max_before=onset.lambda_max,
@@ -407,7 +407,7 @@ def find_events(
     Args:
       loss, lr, critical_lr: series of one length; a loss is 0 or more, or not finite.
       lambda_max: optional, of the training set, of a fixed probe, or of the one batch that every step takes; never of batches that differ.
-      loss_top, loss_rest: optional. The share of a rise in the top eigenspace is taken of both parts together: for ``mse`` they are the
+      loss_top, loss_rest: optional. The fraction of a rise in the top eigenspace is taken of both parts together: for ``mse`` they are the
         loss, for other losses half the Newton decrement.
       factor, delta, horizon, momentum_horizon, smoothing: see :func:`detector`.
       dead_steps: without ``lambda_max``, an infinite critical lr tells of a kernel of zero. One random batch may have that by chance: an event is a
@@ -592,10 +592,10 @@ class Prediction(NamedTuple):
     false_positive: int
     false_negative: int
     true_negative: int
-    precision: float  # of the steps predicted, the share that happened; NaN if none was predicted
-    recall: float  # of the steps that happened, the share predicted; NaN if none happened
+    precision: float  # of the steps predicted, the fraction that happened; NaN if none was predicted
+    recall: float  # of the steps that happened, the fraction predicted; NaN if none happened
     f1: float
-    base_rate: float  # share of all steps at which it happened: the precision of a blind guess
+    base_rate: float  # fraction of all steps at which it happened: the precision of a blind guess
 
 
 def prediction(predicted: Array, happened: Array) -> Prediction:

@@ -88,7 +88,7 @@ def triangular(*, low: float, period: int, decay: float = 1.0) -> optax.Schedule
     """Triangular cycles between ``low`` and one, ``low + (1 - low) decay^t (1 - |2 (t mod period) / period - 1|)``.
 
     Args:
-      low: share of the peak at which a cycle begins and ends; 0 to 1.
+      low: fraction of the peak at which a cycle begins and ends; 0 to 1.
       period: steps of a cycle, at least 2.
       decay: of the height of the cycles, in a step: above 0, at most 1; 1: all are as high; below it they are the exponential cycles.
 

@@ -37,7 +37,7 @@ def get_config(variant: str = "rank2") -> ConfigDict:
         f"Batch size, {task}" + (", logistic loss" if "ce" in words else "") + (", momentum" if "momentum" in words else "")
     )
     tasks.choose(c, task)
-    if "ce" in words and c.data.coding != "sign":
+    if "ce" in words and c.data.target_encoding != "sign":
         raise ValueError(f"variant {variant!r}; allowed: ce with a task of two classes")
     c.data.validation_size = 256
     c.steps = 3000
@@ -49,13 +49,13 @@ def get_config(variant: str = "rank2") -> ConfigDict:
     c.measure.agop_every = 20
     c.run.chunk_steps = 100
     c.run.checkpoint_every = 1000
-    if task in tasks.IMAGES:  # larger nets: fewer rates and steps
+    if task in tasks.IMAGES:  # larger networks: fewer rates and steps
         c.members.lr_relative = (0.4, 0.8, 1.2, 1.6)
         c.sweep = ("optimizer.batch_size=5,10,20,40" if task == "usps" else "optimizer.batch_size=8,16,32,64",)
         c.steps = 1000
     c.claims = ("small_batches_help",)
     if "ce" in words:
-        c.loss, c.data.coding = "logistic", "binary"
+        c.loss, c.data.target_encoding = "logistic", "binary"
     if "momentum" in words:
         c.optimizer.momentum = 0.9
         c.members.lr_relative = tuple(0.1 * rate for rate in c.members.lr_relative)

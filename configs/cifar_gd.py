@@ -38,8 +38,8 @@ def get_config(variant: str = "fcn") -> ConfigDict:
     c.optimizer.lr_relative = 1.67
     c.data.name = "cifar10"
     c.data.classes = (0, 2)
-    c.data.stand_in = "natural_patches"
-    c.data.stand_in_classes = (0, 1)
+    c.data.fallback = "natural_patches"
+    c.data.fallback_classes = (0, 1)
     c.claims = ("first_catapult", "spikes_are_catapults")
     c.published_critical_lr = 3.6
     if "cnn" in chosen:

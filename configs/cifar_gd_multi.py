@@ -7,7 +7,7 @@
 Measured on 2 CPU cores, three seeds: FCN, 2 min: 6 of 6 raises are followed by a catapult, after 2 steps (0 to 5). CNN, 9 min: 6 of 6,
 after 3 steps (0 to 5).
 
-From the published text: the nets of Fig. 3 and two raises. Our choices: the start at half the critical lr, a raise to 1.67 (FCN)
+From the published text: the networks of Fig. 3 and two raises. Our choices: the start at half the critical lr, a raise to 1.67 (FCN)
 or 1.78 (CNN) times the critical lr *of that moment* when the loss has settled, and those of cifar_gd.py.
 """
 

@@ -17,7 +17,7 @@ rise lies in the top-5 eigenspace for mse, 59 % of that of the Newton decrement 
 loss, lr > critical_lr_batch has precision 0.47 to 0.63 at base rates of 0.08 to 0.35.
 
 From the published text: SGD, these data, FCN and CNN (the architectures of Fig. 3). Everything else is our choice: 128 examples,
-batches of 32, lr 0.8 times the critical lr of the training set at initialisation, smaller nets than in cifar_gd.py so that five
+batches of 32, lr 0.8 times the critical lr of the training set at initialisation, smaller networks than in cifar_gd.py so that five
 seeds take minutes, Wide ResNet with GroupNorm and ViT with LayerNorm, which treat each example alone.
 """
 
@@ -48,7 +48,9 @@ def get_config(variant: str = "fcn") -> ConfigDict:
     c.members.seed = (0, 1, 2, 3, 4)
     c.model.update(_MODELS[nets.pop()])
     c.measure.test_every = 10
-    if c.model.name != "fcn":  # a step with both kernels takes 0.1 s and more, and members of convolutional nets go one by one
+    if (
+        c.model.name != "fcn"
+    ):  # a step with both kernels takes 0.1 s and more, and members of convolutional networks go one by one
         c.steps = 100
         c.measure.test_every = 0  # one program less to compile
     c.optimizer.batch_size = 32
@@ -59,7 +61,7 @@ def get_config(variant: str = "fcn") -> ConfigDict:
     c.run.checkpoint_every = 200
     c.claims = ("sgd_spikes_are_catapults", "exceedance_predicts_rise")
     if "ce" in words:
-        c.loss, c.data.coding = "logistic", "binary"
+        c.loss, c.data.target_encoding = "logistic", "binary"
     if "momentum" in words:
         c.optimizer.momentum = 0.9
     if "smoke" in words:

@@ -23,9 +23,9 @@ def get_config() -> ConfigDict:
     c.data.dir = placeholder(str)  # folder with NAME.npz; empty: $CATAPULT_DATA_DIR
     c.data.tfds_dir = placeholder(str)  # empty: TFDS's own
     c.data.download = False  # let TFDS download and prepare
-    c.data.stand_in = ""  # embedded data set to run on, under its own name, where data.name can't be had; empty: none
-    c.data.stand_in_classes = ()  # in the place of data.classes, with that data set
-    c.data.strict = False  # no stand-in: an error
+    c.data.fallback = ""  # embedded data set to run on, under its own name, where data.name can't be had; empty: none
+    c.data.fallback_classes = ()  # in the place of data.classes, with that data set
+    c.data.strict = False  # no fallback data: an error
     c.data.classes = ()  # empty: all
     c.data.train_size = 128  # training examples
     c.data.test_size = 0  # test examples; 0: all
@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
     c.data.attribute = placeholder(str)  # of a data set that has attributes for labels (celeba)
     c.data.image_size = 0  # centre crop and resize to so many pixels a side; 0: as they are
     c.data.scaling = "sqrt_d"  # each image to norm sqrt(d); standardize; none
-    c.data.coding = "sign"  # -1, +1; one_hot; integer; binary 0, 1; value
+    c.data.target_encoding = "sign"  # -1, +1; one_hot; integer; binary 0, 1; value
     c.data.synthetic = ConfigDict()  # for data.name = synthetic
     c.data.synthetic.dimension = 20  # of an input
     c.data.synthetic.target = "product"  # x_1 ... x_rank; pairs x_1 x_2 + x_3 x_4 + ...; squares x_1^2 + ... + x_rank^2
@@ -77,7 +77,7 @@ def get_config() -> ConfigDict:
     c.schedule.name = "constant"
     c.schedule.cap = 0.0  # multiple of the critical lr of the step that the lr does not exceed; 0: no cap
     c.schedule.cap_from = 0  # first step with the cap
-    c.schedule.low = 0.1  # cycles and warm-up: where they begin, as a share of the peak
+    c.schedule.low = 0.1  # cycles and warm-up: where they begin, as a fraction of the peak
     c.schedule.period = 50  # cycles and warm-up: steps
     c.schedule.decay = 0.999  # exponential_cyclic: of the height of the cycles, in a step
     c.schedule.raises = 2  # staircase: number of raises
@@ -111,7 +111,7 @@ def get_config() -> ConfigDict:
     c.events = ConfigDict()
     c.events.factor = 1.5  # of the events that are listed; counts are always given on a grid of factors
     c.events.delta = 0.1  # a spike has returned once the loss is at most 1 + delta times its level
-    c.events.horizon = 1000  # steps; a member whose spike has not closed by then is lost, and frozen
+    c.events.horizon = 1000  # steps; a member whose spike has not closed by then diverged, and is frozen
 
     c.run = ConfigDict()
     c.run.chunk_steps = 10  # steps between two visits of the host

@@ -4,7 +4,7 @@
     python -m experiments.main --config=configs/mnist_adagrad.py:smoke     # seconds
 
 Exact critical lr of AdaGrad at every step, to one percent from kernel-vector products with its preconditioner; the bound of the study, the smallest
-entry of the preconditioner times the critical lr of SGD; and the lr. Batches of 32 from 2,048 images, ten outputs, a two-layer net of width
+entry of the preconditioner times the critical lr of SGD; and the lr. Batches of 32 from 2,048 images, ten outputs, a two-layer network of width
 256. Measured on 2 CPU cores, five seeds, a minute: the critical lr doubles, 2 % of the steps are critical, none from step 28 to 34 on (at the largest lr none would be from step 30 to 39 on); the bound tells from
 step 35 to 58 on that no lr of the schedule is critical, and is 1.1 times below the exact value. So the conclusion of the study holds, and its reason does not: the smallest
 entry of the preconditioner never moves from its initial 0.316, since pixels that are always black give no gradient. What grows is the critical lr of SGD.
@@ -23,7 +23,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     c = default.get_config()
     c.title = "AdaGrad outgrows its learning rate"
     c.steps = 640
-    c.data.name, c.data.coding, c.data.stand_in = "mnist", "one_hot", "digits"
+    c.data.name, c.data.target_encoding, c.data.fallback = "mnist", "one_hot", "digits"
     c.data.train_size, c.data.test_size = 2048, 2000
     c.model.depth, c.model.width = 2, 256
     c.members.seed = (0, 1, 2, 3, 4)

@@ -4,7 +4,7 @@
     python -m experiments.main --config=configs/mnist_ntk.py:exponential   # the same, each lower than the one before
     python -m experiments.main --config=configs/mnist_ntk.py:smoke         # seconds
 
-Gradient descent on 32 images, ten outputs, a two-layer net of width 128: 102,000 weights for a kernel of 320 rows, so that it has full rank.
+Gradient descent on 32 images, ten outputs, a two-layer network of width 128: 102,000 weights for a kernel of 320 rows, so that it has full rank.
 The lr goes up to three times the critical one at initialisation.
 
 Measured on 2 CPU cores, ten seeds, a minute: one catapult in each run, with either schedule. The norm falls to 0.11 of what it was in every one; the condition
@@ -25,7 +25,7 @@ def get_config(variant: str = "cyclic") -> ConfigDict:
     c = default.get_config()
     c.title = "Condition number of the NTK, " + ("exponential cycles" if "exponential" in words else "cycles")
     c.steps = 400
-    c.data.name, c.data.coding, c.data.stand_in = "mnist", "one_hot", "digits"
+    c.data.name, c.data.target_encoding, c.data.fallback = "mnist", "one_hot", "digits"
     c.data.train_size, c.data.test_size = 32, 1000
     c.model.depth, c.model.width = 2, 128
     c.members.seed = tuple(range(10))

@@ -1,4 +1,4 @@
-"""The reference models of the AGOP on images: a wider net, trained on many more examples than the runs that use it.
+"""The reference models of the AGOP on images: a wider network, trained on many more examples than the runs that use it.
 
     python -m experiments.main --config=configs/reference.py:cifar2 --workdir=runs/reference-cifar2
     # also svhn2, fmnist2, usps, celeba; cifar2,smoke takes seconds

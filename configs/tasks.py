@@ -1,7 +1,7 @@
-"""The tasks that several configs share: data, and a net that learns them in seconds. Not a config of its own.
+"""The tasks that several configs share: data, and a network that learns them in seconds. Not a config of its own.
 
-Synthetic: ``x ~ N(0, I_20)``, 256 points, a two-layer net of width 512. Images: two classes (ten for USPS), few training
-examples, a three-layer net of width 256; the AGOP reference is the model that ``reference.py`` trains. All are our choices; the
+Synthetic: ``x ~ N(0, I_20)``, 256 points, a two-layer network of width 512. Images: two classes (ten for USPS), few training
+examples, a three-layer network of width 256; the AGOP reference is the model that ``reference.py`` trains. All are our choices; the
 published text names CelebA, SVHN and CIFAR-10 and no sizes.
 """
 
@@ -39,9 +39,9 @@ def images(c: ConfigDict, task: str) -> None:
     c.data.name, c.data.classes, c.data.train_size, c.data.test_size = IMAGES[task]
     if task == "celeba":
         c.data.attribute, c.data.image_size = "Smiling", 96
-    c.data.coding = "one_hot" if task == "usps" else "sign"
-    c.data.stand_in = "digits" if task == "usps" else "natural_patches"
-    c.data.stand_in_classes = () if task == "usps" else (0, 1)
+    c.data.target_encoding = "one_hot" if task == "usps" else "sign"
+    c.data.fallback = "digits" if task == "usps" else "natural_patches"
+    c.data.fallback_classes = () if task == "usps" else (0, 1)
 
 
 def choose(c: ConfigDict, task: str) -> None:
@@ -49,7 +49,7 @@ def choose(c: ConfigDict, task: str) -> None:
     c.run.stop_loss = 0.01 if task in SYNTHETIC else 0.05 if task == "usps" else 0.2
     c.model.depth, c.model.width = (2, 512) if task in SYNTHETIC else (3, 256)
     if task in SYNTHETIC:
-        c.data.name, c.data.coding, c.data.scaling = "synthetic", "value", "none"
+        c.data.name, c.data.target_encoding, c.data.scaling = "synthetic", "value", "none"
         c.data.synthetic.target, c.data.synthetic.rank = SYNTHETIC[task]
         c.data.train_size, c.data.test_size = 256, 1024
         c.measure.agop_reference = "closed_form"

@@ -75,7 +75,7 @@ def dead_steps(record, config: dict[str, Any]) -> np.ndarray:
     found, name = np.full(record.sizes["member"], -1), lambda_series(record, config)
     name, steps = (name, 1) if name else ("lambda_max_batch", _steps_of_an_epoch(config))
     if name in record:
-        for m in np.flatnonzero(record["alive"].values[:, -1]):
+        for m in np.flatnonzero(~record["diverged"].values[:, -1]):
             found[m] = dead_from(record[name].values[m], record[spike_series(record)].values[m], steps=steps)
     return found
 
@@ -93,36 +93,36 @@ def dead_text(dead: list[dict[str, Any]]) -> str:
 def active(record, config: dict[str, Any]) -> np.ndarray:
     """(member, step): the member has not diverged and is not dead."""
     dead, steps = dead_steps(record, config)[:, None], np.arange(record.sizes["step"])
-    return record["alive"].values & ~((dead >= 0) & (steps >= dead))
+    return ~record["diverged"].values & ~((dead >= 0) & (steps >= dead))
 
 
 def running(record, config, m: int) -> np.ndarray:
     """(step,): the member has not diverged, is not dead, and has not stopped at the loss to stop at."""
     steps = active(record, config)[m]
-    return steps & ~record["done"].values[m] if "done" in record else steps
+    return steps & ~record["stopped"].values[m] if "stopped" in record else steps
 
 
-def lost_members(record, config: dict[str, Any]) -> list[dict[str, Any]]:
+def diverged_members(record, config: dict[str, Any]) -> list[dict[str, Any]]:
     """Members that diverged: ``member``, ``step`` from which it is frozen, ``cause``."""
-    alive = record["alive"].values
+    diverged = record["diverged"].values
     found = []
-    for m in np.flatnonzero(~alive[:, -1]):
-        step = int(np.argmin(alive[m]))
+    for m in np.flatnonzero(diverged[:, -1]):
+        step = int(np.argmax(diverged[m]))
         finite = all(np.isfinite(record[name].values[m, step]) for name in ("loss_batch", "loss_train") if name in record)
         cause = f"a spike did not close within {config['events']['horizon']} steps" if finite else "the loss was not finite"
         found.append({"member": int(m), "step": step, "cause": cause})
     return found
 
 
-def until_lost(record):
+def until_diverged(record):
     """The record with NaN for what was measured of a member after the step at which it diverged: it is frozen there."""
-    lost = np.cumsum(~record["alive"].values, axis=1) > 1
-    if not lost.any():
+    after = np.cumsum(record["diverged"].values, axis=1) > 1
+    if not after.any():
         return record
     record = record.copy(deep=True)
     for array in record.data_vars.values():
         if array.dims[:2] == ("member", "step") and array.dtype.kind == "f":
-            array.values[lost] = np.nan
+            array.values[after] = np.nan
     return record
 
 
@@ -153,8 +153,8 @@ def run_events(record, config: dict[str, Any], *, factor: float | None = None) -
     missing, factor = np.full(record.sizes["step"], np.nan), settings["factor"] if factor is None else factor
     events = []
     for m in range(record.sizes["member"]):
-        alive = record["alive"].values[m]
-        measured = slice(0, None if alive[-1] else int(alive.argmin()) + 1)  # up to the step at which it diverged
+        diverged = record["diverged"].values[m]
+        measured = slice(0, int(diverged.argmax()) + 1 if diverged[-1] else None)  # up to the step at which it diverged
         critical = pick("critical_lr_batch", m)
         critical = missing if critical is None else critical
         if "lambda_max_batch" in record:  # with a decay the critical lr of a kernel of zero is not infinite
@@ -219,7 +219,7 @@ def uncertain_steps(record) -> np.ndarray:
         return np.abs(record["lr"].values / record["critical_lr_batch"].values - 1) <= margin
 
 
-def critical_share(record, config, m: int) -> float:
+def critical_fraction(record, config, m: int) -> float:
     """Fraction of the running steps with a known critical lr at which the lr is above it; NaN without such steps."""
     critical = record["critical_lr_batch"].values[m]
     known = ~np.isnan(critical) & running(record, config, m)
@@ -272,11 +272,12 @@ def last(record, config, name: str) -> np.ndarray:
 
     A member that stopped counts only with what was measured since. NaN: no such value, or the member diverged or is dead.
     """
-    values, alive = record[name].values.astype(float), active(record, config)[:, -1]
-    done = record["done"].values if "done" in record else np.zeros(values.shape, bool)
+    values, is_active = record[name].values.astype(float), active(record, config)[:, -1]
+    done = record["stopped"].values if "stopped" in record else np.zeros(values.shape, bool)
     values = np.where(done.any(1, keepdims=True) & ~done, np.nan, values)
     found = [
-        row[np.isfinite(row)][-1] if ok and np.isfinite(row).any() else np.nan for row, ok in zip(values, alive, strict=True)
+        row[np.isfinite(row)][-1] if ok and np.isfinite(row).any() else np.nan
+        for row, ok in zip(values, is_active, strict=True)
     ]
     return np.array(found, float)
 
@@ -286,7 +287,11 @@ def finished(record, config) -> np.ndarray:
 
     Without such a loss: it has not diverged and is not dead.
     """
-    alive = active(record, config)[:, -1]
-    if "done" not in record:
-        return alive.copy()
-    return record["done"].values[:, -1] & alive & (last(record, config, "loss_train") >= SAME_LOSS * config["run"]["stop_loss"])
+    is_active = active(record, config)[:, -1]
+    if "stopped" not in record:
+        return is_active.copy()
+    return (
+        record["stopped"].values[:, -1]
+        & is_active
+        & (last(record, config, "loss_train") >= SAME_LOSS * config["run"]["stop_loss"])
+    )

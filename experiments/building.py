@@ -29,7 +29,9 @@ CHUNK = 256  # examples whose input Jacobians are taken at a time
 _LARGEST = 8192  # rows of an exact kernel that is tried without being asked for: it alone takes 268 MB
 _REUSE = 5  # measurements of the same examples that reuse a bound on the eigenvalues below the tracked ones
 # Fields that the compiled programs depend on, beside the shapes of the data.
-_IN_PROGRAM = re.compile(r"(model|loss|optimizer(?!\.lr)|schedule|measure|events)\b|data\.(coding|train_size)$|run\.stop_loss$")
+_IN_PROGRAM = re.compile(
+    r"(model|loss|optimizer(?!\.lr)|schedule|measure|events)\b|data\.(target_encoding|train_size)$|run\.stop_loss$"
+)
 _READ = 3  # examples of a data set with attributes that are read for each one wanted
 
 
@@ -37,7 +39,7 @@ class Built(NamedTuple):
     """What a config is made into."""
 
     data: data.Data
-    stand_in_for: str | None  # the data set that these data stand in for
+    fallback_for: str | None  # the data set that these data stand in for
     model: Any
     members: training.Members
     reference: np.ndarray | None  # rows of the AGOP reference's input Jacobian; None: no AGOP is measured
@@ -58,7 +60,7 @@ def build(config: ConfigDict, earlier: dict[str, Any] | None = None, loaded: tup
     Raises:
       ConfigError: data or a reference that can't be had, or that are not those of the earlier run; a model that does not fit the data.
     """
-    arrays, stand_in_for = loaded or load(config, earlier)
+    arrays, fallback_for = loaded or load(config, earlier)
     reference, about_reference = agop_reference(config, arrays) if "agop" in cadences_of(config) else (None, None)
     if earlier and earlier.get("agop_reference") != about_reference:
         raise configs.ConfigError(
@@ -69,7 +71,7 @@ def build(config: ConfigDict, earlier: dict[str, Any] | None = None, loaded: tup
         model, members = build_model(config.model, arrays.outputs), build_members(config)
         plan = earlier["instruments"] if earlier else choose_instruments(config, model, arrays, members, reference)
         trainer = trainer_of(config, model, arrays, reference, plan)
-    return Built(arrays, stand_in_for, model, members, reference, about_reference, plan, trainer)
+    return Built(arrays, fallback_for, model, members, reference, about_reference, plan, trainer)
 
 
 def load(config: ConfigDict, earlier: dict[str, Any] | None = None) -> tuple[data.Data, str | None]:
@@ -78,13 +80,13 @@ def load(config: ConfigDict, earlier: dict[str, Any] | None = None) -> tuple[dat
     Raises:
       ConfigError: data that can't be had, or that are others.
     """
-    arrays, stand_in_for = load_data(config)
+    arrays, fallback_for = load_data(config)
     if earlier and earlier["data"]["sha256"] != arrays.checksum:
         raise configs.ConfigError(
             f"data.name={config.data.name!r}: {arrays.source} has other data than the earlier run (SHA-256 differs); allowed: the same data, or "
             "another workdir"
         )
-    return arrays, stand_in_for
+    return arrays, fallback_for
 
 
 @contextlib.contextmanager
@@ -109,7 +111,7 @@ def load_data(config: ConfigDict) -> tuple[data.Data, str | None]:
     Raises:
       ConfigError: data that can't be had, or that the config does not fit.
     """
-    c, stand_in_for, classes = config.data, None, tuple(config.data.classes)
+    c, fallback_for, classes = config.data, None, tuple(config.data.classes)
     sizes = {name: c[name] for name in ("train_size", "validation_size", "test_size")}
     try:
         if c.name == "synthetic":
@@ -132,29 +134,29 @@ def load_data(config: ConfigDict) -> tuple[data.Data, str | None]:
                     attribute=c.attribute, image_size=c.image_size, limit=limit,
                 )  # fmt: skip
             except data.DataUnavailable as error:
-                if c.strict or not c.stand_in or isinstance(error, data.UnknownData):
+                if c.strict or not c.fallback or isinstance(error, data.UnknownData):
                     raise configs.ConfigError(configs.one_line(error)) from error
-                arrays, stand_in_for = data.read(c.stand_in, image_size=c.image_size), c.name
-                classes = tuple(c.stand_in_classes)
-                # A stand-in may be smaller than what it stands for.
+                arrays, fallback_for = data.read(c.fallback, image_size=c.image_size), c.name
+                classes = tuple(c.fallback_classes)
+                # Fallback data may be smaller than what it stands for.
                 most = data.most_examples(arrays.y_train, classes)
                 sizes["validation_size"] = min(sizes["validation_size"], most // 4)
                 sizes["train_size"] = min(sizes["train_size"], most - sizes["validation_size"])
                 sizes["test_size"] = min(sizes["test_size"], data.most_examples(arrays.y_test, classes))
                 print(
-                    f"{'!' * 78}\nWARNING: {c.name} could not be had; this run is on {c.stand_in} instead, and says nothing about {c.name}."
+                    f"{'!' * 78}\nWARNING: {c.name} could not be had; this run is on {c.fallback} instead, and says nothing about {c.name}."
                     f"\n{error}\n{'!' * 78}",
                     file=sys.stderr,
                 )
         if config.model.name != "fcn":
             arrays = _as_images(arrays, config.model.name)
-        prepared = data.prepare(arrays, classes=classes, **sizes, scaling=c.scaling, coding=c.coding)
+        prepared = data.prepare(arrays, classes=classes, **sizes, scaling=c.scaling, target_encoding=c.target_encoding)
     except ValueError as error:
         raise configs.ConfigError(configs.one_line(error)) from error
     except (OSError, MemoryError, OverflowError) as error:
         why = configs.one_line(error) or type(error).__name__
         raise configs.ConfigError(f"data.name={c.name!r} can't be had ({why}); allowed: data that fit here") from error
-    return prepared, stand_in_for
+    return prepared, fallback_for
 
 
 def _as_images(arrays: data.Arrays, model: str) -> data.Arrays:
@@ -253,7 +255,7 @@ def build_instruments(
     config: ConfigDict, model, arrays: data.Data, reference, cadences: dict[str, int], methods: dict[str, str]
 ) -> dict[str, instruments.Instrument]:
     """``methods``: exact or products, for ``batch_kernel`` and ``train_kernel``."""
-    m, apply_fn, coding = config.measure, model.apply, config.data.coding
+    m, apply_fn, target_encoding = config.measure, model.apply, config.data.target_encoding
     full = config.optimizer.batch_size in (0, config.data.train_size)
     shared = dict(loss=config.loss, chunk_size=m.chunk_size or None)
     shared["k"] = 1 if m.preset == "economy" else m.top_k
@@ -261,7 +263,9 @@ def build_instruments(
     most = {name: shared_products | {"k": min(shared["k"], size)} for name, size in rows_of(config, arrays).items()}
 
     def scores(split):
-        return lambda every: instruments.scores(apply_fn, loss=config.loss, every=every, coding=coding, split=split)
+        return lambda every: instruments.scores(
+            apply_fn, loss=config.loss, every=every, target_encoding=target_encoding, split=split
+        )
 
     rows = rows_of(config, arrays)["batch_kernel"]
     growing = min(m.top_k_max, rows) if m.top_k_max else None

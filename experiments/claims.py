@@ -59,11 +59,11 @@ _SPIKES = "Spikes in the training loss of SGD are catapults, in the top eigenspa
 _ALIGNMENT = "More catapults, higher AGOP alignment, better test performance"
 _BATCHES = "Smaller batches, more catapults, higher AGOP alignment, better test performance"
 _CYCLIC = "SGD with catapults (cyclic lr) has a higher test accuracy than SGD without"
-_TABLE = "Test accuracy of a two-layer net on MNIST: SGD 95.38, AdaGrad 97.09, Adam 98.12 %"
+_TABLE = "Test accuracy of a two-layer network on MNIST: SGD 95.38, AdaGrad 97.09, Adam 98.12 %"
 _ORDER = "AdaGrad with catapults (95.91 %) has a lower test accuracy than AdaGrad without (97.09 %)"
 _CONDITION = "The condition number and the norm of the NTK fall in catapult phases"
 _OVER = "Over optimizers, AGOP alignment and test performance go together"
-_PREDICTS = "Of every optimizer, an lr above its own critical lr foretells a rise of the loss of the batch"
+_PREDICTS = "Of every optimizer, an lr above its own critical lr predicts a rise of the loss of the batch"
 _CAUSE = "Catapults are the cause of the better features (our addition: the same run with catapults forbidden)"
 
 
@@ -101,8 +101,8 @@ EXPERIMENTS = (
     Experiment("synthetic_sgd_b1:full", {"exceedance_predicts_rise": (_EXCEEDS + " (batch size one)", f"{ZHU}, Fig. 5")}, "lr_over_critical_lr"),
     _sgd("fcn", ZHU),
     _sgd("cnn", ZHU),
-    _sgd("wrn", f"{ZHU} (net), our setting"),
-    _sgd("vit", f"{ZHU} (net), our setting"),
+    _sgd("wrn", f"{ZHU} (network), our setting"),
+    _sgd("vit", f"{ZHU} (network), our setting"),
     _sgd("fcn,ce", "our variant: logistic loss"),
     _sgd("fcn,momentum", "our variant: heavy ball"),
     Experiment("cifar_cyclic:fcn", {"cycles_cause_catapults": ("Cyclical learning rates cause catapults", f"{ZHU}; {MNIST}")}),
@@ -207,7 +207,7 @@ def results(experiment: Experiment, scale: str, workdir: Path) -> tuple[list[ver
         found = sweep.find_verdicts(rows, config, experiment.claims, records.read_json(directories[0] / "run.json")["data"])
         figures = [directory / "summary.png"]
     else:
-        record = analysis.until_lost(records.open_record(directory).load())
+        record = analysis.until_diverged(records.open_record(directory).load())
         found = [verdicts.of_run(name, record, config.to_dict()) for name in experiment.claims]
         figures = [directory / "figures" / f"{name}.png" for name in experiment.figure.split(",")]
     about = [records.read_json(d / "run.json") for d in directories]

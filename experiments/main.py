@@ -191,7 +191,7 @@ def _about(built: building.Built, check: dict, earlier: dict | None) -> dict:
     return {
         "status": "running",
         "data": {
-            "name": arrays.name, "source": arrays.source, "stand_in_for": built.stand_in_for, "sha256": arrays.checksum,
+            "name": arrays.name, "source": arrays.source, "fallback_for": built.fallback_for, "sha256": arrays.checksum,
             "train": len(arrays.x_train), "test": len(arrays.x_test), "shape": list(arrays.x_train.shape[1:]), "outputs": arrays.outputs,
         },
         "agop_reference": built.about_reference,
@@ -221,7 +221,7 @@ def _attributes(config: ConfigDict, title: str, built: building.Built, check: di
     return {
         "title": title,
         "data": built.data.name,
-        "stand_in_for": built.stand_in_for or "",
+        "fallback_for": built.fallback_for or "",
         "data_sha256": built.data.checksum,
         "agop_reference_sha256": (built.about_reference or {}).get("sha256", ""),
         "critical_lr_margin": max(rows * (check["relative_error"] or _ROUNDING), _ROUNDING),
@@ -259,17 +259,17 @@ def _restore(config: ConfigDict, workdir: Path, built: building.Built, fresh, co
 
 
 def _ended(workdir: Path, config: dict, state) -> tuple[dict[str, Any], np.ndarray]:
-    """Status, lost and dead members of a run at its end, and which members end with usable parameters."""
+    """Status, diverged and dead members of a run at its end, and which members end with usable parameters."""
     record, finite = records.open_record(workdir).load(), outputs.finite(state)
-    lost, dead = analysis.lost_members(record, config), analysis.dead_members(record, config)
-    alive = np.asarray(state.members.alive)
-    usable = finite & alive
+    gone, dead = analysis.diverged_members(record, config), analysis.dead_members(record, config)
+    diverged = np.asarray(state.members.diverged)
+    usable = finite & ~diverged
     usable[[one["member"] for one in dead]] = False
     cause = "the parameters were not finite after the last step"
-    lost += [{"member": int(m), "step": int(state.step), "cause": cause} for m in np.flatnonzero(~finite & alive)]
-    count = len(alive)
-    status = "diverged" if len(lost) == count else "dead" if len(lost) + len(dead) >= count else "complete"
-    return {"status": status, "lost": lost, "dead": dead}, usable
+    gone += [{"member": int(m), "step": int(state.step), "cause": cause} for m in np.flatnonzero(~finite & ~diverged)]
+    count = len(diverged)
+    status = "diverged" if len(gone) == count else "dead" if len(gone) + len(dead) >= count else "complete"
+    return {"status": status, "diverged": gone, "dead": dead}, usable
 
 
 def _mend(config, workdir: Path, trainer, fresh, restored, coordinates, attributes, harm) -> bool:
@@ -304,7 +304,7 @@ def _mend(config, workdir: Path, trainer, fresh, restored, coordinates, attribut
             )
     if any(found.file.endswith("progress.json") for found in harm) and int(restored.step) < config.steps:
         record, at = records.open_record(workdir), int(restored.step) - config.run.chunk_steps - 1
-        stopped = [~record["alive"].values, *([record["done"].values] if "done" in record else [])]
+        stopped = [record["diverged"].values, *([record["stopped"].values] if "stopped" in record else [])]
         if at >= 0 and np.any([values[:, at] for values in stopped], axis=0).all():  # see the end of the loop of _train
             records.end(workdir)
     return True
@@ -321,7 +321,7 @@ def _train(config, workdir: Path, trainer: training.Trainer, state, coordinates,
     """
     c, at = config.run, int(state.step)
     longest = min(c.chunk_steps, config.steps)
-    stopped = np.asarray(state.members.done | ~state.members.alive)
+    stopped = np.asarray(state.members.stopped | state.members.diverged)
     over = records.steps_done(workdir) == at and records.is_over(workdir)
     told = progress.Progress(config.steps, at)
     waiting, saved, saved_time, written_time = [], at, time.monotonic(), -math.inf
@@ -354,7 +354,7 @@ def _train(config, workdir: Path, trainer: training.Trainer, state, coordinates,
                     received[0],
                     f" at step {at} of {config.steps}; record and checkpoint are written; the same command goes on from there",
                 )
-            stopped = np.asarray(state.members.done | ~state.members.alive)
+            stopped = np.asarray(state.members.stopped | state.members.diverged)
     told.close()
     return state
 

@@ -9,7 +9,7 @@ from typing import Any
 from catapult_jax import records
 from catapult_jax.report.page import render
 from experiments import directory, figures
-from experiments.analysis import run_events, until_lost
+from experiments.analysis import run_events, until_diverged
 from experiments.command_line import FIELDS_HELP
 from experiments.config import ConfigError, RunError, flat, testable
 from experiments.sections import Read, alignment, sections
@@ -19,7 +19,7 @@ _CADENCES = ("batch_kernel", "train_loss", "train_kernel", "loss_after", "precon
 
 
 def title_of(config: dict, run: dict) -> str:
-    """Title with the net and the data that were used, which need not be those that the config names."""
+    """Title with the network and the data that were used, which need not be those that the config names."""
     return f"{config['title']}: {config['model']['name'].upper()} on {run['data']['name']}"
 
 
@@ -34,7 +34,7 @@ def build(run_dir: str | Path) -> list[Verdict]:
     record = records.open_record(run_dir).load()
     if not record.sizes["step"]:
         raise ConfigError(f"run_dir={str(run_dir)!r} has no step on record yet; allowed: a run after its first steps")
-    record = until_lost(record)
+    record = until_diverged(record)
     config, run = (records.read_json(run_dir / name) for name in ("config.json", "run.json"))
     config, untested = _with_cadences(config, run)
     title = title_of(config, run)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from catapult_jax.data import CODINGS_OF_LOSS, EMBEDDED
+from catapult_jax.data import EMBEDDED, TARGET_ENCODINGS_OF_LOSS
 from configs import default
 from experiments import optimizers
 from experiments.config import ConfigError, flat, no_field
@@ -70,12 +70,12 @@ def _settings_of(optimizer: str) -> list[Rule]:
     ]
 
 
-def _coding_of(loss: str) -> Rule:
-    codings = CODINGS_OF_LOSS[loss]
+def _target_encoding_of(loss: str) -> Rule:
+    target_encodings = TARGET_ENCODINGS_OF_LOSS[loss]
     return Rule(
-        ("loss", "data.coding"),
-        f"allowed for this loss: {', '.join(codings)}",
-        lambda f: f["loss"] == loss and f["data.coding"] not in codings,
+        ("loss", "data.target_encoding"),
+        f"allowed for this loss: {', '.join(target_encodings)}",
+        lambda f: f["loss"] == loss and f["data.target_encoding"] not in target_encodings,
         of=loss,
     )
 
@@ -199,7 +199,7 @@ _BEFORE_CLAIMS = (
         given_only=True,
     ),
     *map(_each_once, [f"members.{axis}" for axis in default.get_config().members]),
-    *map(_each_once, ["data.classes", "data.stand_in_classes"]),
+    *map(_each_once, ["data.classes", "data.fallback_classes"]),
     Rule(
         ("optimizer.batch_size", "data.train_size"),
         "allowed: a batch no larger than the training set",
@@ -210,11 +210,11 @@ _BEFORE_CLAIMS = (
         "allowed: a probe no larger than the training set",
         lambda f: f["measure.probe_size"] > f["data.train_size"],
     ),
-    *map(_coding_of, CODINGS_OF_LOSS),
+    *map(_target_encoding_of, TARGET_ENCODINGS_OF_LOSS),
     Rule(
-        ("data.name", "data.coding"),
-        "allowed: coding 'value' with synthetic targets, and only there",
-        lambda f: _synthetic(f) != (f["data.coding"] == "value"),
+        ("data.name", "data.target_encoding"),
+        "allowed: target encoding 'value' with synthetic targets, and only there",
+        lambda f: _synthetic(f) != (f["data.target_encoding"] == "value"),
     ),
     Rule(
         ("data.name", "data.classes"),
@@ -247,9 +247,9 @@ _BEFORE_CLAIMS = (
         lambda f: f["data.synthetic.rank"] > f["data.synthetic.dimension"],
     ),
     Rule(
-        ("data.name", "data.stand_in"),
-        "allowed: no stand-in for embedded data",
-        lambda f: f["data.stand_in"] and f["data.name"] in EMBEDDED,
+        ("data.name", "data.fallback"),
+        "allowed: no fallback data for embedded data",
+        lambda f: f["data.fallback"] and f["data.name"] in EMBEDDED,
     ),
     Rule(
         ("model.strides", "model.depth"),

@@ -15,10 +15,10 @@ from experiments.analysis import (
     by_setting,
     catapult_counts,
     dead_members,
+    diverged_members,
     finished,
     has_events,
     last,
-    lost_members,
     rise_predictions,
     run_events,
     spike_series,
@@ -48,7 +48,7 @@ def sections(read: Read) -> list[Section]:
     """All sections in their order; one without blocks is left out of the page."""
     made = [
         overview(read),
-        lost(read),
+        diverged(read),
         dead(read),
         claims(read),
         initialisation(read),
@@ -62,10 +62,10 @@ def sections(read: Read) -> list[Section]:
     return [*made, *predictions(read), provenance(read), Section("Config", [preformatted(json.dumps(read.config, indent=2))])]
 
 
-def stand_in(about: dict[str, Any]) -> list[Block]:
+def fallback(about: dict[str, Any]) -> list[Block]:
     """The warning that a run is on other data than its config names, if it is."""
-    name, wanted = about["name"], about["stand_in_for"]
-    words = f"This is on {name}, the stand-in for {wanted}, which could not be had. It says nothing about {wanted}."
+    name, wanted = about["name"], about["fallback_for"]
+    words = f"This is on {name}, the fallback data for {wanted}, which could not be had. It says nothing about {wanted}."
     return [warning(words)] if wanted else []
 
 
@@ -77,16 +77,16 @@ def verdict_block(v: Verdict) -> Block:
 def overview(read: Read) -> Section:
     """How many members and steps, and how the run ended."""
     record = read.record
-    gone = ((lost_members(record, read.config), "diverged"), (dead_members(record, read.config), "dead"))
+    gone = ((diverged_members(record, read.config), "diverged"), (dead_members(record, read.config), "dead"))
     words = "".join(f", {len(found)} {word}" for found, word in gone if found)
     steps = f"{record.sizes['step']} of {read.config['steps']} steps"
     summary = text(f"{record.sizes['member']} members, {steps}, status: {read.run['status']}{words}")
-    return Section("", [*stand_in(read.run["data"]), summary])
+    return Section("", [*fallback(read.run["data"]), summary])
 
 
-def lost(read: Read) -> Section:
+def diverged(read: Read) -> Section:
     """Members that diverged."""
-    rows = [tuple(row.values()) for row in lost_members(read.record, read.config)]
+    rows = [tuple(row.values()) for row in diverged_members(read.record, read.config)]
     words = "Each is frozen from its step on, and is in no figure or claim after it."
     return Section("Members that diverged", [text(words), table(("member", "step", "cause"), rows)] if rows else [])
 
@@ -168,7 +168,7 @@ def spikes(read: Read) -> Section:
     """The events of all members."""
     with_alignment = "agop_alignment" in read.record
     header = (
-        "member", "kind", "onset", "peak", "end", "returned", "peak / level", "overshoot", "share in top space", "lr", "critical lr",
+        "member", "kind", "onset", "peak", "end", "returned", "peak / level", "overshoot", "fraction in top space", "lr", "critical lr",
         "lambda before", "lambda after", *(("alignment before", "alignment after") if with_alignment else ()),
     )  # fmt: skip
     every = [(m, e) for m, found in enumerate(read.events) for e in found]
@@ -184,7 +184,7 @@ def spikes(read: Read) -> Section:
 def _event_row(e: Event) -> tuple[Any, ...]:
     end = e.end if e.end >= 0 else "-" if e.kind in ("divergence", "death") else "open"
     returned = e.returned if e.returned >= 0 else "-"
-    sizes = (e.peak_ratio, e.overshoot, e.share_top, e.lr, e.critical_lr, e.lambda_max_before, e.lambda_max_after)
+    sizes = (e.peak_ratio, e.overshoot, e.fraction_top, e.lr, e.critical_lr, e.lambda_max_before, e.lambda_max_after)
     return (e.kind, e.onset, e.peak, end, returned, *sizes)
 
 

@@ -30,7 +30,7 @@ from experiments import config as configs
 from experiments.config import ConfigError, RunError
 from experiments.directory import check_writable, held, is_new, name_of, written
 from experiments.main import default_workdir, run
-from experiments.sections import ENDS, stand_in, verdict_block
+from experiments.sections import ENDS, fallback, verdict_block
 
 _GRID = flags.DEFINE_multi_string("grid", [], "FIELD=v1,v2,...; may be given several times. Default: the config's own sweep.")
 _PROCESSES = flags.DEFINE_integer("processes", 1, "Runs at a time.", lower_bound=1)
@@ -214,7 +214,7 @@ def summary(runs: list[tuple[dict, ConfigDict]], workdir: Path) -> list[dict]:
         if not is_complete(directory):
             continue
         record, config = (
-            analysis.until_lost(records.open_record(directory).load()),
+            analysis.until_diverged(records.open_record(directory).load()),
             records.read_json(directory / "config.json"),
         )
         ends = {name: analysis.last(record, config, name) for name in ENDS if name in record}
@@ -227,9 +227,9 @@ def summary(runs: list[tuple[dict, ConfigDict]], workdir: Path) -> list[dict]:
         active, dead = analysis.active(record, config)[:, -1], analysis.dead_steps(record, config)
         coordinates = [name for name in ("seed", "rate", "lr_init", "raises", "cap") if name in record.coords]
         for m in range(record.sizes["member"]):
-            # The end of a member that is done is the first step at which it was.
-            done = record["done"].values[m] if "done" in record else np.zeros(1, bool)
-            steps = int(done.argmax()) if done.any() else record.sizes["step"]
+            # A member that stopped ends at the first step at which it did.
+            stopped = record["stopped"].values[m] if "stopped" in record else np.zeros(1, bool)
+            steps = int(stopped.argmax()) if stopped.any() else record.sizes["step"]
             found = analysis.batch_prediction(record, config, m) if predicted else None
             rows.append(
                 chosen
@@ -237,13 +237,13 @@ def summary(runs: list[tuple[dict, ConfigDict]], workdir: Path) -> list[dict]:
                 | {
                     "setting": label[m],
                     "finished": bool(ok[m]),
-                    "alive": bool(active[m]),
+                    "active": bool(active[m]),
                     "dead_from": int(dead[m]),
                     "steps": steps,
                 }
                 | ({"catapults": int(catapults[m])} if looked and critical else {})
                 | ({"spikes": spikes[m]} if looked else {})
-                | ({"critical_steps": analysis.critical_share(record, config, m)} if critical else {})
+                | ({"critical_steps": analysis.critical_fraction(record, config, m)} if critical else {})
                 | ({name: getattr(found, name) for name in (*analysis.CONFUSION, *_PREDICTION)} if found else {})
                 | {name: float(values[m]) for name, values in ends.items()}
                 | {"run": directory.name}
@@ -274,7 +274,7 @@ def write_summary(
     records.write_text(workdir / "summary.csv", file.getvalue())
     found = find_verdicts(rows, config, config.claims, about)
     dead = [row for row in rows if row["dead_from"] >= 0]
-    top = [*stand_in(about), *(page.warning(f"{name}: {why}") for name, why in failures.items())]
+    top = [*fallback(about), *(page.warning(f"{name}: {why}") for name, why in failures.items())]
     if dead:
         names = (*axes, "setting", "seed")
         top.append(page.warning(f"The network of {len(dead)} of {len(rows)} members is dead; they did not finish:"))

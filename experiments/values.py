@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from catapult_jax.data import CODINGS, SCALINGS, TARGETS
+from catapult_jax.data import SCALINGS, TARGET_ENCODINGS, TARGETS
 from catapult_jax.losses import LOSSES
 from catapult_jax.models import ACTIVATIONS, READOUTS
 from catapult_jax.schedules import SCHEDULES
@@ -71,14 +71,14 @@ VALUES = {
     "members.raises": _each(_whole(_at_least(0))),
     "members.cap": _each(_at_least(0)),
     "data.classes": _each(_whole(_at_least(0))),
-    "data.stand_in": _one_of(("", "digits", "natural_patches")),
-    "data.stand_in_classes": _each(_whole(_at_least(0))),
+    "data.fallback": _one_of(("", "digits", "natural_patches")),
+    "data.fallback_classes": _each(_whole(_at_least(0))),
     "data.train_size": _at_least(1),
     "data.test_size": _at_least(0),
     "data.validation_size": _at_least(0),
     "data.image_size": _at_least(0),
     "data.scaling": _one_of(SCALINGS),
-    "data.coding": _one_of(CODINGS),
+    "data.target_encoding": _one_of(TARGET_ENCODINGS),
     "data.synthetic.dimension": _at_least(1),
     "data.synthetic.target": _one_of(TARGETS),
     "data.synthetic.rank": _at_least(1),

@@ -90,7 +90,7 @@ def outcome_of_file(content: bytes, folder: Path) -> str:
     (folder / "given.npz").write_bytes(content)
     try:
         arrays = data.read("given", directory=str(folder))
-        prepared = data.prepare(arrays, classes=(0, 1), train_size=6, test_size=4, scaling="sqrt_d", coding="sign")
+        prepared = data.prepare(arrays, classes=(0, 1), train_size=6, test_size=4, scaling="sqrt_d", target_encoding="sign")
     except ValueError as error:
         line = configs.one_line(error)
         assert ("given" in line or "data." in line) and "allowed" in line, line
@@ -157,7 +157,7 @@ _TO_RUN = {
     "data.train_size": (1, 2, 12),
     "data.validation_size": (0, 3),
     "data.scaling": ("none", "sqrt_d", "standardize"),
-    "data.coding": ("sign", "one_hot", "integer", "binary", "value"),
+    "data.target_encoding": ("sign", "one_hot", "integer", "binary", "value"),
     "model.name": ("fcn", "cnn", "vit", "wide_resnet"),
     "model.depth": (1, 2, 10),
     "model.width": (1, 8),
@@ -195,14 +195,14 @@ _TO_RUN = {
 
 
 def config_to_run(seed: int) -> dict[str, object]:
-    """Three to ten fields of a run of seconds; the coding mostly one that the loss allows, since else nearly all are refused for that."""
+    """Three to ten fields of a run of seconds; the target encoding mostly one that the loss allows, since else nearly all are refused for that."""
     draw = random.Random(seed)
     fields = {name: draw.choice(_TO_RUN[name]) for name in draw.sample(sorted(_TO_RUN), draw.randint(3, 10))}
     if draw.random() < 0.9:
         synthetic = fields.get("data.name") == "synthetic"
         fields["loss"] = "mse" if synthetic else fields.get("loss", "mse")
-        allowed = [coding for coding in data.CODINGS_OF_LOSS[fields["loss"]] if (coding == "value") == synthetic]
-        fields["data.coding"] = draw.choice(allowed)
+        allowed = [name for name in data.TARGET_ENCODINGS_OF_LOSS[fields["loss"]] if (name == "value") == synthetic]
+        fields["data.target_encoding"] = draw.choice(allowed)
         if synthetic:
             fields |= {"data.scaling": "none", "data.classes": (), "model.name": "fcn"}
     return fields

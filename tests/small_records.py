@@ -26,7 +26,7 @@ def record(loss, lr, critical, *, top=None, rate=1.67, **more):
     arrays = {"loss_batch": loss, "loss_train": loss, "lr": lr, "critical_lr_batch": critical, "lambda_max_batch": 2 / critical}
     top = loss * 0.99 if top is None else np.atleast_2d(top)
     arrays |= {"loss_top": top, "loss_rest": loss - top, "stage": np.zeros(loss.shape, int)}
-    arrays |= {"alive": np.isfinite(loss)} | more
+    arrays |= {"diverged": ~np.isfinite(loss)} | more
     members = {"lr_relative": ("member", np.full(len(loss), rate)), "seed": ("member", np.arange(len(loss)))}
     members["rate"] = members["lr_relative"]
     members["raises"] = ("member", np.full(len(loss), 2))
@@ -80,7 +80,7 @@ def members_with(counts, seeds, **finals):
     made["loss_train"][:, -1] = 0.01
     done = np.zeros(loss.shape, bool)
     done[:, -1] = True
-    return made.assign(done=(("member", "step"), done)).assign_coords(seed=("member", np.asarray(seeds)))
+    return made.assign(stopped=(("member", "step"), done)).assign_coords(seed=("member", np.asarray(seeds)))
 
 
 def batch_rows(effect_shared, effect_tuned, catapults=-1):
@@ -112,7 +112,7 @@ def optimizer_rows(slope, precision=0.9, lost=()):
                     "optimizer.name": name,
                     "rate": rate,
                     "seed": seed,
-                    "alive": True,
+                    "active": True,
                     "finished": name not in lost,
                     "run": name,
                 }
@@ -133,7 +133,7 @@ def accuracy_rows(errors, critical=0.2):
                     "schedule.name": schedule,
                     "rate": rate,
                     "seed": seed,
-                    "alive": True,
+                    "active": True,
                     "finished": True,
                 }
                 rows.append(

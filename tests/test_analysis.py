@@ -13,7 +13,7 @@ def test_shares_of_other_losses_are_of_the_split_itself():
     loss = np.array([SPIKE])
     made = record(loss, 1.5, DROPS, top=loss * 3.0).assign(loss_rest=(("member", "step"), loss * 7.0))
     (event,) = analysis.run_events(made, FIG3)[0]
-    assert event.share_top == pytest.approx(0.3)
+    assert event.fraction_top == pytest.approx(0.3)
 
 
 def test_no_events_without_the_training_loss():

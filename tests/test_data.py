@@ -18,7 +18,7 @@ from configs import default
 from experiments.building import load_data
 from experiments.config import ConfigError
 
-SMALL = dict(classes=(0, 1), train_size=6, test_size=4, scaling="none", coding="integer")
+SMALL = dict(classes=(0, 1), train_size=6, test_size=4, scaling="none", target_encoding="integer")
 
 
 def write_npz(folder, name="toy", **changed):
@@ -131,7 +131,7 @@ def test_attribute_of_a_file(tmp_path, coded):
         np.testing.assert_array_equal(np.concatenate([read.y_train, read.y_test]), columns[:, i])
         assert set(read.y_train) == {0, 1}
         assert read.source == f"npz file celeba.npz, attribute {name}"
-    prepared = data.prepare(read, **SMALL | {"coding": "sign"})
+    prepared = data.prepare(read, **SMALL | {"target_encoding": "sign"})
     assert prepared.y_train.sum() == 0
 
 
@@ -351,7 +351,8 @@ def test_first_of_each_class_and_codings(tmp_path):
     arrays = write_npz(tmp_path)
     found = data.read("toy", directory=str(tmp_path))
     made = {
-        c: data.prepare(found, **SMALL | {"classes": (3, 1), "coding": c}) for c in ("sign", "binary", "one_hot", "integer")
+        c: data.prepare(found, **SMALL | {"classes": (3, 1), "target_encoding": c})
+        for c in ("sign", "binary", "one_hot", "integer")
     }
     rows = np.sort(np.concatenate([np.flatnonzero(arrays["y_train"] == c)[:3] for c in (3, 1)]))
     np.testing.assert_array_equal(made["integer"].x_train, arrays["x_train"][rows])
@@ -394,7 +395,7 @@ def test_validation_examples_follow_the_training_examples_of_their_class(tmp_pat
     for name in ("x_train", "y_train", "x_test", "y_test"):
         np.testing.assert_array_equal(getattr(made, name), getattr(without, name))
     assert made.checksum != without.checksum
-    one_hot = data.prepare(found, **chosen | {"coding": "one_hot"}, validation_size=5)
+    one_hot = data.prepare(found, **chosen | {"target_encoding": "one_hot"}, validation_size=5)
     np.testing.assert_array_equal(one_hot.y_val, np.eye(2)[made.y_val])
 
 
@@ -409,7 +410,7 @@ def test_checksum_is_of_four_arrays_without_validation_examples(tmp_path):
 
 def test_validation_rows_of_values_and_scaling_by_training_examples(tmp_path):
     found = data.synthetic(dimension=3, rank=2, noise=0.1, train_size=10 + 6, test_size=5, seed=0)
-    chosen = dict(train_size=10, test_size=5, scaling="standardize", coding="value", validation_size=6)
+    chosen = dict(train_size=10, test_size=5, scaling="standardize", target_encoding="value", validation_size=6)
     made = data.prepare(found, **chosen)
     train, val = found.x_train[:10], found.x_train[10:]
     np.testing.assert_allclose(made.x_val, (val - train.mean(0)) / train.std(0), rtol=1e-5, atol=1e-6)
@@ -429,7 +430,7 @@ def test_validation_rows_of_values_and_scaling_by_training_examples(tmp_path):
         ),
         ({"train_size": 0, "validation_size": 1}, r"data.validation_size=1; .*data.train_size=0.*: up to 0"),  # 0 takes all
         (
-            {"classes": (), "coding": "value", "validation_size": 35},
+            {"classes": (), "target_encoding": "value", "validation_size": 35},
             "data.validation_size=35; allowed for toy after data.train_size=6: up to 34",
         ),
     ],
@@ -444,10 +445,10 @@ def test_bad_validation_size(tmp_path, changed, message):
     ("changed", "message"),
     [
         ({"classes": (0, 9)}, r"data.classes=\(0, 9\); allowed for toy: \[0, 1, 2, 3\]"),
-        ({"classes": (), "coding": "sign"}, "data.coding='sign' with 4 classes"),
+        ({"classes": (), "target_encoding": "sign"}, "data.target_encoding='sign' with 4 classes"),
         ({"train_size": 100}, "data.train_size=100; allowed for toy.*up to 20"),
-        ({"coding": "value"}, "with data.coding='value'"),
-        ({"classes": (), "coding": "value", "train_size": 41}, "data.train_size=41; allowed for toy: 1 to 40"),
+        ({"target_encoding": "value"}, "with data.target_encoding='value'"),
+        ({"classes": (), "target_encoding": "value", "train_size": 41}, "data.train_size=41; allowed for toy: 1 to 40"),
     ],
 )
 def test_bad_preparation(tmp_path, changed, message):
@@ -536,8 +537,8 @@ def test_known_data_sets_that_are_missing_are_unavailable_not_unknown(tmp_path, 
 def _config(tmp_path, **fields):
     config = default.get_config()
     config.data.dir = str(tmp_path)
-    config.data.train_size, config.data.test_size, config.data.stand_in = 6, 4, "digits"
-    config.data.stand_in_classes = (0, 1)
+    config.data.train_size, config.data.test_size, config.data.fallback = 6, 4, "digits"
+    config.data.fallback_classes = (0, 1)
     config.data.update({key: value for key, value in fields.items() if key != "model"})
     config.model.name = fields.get("model", "fcn")
     return config
@@ -567,6 +568,11 @@ def test_load_data_gives_gray_images_their_channel(tmp_path, model):
 def test_the_real_files(real_data):
     for name, size in (("cifar10", 32 * 32 * 3), ("mnist", 784), ("fashion_mnist", 784), ("usps", 256)):
         made = data.prepare(
-            data.read(name, directory=real_data), classes=(0, 2), train_size=20, test_size=10, scaling="sqrt_d", coding="sign"
+            data.read(name, directory=real_data),
+            classes=(0, 2),
+            train_size=20,
+            test_size=10,
+            scaling="sqrt_d",
+            target_encoding="sign",
         )
         assert made.x_train[0].size == size and made.y_train.sum() == 0

@@ -188,7 +188,7 @@ def test_attributes_of_one_catapult():
     assert (event.kind, event.onset, event.peak, event.end, event.returned) == ("catapult", 2, 4, 6, 7)
     assert (event.level, event.loss_onset, event.loss_peak) == pytest.approx((0.5, 0.502, 2.0))
     assert event.peak_ratio == pytest.approx(4.0)
-    assert event.share_top == pytest.approx(1.4 / 1.498, rel=1e-5)
+    assert event.fraction_top == pytest.approx(1.4 / 1.498, rel=1e-5)
     assert (event.lr, event.critical_lr) == (2.0, 1.5)
     assert event.overshoot == pytest.approx(2 * (2 * math.log(2 * 2 / 1.5 - 1) + math.log(2 * 2 / 1.0 - 1)), rel=1e-5)
     assert event.lambda_max_before == pytest.approx(2 / 1.5) and event.lambda_max_after == pytest.approx(0.5)
@@ -274,10 +274,10 @@ def test_smoothing_is_a_weighted_mean_from_the_first_step_on():
 
 
 def test_smoothing_keeps_the_share():
-    """Parts that are a constant share of the loss stay so."""
+    """Parts that are a constant fraction of the loss stay so."""
     loss = np.concatenate([np.ones(30), np.linspace(1, 9, 30), np.ones(60)])
     (event,) = find_events(loss, np.ones(120), np.full(120, 2.0), loss_top=loss * 0.8, loss_rest=loss * 0.2, smoothing=0.9)
-    assert event.share_top == pytest.approx(0.8, rel=1e-5)
+    assert event.fraction_top == pytest.approx(0.8, rel=1e-5)
 
 
 NAN, INF = np.nan, np.inf
@@ -385,7 +385,7 @@ def test_events_are_ready_for_json():
     written = json.loads(json.dumps(event._asdict(), allow_nan=False))
     assert list(written) == list(Event._fields)
     assert written["kind"] == "catapult" and written["peak"] == 1
-    assert math.isinf(event.peak_ratio) and written["peak_ratio"] is None and written["share_top"] is None
+    assert math.isinf(event.peak_ratio) and written["peak_ratio"] is None and written["fraction_top"] is None
     seen, _ = online(*np.array([[1.0, 5.0, np.inf], [1, 1, 1], [0.5, 0.5, 0.5]]), *np.full((3, 3), np.nan))
     assert json.loads(json.dumps(seen[0]._asdict(), allow_nan=False))["loss_peak"] is None
 

@@ -1,4 +1,4 @@
-"""The program, as a user meets it: every config's smoke variant, resuming, stand-ins, the report."""
+"""The program, as a user meets it: every config's smoke variant, resuming, fallback data, the report."""
 
 import hashlib
 import json
@@ -74,9 +74,9 @@ def test_smoke_on_embedded_data(module, variant, tmp_path, no_data, capsys):
     out = capsys.readouterr()
     assert "relative error" in out.out and "critical lr at initialisation" in out.out
     if module is not synthetic_sgd_b1:
-        assert about["data"]["name"] == "natural_patches" and about["data"]["stand_in_for"] == "cifar10"
+        assert about["data"]["name"] == "natural_patches" and about["data"]["fallback_for"] == "cifar10"
         assert "WARNING: cifar10 could not be had" in out.err
-        assert "stand-in for cifar10" in html and "<h1>" in html and "on natural_patches</h1>" in html
+        assert "fallback data for cifar10" in html and "<h1>" in html and "on natural_patches</h1>" in html
         assert "published: 3.6" in out.out or "published: 4.5" in out.out
     else:
         assert "Exceedance as a predictor" in html
@@ -92,11 +92,11 @@ def test_smoke_on_embedded_data(module, variant, tmp_path, no_data, capsys):
 def test_smoke_on_real_cifar(tmp_path, real_data, plain_figures):
     main.run(cifar_gd.get_config("smoke"), tmp_path / "run")
     about = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert (about["data"]["name"], about["data"]["stand_in_for"]) == ("cifar10", None)
+    assert (about["data"]["name"], about["data"]["fallback_for"]) == ("cifar10", None)
     assert "on cifar10</h1>" in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_strict_refuses_a_stand_in_and_writes_nothing(tmp_path, no_data):
+def test_strict_refuses_a_fallback_and_writes_nothing(tmp_path, no_data):
     config = cifar_gd.get_config("smoke")
     config.data.strict = True
     with pytest.raises(configs.ConfigError, match=r"data.name='cifar10' can't be had.*Ways out"):
@@ -166,8 +166,11 @@ def test_a_directory_with_another_run_or_other_files_is_left_alone(tmp_path, pla
 @pytest.mark.parametrize(
     ("fields", "present"),
     [
-        ({"loss": "softmax_cross_entropy", "data__coding": "integer"}, "loss_top"),
-        ({"data__name": "digits", "data__classes": (), "data__coding": "one_hot", "data__scaling": "standardize"}, "loss_top"),
+        ({"loss": "softmax_cross_entropy", "data__target_encoding": "integer"}, "loss_top"),
+        (
+            {"data__name": "digits", "data__classes": (), "data__target_encoding": "one_hot", "data__scaling": "standardize"},
+            "loss_top",
+        ),
         (
             {"members__lr_relative": (), "optimizer__lr": 0.5, "measure__batch_kernel_every": 2, "claims": ()},
             "critical_lr_batch",
@@ -247,7 +250,7 @@ def test_smoke_of_the_other_experiments(module, variant, tmp_path, no_data, plai
 
 def test_smoke_of_images_with_a_reference(tmp_path, no_data, capsys, plain_figures):
     """Train the reference, then use it: its checksum and its test error are on record."""
-    task = "cifar2"  # without data the others are this one over again, on other stand-ins
+    task = "cifar2"  # without data the others are this one over again, on other fallback data
     config = catapults_agop.get_config(f"{task},smoke")
     with pytest.raises(configs.ConfigError, match=r"agop_reference=.*is not there; allowed: the model.npz"):
         main.run(config, tmp_path / "run")
@@ -278,7 +281,7 @@ def test_a_run_ends_when_all_members_are_done(tmp_path, plain_figures):
     config = smoke(steps=60, run__stop_loss=1.0, run__chunk_steps=10, run__checkpoint_every=10, measure__test_every=10)
     main.run(config, tmp_path / "run")
     record = catapult_jax.open_record(tmp_path / "run")
-    done = record["done"].values
+    done = record["stopped"].values
     assert done[:, -1].all() and record.sizes["step"] < 60
     assert (record["loss_train"].values[done] <= 1.0).all()
     last = done.argmax(1).max() // 10  # chunk in which the last member came down

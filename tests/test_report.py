@@ -96,12 +96,12 @@ def test_summary_escapes_axes_settings_runs_and_failures(tmp_path, plain_figures
         "setting": SCRIPT,
         "seed": 0,
         "finished": True,
-        "alive": True,
+        "active": True,
         "dead_from": -1,
         "catapults": 1,
     }
     rows = [row | {"run": "width=<script>\"'?#%41"}, row | {"run": "other", "finished": False, "dead_from": 3}]
-    about = {"name": SCRIPT, "stand_in_for": SCRIPT}
+    about = {"name": SCRIPT, "fallback_for": SCRIPT}
     sweep.write_summary(rows, ["axis <script>"], quickstart.get_config(), tmp_path, SCRIPT, {"run <script>": SCRIPT}, about)
     found = safe((tmp_path / "summary.html").read_text())
     assert "axis <script>" in found.words and f"run <script>: {SCRIPT}" in found.words
@@ -151,7 +151,7 @@ def test_a_run_whose_networks_die_says_so(tmp_path, plain_figures):
     config.members.lr_relative, config.model.width = (1.67,), 8
     found = main.run(config, tmp_path / "run")
     about = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert (about["status"], about["lost"], about["dead"]) == ("dead", [], [{"member": 0, "step": 3}])
+    assert (about["status"], about["diverged"], about["dead"]) == ("dead", [], [{"member": 0, "step": 3}])
     assert [e["kind"] for e in records.read_json_lines(tmp_path / "run" / "events.jsonl")] == ["death"]
     assert all(v.verdict != verdicts.REPRODUCED and "dead: 1 (member 0 from step 3)" in v.effect for v in found)
     found = Page((tmp_path / "run" / "report.html").read_text())

@@ -29,7 +29,7 @@ from experiments.verdicts import NEEDS, NEEDS_SOME
 
 _SYNTHETIC = {
     "data.name": "synthetic",
-    "data.coding": "value",
+    "data.target_encoding": "value",
     "data.scaling": "none",
     "data.test_size": 8,
 }
@@ -138,7 +138,7 @@ ROWS = [
     ),
     *(
         (f"{name}; allowed: each value once", {name: (1, 1)})
-        for name in ("members.seed", "members.raises", "data.classes", "data.stand_in_classes")
+        for name in ("members.seed", "members.raises", "data.classes", "data.fallback_classes")
     ),
     ("members.cap; allowed: each value once", {"members.cap": (0.5, 0.5)}),
     ("members.lr; allowed: each value once", {"members.lr": (0.5, 0.5), "optimizer.lr_relative": 0.0}),
@@ -151,15 +151,15 @@ ROWS = [
         "measure.probe_size, data.train_size; allowed: a probe no larger than the training set",
         {"measure.probe_size": 129},
     ),
-    ("loss, data.coding; allowed for this loss: sign, one_hot, value (mse)", {"data.coding": "binary"}),
+    ("loss, data.target_encoding; allowed for this loss: sign, one_hot, value (mse)", {"data.target_encoding": "binary"}),
     (
-        "loss, data.coding; allowed for this loss: integer (softmax_cross_entropy)",
+        "loss, data.target_encoding; allowed for this loss: integer (softmax_cross_entropy)",
         {"loss": "softmax_cross_entropy"},
     ),
-    ("loss, data.coding; allowed for this loss: binary (logistic)", {"loss": "logistic"}),
+    ("loss, data.target_encoding; allowed for this loss: binary (logistic)", {"loss": "logistic"}),
     (
-        "data.name, data.coding; allowed: coding 'value' with synthetic targets, and only there",
-        {"data.coding": "value"},
+        "data.name, data.target_encoding; allowed: target encoding 'value' with synthetic targets, and only there",
+        {"data.target_encoding": "value"},
     ),
     ("data.name, data.classes; allowed: no classes for synthetic targets", _SYNTHETIC | {"data.classes": (0,)}),
     ("data.name, data.scaling; allowed for synthetic inputs: none", _SYNTHETIC | {"data.scaling": "sqrt_d"}),
@@ -170,7 +170,7 @@ ROWS = [
         "data.synthetic.rank, data.synthetic.dimension; allowed: a rank no larger than the dimension",
         {"data.synthetic.rank": 21},
     ),
-    ("data.name, data.stand_in; allowed: no stand-in for embedded data", {"data.stand_in": "digits"}),
+    ("data.name, data.fallback; allowed: no fallback data for embedded data", {"data.fallback": "digits"}),
     (
         "model.strides, model.depth; allowed: none, or one for each of the {convolutions} convolutions",
         {"model.name": "cnn", "model.strides": (2,)},

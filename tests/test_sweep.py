@@ -143,7 +143,7 @@ def test_the_page_of_claims(tmp_path):
     assert (tmp_path / "docs" / "figures" / "claims" / "batch_size-cifar2-ce.png").is_file()
     assert "Data: natural_patches" in page and "SHA-256" in page
     record = json.loads((tmp_path / "runs" / "cifar_gd-fcn" / "run.json").read_text())
-    assert record["data"]["stand_in_for"] == "cifar10"
+    assert record["data"]["fallback_for"] == "cifar10"
 
 
 def test_a_process_that_is_killed_costs_its_own_run(tmp_path, capsys):

@@ -40,7 +40,7 @@ def build(model=None, *, batch_size=0, every=1, scale=1.0, n=8, probe=0, schedul
     chosen = {
         "batch_kernel": instruments.batch_kernel(f, loss="mse", every=every, k=2),
         "loss_after": instruments.loss_after(f, loss="mse", every=1),
-        "test": instruments.scores(f, loss="mse", every=3, coding="sign"),
+        "test": instruments.scores(f, loss="mse", every=3, target_encoding="sign"),
     }
     if batch_size:
         chosen["train_loss"] = instruments.train_loss(f, loss="mse", every=1)
@@ -144,7 +144,7 @@ def test_arms_together_equal_arms_alone():
     for i, pair in enumerate(axes):
         alone = run(trainer, of([pair]), 25)[1]
         np.testing.assert_array_equal(together["stage"][i], alone["stage"][0])
-        np.testing.assert_array_equal(together["done"][i], alone["done"][0])
+        np.testing.assert_array_equal(together["stopped"][i], alone["stopped"][0])
         # A step above the critical lr multiplies rounding like everything else in the top eigenspace: 1e-5 up to the first one.
         above = together["lr"][i] > together["critical_lr_batch"][i]
         before = slice(int(above.argmax()) + 1 if above.any() else None)
@@ -205,9 +205,9 @@ def test_a_diverged_member_is_frozen_and_the_others_do_not_notice():
     both = members((0,), (0.4, 1e6))
     state, measured = run(trainer, both, 30)
     alone = run(trainer, members((0,), (0.4,)), 30)[1]
-    assert measured["alive"][:, -1].tolist() == [True, False]
+    assert measured["diverged"][:, -1].tolist() == [False, True]
     np.testing.assert_allclose(measured["loss_batch"][0], alone["loss_batch"][0], rtol=1e-5)
-    stop = int(np.argmin(measured["alive"][1]))
+    stop = int(np.argmax(measured["diverged"][1]))
     frozen = jax.tree.map(lambda a: np.asarray(a[1]), state.members.params)
     later = trainer.run(state, 2)[0]
     for a, b in zip(jax.tree.leaves(frozen), jax.tree.leaves(later.members.params), strict=True):
@@ -269,13 +269,12 @@ def test_divergence_is_told_where_the_training_loss_is_measured_at_every_step(la
             FCN(depth=2, width=16), build()[1], loss="mse", optimizer=optax.sgd, schedule=grows, detector=events.detector(horizon=2),
             instruments={label: rising(every)}, batch_size=3,
         )  # fmt: skip
-        alive = run(made, members((0,), (0.01,)), 12)[1]["alive"][0]
-        assert alive[-1] == (not diverged)
+        assert run(made, members((0,), (0.01,)), 12)[1]["diverged"][0, -1] == diverged
 
 
 def test_check_instruments_refuses_two_that_write_one_series():
     f = FCN(depth=2, width=16).apply
-    one, two = (instruments.scores(f, loss="mse", every=every, coding="value") for every in (1, 2))
+    one, two = (instruments.scores(f, loss="mse", every=every, target_encoding="value") for every in (1, 2))
     with pytest.raises(
         ValueError, match="instruments 'a' and 'b' both write the series 'loss_test'; expected one for each series"
     ):
@@ -313,7 +312,7 @@ def test_a_member_stops_at_the_loss_and_keeps_those_weights(batch_size):
     of = members((0,), (0.4, 1e-4))
     state, _ = trainer.init(of)
     state, measured = trainer.run(state, 30)
-    done, loss = measured["done"], measured["loss_train"]
+    done, loss = measured["stopped"], measured["loss_train"]
     first = int(done[0].argmax())
     assert done[0, first:].all() and loss[0, first] <= 0.5 and (loss[0, :first] > 0.5).all()
     np.testing.assert_array_equal(loss[0, first:], loss[0, first])
@@ -371,7 +370,7 @@ def test_agop_and_validation_instruments():
     reference = np.random.default_rng(0).standard_normal((6, 16)).astype(np.float32)
     chosen = {
         "agop": instruments.agop(model.apply, every=2, reference=reference, size=6),
-        "val": instruments.scores(model.apply, loss="mse", every=1, coding="sign", split="val"),
+        "val": instruments.scores(model.apply, loss="mse", every=1, target_encoding="sign", split="val"),
         "train_kernel": instruments.train_kernel(model.apply, loss="mse", every=1, probe_size=0, k=2),
     }
     trainer = make_trainer(

@@ -108,7 +108,7 @@ def test_spikes_of_sgd(made, verdict):
 def test_the_base_rate_is_that_of_the_steps_before_a_member_was_lost():
     """Critical at every step that it lived: the windows of its spikes are no better than any other."""
     made = sgd_record(1.0, 0.95).copy(deep=True)
-    made["alive"][:, 12:] = False
+    made["diverged"][:, 12:] = True
     made["critical_lr_batch"][:, 12:] = np.nan
     made["loss_train"][:, 12:] = np.nan
     found = catapults._on_the_way(made, SGD, 1.5)
@@ -142,7 +142,7 @@ def test_catapults_raise_alignment():
     assert check(made(agop_alignment=one_seed_against, loss_test=-better)) == verdicts.NOT_REPRODUCED
     few = members_with(counts[:16], seeds[:16], agop_alignment=better[:16], loss_test=-better[:16])
     assert check(few) == verdicts.NOT_TESTED
-    for name, value in (("loss_train", 0.005), ("done", False)):  # went past the loss, or did not come to it
+    for name, value in (("loss_train", 0.005), ("stopped", False)):  # went past the loss, or did not come to it
         spoilt = made(agop_alignment=better, loss_test=-better)
         spoilt[name][:5, -1] = value
         assert check(spoilt) == verdicts.NOT_TESTED
@@ -212,7 +212,7 @@ def test_alignment_over_optimizers():
 def test_exceedance_of_every_optimizer():
     check = lambda rows: exceedances.exceedance_predicts_for_every_optimizer(rows, OPTIMIZERS).verdict
     header, first, *_ = exceedances.exceedance_predicts_for_every_optimizer(optimizer_rows(0.0), OPTIMIZERS).table
-    assert header == ("optimizer", "members", "lost", "steps", "precision", "by chance", "recall", "base rate")
+    assert header == ("optimizer", "members", "diverged or dead", "steps", "precision", "by chance", "recall", "base rate")
     assert first[0] == "sgd" and first[4:] == ("0.9 [0.9, 0.9]", "0.3 [0.3, 0.3]", "0.5 [0.5, 0.5]", "0.3 [0.3, 0.3]")
     assert check(optimizer_rows(0.0)) == verdicts.REPRODUCED
     assert check(optimizer_rows(0.0, precision=0.3)) == verdicts.NOT_REPRODUCED
@@ -247,9 +247,9 @@ def test_accuracies_of_the_mnist_study():
     assert accuracies.catapults_hurt_adagrad(better, MNIST).verdict == verdicts.NOT_REPRODUCED
     few = [row for row in close if row["seed"] < 4]
     assert accuracies.published_accuracies(few, MNIST).verdict == verdicts.NOT_TESTED
-    lost = [row | {"alive": row["optimizer.name"] != "adam"} for row in close]
+    lost = [row | {"active": row["optimizer.name"] != "adam"} for row in close]
     assert accuracies.published_accuracies(lost, MNIST).verdict == verdicts.NOT_TESTED
-    assert ("adam", "constant", "98.12", "-", "a seed was lost at every lr", "-") in accuracies.published_accuracies(
+    assert ("adam", "constant", "98.12", "-", "a seed diverged at every lr", "-") in accuracies.published_accuracies(
         lost, MNIST
     ).table
     without = [{k: v for k, v in row.items() if k != "schedule.name"} for row in close]
@@ -354,7 +354,7 @@ def no_number_is_none(effect):
 def test_what_is_not_known_decides_no_claim_on_a_run(name):
     made, config = reproducing()[name]
     assert verdicts.of_run(name, made, config).verdict == verdicts.REPRODUCED
-    given = ("loss_batch", "loss_train", "lr")  # a member without these is lost
+    given = ("loss_batch", "loss_train", "lr")  # a member without these diverged
     for series in [key for key in made.data_vars if made[key].dtype.kind == "f" and key not in given]:
         unknown = made.copy(deep=True)
         unknown[series][:] = np.nan
@@ -373,11 +373,11 @@ def test_a_lost_member_is_no_number_in_a_claim(name):
     lost = made.isel(member=[0]).copy(deep=True)
     for series in ("loss_batch", "loss_train"):
         lost[series][:, 2] = np.inf
-    lost["alive"][:, 2:] = False
-    if "done" in lost:
-        lost["done"][:] = False
+    lost["diverged"][:, 2:] = True
+    if "stopped" in lost:
+        lost["stopped"][:] = False
     lost["seed"] = lost["seed"] + 100
-    both = xr.concat([made, analysis.until_lost(lost)], "member")
+    both = xr.concat([made, analysis.until_diverged(lost)], "member")
     no_number_is_none(verdicts.of_run(name, both, config).effect)
 
 
@@ -402,7 +402,7 @@ def test_a_death_reproduces_nothing_and_is_named(name):
 
 
 def test_all_members_that_die_are_in_no_claim_on_a_sweep():
-    rows = [row | {"alive": False, "finished": False, "dead_from": 3} for row in optimizer_rows(-1.0)]
+    rows = [row | {"active": False, "finished": False, "dead_from": 3} for row in optimizer_rows(-1.0)]
     found = verdicts.of_sweep("alignment_over_optimizers", rows, OPTIMIZERS)
     assert found.verdict == verdicts.NOT_TESTED and found.effect.endswith(f"dead: {len(rows)} of {len(rows)} members")
 

@@ -71,7 +71,7 @@ def follow(variant: str, seeds: int, steps: int) -> list[dict[str, list]]:
     from experiments.building import build_model, load_data
 
     config = cifar_sgd.get_config(variant)
-    config.data.strict = True  # no stand-in under this name
+    config.data.strict = True  # no fallback data under this name
     data, _ = load_data(config)
     model, loss, size = build_model(config.model, data.outputs), config.loss, config.optimizer.batch_size
     f, x_all, y_all = model.apply, jnp.asarray(data.x_train), jnp.asarray(data.y_train)

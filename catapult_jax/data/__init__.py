@@ -1,16 +1,16 @@
 """Data sets: one small interface over a folder of .npz files, TFDS, embedded images and synthetic targets."""
 
-from catapult_jax.data.preparation import CODINGS, CODINGS_OF_LOSS, SCALINGS, Data, most_examples, prepare
+from catapult_jax.data.preparation import SCALINGS, TARGET_ENCODINGS, TARGET_ENCODINGS_OF_LOSS, Data, most_examples, prepare
 from catapult_jax.data.sources import EMBEDDED, KNOWN, Arrays, DataUnavailable, UnknownData, read
 from catapult_jax.data.targets import TARGETS, synthetic, target_function
 
 __all__ = [
-    "CODINGS",
-    "CODINGS_OF_LOSS",
     "EMBEDDED",
     "KNOWN",
     "SCALINGS",
     "TARGETS",
+    "TARGET_ENCODINGS",
+    "TARGET_ENCODINGS_OF_LOSS",
     "Arrays",
     "Data",
     "DataUnavailable",

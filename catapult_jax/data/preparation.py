@@ -1,4 +1,4 @@
-"""From a data set as found to the arrays of a run: classes, size, scaling of inputs, coding of labels."""
+"""From a data set as found to the arrays of a run: classes, size, scaling of inputs, target encoding of labels."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 from catapult_jax.data.sources import Arrays
 
 SCALINGS = ("sqrt_d", "standardize", "none")
-CODINGS = ("sign", "one_hot", "integer", "binary", "value")
-CODINGS_OF_LOSS = {
+TARGET_ENCODINGS = ("sign", "one_hot", "integer", "binary", "value")
+TARGET_ENCODINGS_OF_LOSS = {
     "mse": ("sign", "one_hot", "value"),
     "softmax_cross_entropy": ("integer",),
     "logistic": ("binary",),
@@ -40,13 +40,13 @@ def prepare(
     train_size: int,
     test_size: int,
     scaling: str,
-    coding: str,
+    target_encoding: str,
     validation_size: int = 0,
 ) -> Data:
     """Selects, scales and codes.
 
     Examples are the first of each class in the order of the source, as many from each class (one more from the first ones
-    where the size does not divide). With ``coding="value"`` they are the first of all.
+    where the size does not divide). With ``target_encoding="value"`` they are the first of all.
 
     Args:
       arrays: data as found.
@@ -54,20 +54,20 @@ def prepare(
       train_size, test_size: number of examples; a ``test_size`` of 0 keeps all.
       scaling: ``"sqrt_d"`` scales every example to norm ``sqrt(d)``, without centring; ``"standardize"`` takes mean and
         standard deviation per channel from the training examples (images ``(n, h, w)`` have one channel); ``"none"``.
-      coding: ``"sign"`` -1, +1; ``"one_hot"``; ``"integer"``; ``"binary"`` 0, 1; ``"value"``: targets as they are.
+      target_encoding: ``"sign"`` -1, +1; ``"one_hot"``; ``"integer"``; ``"binary"`` 0, 1; ``"value"``: targets as they are.
       validation_size: number of examples for validation, chosen like the training examples from those that they leave of the
         source's training split: of each class the ones right after them.
 
     Raises:
-      ValueError: a class that is not there, too few examples, two-class coding of other than two classes, an example of zeros that has
+      ValueError: a class that is not there, too few examples, two-class target encoding of other than two classes, an example of zeros that has
         no norm to scale.
     """
     if validation_size < 0:
         raise ValueError(f"data.validation_size={validation_size!r}; allowed: 0 or more")
     x_train, y_train, x_test, y_test = arrays[:4]
-    if coding == "value":
+    if target_encoding == "value":
         if classes:
-            raise ValueError(f"data.classes={classes!r} with data.coding='value'; allowed: no classes")
+            raise ValueError(f"data.classes={classes!r} with data.target_encoding='value'; allowed: no classes")
         take_train, take_test = np.arange(train_size), np.arange(test_size or len(x_test))
         for split, take, x in (("train", take_train, x_train), ("test", take_test, x_test)):
             if len(take) > len(x):
@@ -89,8 +89,10 @@ def prepare(
         missing = [int(c) for c in kept if c not in present]
         if missing:
             raise ValueError(f"data.classes={tuple(map(int, kept))!r}; allowed for {arrays.name}: {[int(c) for c in present]}")
-        if coding in ("sign", "binary") and len(kept) != 2:
-            raise ValueError(f"data.coding={coding!r} with {len(kept)} classes; allowed: 2 classes, or one_hot, integer")
+        if target_encoding in ("sign", "binary") and len(kept) != 2:
+            raise ValueError(
+                f"data.target_encoding={target_encoding!r} with {len(kept)} classes; allowed: 2 classes, or one_hot, integer"
+            )
         if len(kept) < 2:
             raise ValueError(f"{arrays.name} has {len(kept)} class here; allowed: 2 or more")
         take_train = _first_of_each(y_train, kept, train_size, "data.train_size", arrays.name)
@@ -108,7 +110,7 @@ def prepare(
             "binary": (1, lambda y: number(y).astype(np.float32)[:, None]),
             "one_hot": (len(kept), lambda y: np.eye(len(kept), dtype=np.float32)[number(y)]),
             "integer": (len(kept), number),
-        }[coding]
+        }[target_encoding]
     rows = {"train": (x_train, y_train, take_train), "test": (x_test, y_test, take_test)}
     if validation_size:
         rows["val"] = (x_train, y_train, take_val)

@@ -217,7 +217,7 @@ def _examples(x, n: int):
     mixed[:, 1:2] = 1 - mixed[:, :1]
     candidates = [mixed.reshape(shape), np.ones(shape), np.zeros(shape)]
     if isinstance(x, (np.ndarray, jax.Array)) and not isinstance(x, jax.core.Tracer):
-        on_one_device = x.addressable_data(0) if isinstance(x, jax.Array) else x  # a share of the batch, where it is sharded
+        on_one_device = x.addressable_data(0) if isinstance(x, jax.Array) else x  # a fraction of the batch, where it is sharded
         if on_one_device.shape[1:] == shape[1:]:
             candidates.insert(0, np.resize(np.asarray(on_one_device[:n]), shape))
     for candidate in candidates:

@@ -16,7 +16,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 from catapult_jax.critical import critical_lr_from_lambda, weighted_kernel_and_gradient, weighted_tangent_kernel
-from catapult_jax.eigenspace import share_of, split_weighted_loss
+from catapult_jax.eigenspace import fraction_of, split_weighted_loss
 from catapult_jax.losses import batch_loss, weighted_residual
 from catapult_jax.outer_product import agop_alignment, agop_pearson, input_jacobian
 from catapult_jax.preconditioners import PLAIN, smallest_entry
@@ -198,7 +198,7 @@ def batch_products(
     return Instrument(series, every, measure, lambda now: _nowhere(now, k, k_max))
 
 
-_NEAR = 0.8  # share of the eigenvalue at which a learning rate is critical, from which on an eigenvalue is followed
+_NEAR = 0.8  # fraction of the eigenvalue at which a learning rate is critical, from which on an eigenvalue is followed
 
 
 def train_kernel(
@@ -306,7 +306,7 @@ def _top_space(
     )
     with jax.default_matmul_precision("highest"):
         residual = weighted_residual(outputs, batch[1], loss=loss).reshape(-1).astype(found.vectors.dtype)
-        return found, *share_of(found.vectors[:, :k], residual, len(outputs))
+        return found, *fraction_of(found.vectors[:, :k], residual, len(outputs))
 
 
 def _nowhere(now: Moment, k: int, k_max: int | None = None) -> Directions:
@@ -353,8 +353,8 @@ def loss_after(apply_fn: Callable, *, loss: str, every: int) -> Instrument:
     )
 
 
-def scores(apply_fn: Callable, *, loss: str, every: int, coding: str, split: str = "test") -> Instrument:
-    """Loss on the test (or validation, ``split="val"``) examples and, for class labels, the share of them that is misclassified.
+def scores(apply_fn: Callable, *, loss: str, every: int, target_encoding: str, split: str = "test") -> Instrument:
+    """Loss on the test (or validation, ``split="val"``) examples and, for class labels, the fraction of them that is misclassified.
 
     Cost: their forward pass.
     """
@@ -363,18 +363,18 @@ def scores(apply_fn: Callable, *, loss: str, every: int, coding: str, split: str
         x, y = now.data[f"x_{split}"], now.data[f"y_{split}"]
         outputs = apply_fn(now.params, x)
         measured = {f"loss_{split}": batch_loss(outputs, y, loss=loss)}
-        if coding == "value":
+        if target_encoding == "value":
             return measured
         wrong = {
             "sign": lambda: (outputs > 0) != (y > 0),
             "binary": lambda: (outputs > 0) != (y > 0),
             "one_hot": lambda: outputs.argmax(-1) != y.argmax(-1),
             "integer": lambda: outputs.argmax(-1) != y,
-        }[coding]()
+        }[target_encoding]()
         known = jnp.isfinite(outputs).all()  # an output that is not a number is no answer
         return measured | {f"error_{split}": jnp.where(known, jnp.mean(wrong.astype(jnp.float32)), jnp.nan)}
 
-    series = (f"loss_{split}",) if coding == "value" else (f"loss_{split}", f"error_{split}")
+    series = (f"loss_{split}",) if target_encoding == "value" else (f"loss_{split}", f"error_{split}")
     return Instrument(series, every, measure)
 
 

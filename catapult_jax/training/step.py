@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, PyTree
 
 # What the step itself measures; no instrument may write these series.
-SERIES = ("loss_batch", "lr", "stage", "alive", "spikes", "done")
+SERIES = ("loss_batch", "lr", "stage", "diverged", "spikes", "stopped")
 # With all examples in every batch, a series of the batch is that of the training set as well.
 _SAME_AS_BATCH = {
     "loss_train": "loss_batch",
@@ -72,8 +72,8 @@ class MemberState(NamedTuple):
     detector: DetectorState
     carried: dict[str, PyTree]  # for each instrument that carries something from one measurement to the next
     order: Int[Array, " n"] | None  # of the examples in this epoch; None where all are in every batch
-    alive: Bool[Array, ""]  # False from the step on at which the member diverged: it is frozen there
-    done: Bool[Array, ""]  # True from the step on at which the training loss came down to the loss to stop at: frozen as well
+    diverged: Bool[Array, ""]  # from the step on at which it did: it is frozen there
+    stopped: Bool[Array, ""]  # from the step on at which the training loss came down to the loss to stop at: frozen as well
 
 
 class _Gradient(NamedTuple):
@@ -240,27 +240,28 @@ def freeze(
     measured: dict[str, Array],
     wanted: Bool[Array, ""] | bool,
 ) -> tuple[MemberState, dict[str, Array]]:
-    """The state after the step, for a member that neither diverged nor is done; else that before it, and marked so."""
+    """The state after the step, for a member that neither diverged nor stopped; else that before it, and marked so."""
     schedule, detector = after.schedule, after.detector
-    diverged = ~jnp.isfinite(measured["loss_batch"])
+    diverged, stopped = before.diverged | ~jnp.isfinite(measured["loss_batch"]), before.stopped
     if problem.train_loss_is_known:
         diverged |= event.kind == KINDS.index("divergence")
-    alive, done = before.alive & ~diverged, before.done
     measured = measured | {
         "lr": schedule.lr,
         "stage": schedule.stage,
-        "alive": alive,
+        "diverged": diverged,
         "spikes": detector.closed + detector.is_open,
     }
     if problem.stop_loss:
         settled = (schedule.stage >= schedule.raises) & ~schedule.raised & ~detector.is_open
-        done |= settled & (_tracked_loss(measured) <= problem.stop_loss)
-        measured["done"] = done
+        stopped |= settled & (_tracked_loss(measured) <= problem.stop_loss)
+        measured["stopped"] = stopped
     moved = ("params", "opt_state", "schedule", "carried")
     of = lambda state: {name: getattr(state, name) for name in moved}
-    detector, alive, done = _where(wanted, (detector, alive, done), (before.detector, before.alive, before.done))
-    fields = _where(alive & ~done & wanted, of(after), of(before))
-    return after._replace(**fields, detector=detector, alive=alive, done=done), measured
+    detector, diverged, stopped = _where(
+        wanted, (detector, diverged, stopped), (before.detector, before.diverged, before.stopped)
+    )
+    fields = _where(~diverged & ~stopped & wanted, of(after), of(before))
+    return after._replace(**fields, detector=detector, diverged=diverged, stopped=stopped), measured
 
 
 def preconditioning_of(problem: Problem, gradient: PyTree, params: PyTree, opt_state: PyTree) -> Preconditioning:

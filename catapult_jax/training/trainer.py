@@ -84,7 +84,7 @@ def make_trainer(
         replacement, epoch by epoch, in an order that is a function of seed and epoch alone, drawn at the first step of the epoch and carried
         in the state, so a resumed run draws the same ones.
       probe_size: examples on which the critical learning rate at initialisation is taken; 0: all.
-      stop_loss: a member is done, and frozen, at the first step at which it has made its raises, is in no spike, and its
+      stop_loss: a member stops, and is frozen, at the first step at which it has made its raises, is in no spike, and its
         training loss is at most this; 0: never.
       matrix_free: the critical learning rate at initialisation from kernel-vector products (to 1 %), not from the exact kernel.
       chunk_size: examples of that kernel that are worked on at a time; None: all.
@@ -139,8 +139,8 @@ def _init(problem: Problem, init_one, begin, arrays: dict, members: Members) -> 
                 detector=problem.detector.init(),
                 carried={},
                 order=order,
-                alive=jnp.asarray(True),
-                done=jnp.asarray(False),
+                diverged=jnp.asarray(False),
+                stopped=jnp.asarray(False),
             )
         )
         critical.append(np.asarray(critical_i))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from experiments.analysis import critical_share, last
+from experiments.analysis import critical_fraction, last
 from experiments.statistics import BEYOND, MIN_SEEDS, beyond_zero, text_of
 from experiments.verdicts.registry import NOT_TESTED, RUN, SWEEP, Finding, claim, decide
 from experiments.verdicts.sweep_rows import at_the_edge, paired, tuned_arms
 
-# Test accuracies in percent of the two-layer net on MNIST, as published by the student study; math.md, section 6.
+# Test accuracies in percent of the two-layer network on MNIST, as published by the student study; math.md, section 6.
 PUBLISHED = {
     ("sgd", "constant"): 95.38,
     ("sgd", "cyclic"): 97.65,
@@ -32,7 +32,7 @@ def _accuracies(rows: list[dict], config) -> tuple[dict[tuple, list[dict]], tupl
     table = [("optimizer", "schedule", *["published, %"] * on_mnist, *header)]
     for arm in dict.fromkeys(tuple(row[axis] for axis in _ARM_AXES) for row in rows):
         if (own := arms.get(arm)) is None:
-            table.append((*arm, *[str(PUBLISHED.get(arm, "-"))] * on_mnist, "-", "a seed was lost at every lr", "-"))
+            table.append((*arm, *[str(PUBLISHED.get(arm, "-"))] * on_mnist, "-", "a seed diverged at every lr", "-"))
             continue
         edge = at_the_edge([row for row in rows if tuple(row[axis] for axis in _ARM_AXES) == arm], own[0]["rate"])
         published = [str(PUBLISHED.get(arm, "-"))] * on_mnist
@@ -52,10 +52,10 @@ def catapults_help_sgd(rows: list[dict], config) -> Finding:
     )
     arms, table = _accuracies(rows, config)
     if one not in arms or other not in arms:
-        return Finding(statement, NOT_TESTED, "an arm was lost", table)
+        return Finding(statement, NOT_TESTED, "an arm diverged", table)
     gain = [-100 * d for d in paired(arms, one, other, "error_test")]
     more = paired(arms, one, other, "critical_steps")
-    effect = f"accuracy {text_of(gain)} points higher, share of critical steps {text_of(more)} higher"
+    effect = f"accuracy {text_of(gain)} points higher, fraction of critical steps {text_of(more)} higher"
     return Finding(statement, decide(beyond_zero(gain, 1), beyond_zero(more, 1)), effect, table)
 
 
@@ -69,7 +69,7 @@ def catapults_hurt_adagrad(rows: list[dict], config) -> Finding:
     )
     arms, table = _accuracies(rows, config)
     if one not in arms or other not in arms:
-        return Finding(statement, NOT_TESTED, "an arm was lost", table)
+        return Finding(statement, NOT_TESTED, "an arm diverged", table)
     loss = [100 * d for d in paired(arms, one, other, "error_test")]
     return Finding(statement, decide(beyond_zero(loss, 1)), f"accuracy {text_of(loss)} points lower", table)
 
@@ -83,7 +83,7 @@ def published_accuracies(rows: list[dict], config) -> Finding:
     )
     arms, table = _accuracies(rows, config)
     if config["data"]["name"] != "mnist" or any(arm not in arms for arm in tested):
-        return Finding(statement, NOT_TESTED, "not on MNIST, or an arm was lost", table)
+        return Finding(statement, NOT_TESTED, "not on MNIST, or an arm diverged", table)
     if min(len(arms[arm]) for arm in tested) < MIN_SEEDS:
         return Finding(statement, NOT_TESTED, f"fewer than {MIN_SEEDS} seeds", table)
     off = {arm: float(np.mean(_accuracy(arms[arm]))) - PUBLISHED[arm] for arm in tested}
@@ -101,7 +101,7 @@ def catapults_help_beyond_cycles(record, config) -> Finding:
         f"error: a higher test accuracy where catapults are allowed ({BEYOND} on the paired differences), and more steps above the critical lr"
     )
     ends = {key: last(record, config, key) for key in ("error_val", "error_test")}
-    critical, seeds = np.array([critical_share(record, config, m) for m in range(len(caps))]), record["seed"].values
+    critical, seeds = np.array([critical_fraction(record, config, m) for m in range(len(caps))]), record["seed"].values
     arms, parts = {}, []
     for word, own in (("allowed", np.isinf(caps)), ("held", np.isfinite(caps))):
         mean = {rate: ends["error_val"][own & (rates == rate)].mean() for rate in np.unique(rates[own])}
@@ -118,5 +118,5 @@ def catapults_help_beyond_cycles(record, config) -> Finding:
     pairs = [(m, arms["held"][seed]) for seed, m in arms["allowed"].items() if seed in arms["held"]]
     gain = [100 * (ends["error_test"][held] - ends["error_test"][free]) for free, held in pairs]
     more = [critical[free] - critical[held] for free, held in pairs]
-    effect = f"accuracy {text_of(gain)} points higher, share of critical steps {text_of(more)} higher; " + "; ".join(parts)
+    effect = f"accuracy {text_of(gain)} points higher, fraction of critical steps {text_of(more)} higher; " + "; ".join(parts)
     return Finding(statement, decide(beyond_zero(gain, 1), beyond_zero(more, 1)), effect)

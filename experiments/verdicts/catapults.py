@@ -8,7 +8,7 @@ import numpy as np
 
 from catapult_jax.events import FACTORS, momentum_horizon
 from experiments import optimizers
-from experiments.analysis import active, by_setting, critical_share, lambda_series, run_events, running
+from experiments.analysis import active, by_setting, critical_fraction, lambda_series, run_events, running
 from experiments.statistics import BEYOND, beyond_zero, spread_text, text_of
 from experiments.verdicts.registry import MIN_SPIKES, NOT_REPRODUCED, NOT_TESTED, REPRODUCED, RUN, Finding, claim, decide
 
@@ -27,7 +27,7 @@ def first_catapult(record, config) -> Finding:
     found = [e for e in firsts.values() if e is not None]
     if not chosen:
         return Finding(statement, NOT_TESTED, "no member starts above the critical lr")
-    onset, share = [e.onset for e in found], [e.share_top for e in found]
+    onset, share = [e.onset for e in found], [e.fraction_top for e in found]
     # The kernel of a spike that has not closed by the end of the run is the last one measured.
     name = lambda_series(record, config)
     ending = lambda m: float(record[name].values[m, -1]) if name else np.nan
@@ -41,11 +41,11 @@ def first_catapult(record, config) -> Finding:
         and min(e.end for e in found) >= 0
     )
     effect = (
-        f"{len(found)} of {len(chosen)} members have one; onset at step {spread_text(onset)}; share of the rise {spread_text(share)}; "
+        f"{len(found)} of {len(chosen)} members have one; onset at step {spread_text(onset)}; fraction of the rise {spread_text(share)}; "
         f"peak over level {spread_text([e.peak_ratio for e in found])}; lambda_max after / before {spread_text(ratio)}"
     )
     if np.isnan([*share, *ratio]).any():
-        return Finding(statement, NOT_TESTED, "a share or a lambda_max that is not known; " + effect)
+        return Finding(statement, NOT_TESTED, "a fraction or a lambda_max that is not known; " + effect)
     return Finding(statement, REPRODUCED if holds else NOT_REPRODUCED, effect)
 
 
@@ -119,7 +119,7 @@ def cycles_cause_catapults(record, config) -> Finding:
     period = config["schedule"]["period"]
     events = run_events(record, config)
     above = record["lr"].values > record["critical_lr_batch"].values
-    alive = active(record, config)
+    is_active = active(record, config)
     with_spike: dict[bool, list[bool]] = {True: [], False: []}
     per_rate = []
     for label, members in by_setting(record, config):
@@ -127,7 +127,7 @@ def cycles_cause_catapults(record, config) -> Finding:
         for m in members:
             for start in range(0, record.sizes["step"] - period + 1, period):
                 cycle = slice(start, start + period)
-                if alive[m, cycle].all():
+                if is_active[m, cycle].all():
                     spike = any(start <= e.onset < start + period for e in events[m])
                     with_spike[bool(above[m, cycle].any())].append(spike)
     share = {kind: float(np.mean(found)) if found else float("nan") for kind, found in with_spike.items()}
@@ -147,7 +147,7 @@ class _OnTheWay(NamedTuple):
     """Spikes of one factor, member by member, and the exceedances on their way up."""
 
     hits: list[list[bool]]  # catapults: one from onset to peak, or within the momentum's memory before
-    base: list[list[float]]  # share of all windows of that length in the steps of that member that hold one
+    base: list[list[float]]  # fraction of all windows of that length in the steps of that member that hold one
     shares: list[float]  # of the rise in the top space
 
 
@@ -162,7 +162,7 @@ def _on_the_way(record, config, factor: float) -> _OnTheWay:
                 length = min(memory + e.peak - e.onset + 1, len(above))
                 hits.append(e.kind == "catapult")
                 base.append(float(np.lib.stride_tricks.sliding_window_view(above, length).any(1).mean()))
-                found.shares.append(e.share_top)
+                found.shares.append(e.fraction_top)
         found.hits.append(hits)
         found.base.append(base)
     return found
@@ -178,7 +178,7 @@ def sgd_spikes_are_catapults(record, config) -> Finding:
         "with lr above the critical lr of its batch, more often than windows of the same length anywhere in the same runs (the base "
         f"rate; {BEYOND}), and on average at least 90 % {part} lies in the top-{k} eigenspace of the kernel of the training set"
     )
-    critical = np.array([critical_share(record, config, m) for m in range(record.sizes["member"])])
+    critical = np.array([critical_fraction(record, config, m) for m in range(record.sizes["member"])])
     critical = critical[~np.isnan(critical)]
     found = _on_the_way(record, config, factor)
     flat = lambda lists: np.array([value for values in lists for value in values], float)
@@ -196,7 +196,7 @@ def sgd_spikes_are_catapults(record, config) -> Finding:
             by_factor.append(f"factor {other}: {rates[0]:.0%} of {count} (base rate {rates[1]:.0%})")
     effect = (
         f"{hits.mean():.0%} of {len(hits)} spikes have one on the way (base rate {base.mean():.0%}, difference over seeds {text_of(gain)}), "
-        f"share of the rise in the top space {text_of(shares)}; {at_onset} have one at the very onset; {', '.join(by_factor)}; "
+        f"fraction of the rise in the top space {text_of(shares)}; {at_onset} have one at the very onset; {', '.join(by_factor)}; "
         f"{text_of(critical)} of all steps are critical"
     )
     if len(hits) < MIN_SPIKES or not len(shares):

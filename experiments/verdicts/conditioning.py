@@ -72,7 +72,7 @@ def adagrad_outgrows_its_lr(record, config) -> Finding:
         f"entry of P {text_of(least[:, 0])} at first, {text_of(least[:, -1])} at last"
     )
     if not ok.all():
-        return Finding(statement, NOT_TESTED, f"{(~ok).sum()} members were lost or are dead; " + effect)
+        return Finding(statement, NOT_TESTED, f"{(~ok).sum()} members diverged or are dead; " + effect)
     if not above.any(1).all():
         return Finding(statement, NOT_TESTED, "a seed without a critical step; " + effect)
     if np.isnan(bound).any():

@@ -18,10 +18,10 @@ def exceedance_predicts_rise(record, config) -> Finding:
         "lr > critical_lr_batch predicts a rise of that batch's loss in the step: for each learning rate, over its seeds, "
         "precision at least 0.9 and recall at least 0.95"
     )
-    tables, alive = rise_predictions(record, config), active(record, config)[:, -1]
+    tables, is_active = rise_predictions(record, config), active(record, config)[:, -1]
     parts, holds, told = [], True, True
     for label, members in by_setting(record, config):
-        members = [m for m in members if alive[m]]
+        members = [m for m in members if is_active[m]]
         batch, full, spikes = ([tables[kind][m] for m in members] for kind in tables)
         batch_sum, full_sum, spikes_sum = pooled(batch), pooled(full), pooled(spikes)
         parts.append(
@@ -31,8 +31,8 @@ def exceedance_predicts_rise(record, config) -> Finding:
         )
         holds &= batch_sum.precision >= 0.9 and batch_sum.recall >= 0.95
         told &= not (np.isnan(batch_sum.precision) or np.isnan(batch_sum.recall))
-    lost = int((~alive).sum())
-    effect = "; ".join(parts) + (f"; {lost} members diverged or are dead, and are left out" if lost else "")
+    inactive = int((~is_active).sum())
+    effect = "; ".join(parts) + (f"; {inactive} members diverged or are dead, and are left out" if inactive else "")
     if not told:
         return Finding(statement, NOT_TESTED, "a rate without exceedances or without rises; " + effect)
     return Finding(statement, REPRODUCED if holds else NOT_REPRODUCED, effect)
@@ -53,17 +53,21 @@ def _scores_text(table: Prediction) -> str:
 
 @claim(of=SWEEP, every_step=("measure.batch_kernel_every", "measure.loss_after_every"), columns=CONFUSION)
 def exceedance_predicts_for_every_optimizer(rows: list[dict], config) -> Finding:
-    """For every optimizer, lr above its own critical lr foretells a rise of the loss of the batch better than chance."""
+    """For every optimizer, lr above its own critical lr predicts a rise of the loss of the batch better than chance."""
     axis = "optimizer.name"
     statement = (
-        "For every optimizer, over all steps of its grid of learning rates, each member until it was lost or done: the precision of lr > "
+        "For every optimizer, over all steps of its grid of learning rates, each member until it diverged or stopped: the precision of lr > "
         f"critical_lr_batch as a predictor of a rise of that batch's loss in the step is above what chance gives ({BEYOND}; the steps of a seed are "
         "counted together; chance: the same number of predictions in each member, at random, so that rates at which all steps are critical gain nothing)"
     )
     names = list(dict.fromkeys(row.get(axis) for row in rows))
     if len(names) < 3 or len({row["run"] for row in rows}) > len(names):
         return Finding(statement, NOT_TESTED, ONLY_OPTIMIZERS)
-    table, parts, tests = [("optimizer", "members", "lost", "steps", "precision", "by chance", "recall", "base rate")], [], []
+    table, parts, tests = (
+        [("optimizer", "members", "diverged or dead", "steps", "precision", "by chance", "recall", "base rate")],
+        [],
+        [],
+    )
     for optimizer in names:
         own = [row for row in rows if row[axis] == optimizer]
         found, chance = [], []
@@ -77,7 +81,7 @@ def exceedance_predicts_for_every_optimizer(rows: list[dict], config) -> Finding
         tests.append(beyond_zero(gain, 1))
         parts.append(f"{optimizer} {known_text(gain)}")
         precision, recall, base = ([getattr(one, score) for one in found] for score in ("precision", "recall", "base_rate"))
-        lost, steps = sum(not row["alive"] for row in own), sum(row[count] for row in own for count in CONFUSION)
-        numbers = (str(optimizer), str(len(own)), str(lost), str(steps))
+        inactive, steps = sum(not row["active"] for row in own), sum(row[count] for row in own for count in CONFUSION)
+        numbers = (str(optimizer), str(len(own)), str(inactive), str(steps))
         table.append((*numbers, *map(known_text, (precision, chance, recall, base))))
     return Finding(statement, decide(*tests), "precision above chance: " + ", ".join(parts), tuple(table))

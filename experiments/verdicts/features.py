@@ -58,7 +58,7 @@ def forbidding_catapults_hurts(record, config) -> Finding:
     caps, ok = record["cap"].values, finished(record, config)
     events = run_events(record, config)
     counts = np.array([sum(e.kind == "catapult" and e.onset >= start for e in found) for found in events])
-    ratio, going = record["lr"].values / record["critical_lr_batch"].values, ~record["done"].values
+    ratio, going = record["lr"].values / record["critical_lr_batch"].values, ~record["stopped"].values
     ratios = np.array([row[own].mean() if own.any() else np.nan for row, own in zip(ratio, going, strict=True)])
     series = {"catapults": counts} | {
         key: last(record, config, key) for key in ("agop_alignment", "loss_test", "error_test", "loss_train") if key in record

@@ -23,7 +23,7 @@ def tuned_arms(rows: list[dict], axes: tuple[str, ...], metric: str, *, finished
     for arm in dict.fromkeys(tuple(row[axis] for axis in axes) for row in rows):
         own = [row for row in rows if tuple(row[axis] for axis in axes) == arm]
         by_rate = [[row for row in own if row["rate"] == rate] for rate in dict.fromkeys(row["rate"] for row in own)]
-        ended = lambda row: (row["finished"] if finished else row["alive"]) and np.isfinite(row[metric])
+        ended = lambda row: (row["finished"] if finished else row["active"]) and np.isfinite(row[metric])
         whole = [r for r in by_rate if all(map(ended, r))]
         if whole:
             arms[arm] = min(whole, key=lambda r: np.mean([row[metric] for row in r]))
