@@ -153,6 +153,8 @@ class _Moment(NamedTuple):
 
 
 class DetectorState(NamedTuple):
+    """What the detector carries from one step to the next."""
+
     step: Array  # of the next update
     loss: Array  # of the last update, smoothed
     averages: Array  # (3,) moving averages of the loss and its two parts, not corrected for their start

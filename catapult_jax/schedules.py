@@ -19,6 +19,8 @@ _PATIENCE = 5  # settling times that a raise is given to make its spike
 
 
 class ScheduleState(NamedTuple):
+    """What a schedule carries from one step to the next, for one member."""
+
     lr: Array  # learning rate of the step
     rate: Array  # the same before cap and raise
     raise_lr: Array  # learning rate of the last raise

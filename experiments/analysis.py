@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from catapult_jax.events import Event, Prediction, dead_from, find_events, momentum_horizon, prediction, scores
 from experiments import optimizers
+
+if TYPE_CHECKING:
+    import xarray
 
 CONFUSION = ("true_positive", "false_positive", "false_negative", "true_negative")
 SAME_LOSS = 0.8  # a member that ends below this multiple of the loss to stop at went past it
@@ -114,7 +117,7 @@ def diverged_members(record, config: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def until_diverged(record):
+def until_diverged(record: xarray.Dataset) -> xarray.Dataset:
     """The record with NaN for what was measured of a member after the step at which it diverged: it is frozen there."""
     after = np.cumsum(record["diverged"].values, axis=1) > 1
     if not after.any():

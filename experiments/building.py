@@ -172,7 +172,7 @@ def _as_images(arrays: data.Arrays, model: str) -> data.Arrays:
     return arrays
 
 
-def build_model(c: ConfigDict, outputs: int):
+def build_model(c: ConfigDict, outputs: int) -> Any:
     """``c``: the model's part of a config, or the same as a dictionary."""
     shared = {name: c[name] for name in ("depth", "width", "activation", "gain", "bias")} | {"outputs": outputs}
     if c["name"] == "cnn":
@@ -355,6 +355,7 @@ def choose_instruments(config: ConfigDict, model, arrays: data.Data, members, re
 
 
 def build_trainer(config: ConfigDict, model, arrays: data.Data, chosen: dict[str, instruments.Instrument]) -> training.Trainer:
+    """The trainer of a config with these instruments."""
     m, momentum = config.measure, optimizers.momentum(config.optimizer)
     rows = rows_of(config, arrays)["train_kernel"]
     e = config.events
@@ -419,6 +420,7 @@ def trainer_of(config: ConfigDict, model, arrays: data.Data, reference, plan: di
 
 
 def build_members(config: ConfigDict) -> training.Members:
+    """Every combination of the axes of a config's members, the last axis fastest."""
     axes = configs.member_axes(config)
     columns = dict(zip(axes, zip(*itertools.product(*axes.values()), strict=True), strict=True))
     dtypes = {"seed": np.int32, "raises": np.int32}

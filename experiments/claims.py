@@ -41,6 +41,8 @@ MNIST = "MNIST study"
 
 
 class Experiment(NamedTuple):
+    """A config that the claims page needs, and the claims that it tests."""
+
     name: str  # CONFIG or CONFIG:VARIANT
     claims: dict[str, tuple[str, str]]  # verdict -> (what is claimed, where)
     figure: str = "loss"  # or several, joined by commas
@@ -50,6 +52,7 @@ class Experiment(NamedTuple):
 
     @property
     def directory(self) -> str:
+        """Name of its folder."""
         return self.name.replace(":", "-").replace(",", "-")
 
 
@@ -328,6 +331,7 @@ def _failures(workdir: Path) -> Path:
 
 
 def main(_argv: list[str]) -> int:
+    """Runs what the page of claims needs and is not complete, then writes it; returns the exit status."""
     scale = _SCALE.value
     names = [experiment.name for experiment in EXPERIMENTS]
     for name in _ONLY.value:

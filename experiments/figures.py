@@ -12,6 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from catapult_jax import records
@@ -92,7 +93,7 @@ def _log_scale(axis):
         axis.yaxis.set_minor_formatter(_PlainLabels(labelOnlyBase=False))
 
 
-def loss_figure(record, config, title):
+def loss_figure(record, config, title) -> Figure:
     """The loss with its parts inside and outside the top eigenspace; spikes shaded, open ones hatched; a line where the network dies; the
     other seeds in grey."""
     series, dead = spike_series(record), dead_steps(record, config)
@@ -122,7 +123,7 @@ def loss_figure(record, config, title):
     return figure
 
 
-def lambda_figure(record, config, title):
+def lambda_figure(record, config, title) -> Figure:
     """Top eigenvalue of the loss-weighted kernel of the batch, with the line that it must cross for the lr to be critical."""
     decay = optimizers.setting(config["optimizer"], "weight_decay")
     figure, axes = _axes(record, config, title, r"$\lambda_{\max}$ of the loss-weighted kernel")
@@ -147,7 +148,7 @@ def lambda_figure(record, config, title):
     return figure
 
 
-def ratio_figure(record, config, title):
+def ratio_figure(record, config, title) -> Figure:
     """Learning rate over critical learning rate; above one the step is critical. Crosses: too near to one to tell."""
     figure, axes = _axes(record, config, title, "lr / critical lr of the batch")
     style = dict(ls="", marker=".", ms=2) if is_stochastic(config) else dict(lw=1.6)
@@ -191,7 +192,7 @@ def _plot_members(axis, record, name: str, members):
         _plot_known(axis, record, name, m, color="tab:blue" if m == members[0] else "0.8", lw=0.8)
 
 
-def conditioning_figure(record, config, title):
+def conditioning_figure(record, config, title) -> Figure:
     """Spectral norm and condition number of the tangent kernel of the training set; catapults in red; the first seed of each setting."""
     events = run_events(record, config)
     figure, panels = _pairs_of_axes(record, config, title, r"$\lambda_{\max}$ of the loss-weighted kernel", "condition number")
@@ -206,7 +207,7 @@ def conditioning_figure(record, config, title):
     return figure
 
 
-def preconditioner_figure(record, config, title):
+def preconditioner_figure(record, config, title) -> Figure:
     """Critical lr of the optimizer, the bound from the smallest entry of its preconditioner, and the lr; below, that entry."""
     figure, panels = _pairs_of_axes(record, config, title, "learning rate", "smallest entry of P")
     series = (
@@ -223,7 +224,7 @@ def preconditioner_figure(record, config, title):
     return figure
 
 
-def scores_figure(record, config, title):
+def scores_figure(record, config, title) -> Figure:
     """Loss of the batch, and test error, along training; the other seeds in grey."""
     figure, panels = _pairs_of_axes(record, config, title, "loss of the batch", "test error")
     for axes, members in panels:
@@ -233,7 +234,7 @@ def scores_figure(record, config, title):
     return figure
 
 
-def alignment_figure(record, config, title):
+def alignment_figure(record, config, title) -> Figure:
     """Alignment of the network's AGOP with that of the reference along training; spikes shaded; the other seeds in grey."""
     events = run_events(record, config)
     figure, axes = _axes(record, config, title, "AGOP alignment")
@@ -253,7 +254,7 @@ _METRICS = {
 }
 
 
-def against_catapults_figure(record, config, title):
+def against_catapults_figure(record, config, title) -> Figure:
     """Where training ended, against the number of catapults on the way: each member a dot, the mean of each setting with its
     95 % interval over seeds. Only members that came down to the loss to stop at."""
     ok, counts = finished(record, config), catapult_counts(record, config)
@@ -276,7 +277,7 @@ def against_catapults_figure(record, config, title):
     return figure
 
 
-def directions_figure(directory: Path, title: str):
+def directions_figure(directory: Path, title: str) -> Figure:
     """Top eigenvectors of the AGOP: of the reference, and of the first seed of each setting, as images where the inputs are
     images. Signs are free; colours are scaled for each vector."""
     with np.load(directory / "agop.npz", allow_pickle=False) as stored:
@@ -300,7 +301,7 @@ def directions_figure(directory: Path, title: str):
     return figure
 
 
-def sweep_figure(rows: list[dict], names: tuple[str, ...], title: str):
+def sweep_figure(rows: list[dict], names: tuple[str, ...], title: str) -> Figure:
     """Where the runs of a sweep ended, against the axes that make its runs: the mean with its 95 % interval over seeds, for each setting of
     the members."""
     place_of = lambda row: row[names[0]] if len(names) == 1 else " ".join(str(row[name]) for name in names)

@@ -408,6 +408,7 @@ def run_again(then: Path, workdir: Path) -> bool:
 
 
 def main(_argv: list[str]) -> int:
+    """Runs one config, or repeats a finished run; returns the exit status."""
     if _REPRODUCE.value:
         then = Path(_REPRODUCE.value).expanduser().resolve()
         workdir = Path(_WORKDIR.value).expanduser() if _WORKDIR.value else then.with_name(f"{then.name}-again")

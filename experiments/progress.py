@@ -29,6 +29,7 @@ class Progress:
             self._told, self._time = at, time.monotonic()
 
     def close(self) -> None:
+        """Ends the bar of a terminal."""
         if self._bar is not None:
             self._bar.close()
 

@@ -73,6 +73,7 @@ def _event_lines(record, config: dict[str, Any], events) -> list[dict[str, Any]]
 
 
 def main(argv: list[str]) -> int:
+    """Writes the report of a run; returns the exit status."""
     if set(argv[1:]) & {"-h", "--help"}:
         print(f"{__doc__.strip()}\n\nRUN_DIR: directory of a run (--workdir of experiments.main). {FIELDS_HELP}")
         return 0

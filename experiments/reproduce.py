@@ -102,6 +102,7 @@ def _bits(values: np.ndarray) -> np.ndarray:
 
 
 def write(comparison: Comparison, then: Path, workdir: Path) -> None:
+    """reproduction.json: a comparison, and the run that was repeated."""
     records.write_json(workdir / "reproduction.json", {"of": str(then)} | comparison._asdict())
 
 

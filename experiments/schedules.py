@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from catapult_jax import schedules
@@ -37,7 +38,7 @@ def _loss(state: schedules.ScheduleState, step: int) -> float:
     return 0.985**step * (3 if spike else 1)
 
 
-def figure():
+def figure() -> Figure:
     """The learning rate of each schedule along a made-up run, whose critical lr drifts upwards."""
     steps, peak = np.arange(200), 1.0
     critical = 1.2 + 0.6 * steps / len(steps) + 0.15 * np.sin(steps / 9)
@@ -63,6 +64,7 @@ def figure():
 
 
 def main(argv: list[str]) -> int:
+    """Writes the figure; returns the exit status."""
     if len(argv) != 2:
         print("usage: python -m experiments.schedules PATH", file=sys.stderr)
         return 2

@@ -57,4 +57,5 @@ def stop(number: int, text: str) -> None:
 
 
 def stop_worker(pid: int) -> None:
+    """Asks a worker of a sweep to save and end."""
     os.kill(pid, _FROM_PARENT)

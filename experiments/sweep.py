@@ -116,6 +116,7 @@ def plan(config: ConfigDict, grid: list[str]) -> tuple[list[tuple[dict, ConfigDi
 
 
 def directory_of(workdir: Path, chosen: dict, config: ConfigDict) -> Path:
+    """Directory of one run of a sweep."""
     label = "-".join(f"{name.rsplit('.', 1)[-1]}={value}" for name, value in chosen.items()).replace("/", "_")
     return workdir / name_of(label or "run", configs.identity(config))
 
@@ -265,7 +266,7 @@ def find_verdicts(rows: list[dict], config: ConfigDict, names, about: dict) -> l
 
 def write_summary(
     rows: list[dict], axes: list[str], config: ConfigDict, workdir: Path, title: str, failures: dict[str, str], about: dict
-):
+) -> list[verdicts.Verdict]:
     """summary.csv, summary.png and summary.html; returns the verdicts. ``about``: the data that the runs were on."""
     file = io.StringIO(newline="")
     writer = csv.DictWriter(file, _columns(rows), lineterminator="\n")
@@ -361,6 +362,7 @@ def _run_sweep(config: ConfigDict, runs, axes, workdir: Path, processes: int, ca
 
 
 def main(_argv: list[str]) -> int:
+    """Runs a sweep; returns the exit status."""
     if flags.FLAGS.reproduce:
         raise ConfigError(
             f"reproduce={flags.FLAGS.reproduce!r} is not for sweeps; allowed: python -m experiments.main --reproduce, run by run"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "tanh": jnp.tanh, "linear": lambda h: h}
@@ -12,6 +13,6 @@ ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "tanh": jnp.tanh, "linear": lam
 unit_normal = nn.initializers.normal(1.0)
 
 
-def scaled(h, gain: float, fan_in: int):
+def scaled(h: jax.Array, gain: float, fan_in: int) -> jax.Array:
     """The input of a layer times ``gain / sqrt(fan_in)``, the factor of the NTK parameterisation."""
     return h * (gain / math.sqrt(fan_in))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import flax.core.tracers
@@ -153,6 +153,8 @@ def _linear(module: nn.Module, name: str, own: dict) -> Callable:
 
 
 class Plan(NamedTuple):
+    """Which layers of a model have a rule, and which parameters they cover."""
+
     calls: tuple[Call | None, ...]  # every call of a known module, in order; None: left alone
     covered: frozenset[int]  # leaves whose every use is in one of the calls
     norms: frozenset[int]  # leaves of normalisations
@@ -162,7 +164,7 @@ NOTHING = Plan((), frozenset(), frozenset())
 
 
 @contextlib.contextmanager
-def watched(on_call: Callable, kinds: Iterable[type] = tuple(_RULES)):
+def watched(on_call: Callable, kinds: Iterable[type] = tuple(_RULES)) -> Iterator[None]:
     """Flax context in which ``on_call(module, h, proceed)`` stands for each call of a module of these kinds.
 
     Calls under an inner transformation (scan, remat, a nested jit) are not offered: their inputs could not leave it.

@@ -48,6 +48,8 @@ class Space(NamedTuple):
 
 
 class Ritz(NamedTuple):
+    """Eigenpairs of the operator within a search space (Rayleigh-Ritz), with their residuals and upper bounds."""
+
     values: Array  # (m,) largest first; zero from count on
     vectors: Array  # (n, m)
     residuals: Array  # (n, m) K v - theta v

@@ -52,6 +52,7 @@ class Problem(NamedTuple):
 
     @property
     def is_full_batch(self) -> bool:
+        """Whether every step takes all training examples."""
         return self.batch_size == self.examples
 
     @property
