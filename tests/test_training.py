@@ -276,19 +276,19 @@ def test_check_instruments_refuses_two_that_write_one_series():
     f = FCN(depth=2, width=16).apply
     one, two = (instruments.scores(f, loss="mse", every=every, target_encoding="value") for every in (1, 2))
     with pytest.raises(
-        ValueError, match="instruments 'a' and 'b' both write the series 'loss_test'; expected one for each series"
+        ValueError, match="instruments 'a' and 'b' both write the series 'loss_test'; allowed: one for each series"
     ):
         trained({"a": one, "b": two})
     own = instruments.Instrument(("lr",), 1, lambda now: {"lr": now.lr})
     with pytest.raises(ValueError, match="instrument 'mine' and the step itself write the series 'lr'"):
         trained({"mine": own})
-    with pytest.raises(ValueError, match="instrument 'mine': every=0; expected 1 or more"):
+    with pytest.raises(ValueError, match="instrument 'mine': every=0; allowed: 1 or more"):
         trained({"mine": one._replace(every=0)})
 
 
 def test_measure_refuses_an_instrument_that_writes_other_series_than_it_says():
     other = instruments.Instrument(("a", "b"), 1, lambda now: {"a": now.lr})
-    with pytest.raises(ValueError, match=r"instrument 'mine' writes \['a'\]; expected its series \['a', 'b'\]"):
+    with pytest.raises(ValueError, match=r"instrument 'mine' writes \['a'\]; allowed: its series \['a', 'b'\]"):
         trained({"mine": other})
 
 

@@ -66,12 +66,12 @@ def check_instruments(instruments: Mapping[str, Instrument], reserved: Iterable[
     >>> one = Instrument(("loss_train",), 1, None)
     >>> check_instruments({"a": one, "b": one})
     Traceback (most recent call last):
-    ValueError: instruments 'a' and 'b' both write the series 'loss_train'; expected one for each series
+    ValueError: instruments 'a' and 'b' both write the series 'loss_train'; allowed: one for each series
     """
     writers = dict.fromkeys(reserved, "")
     for label, instrument in instruments.items():
         if instrument.every < 1:
-            raise ValueError(f"instrument {label!r}: every={instrument.every!r}; expected 1 or more")
+            raise ValueError(f"instrument {label!r}: every={instrument.every!r}; allowed: 1 or more")
         for series in instrument.series:
             if series in writers:
                 other = writers[series]
@@ -80,7 +80,7 @@ def check_instruments(instruments: Mapping[str, Instrument], reserved: Iterable[
                     if other
                     else f"instrument {label!r} and the step itself write"
                 )
-                raise ValueError(f"{both} the series {series!r}; expected one for each series")
+                raise ValueError(f"{both} the series {series!r}; allowed: one for each series")
             writers[series] = label
 
 
@@ -411,7 +411,7 @@ def measure(
         before = carried.get(name)
         shapes = jax.eval_shape(run, now, before)[0]
         if set(shapes) != set(instrument.series):
-            raise ValueError(f"instrument {name!r} writes {sorted(shapes)}; expected its series {sorted(instrument.series)}")
+            raise ValueError(f"instrument {name!r} writes {sorted(shapes)}; allowed: its series {sorted(instrument.series)}")
         skip = lambda _, before, shapes=shapes: (jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), shapes), before)
         if instrument.every == 1:
             values, kept = run(now, before)
