@@ -23,7 +23,7 @@ from catapult_jax.outer_product import input_jacobian
 from catapult_jax.training import instruments
 from experiments import config as configs
 from experiments import optimizers, overhead, schedules
-from experiments.values import PRESETS, RELATIVE
+from experiments.values import CADENCES, PRESETS, RELATIVE
 
 CHUNK = 256  # examples whose input Jacobians are taken at a time
 _LARGEST = 8192  # rows of an exact kernel that is tried without being asked for: it alone takes 268 MB
@@ -238,8 +238,7 @@ def agop_reference(config: ConfigDict, arrays: data.Data) -> tuple[np.ndarray, d
 def cadences_of(config: ConfigDict) -> dict[str, int]:
     """Cadence of each instrument that the config asks for; what a preset asks for, at every step."""
     m, full = config.measure, config.optimizer.batch_size in (0, config.data.train_size)
-    names = ("batch_kernel", "train_loss", "train_kernel", "loss_after", "preconditioner", "test", "agop")
-    fields = {name: m[f"{name}_every"] for name in names}
+    fields = {name: m[f"{name}_every"] for name in CADENCES}
     if m.preset:
         fields = dict.fromkeys(PRESETS[m.preset], 1)
         if not m.agop_reference:

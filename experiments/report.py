@@ -13,9 +13,8 @@ from experiments.analysis import run_events, until_diverged
 from experiments.command_line import FIELDS_HELP
 from experiments.config import ConfigError, RunError, flat, testable
 from experiments.sections import Read, alignment, sections
+from experiments.values import CADENCES
 from experiments.verdicts import OF_RUN, Verdict, of_run
-
-_CADENCES = ("batch_kernel", "train_loss", "train_kernel", "loss_after", "preconditioner", "test", "agop")
 
 
 def title_of(config: dict, run: dict) -> str:
@@ -51,7 +50,7 @@ def _with_cadences(config: dict[str, Any], run: dict[str, Any]) -> tuple[dict[st
     """The config with the cadences that its preset found, if it has one, and the claims that they do not test."""
     if not config["measure"].get("preset"):
         return config, []
-    every = {f"{name}_every": run["instruments"]["cadences"].get(name, 0) for name in _CADENCES}
+    every = {f"{name}_every": run["instruments"]["cadences"].get(name, 0) for name in CADENCES}
     full = config["optimizer"]["batch_size"] in (0, config["data"]["train_size"])
     config = config | {"measure": config["measure"] | every | ({"train_loss_every": 1} if full else {})}
     tested = testable(config["claims"], flat(config))

@@ -55,7 +55,7 @@ def _relative(f: Fields) -> bool:
     return bool(f["optimizer.lr_relative"] or f["members.lr_relative"])
 
 
-def _settings_of(optimizer: str) -> list[Rule]:
+def _foreign_settings(optimizer: str) -> list[Rule]:
     """The settings that other optimizers have and this one has not."""
     allowed = ", ".join(optimizers.SETTINGS[optimizer]) or "no settings"
     others = {name for names in optimizers.SETTINGS.values() for name in names} - set(optimizers.SETTINGS[optimizer])
@@ -88,7 +88,7 @@ def _critical_lr_for(schedule: str) -> Rule:
     return Rule(
         ("schedule.name", "measure.batch_kernel_every"),
         f"allowed with {schedule}: 1 or more, since it is relative to the critical lr of the step",
-        lambda f: f["schedule.name"] == schedule and not f["measure.batch_kernel_every"],
+        lambda f: f["schedule.name"] == schedule and not f["measure.batch_kernel_every"] and not f["measure.preset"],
         of=schedule,
     )
 
@@ -97,7 +97,7 @@ def _critical_lr_for_cap(name: str) -> Rule:
     return Rule(
         (name, "measure.batch_kernel_every"),
         "allowed with a cap: 1 or more, since it is relative to the critical lr of the step",
-        lambda f: f[name] and not f["measure.batch_kernel_every"],
+        lambda f: f[name] and not f["measure.batch_kernel_every"] and not f["measure.preset"],
     )
 
 
@@ -136,8 +136,9 @@ def _needs_of(claim: str) -> list[Rule]:
 # Numbers in the text of a rule that depend on the config: in words, and for a config.
 NUMBERS = {"convolutions": ("`model.depth` - 1", lambda f: f["model.depth"] - 1)}
 
+# In the order in which they are checked: the rules of claims that come from the registry stand between these two.
 _BEFORE_CLAIMS = (
-    *(rule for optimizer in optimizers.SETTINGS for rule in _settings_of(optimizer)),
+    *(rule for optimizer in optimizers.SETTINGS for rule in _foreign_settings(optimizer)),
     Rule(
         ("optimizer.nesterov", "optimizer.momentum"),
         "allowed with nesterov: a momentum above 0",
@@ -299,7 +300,12 @@ _BEFORE_CLAIMS = (
         ("optimizer.batch_size", "measure.batch_kernel_every", "measure.train_loss_every"),
         "allowed with batches: 0 or 1, since the critical lr of one batch does not explain a spike later, "
         "or no training loss and so no spikes",
-        lambda f: not _full_batch(f) and f["measure.batch_kernel_every"] > 1 and f["measure.train_loss_every"],
+        lambda f: (
+            not _full_batch(f)
+            and f["measure.batch_kernel_every"] > 1
+            and f["measure.train_loss_every"]
+            and not f["measure.preset"]
+        ),
     ),
 )
 
@@ -320,12 +326,12 @@ _AFTER_CLAIMS = (
     Rule(
         ("optimizer.batch_size", "measure.train_loss_every"),
         "allowed with batches: 1, since events are spikes of the training loss, or 0: no events",
-        lambda f: not _full_batch(f) and f["measure.train_loss_every"] > 1,
+        lambda f: not _full_batch(f) and f["measure.train_loss_every"] > 1 and not f["measure.preset"],
     ),
     Rule(
         ("optimizer.batch_size", "run.stop_loss", "measure.train_loss_every"),
         "allowed with batches and a loss to stop at: 1",
-        lambda f: not _full_batch(f) and f["run.stop_loss"] and f["measure.train_loss_every"] != 1,
+        lambda f: not _full_batch(f) and f["run.stop_loss"] and f["measure.train_loss_every"] != 1 and not f["measure.preset"],
     ),
 )
 

@@ -50,6 +50,8 @@ def _whole(values: Values) -> Values:
 
 
 MODELS = ("fcn", "cnn", "wide_resnet", "vit")
+# What a config may measure: each has a field measure.NAME_every.
+CADENCES = ("batch_kernel", "train_loss", "train_kernel", "loss_after", "preconditioner", "test", "agop")
 # What each preset measures; AGOPs if there is a reference.
 PRESETS = {
     "economy": ("batch_kernel", "train_loss"),

@@ -353,3 +353,18 @@ def test_the_causal_test_needs_both_arms():
 
 def test_examples_in_docstrings():
     assert not doctest.testmod(rules).failed
+
+
+@pytest.mark.parametrize(
+    "fields", [{"schedule.name": "staircase"}, {"schedule.cap": 0.9}, {"run.stop_loss": 0.1, "measure.test_every": 1}], ids=str
+)
+def test_check_leaves_the_cadences_of_a_preset_to_the_preset(fields):
+    """It measures at every step what the schedule and the end of a run need, whatever the fields say."""
+    config = default.get_config()
+    config.optimizer.lr_relative, config.optimizer.batch_size = 0.9, 4
+    config.measure.batch_kernel_every = config.measure.train_loss_every = 0
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(ConfigError):
+        rules.check(config)
+    config.measure.preset = "economy"
+    rules.check(config)

@@ -47,7 +47,7 @@ def _scan_chunk(scan, state: State, data: dict[str, Array], steps: int, longest:
 
 
 def _scan(problem: Problem, state: State, data: dict[str, Array], steps: Int[Array, ""], *, longest: int):
-    """``steps`` steps; a program for the longest chunk does for a shorter one, and computes the rest in vain."""
+    """Always runs ``longest`` steps; those after ``steps`` are discarded, so that one program serves every length."""
 
     def body(state, i):
         wanted = i < steps
@@ -61,7 +61,7 @@ def _scan(problem: Problem, state: State, data: dict[str, Array], steps: Int[Arr
 def _step_members(problem: Problem, number, members: MemberState, data, wanted):
     if len(members.seed) > 1:
         return jax.vmap(partial(step, problem), in_axes=(None, 0, None, None))(number, members, data, wanted)
-    # Of a single member under vmap XLA transposes the gradient as it is read, which on the CPU takes as long as three steps.
+    # One member is not vmapped: XLA would transpose the gradient as it is read, which on the CPU takes as long as three steps.
     alone = jax.tree.map(lambda a: a[0], members)
     return jax.tree.map(lambda a: a[None], step(problem, number, alone, data, wanted))
 

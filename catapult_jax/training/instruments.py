@@ -33,10 +33,10 @@ class Moment(NamedTuple):
     batch: tuple  # (x, y)
     outputs: jax.Array  # of the batch, before the update
     data: dict  # x_train, y_train, x_test, y_test; x_val, y_val where there are any
-    # What the optimizer makes of this step's gradient: a function, and a pytree, so that P is made where it is read, and not where nothing is due.
+    # What the optimizer makes of this step's gradient: a pytree function, so that P is computed only if an instrument needs it.
     rule: Partial = Partial(lambda: PLAIN)
     kernel: jax.Array | None = None  # loss-weighted, of the batch, before the update; None: not known
-    # Learning rate of the step before, at the first step that of the start: a schedule may follow the critical lr of this one. None: not known.
+    # Learning rate of the step before, at step 0 the initial one: that of this step may depend on what is measured. None: not known.
     lr: jax.Array | None = None
 
 
@@ -48,7 +48,7 @@ class Instrument(NamedTuple):
     # now -> measurements; where there is a start: (now, carried) -> (measurements, carried)
     measure: Callable[..., Any]
     start: Callable[[Moment], Any] | None = None  # what it carries from one measurement to the next, before the first one
-    # (params, batch) -> (outputs, loss-weighted kernel, gradient): at every step, what it needs and the step's own gradient in one
+    # (params, batch) -> (outputs, loss-weighted kernel, gradient), for every == 1: one pass for the kernel and the step's own gradient. One is used.
     gradient: Callable[..., tuple] | None = None
     after_update: bool = False  # it reads new_params, and is measured when they are known
 

@@ -1,4 +1,7 @@
-"""One step of training of one member, as six lines over a :class:`Problem` and a :class:`MemberState`."""
+"""One step of one member: draw a batch, take the gradient, measure, choose the lr, detect spikes, update.
+
+:func:`step` has one line for each. They work on a :class:`Problem`, which is fixed, and a :class:`MemberState`.
+"""
 
 from __future__ import annotations
 
@@ -40,9 +43,9 @@ class Problem(NamedTuple):
     optimizer: Callable[..., optax.GradientTransformation]  # learning_rate -> transformation, see catapult_jax.preconditioning
     schedule: Schedule
     detector: Detector
-    instruments: Mapping[str, Instrument]  # the names are labels: what an instrument measures stands in its fields
+    instruments: Mapping[str, Instrument]  # the names are only labels
     examples: int  # in the training set
-    batch_size: int  # = examples: all of them in every step
+    batch_size: int  # equal to examples for full-batch descent
     stop_loss: float  # 0: none
 
     @property
@@ -57,7 +60,7 @@ class Problem(NamedTuple):
 
     @property
     def train_loss_is_known(self) -> bool:
-        """At every step; else spikes are those of batches, which tell no divergence: one batch may have a loss that none comes back to."""
+        """Whether the training loss is measured at every step. If not, an open spike is no sign of divergence: it is the loss of single batches."""
         return self.is_full_batch or any(
             i.every == 1 and not i.after_update and "loss_train" in i.series for i in self.instruments.values()
         )
@@ -73,8 +76,8 @@ class MemberState(NamedTuple):
     detector: DetectorState
     carried: dict[str, PyTree]  # for each instrument that carries something from one measurement to the next
     order: Int[Array, " n"] | None  # of the examples in this epoch; None where all are in every batch
-    diverged: Bool[Array, ""]  # from the step on at which it did: it is frozen there
-    stopped: Bool[Array, ""]  # from the step on at which the training loss came down to the loss to stop at: frozen as well
+    diverged: Bool[Array, ""]  # True from the step at which it diverged
+    stopped: Bool[Array, ""]  # True from the step at which the training loss reached the loss to stop at
 
 
 class _Gradient(NamedTuple):
@@ -102,8 +105,8 @@ def step(
       number: of the step, from 0 on.
       state: of the member.
       data: ``x_train``, ``y_train``, ``x_test``, ``y_test``, and ``x_val``, ``y_val`` where there are any.
-      wanted: False: the state stays as it is, and what has a cadence is not measured. A chunk has one length, and a shorter run of
-        steps is its beginning.
+      wanted: False for a step that only fills a chunk up to its length. Its measurements are discarded, and the state does not change
+        (but ``order``, which may be drawn early: the next step draws the same).
       due: names of the instruments that are due, so that the others are not compiled; None: decide at run time.
 
     Returns:
@@ -132,7 +135,7 @@ def draw_batch(
         return (data["x_train"], data["y_train"]), state.order
     per_epoch = problem.examples // problem.batch_size
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), 1), number // per_epoch)
-    # The number of the step is that of all members, so that under vmap this is still a branch: sorting at every step costs more than it.
+    # `number` is not vmapped, so that `cond` stays a branch: sorting once per epoch, not at every step.
     shuffle = lambda: jax.random.permutation(key, problem.examples).astype(jnp.int32)
     order = jax.lax.cond(number % per_epoch == 0, shuffle, lambda: state.order)
     rows = jax.lax.dynamic_slice(order, ((number % per_epoch) * problem.batch_size,), (problem.batch_size,))
@@ -170,10 +173,11 @@ def measure_before(
     due: frozenset[str] | None,
 ) -> tuple[Moment, dict[str, Array], dict[str, PyTree]]:
     """The moment of the step, what is measured on the weights before the update, and what the instruments carry on."""
-    # The state after the step does not depend on its lr, so it is known before the lr. The call in `update` repeats it: XLA merges
-    # the two, and drops the updates that are not used here.
+    # The preconditioner of this step is read from the optimizer's state after it, which does not depend on the lr. The schedule needs the
+    # critical lr, so the state is made here, and again in `update` once the lr is known. XLA merges the two calls: the step of a network
+    # with Adam has no more operations than with one.
     _, after = problem.transformation.update(taken.gradient, state.opt_state, state.params)
-    # A loop holds the states, not the gradient.
+    # It holds the two states, not the gradient: less to carry where a measurement loops.
     rule = Partial(partial(preconditioning, problem.optimizer), state.params, after, state.opt_state)
     now = Moment(state.params, state.params, batch, taken.outputs, data, rule, taken.kernel, state.schedule.lr)
     early = {name: i for name, i in problem.instruments.items() if not i.after_update}
@@ -241,7 +245,10 @@ def freeze(
     measured: dict[str, Array],
     wanted: Bool[Array, ""] | bool,
 ) -> tuple[MemberState, dict[str, Array]]:
-    """The state after the step, for a member that neither diverged nor stopped; else that before it, and marked so."""
+    """Keeps a member that diverged or stopped on its weights, and adds what the step itself measures.
+
+    Parameters, optimizer, schedule and instruments stay as before the step. Detector and marks go on.
+    """
     schedule, detector = after.schedule, after.detector
     diverged, stopped = before.diverged | ~jnp.isfinite(measured["loss_batch"]), before.stopped
     if problem.train_loss_is_known:
@@ -273,6 +280,7 @@ def preconditioning_of(problem: Problem, gradient: PyTree, params: PyTree, opt_s
 
 def _is_plain(problem: Problem, params: PyTree) -> bool:
     """Whether the optimizer has no preconditioner: the kernel that comes with the gradient has none either."""
+    # Only shapes are made, so that the parameters can stand for their gradient.
     rule = lambda params: preconditioning_of(problem, params, params, problem.transformation.init(params))
     return jax.eval_shape(rule, params).diagonal is None
 
@@ -292,7 +300,7 @@ def _where(condition, new, old):
 
 
 def _on_cpu() -> bool:
-    """There every precision is the highest; named so, the forward pass of a measurement is seen to be that of the step."""
+    """There every precision is the highest. To say so lets XLA merge the forward pass of a measurement with that of the step."""
     return jax.default_backend() == "cpu"
 
 

@@ -77,8 +77,8 @@ def make_trainer(
         handed to it at every step.
       schedule: see :mod:`catapult_jax.schedules`.
       detector: online event detector, run on the training loss. A member whose spike does not close within the detector's horizon, or
-        whose loss is not finite, diverged: it is frozen, on the weights before that step. With batches the former needs an instrument that
-        writes ``loss_train`` at every step. A dead member goes on, and stays as it is.
+        whose loss is not finite, diverged: it is frozen, on the weights before that step. With batches, a spike that does not close counts
+        only if an instrument writes ``loss_train`` at every step.
       instruments: see :mod:`catapult_jax.training.instruments`. Their names are labels.
       batch_size: 0 takes all training examples in every step (gradient descent); otherwise batches are drawn without
         replacement, epoch by epoch, in an order that is a function of seed and epoch alone, drawn at the first step of the epoch and carried
@@ -101,7 +101,7 @@ def make_trainer(
     example = jax.eval_shape(lambda: model.init(jax.random.key(0), first_input))
     scanned = not loops_are_slow(model.apply, example, first_input)  # convolutions on the CPU, also batched over members
     init_one = partial(_init_member, problem, model, probe_size=probe_size, matrix_free=matrix_free, chunk_size=chunk_size)
-    if scanned or not matrix_free:  # products of what is slow in loops are driven by Python
+    if scanned or not matrix_free:  # else products are driven by Python, so no jit
         init_one = jax.jit(init_one)
     begin = jax.jit(partial(_begin, problem))
     chunk = make_chunk(problem, scanned=scanned)
