@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from catapult_jax.events import Event, Prediction, dead_from, find_events, momentum_horizon, prediction, scores
+from catapult_jax.events import (
+    FACTORS,
+    Event,
+    Prediction,
+    count_spikes,
+    dead_from,
+    find_events,
+    momentum_horizon,
+    prediction,
+    scores,
+)
 from experiments import optimizers
 
 if TYPE_CHECKING:
@@ -135,6 +145,23 @@ _EVENTS: dict[bytes, tuple[Event, ...]] = {}  # by a digest of the series
 _MOST_SERIES = 4096  # a report has members x factors of them; the events of one are small
 
 
+def spike_counts(record, config: dict[str, Any]) -> list[dict[float, int]]:
+    """Number of spikes of each member for each factor of :data:`catapult_jax.events.FACTORS`; as :func:`run_events`, of the same series."""
+    if not has_events(record, config):
+        return [dict.fromkeys(FACTORS, 0) for _ in range(record.sizes["member"])]
+    settings, loss = config["events"], record[spike_series(record)].values
+    options = {"delta": settings["delta"], "horizon": settings["horizon"]}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the loss changes by")  # it is the training loss
+        return [count_spikes(row[_measured(record, m)], **options) for m, row in enumerate(loss)]
+
+
+def _measured(record, m: int) -> slice:
+    """Steps of a member up to the one at which it diverged."""
+    diverged = record["diverged"].values[m]
+    return slice(0, int(diverged.argmax()) + 1 if diverged[-1] else None)
+
+
 def run_events(record, config: dict[str, Any], *, factor: float | None = None) -> list[list[Event]]:
     """Events of each member, in the training loss where it is on record, otherwise in the batch loss.
 
@@ -156,8 +183,7 @@ def run_events(record, config: dict[str, Any], *, factor: float | None = None) -
     missing, factor = np.full(record.sizes["step"], np.nan), settings["factor"] if factor is None else factor
     events = []
     for m in range(record.sizes["member"]):
-        diverged = record["diverged"].values[m]
-        measured = slice(0, int(diverged.argmax()) + 1 if diverged[-1] else None)  # up to the step at which it diverged
+        measured = _measured(record, m)
         critical = pick("critical_lr_batch", m)
         critical = missing if critical is None else critical
         if "lambda_max_batch" in record:  # with a decay the critical lr of a kernel of zero is not infinite

@@ -304,8 +304,8 @@ def _mend(config, workdir: Path, trainer, fresh, restored, coordinates, attribut
             )
     if any(found.file.endswith("progress.json") for found in harm) and int(restored.step) < config.steps:
         record, at = records.open_record(workdir), int(restored.step) - config.run.chunk_steps - 1
-        stopped = [record["diverged"].values, *([record["stopped"].values] if "stopped" in record else [])]
-        if at >= 0 and np.any([values[:, at] for values in stopped], axis=0).all():  # see the end of the loop of _train
+        marks = {name: record[name].values[:, at] for name in ("diverged", "stopped") if name in record}
+        if at >= 0 and _have_stopped(marks).all():  # see the end of the loop of _train
             records.end(workdir)
     return True
 
@@ -321,7 +321,7 @@ def _train(config, workdir: Path, trainer: training.Trainer, state, coordinates,
     """
     c, at = config.run, int(state.step)
     longest = min(c.chunk_steps, config.steps)
-    stopped = np.asarray(state.members.stopped | state.members.diverged)
+    stopped = _have_stopped({name: np.asarray(getattr(state.members, name)) for name in ("diverged", "stopped")})
     over = records.steps_done(workdir) == at and records.is_over(workdir)
     told = progress.Progress(config.steps, at)
     waiting, saved, saved_time, written_time = [], at, time.monotonic(), -math.inf
@@ -354,9 +354,14 @@ def _train(config, workdir: Path, trainer: training.Trainer, state, coordinates,
                     received[0],
                     f" at step {at} of {config.steps}; record and checkpoint are written; the same command goes on from there",
                 )
-            stopped = np.asarray(state.members.stopped | state.members.diverged)
+            stopped = _have_stopped({name: measured[name][:, -1] for name in ("diverged", "stopped") if name in measured})
     told.close()
     return state
+
+
+def _have_stopped(marks: dict[str, np.ndarray]) -> np.ndarray:
+    """Members that diverged or stopped."""
+    return np.any(list(marks.values()), axis=0)
 
 
 def _find_nans(state, measured: dict[str, np.ndarray], first: int) -> None:

@@ -20,7 +20,7 @@ from experiments.analysis import (
     has_events,
     last,
     rise_predictions,
-    run_events,
+    spike_counts,
     spike_series,
     uncertain_steps,
 )
@@ -201,10 +201,10 @@ def alignment(record, m: int, event: Event) -> dict[str, float]:
 def counts(read: Read) -> Section:
     """Number of spikes on a grid of factors, so that no result hangs on one threshold."""
     record = read.record
-    found = [[len(events) for events in run_events(record, read.config, factor=f)] for f in FACTORS]
+    found = spike_counts(record, read.config)
     scored = [int((spike_score(row) > SPIKE_SCORE).sum()) for row in record[spike_series(record)].values]
     header = ("member", *(f"above {f}" for f in FACTORS), f"steps with a score above {SPIKE_SCORE:g}")
-    rows = [(m, *row) for m, row in enumerate(zip(*found, scored, strict=True))]
+    rows = [(m, *(found[m][f] for f in FACTORS), score) for m, score in enumerate(scored)]
     words = "Score: standard deviations above the mean of the last 128 values of the loss; none in the first 128 steps."
     return Section("Number of spikes for each factor", [table(header, rows), text(words)])
 

@@ -479,6 +479,25 @@ def test_counts_fall_with_the_factor():
     assert count_spikes(np.array(loss)) == {1.2: 5, 1.5: 4, 2.0: 3, 3.0: 2, 5.0: 1}
 
 
+@pytest.mark.filterwarnings("ignore:the loss changes by")  # a random walk
+@pytest.mark.parametrize("smoothing", [None, 0.9])
+def test_count_spikes_is_the_number_of_events_that_find_events_finds(smoothing):
+    """On random walks that spike, diverge and end; the lr and its critical value change no number."""
+    rng, noise = np.random.default_rng(0), np.full(300, np.nan)
+    for last in (300, 200):
+        loss = np.exp(np.cumsum(rng.standard_normal(300) * 0.4)).astype(np.float32)
+        loss[last:] = np.inf
+        for critical in (noise, rng.uniform(0.5, 1.5, 300)):
+            events = {
+                f: find_events(
+                    loss, np.ones(300), critical, factor=f, delta=min(0.1, (f - 1) / 2), horizon=40, smoothing=smoothing
+                )
+                for f in FACTORS
+            }
+            assert count_spikes(loss, horizon=40, smoothing=smoothing) == {f: len(found) for f, found in events.items()}
+        assert len(events[1.2]) > 2
+
+
 def test_prediction_table():
     p = prediction([1, 1, 0, 0, 1], [1, 0, 1, 0, 1])
     assert p[:4] == (2, 1, 1, 1)
