@@ -1,4 +1,4 @@
-"""What the compiler does not do by itself: when loops are to be avoided, and how one thing is made after another."""
+"""Work-arounds for XLA: convolutions in loops, the order of computations, precision, and the threads of LAPACK."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def loops_are_slow(apply_fn: Callable, params, x) -> bool:
-    """XLA runs convolutions inside loops and branches 40 to 60 times slower on the CPU (jax issue 12868)."""
+    """Whether a model has convolutions and runs on the CPU: inside loops and branches XLA runs them 40 to 60 times slower there.
+
+    Source: jax issue 12868, open for every version of JAX that is allowed (0.9.2 to 0.12); measured in ``benchmarks --only loops``.
+    """
     if jax.default_backend() != "cpu":
         return False
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), (params, x[:1]))
@@ -25,11 +28,17 @@ def loops_are_slow(apply_fn: Callable, params, x) -> bool:
 
 
 def after(done: Array, tree: PyTree) -> PyTree:
-    """The arrays of ``tree`` as they are, but not before ``done`` (of one entry or more) is there: what is made of them then takes the same
-    memory as what ``done`` was made of.
+    """Identity on ``tree`` that depends on ``done``, so that XLA computes it later and reuses the buffers.
 
-    On the CPU XLA works on what is independent at the same time, and drops ``lax.optimization_barrier`` before it orders the program; there
-    the arrays are multiplied by a one of which it does not see that it is one. Elsewhere it is a barrier.
+    On the CPU XLA runs independent computations at the same time, and drops ``lax.optimization_barrier`` before it schedules them. There
+    the arrays are multiplied by a one that XLA can't simplify away. On other devices it is the barrier.
+
+    Args:
+      done: An array of one entry or more that must be computed first.
+      tree: Arrays.
+
+    Returns:
+      ``tree``, with the same values.
 
     >>> after(jnp.ones(3), {"a": jnp.arange(2.0)})["a"].tolist()
     [0.0, 1.0]
@@ -43,18 +52,18 @@ def after(done: Array, tree: PyTree) -> PyTree:
 
 @jax.custom_batching.custom_vmap
 def _one(number: Array) -> Array:
-    return jnp.where(number * number < -1, 0, 1)  # no square is, nor is one that is not a number
+    return jnp.where(number * number < -1, 0, 1)  # no square is below -1, and NaN is not either
 
 
 @_one.def_vmap
 def _one_for_all(size, batched, numbers):
-    """What is the same for all members stays so."""
+    """Under vmap the one is not batched: it is the same for all members."""
     del size, batched
     return _one(numbers[0]), False
 
 
 def at_least_float32(dtype) -> jnp.dtype:
-    """``float64`` for itself, ``float32`` for any other: the precision of sums. Right under strict dtype promotion too.
+    """The dtype of sums: ``float64`` for ``float64``, ``float32`` for every other. Works under strict dtype promotion too.
 
     >>> at_least_float32(jnp.bfloat16)
     dtype('float32')
@@ -64,8 +73,10 @@ def at_least_float32(dtype) -> jnp.dtype:
 
 @functools.cache
 def warn_of_lapack_threads() -> None:
-    """Warns once if LAPACK may run threads of its own beside XLA's, which slow each other down. The variable is read when NumPy or SciPy is
-    first imported."""
+    """Warns once if LAPACK may run threads of its own beside XLA's: the two slow each other down.
+
+    LAPACK reads the variable when NumPy or SciPy is first imported, so it must be set before Python starts.
+    """
     names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
     if jax.default_backend() == "cpu" and (os.cpu_count() or 1) > 1 and not any(os.environ.get(name) == "1" for name in names):
         warnings.warn(

@@ -456,9 +456,9 @@ def test_claim_refuses_a_second_one_of_that_name(own_registry):
 
 
 def test_claim_refuses_what_it_cannot_be_of():
-    with pytest.raises(ValueError, match="of='member'; expected 'run' or 'sweep'"):
+    with pytest.raises(ValueError, match="of='member'; allowed: 'run' or 'sweep'"):
         verdicts.claim(of="member")
-    with pytest.raises(ValueError, match="expected none for a claim of a run"):
+    with pytest.raises(ValueError, match="allowed: none for a claim of a run"):
         verdicts.claim(of=verdicts.RUN, columns=("loss_test",))
 
 

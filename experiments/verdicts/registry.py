@@ -67,14 +67,14 @@ def claim(
       ValueError: A claim of that name is registered already, ``of`` is neither value, or a claim of a run has columns.
     """
     if of not in (RUN, SWEEP):
-        raise ValueError(f"of={of!r}; expected {RUN!r} or {SWEEP!r}")
+        raise ValueError(f"of={of!r}; allowed: {RUN!r} or {SWEEP!r}")
     if of == RUN and columns:
-        raise ValueError(f"columns={columns!r}; expected none for a claim of a run, which has no rows")
+        raise ValueError(f"columns={columns!r}; allowed: none for a claim of a run, which has no rows")
 
     def register(check: Callable[..., Finding]) -> Callable[..., Finding]:
         name = check.__name__
         if name in CLAIMS:
-            raise ValueError(f"claim={name!r} is registered already; expected a name of its own")
+            raise ValueError(f"claim={name!r} is registered already; allowed: a name of its own")
         CLAIMS[name] = Claim(check, of, every_step, given, columns)
         return check
 
