@@ -269,7 +269,7 @@ def _ended(workdir: Path, config: dict, state) -> tuple[dict[str, Any], np.ndarr
     gone += [{"member": int(m), "step": int(state.step), "cause": cause} for m in np.flatnonzero(~finite & ~diverged)]
     count = len(diverged)
     status = "diverged" if len(gone) == count else "dead" if len(gone) + len(dead) >= count else "complete"
-    return {"status": status, "diverged": gone, "dead": dead}, usable
+    return {"status": status, "lost": gone, "dead": dead}, usable
 
 
 def _mend(config, workdir: Path, trainer, fresh, restored, coordinates, attributes, harm) -> bool:

@@ -257,7 +257,7 @@ def test_a_member_that_diverges_is_marked_and_changes_no_bit_of_the_others(tmp_p
     for name in calm.data_vars:
         np.testing.assert_array_equal(calm[name].values[0], lost[name].values[0], err_msg=name)
     about = json.loads((tmp_path / "lost" / "run.json").read_text())
-    (member,) = about["diverged"]
+    (member,) = about["lost"]
     assert about["status"] == "complete" and (member["member"], member["cause"]) == (1, "the loss was not finite")
     diverged = lost["diverged"].values[1]
     assert not diverged[: member["step"]].any() and diverged[member["step"] :].all()
@@ -270,7 +270,7 @@ def test_a_member_that_diverges_is_marked_and_changes_no_bit_of_the_others(tmp_p
 def test_a_member_that_does_not_come_back_is_frozen_too(tmp_path):
     config = tiny(steps=20, members__lr_relative=(0.5, 1.67), events__horizon=2, model__width=256, data__name="natural_patches")
     main.run(config, tmp_path / "run")
-    (member,) = json.loads((tmp_path / "run" / "run.json").read_text())["diverged"]
+    (member,) = json.loads((tmp_path / "run" / "run.json").read_text())["lost"]
     assert (member["member"], member["cause"]) == (1, "a spike did not close within 2 steps")
     record = catapult_jax.open_record(tmp_path / "run").load()
     loss, last = record["loss_batch"].values[1], member["step"]
@@ -655,7 +655,7 @@ def test_a_run_whose_members_have_all_diverged_ends(tmp_path):
     main.run(config, tmp_path / "run")
     about = records.read_json(tmp_path / "run" / "run.json")
     record = catapult_jax.open_record(tmp_path / "run")
-    last = max(member["step"] for member in about["diverged"])
+    last = max(member["step"] for member in about["lost"])
     assert about["status"] == "diverged" and record.sizes["step"] == 3 * (last // 3 + 2)  # one chunk after the last of them
     assert f"{record.sizes['step']} of 3000 steps" in (tmp_path / "run" / "report.html").read_text()
     before = (tmp_path / "run" / "report.html").read_text()

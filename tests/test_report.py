@@ -151,7 +151,7 @@ def test_a_run_whose_networks_die_says_so(tmp_path, plain_figures):
     config.members.lr_relative, config.model.width = (1.67,), 8
     found = main.run(config, tmp_path / "run")
     about = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert (about["status"], about["diverged"], about["dead"]) == ("dead", [], [{"member": 0, "step": 3}])
+    assert (about["status"], about["lost"], about["dead"]) == ("dead", [], [{"member": 0, "step": 3}])
     assert [e["kind"] for e in records.read_json_lines(tmp_path / "run" / "events.jsonl")] == ["death"]
     assert all(v.verdict != verdicts.REPRODUCED and "dead: 1 (member 0 from step 3)" in v.effect for v in found)
     found = Page((tmp_path / "run" / "report.html").read_text())
