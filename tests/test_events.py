@@ -482,7 +482,7 @@ def test_counts_fall_with_the_factor():
 @pytest.mark.filterwarnings("ignore:the loss changes by")  # a random walk
 @pytest.mark.parametrize("smoothing", [None, 0.9])
 def test_count_spikes_is_the_number_of_events_that_find_events_finds(smoothing):
-    """On random walks that spike, diverge and end; the lr and its critical value change no number."""
+    """On random walks that spike, diverge and end; the number of spikes does not depend on the critical lr."""
     rng, noise = np.random.default_rng(0), np.full(300, np.nan)
     for last in (300, 200):
         loss = np.exp(np.cumsum(rng.standard_normal(300) * 0.4)).astype(np.float32)
