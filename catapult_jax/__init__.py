@@ -18,7 +18,7 @@ from catapult_jax.events import (
 from catapult_jax.losses import batch_loss
 from catapult_jax.models import CNN, FCN, ViT, WideResNet
 from catapult_jax.outer_product import agop, agop_alignment, agop_eigenvectors, agop_pearson, input_jacobian
-from catapult_jax.preconditioners import Preconditioning, preconditioning
+from catapult_jax.preconditioners import Preconditioner, preconditioner_from_state
 from catapult_jax.records import open_record
 from catapult_jax.tangent import (
     CoupledExamplesError,
@@ -40,7 +40,7 @@ __all__ = [
     "Event",
     "LossSplit",
     "NeuralTangentsMissing",
-    "Preconditioning",
+    "Preconditioner",
     "ViT",
     "WideResNet",
     "__version__",
@@ -58,7 +58,7 @@ __all__ = [
     "input_jacobian",
     "loss_weighted_kernel",
     "open_record",
-    "preconditioning",
+    "preconditioner_from_state",
     "prediction",
     "spike_score",
     "split_loss",

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from catapult_jax.losses import curvature_columns, curvature_factor, hessian_range, output_gradient
-from catapult_jax.preconditioners import PLAIN, Preconditioning
+from catapult_jax.preconditioners import PLAIN, Preconditioner
 from catapult_jax.tangent import tangent_kernel
 from catapult_jax.tangent.checks import check_arguments, check_batch, check_loss
 from catapult_jax.tangent.exact import kernel_and_pullback
@@ -141,13 +141,13 @@ def weighted_kernel_and_gradient(
         return outputs, weighted.reshape(b * r, b * r), gradient
 
 
-def critical_lr_from_lambda(lambda_max: Float[Array, "*m"], preconditioning: Preconditioning = PLAIN) -> Float[Array, "*m"]:
+def critical_lr_from_lambda(lambda_max: Float[Array, "*m"], preconditioner: Preconditioner = PLAIN) -> Float[Array, "*m"]:
     """Critical learning rate ``2 / (gain lambda_max + decay)``; infinite where nothing grows, NaN where something is not
-    known, or where the check of ``preconditioning`` failed.
+    known, or where the check of ``preconditioner`` failed.
 
     Args:
       lambda_max: largest eigenvalue of the loss-weighted kernel, of that with ``P`` where there is one.
-      preconditioning: of the optimizer, see :func:`catapult_jax.preconditioning`; default: plain gradient descent, SGD. Heavy ball has
+      preconditioner: of the optimizer, see :func:`catapult_jax.preconditioner_from_state`; default: plain gradient descent, SGD. Heavy ball has
         ``gain = 1 / (1 + momentum)``.
 
     Source: the roots of ``z^2 - (1 + beta - lr lambda) z + beta`` leave the unit circle at ``lr = 2 (1 + beta) / lambda``, through
@@ -155,12 +155,12 @@ def critical_lr_from_lambda(lambda_max: Float[Array, "*m"], preconditioning: Pre
 
     >>> float(critical_lr_from_lambda(jnp.array(4.0)))
     0.5
-    >>> round(float(critical_lr_from_lambda(jnp.array(4.0), Preconditioning(gain=1 / (1 + 0.5)))), 6)
+    >>> round(float(critical_lr_from_lambda(jnp.array(4.0), Preconditioner(gain=1 / (1 + 0.5)))), 6)
     0.75
     """
-    rate = preconditioning.gain * lambda_max + preconditioning.decay  # twice the inverse
-    if preconditioning.checked is not None:
-        rate = jnp.where(preconditioning.checked, rate, jnp.nan)
+    rate = preconditioner.gain * lambda_max + preconditioner.decay  # twice the inverse
+    if preconditioner.checked is not None:
+        rate = jnp.where(preconditioner.checked, rate, jnp.nan)
     unknown = (
         rate != rate
     )  # NaN stays; where nothing was checked none is made here, so that jax_debug_nans finds those of the caller alone
@@ -173,7 +173,7 @@ def critical_lr(
     batch: tuple[Array, Array],
     *,
     loss: str,
-    preconditioning: Preconditioning = PLAIN,
+    preconditioner: Preconditioner = PLAIN,
     method: str = "auto",
 ) -> Float[Array, ""]:
     """Critical learning rate of an optimizer on a batch, ``2 / (gain lambda_max(K_P) + decay)``; of gradient descent ``2 / lambda_max(K_L)``.
@@ -187,9 +187,9 @@ def critical_lr(
       params: parameters.
       batch: ``(x, targets)``.
       loss: ``"mse"``, ``"softmax_cross_entropy"`` or ``"logistic"``.
-      preconditioning: of the optimizer, see :func:`catapult_jax.preconditioning`; default: plain gradient descent, SGD. With a diagonal the
+      preconditioner: of the optimizer, see :func:`catapult_jax.preconditioner_from_state`; default: plain gradient descent, SGD. With a diagonal the
         whole kernel takes the gradients of each example: for large models take the eigenvalue of :func:`top_eigenpairs` with
-        ``preconditioner=preconditioning.diagonal`` to :func:`critical_lr_from_lambda`.
+        ``preconditioner=preconditioner.diagonal`` to :func:`critical_lr_from_lambda`.
       method: how the kernel is computed, see :func:`tangent_kernel`.
 
     Returns:
@@ -205,8 +205,8 @@ def critical_lr(
     >>> batch = (jnp.array([[3.0, 4.0]]), jnp.array([1.0]))
     >>> round(float(critical_lr(linear, jnp.zeros(2), batch, loss="mse")), 6)  # 1 / |x|^2
     0.04
-    >>> preconditioning = Preconditioning(diagonal=jnp.array([9.0, 16.0]))
-    >>> round(float(critical_lr(linear, jnp.zeros(2), batch, loss="mse", preconditioning=preconditioning)), 6)
+    >>> preconditioner = Preconditioner(diagonal=jnp.array([9.0, 16.0]))
+    >>> round(float(critical_lr(linear, jnp.zeros(2), batch, loss="mse", preconditioner=preconditioner)), 6)
     0.5
     """
     x, targets = check_batch(batch)
@@ -215,6 +215,6 @@ def critical_lr(
     with jax.default_matmul_precision("highest"):
         outputs = apply_fn(params, x)
     weighted = weighted_tangent_kernel(
-        apply_fn, params, batch, outputs, loss=loss, method=method, preconditioner=preconditioning.diagonal
+        apply_fn, params, batch, outputs, loss=loss, method=method, preconditioner=preconditioner.diagonal
     )
-    return critical_lr_from_lambda(jnp.linalg.eigvalsh(weighted)[-1], preconditioning)
+    return critical_lr_from_lambda(jnp.linalg.eigvalsh(weighted)[-1], preconditioner)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, PyTree
 
 
-class Preconditioning(NamedTuple):
+class Preconditioner(NamedTuple):
     """A step ``w' = (1 - lr decay) w - lr P^(-1) m``, with ``m`` the gradient or a momentum average of it.
 
     Its critical learning rate is ``2 / (gain lambda + decay)``, ``lambda`` the top eigenvalue of the loss-weighted kernel with ``P``.
@@ -29,10 +29,10 @@ class Preconditioning(NamedTuple):
     checked: bool | Bool[Array, ""] | None = None  # the update of this step is that of the rule; None: not checked
 
 
-PLAIN = Preconditioning()  # gradient descent, SGD
+PLAIN = Preconditioner()  # gradient descent, SGD
 
 
-def preconditioning(
+def preconditioner_from_state(
     optimizer: Callable[..., optax.GradientTransformation],
     params: PyTree,
     after: optax.OptState,
@@ -41,7 +41,7 @@ def preconditioning(
     updates: PyTree | None = None,
     gradient: PyTree | None = None,
     **settings: Any,
-) -> Preconditioning:
+) -> Preconditioner:
     r"""The diagonal ``P``, the momentum's gain and the weight decay of one step of an Optax optimizer.
 
     The preconditioner is held fixed at what this very step used: it is read from the state after the update, which has seen the
@@ -94,7 +94,7 @@ def preconditioning(
     >>> params, gradient = jnp.array([1.0, 1.0]), jnp.array([3.0, 0.5])
     >>> optimizer = optax.adagrad(0.1, initial_accumulator_value=0.0, eps=0.0)
     >>> _, state = optimizer.update(gradient, optimizer.init(params))
-    >>> preconditioning(optax.adagrad, params, state, eps=0.0).diagonal.tolist()
+    >>> preconditioner_from_state(optax.adagrad, params, state, eps=0.0).diagonal.tolist()
     [3.0, 0.5]
 
     Checked against the update that was made; clipping that acts would be an error:
@@ -103,7 +103,7 @@ def preconditioning(
     >>> before = optimizer.init(params)
     >>> updates, state = optimizer.update(gradient, before)
     >>> step = dict(updates=updates, gradient=gradient, learning_rate=0.1)
-    >>> preconditioning(optax.sgd, params, state, before, **step).checked
+    >>> preconditioner_from_state(optax.sgd, params, state, before, **step).checked
     True
     """
     if isinstance(optimizer, functools.partial):
@@ -370,50 +370,50 @@ def _map(function: Callable, step: _Step, optimizer: str, *trees):
     return _whole(jax.tree.map(function, *trees), step.params, optimizer)
 
 
-def _sgd(step: _Step, settings: dict) -> Preconditioning:
+def _sgd(step: _Step, settings: dict) -> Preconditioner:
     beta, traces = settings["momentum"], len(_states(step.after, optax.TraceState))
     if traces != (beta is not None):
         raise ValueError(f"momentum={beta!r} of sgd with a state of {traces} momentum averages; allowed: that of the state")
     if beta is None:
         if _states(step.after, (optax.MaskedState, optax.PartitionState)):
             raise ValueError("the state holds a mask that it does not tell; allowed for sgd without momentum: none")
-        return Preconditioning()
+        return Preconditioner()
     trace = _one(step.after, optax.TraceState, "sgd").trace
     is_masked = any(isinstance(m, optax.MaskedNode) for m in jax.tree.leaves(trace, is_leaf=_is_masked))
     diagonal = _map(jnp.ones_like, step, "sgd", trace) if is_masked else None
-    return Preconditioning(diagonal, gain=(1 + 2 * beta) / (1 + beta) if settings["nesterov"] else 1 / (1 + beta))
+    return Preconditioner(diagonal, gain=(1 + 2 * beta) / (1 + beta) if settings["nesterov"] else 1 / (1 + beta))
 
 
-def _adagrad(step: _Step, settings: dict) -> Preconditioning:
+def _adagrad(step: _Step, settings: dict) -> Preconditioner:
     total = _one(step.after, optax.ScaleByRssState, "adagrad").sum_of_squares
-    return Preconditioning(_map(lambda t: jnp.where(t > 0, jnp.sqrt(t + settings["eps"]), jnp.inf), step, "adagrad", total))
+    return Preconditioner(_map(lambda t: jnp.where(t > 0, jnp.sqrt(t + settings["eps"]), jnp.inf), step, "adagrad", total))
 
 
-def _rmsprop(step: _Step, settings: dict) -> Preconditioning:
+def _rmsprop(step: _Step, settings: dict) -> Preconditioner:
     _refuse(settings, "rmsprop", centered=False, momentum=None, bias_correction=False)
     eps, nu = settings["eps"], _one(step.after, optax.ScaleByRmsState, "rmsprop").nu
     root = (lambda v: jnp.sqrt(v + eps)) if settings["eps_in_sqrt"] else (lambda v: jnp.sqrt(v) + eps)
-    return Preconditioning(_map(root, step, "rmsprop", nu))
+    return Preconditioner(_map(root, step, "rmsprop", nu))
 
 
-def _adam(step: _Step, settings: dict) -> Preconditioning:
+def _adam(step: _Step, settings: dict) -> Preconditioner:
     _refuse(settings, "adam", nesterov=False)
     state = _one(step.after, optax.ScaleByAdamState, "adam")
     if not isinstance(state.count, jax.core.Tracer) and np.asarray(state.count) < 1:
         raise ValueError("the state has count=0; allowed: the state after an update")
     seen, b1 = 1 - settings["b2"] ** state.count, settings["b1"]
     root = lambda v: jnp.sqrt(v / seen + settings["eps_root"]) + settings["eps"]
-    return Preconditioning(_map(root, step, "adam", state.nu), (1 - b1) / (1 + b1))
+    return Preconditioner(_map(root, step, "adam", state.nu), (1 - b1) / (1 + b1))
 
 
-def _adamw(step: _Step, settings: dict) -> Preconditioning:
+def _adamw(step: _Step, settings: dict) -> Preconditioner:
     _refuse(settings, "adamw", mask=None)
     if callable(settings["weight_decay"]):
         raise ValueError(f"weight_decay={settings['weight_decay']!r} of adamw has no rule; allowed: a number")
     return _adam(step, settings)._replace(decay=settings["weight_decay"])
 
 
-def _adadelta(step: _Step, settings: dict) -> Preconditioning:
+def _adadelta(step: _Step, settings: dict) -> Preconditioner:
     decay = settings["weight_decay"]
     if not isinstance(decay, jax.Array):
         _refuse(settings, "adadelta", weight_decay=0.0)
@@ -422,7 +422,7 @@ def _adadelta(step: _Step, settings: dict) -> Preconditioning:
     after, before = (_one(state, optax.ScaleByAdaDeltaState, "adadelta") for state in (step.after, step.before))
     eps = settings["eps"]
     ratio = _map(lambda g, x: jnp.sqrt(g + eps) / jnp.sqrt(x + eps), step, "adadelta", after.e_g, before.e_x)
-    return Preconditioning(ratio, decay=jnp.where(jnp.asarray(decay) == 0, 0.0, jnp.nan))
+    return Preconditioner(ratio, decay=jnp.where(jnp.asarray(decay) == 0, 0.0, jnp.nan))
 
 
 _RULES = {

@@ -45,8 +45,8 @@ def get_config(variant: str = "rank2") -> ConfigDict:
     c.members.seed = (0, 1, 2, 3, 4)
     c.members.lr_relative = (0.4, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0)
     c.optimizer.batch_size = 16
-    c.measure.test_every = 20
-    c.measure.agop_every = 20
+    c.measure.loss_test_every = 20
+    c.measure.agop_alignment_every = 20
     c.run.chunk_steps = 100
     c.run.checkpoint_every = 1000
     if task in tasks.IMAGES:  # larger networks: fewer rates and steps
@@ -62,5 +62,5 @@ def get_config(variant: str = "rank2") -> ConfigDict:
     if "smoke" in words:
         tasks.smoke(c)
         c.data.validation_size, c.optimizer.batch_size, c.sweep = 10, 5, ("optimizer.batch_size=5,10",)
-        c.members.lr_relative, c.measure.test_every, c.measure.agop_every = (0.1, 0.2), 2, 2
+        c.members.lr_relative, c.measure.loss_test_every, c.measure.agop_alignment_every = (0.1, 0.2), 2, 2
     return c

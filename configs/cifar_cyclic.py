@@ -31,12 +31,12 @@ def get_config(variant: str = "fcn") -> ConfigDict:
     c.model.width = 512
     c.schedule.name = "cyclic"
     c.schedule.period = 30
-    c.measure.test_every = 10
+    c.measure.loss_test_every = 10
     c.events.factor = 1.2
     c.run.chunk_steps = 20
     c.run.checkpoint_every = 180
     c.claims = ("cycles_cause_catapults",)
     if "smoke" in words:
         tasks.smoke(c)
-        c.schedule.period, c.members.lr_relative, c.measure.test_every = 4, (0.3, 2.0), 4
+        c.schedule.period, c.members.lr_relative, c.measure.loss_test_every = 4, (0.3, 2.0), 4
     return c

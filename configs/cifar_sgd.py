@@ -47,16 +47,16 @@ def get_config(variant: str = "fcn") -> ConfigDict:
     c.steps = 200
     c.members.seed = (0, 1, 2, 3, 4)
     c.model.update(_MODELS[nets.pop()])
-    c.measure.test_every = 10
+    c.measure.loss_test_every = 10
     if (
         c.model.name != "fcn"
     ):  # a step with both kernels takes 0.1 s and more, and members of convolutional networks go one by one
         c.steps = 100
-        c.measure.test_every = 0  # one program less to compile
+        c.measure.loss_test_every = 0  # one program less to compile
     c.optimizer.batch_size = 32
     c.optimizer.lr_relative = 0.8
-    c.measure.train_kernel_every = 1
-    c.measure.loss_after_every = 1
+    c.measure.lambda_max_train_every = 1
+    c.measure.loss_batch_after_every = 1
     c.run.chunk_steps = 20
     c.run.checkpoint_every = 200
     c.claims = ("sgd_spikes_are_catapults", "exceedance_predicts_rise")

@@ -33,17 +33,17 @@ def get_config(variant: str = "full") -> ConfigDict:
     c.schedule.name, c.schedule.period, c.schedule.low = "cyclic", 64, 0.1
     c.measure.method = "products"
     c.measure.top_k = 1
-    c.measure.train_loss_every = 0
-    c.measure.preconditioner_every = 1
-    c.measure.loss_after_every = 1
-    c.measure.test_every = 16
+    c.measure.loss_train_every = 0
+    c.measure.preconditioner_min_every = 1
+    c.measure.loss_batch_after_every = 1
+    c.measure.loss_test_every = 16
     c.measure.probe_size = 256
     c.run.chunk_steps = 32
     c.run.checkpoint_every = 320
     c.claims = ("adagrad_outgrows_its_lr",)
     if variant == "smoke":
         c.steps, c.data.train_size, c.data.test_size, c.model.width, c.schedule.period = 8, 20, 20, 16, 4
-        c.optimizer.batch_size, c.measure.test_every, c.measure.probe_size = 4, 4, 10
+        c.optimizer.batch_size, c.measure.loss_test_every, c.measure.probe_size = 4, 4, 10
         c.members.seed = (0, 1)
         c.run.chunk_steps = c.run.checkpoint_every = 4
     return c

@@ -49,10 +49,10 @@ def get_config(variant: str = "mnist") -> ConfigDict:
     c.members.lr_relative = (1.0, 3.0, 10.0, 20.0, 40.0)
     c.optimizer.batch_size = 128
     c.schedule.period, c.schedule.low = 195, 0.1
-    c.measure.method, c.measure.top_k, c.measure.batch_kernel_every = "products", 1, 20
-    c.measure.train_loss_every = 0
+    c.measure.method, c.measure.top_k, c.measure.lambda_max_batch_every = "products", 1, 20
+    c.measure.loss_train_every = 0
     c.measure.probe_size = 256
-    c.measure.test_every = 390
+    c.measure.loss_test_every = 390
     c.run.chunk_steps = 39
     c.run.checkpoint_every = 1950
     c.claims = ("catapults_help_sgd", "published_accuracies", "catapults_hurt_adagrad")
@@ -68,6 +68,6 @@ def get_config(variant: str = "mnist") -> ConfigDict:
         c.steps, c.data.train_size, c.data.validation_size, c.data.test_size, c.model.width = 8, 20, 10, 20, 16
         c.sweep = c.sweep and ("optimizer.name=sgd,adam", *c.sweep[1:])
         c.members.seed, c.members.lr_relative = (0, 1), (0.1, 0.3)
-        c.optimizer.batch_size, c.schedule.period, c.measure.probe_size, c.measure.batch_kernel_every = 5, 4, 10, 2
-        c.run.chunk_steps, c.run.checkpoint_every, c.measure.test_every = 4, 4, 2
+        c.optimizer.batch_size, c.schedule.period, c.measure.probe_size, c.measure.lambda_max_batch_every = 5, 4, 10, 2
+        c.run.chunk_steps, c.run.checkpoint_every, c.measure.loss_test_every = 4, 4, 2
     return c

@@ -35,18 +35,18 @@ def get_config(variant: str = "rank2") -> ConfigDict:
     c.members.seed = (0, 1, 2, 3, 4)
     c.members.lr_relative = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # the small ones for heavy ball, the large ones for rmsprop
     c.optimizer.batch_size = 16
-    c.measure.loss_after_every = 1
-    c.measure.test_every = 20
-    c.measure.agop_every = 20
+    c.measure.loss_batch_after_every = 1
+    c.measure.loss_test_every = 20
+    c.measure.agop_alignment_every = 20
     c.run.chunk_steps = 100
     c.run.checkpoint_every = 1000
     c.claims = ("alignment_over_optimizers", "exceedance_predicts_for_every_optimizer")
     if task in tasks.IMAGES:  # the critical lr of every step and member takes hours on two cores, see docs/optimizers.md
-        c.measure.batch_kernel_every = c.measure.loss_after_every = 0
+        c.measure.lambda_max_batch_every = c.measure.loss_batch_after_every = 0
         c.claims = ("alignment_over_optimizers",)
     if "smoke" in words:
         tasks.smoke(c)
         c.data.validation_size, c.optimizer.batch_size = 10, 5
         c.sweep = ("optimizer.name=sgd,adagrad,adam",)
-        c.members.lr_relative, c.measure.test_every, c.measure.agop_every = (0.1, 0.3), 2, 2
+        c.members.lr_relative, c.measure.loss_test_every, c.measure.agop_alignment_every = (0.1, 0.3), 2, 2
     return c

@@ -25,7 +25,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     c.data.name = "natural_patches"
     c.data.classes = (0, 1)
     c.model.width = 512
-    c.measure.test_every = 10
+    c.measure.loss_test_every = 10
     c.claims = ("first_catapult", "spikes_are_catapults")
     if variant == "smoke":
         c.steps = 6

@@ -39,9 +39,9 @@ def get_config(variant: str = "cifar2") -> ConfigDict:
     c.optimizer.batch_size = 64
     c.optimizer.momentum = 0.9
     c.optimizer.lr_relative = 0.1
-    c.measure.batch_kernel_every = 0
-    c.measure.train_loss_every = 0
-    c.measure.test_every = 100
+    c.measure.lambda_max_batch_every = 0
+    c.measure.loss_train_every = 0
+    c.measure.loss_test_every = 100
     c.measure.probe_size = 64
     c.run.chunk_steps = 50
     c.run.checkpoint_every = 1500
@@ -49,6 +49,6 @@ def get_config(variant: str = "cifar2") -> ConfigDict:
     if "smoke" in words:
         tasks.smoke(c)
         c.members.seed = ()
-        c.data.train_size, c.optimizer.batch_size, c.measure.probe_size, c.measure.test_every = 40, 10, 10, 1
+        c.data.train_size, c.optimizer.batch_size, c.measure.probe_size, c.measure.loss_test_every = 40, 10, 10, 1
         c.model.name, c.model.depth, c.model.strides = "fcn", 2, ()
     return c

@@ -29,13 +29,13 @@ def get_config(variant: str = "rank2") -> ConfigDict:
     c.optimizer.batch_size = 16
     c.optimizer.lr_relative = 1.2
     c.schedule.cap_from = 10
-    c.measure.batch_kernel_every = 1
-    c.measure.test_every = 10
-    c.measure.agop_every = 10
+    c.measure.lambda_max_batch_every = 1
+    c.measure.loss_test_every = 10
+    c.measure.agop_alignment_every = 10
     c.run.chunk_steps = 100
     c.run.checkpoint_every = 1000
     c.claims = ("forbidding_catapults_hurts",)
     if "smoke" in words:
         tasks.smoke(c)
-        c.optimizer.batch_size, c.schedule.cap_from, c.measure.test_every, c.measure.agop_every = 5, 2, 2, 2
+        c.optimizer.batch_size, c.schedule.cap_from, c.measure.loss_test_every, c.measure.agop_alignment_every = 5, 2, 2, 2
     return c

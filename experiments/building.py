@@ -244,7 +244,7 @@ def cadences_of(config: ConfigDict) -> dict[str, int]:
         if not m.agop_reference:
             fields.pop("agop", None)
     if full:
-        fields.pop("train_loss", None)  # it is the batch loss
+        fields.pop("loss_train", None)  # it is the batch loss
     if fields.get("test") and config.data.validation_size:
         fields["val"] = fields["test"]
     return {name: every for name, every in fields.items() if every}
@@ -262,27 +262,27 @@ def build_instruments(
     most = {name: shared_products | {"k": min(shared["k"], size)} for name, size in rows_of(config, arrays).items()}
 
     def scores(split):
-        return lambda every: instruments.scores(
+        return lambda every: instruments.loss_test(
             apply_fn, loss=config.loss, every=every, target_encoding=target_encoding, split=split
         )
 
-    rows = rows_of(config, arrays)["batch_kernel"]
+    rows = rows_of(config, arrays)["lambda_max_batch"]
     growing = min(m.top_k_max, rows) if m.top_k_max else None
     make = {
-        ("batch_kernel", "exact"): partial(instruments.batch_kernel, apply_fn, follow=full, **shared),
-        ("batch_kernel", "products"): partial(
-            instruments.batch_products, apply_fn, k_max=growing, reuse_bound=_REUSE if full else 0, **most["batch_kernel"]
+        ("lambda_max_batch", "exact"): partial(instruments.lambda_max_batch, apply_fn, follow=full, **shared),
+        ("lambda_max_batch", "products"): partial(
+            instruments.lambda_max_batch_matrix_free, apply_fn, k_max=growing, reuse_bound=_REUSE if full else 0, **most["lambda_max_batch"]
         ),
-        ("train_kernel", "exact"): partial(instruments.train_kernel, apply_fn, probe_size=m.probe_size, **shared),
-        ("train_kernel", "products"): partial(
-            instruments.train_products, apply_fn, probe_size=m.probe_size, reuse_bound=_REUSE, **most["train_kernel"]
+        ("lambda_max_train", "exact"): partial(instruments.lambda_max_train, apply_fn, probe_size=m.probe_size, **shared),
+        ("lambda_max_train", "products"): partial(
+            instruments.lambda_max_train_matrix_free, apply_fn, probe_size=m.probe_size, reuse_bound=_REUSE, **most["lambda_max_train"]
         ),
-        "train_loss": partial(instruments.train_loss, apply_fn, loss=config.loss),
-        "loss_after": partial(instruments.loss_after, apply_fn, loss=config.loss),
-        "preconditioner": partial(instruments.preconditioner_bound, apply_fn, loss=config.loss),
+        "loss_train": partial(instruments.loss_train, apply_fn, loss=config.loss),
+        "loss_batch_after": partial(instruments.loss_batch_after, apply_fn, loss=config.loss),
+        "preconditioner": partial(instruments.preconditioner_min, apply_fn, loss=config.loss),
         "test": scores("test"),
         "val": scores("val"),
-        "agop": lambda every: instruments.agop(
+        "agop": lambda every: instruments.agop_alignment(
             apply_fn, every=every, reference=jax.numpy.asarray(reference), size=m.agop_size, chunk_size=CHUNK
         ),
     }
@@ -295,8 +295,8 @@ def rows_of(config: ConfigDict, arrays: data.Data) -> dict[str, int]:
     """Rows of the kernels: one for each output of each example."""
     n, m = len(arrays.x_train), config.measure
     return {
-        "batch_kernel": (config.optimizer.batch_size or n) * arrays.outputs,
-        "train_kernel": (m.probe_size or n) * arrays.outputs,
+        "lambda_max_batch": (config.optimizer.batch_size or n) * arrays.outputs,
+        "lambda_max_train": (m.probe_size or n) * arrays.outputs,
     }
 
 
@@ -304,7 +304,7 @@ def choose_instruments(config: ConfigDict, model, arrays: data.Data, members, re
     """What is measured, how and how often: as the config says, or as found from the cost of each instrument in the first steps."""
     m, cadences = config.measure, cadences_of(config)
     full = config.optimizer.batch_size in (0, config.data.train_size)
-    kernels = [name for name in ("batch_kernel", "train_kernel") if name in cadences]
+    kernels = [name for name in ("lambda_max_batch", "lambda_max_train") if name in cadences]
     if m.method != "auto" and not m.preset:
         return {"cadences": cadences, "methods": dict.fromkeys(kernels, m.method or "exact")}
     rows = rows_of(config, arrays)
@@ -317,21 +317,21 @@ def choose_instruments(config: ConfigDict, model, arrays: data.Data, members, re
     candidates = {name: make({name: 1}, {})[name] for name in cadences if name not in kernels}
     for name in kernels:
         candidates |= {f"{name}, {method}": make({name: 1}, {name: method})[name] for method in tried[name]}
-    if m.preset and "exact" in tried.get("batch_kernel", ()):  # at every step it shares the step's derivatives
-        candidates["batch_kernel, exact, apart"] = make({"batch_kernel": 2}, {"batch_kernel": "exact"})["batch_kernel"]
+    if m.preset and "exact" in tried.get("lambda_max_batch", ()):  # at every step it shares the step's derivatives
+        candidates["lambda_max_batch, exact, apart"] = make({"lambda_max_batch": 2}, {"lambda_max_batch": "exact"})["lambda_max_batch"]
     build = lambda chosen: build_trainer(config, model, arrays, {name.split(",")[0]: i for name, i in chosen.items()})
     costs = overhead.measure(build, candidates, members)
     methods = {name: min(tried[name], key=lambda method, name=name: costs[f"{name}, {method}"]) for name in kernels}
     own = {name: costs[f"{name}, {methods[name]}" if name in methods else name] for name in cadences}
     apart = (
-        {"batch_kernel": costs.get(f"batch_kernel, {methods.get('batch_kernel')}, apart", 0.0)} if "batch_kernel" in own else {}
+        {"lambda_max_batch": costs.get(f"lambda_max_batch, {methods.get('batch_kernel')}, apart", 0.0)} if "lambda_max_batch" in own else {}
     )
     apart = {name: max(cost, own[name]) for name, cost in apart.items()}
     found, always = cadences, set()
     if m.preset:
         relative = config.schedule.name in RELATIVE or config.schedule.cap or config.members.cap
-        wanted = set() if full else {"batch_kernel", "train_loss"}
-        always = (wanted | {"batch_kernel"} if relative else wanted) & set(own)
+        wanted = set() if full else {"lambda_max_batch", "loss_train"}
+        always = (wanted | {"lambda_max_batch"} if relative else wanted) & set(own)
         longest = config.run.chunk_steps if config.run.stop_loss else None
         found = overhead.cadences(own, always, m.max_overhead, longest, apart)
     own = {name: cost if found[name] == 1 else apart.get(name, cost) for name, cost in own.items()}
@@ -356,7 +356,7 @@ def choose_instruments(config: ConfigDict, model, arrays: data.Data, members, re
 def build_trainer(config: ConfigDict, model, arrays: data.Data, chosen: dict[str, instruments.Instrument]) -> training.Trainer:
     """The trainer of a config with these instruments."""
     m, momentum = config.measure, optimizers.momentum(config.optimizer)
-    rows = rows_of(config, arrays)["train_kernel"]
+    rows = rows_of(config, arrays)["lambda_max_train"]
     e = config.events
     return training.make_trainer(
         model,

@@ -135,7 +135,7 @@ def testable(claims: Sequence[str], fields: dict[str, Any]) -> list[str]:
     Returns:
       Those of ``claims`` that a run with these fields can test, in the same order.
 
-    >>> testable(["first_catapult"], {"measure.batch_kernel_every": 2})
+    >>> testable(["first_catapult"], {"measure.lambda_max_batch_every": 2})
     []
     """
     every_step = lambda claim: all(fields[name] == 1 for name in NEEDS.get(claim, ()))

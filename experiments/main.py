@@ -217,7 +217,7 @@ def _coordinates(members: training.Members, start: training.Start) -> dict[str, 
 def _attributes(config: ConfigDict, title: str, built: building.Built, check: dict) -> dict[str, Any]:
     """Attributes of the record."""
     # By Weyl |d lambda| <= n max |d K|, and lambda_max >= max |K|: the error of an entry, n times, bounds that of the critical lr.
-    rows = building.rows_of(config, built.data)["batch_kernel"]
+    rows = building.rows_of(config, built.data)["lambda_max_batch"]
     return {
         "title": title,
         "data": built.data.name,

@@ -27,7 +27,7 @@ def write_model(workdir: Path, model, state, arrays: data.Data, about: dict) -> 
     """model.npz: the first member's parameters after the last step, and their test scores."""
     params = jax.device_get(jax.tree.map(lambda a: a[0], state.members.params))
     config = about["config"]
-    scores = instruments.scores(model.apply, loss=config["loss"], every=1, target_encoding=config["data"]["target_encoding"])
+    scores = instruments.loss_test(model.apply, loss=config["loss"], every=1, target_encoding=config["data"]["target_encoding"])
     x_test, y_test = jax.numpy.asarray(arrays.x_test), jax.numpy.asarray(arrays.y_test)
     moment = instruments.Moment(params, params, None, None, {"x_test": x_test, "y_test": y_test})
     measured = {name: float(value) for name, value in jax.jit(scores.measure)(moment).items()}

@@ -52,7 +52,7 @@ def _with_cadences(config: dict[str, Any], run: dict[str, Any]) -> tuple[dict[st
         return config, []
     every = {f"{name}_every": run["instruments"]["cadences"].get(name, 0) for name in CADENCES}
     full = config["optimizer"]["batch_size"] in (0, config["data"]["train_size"])
-    config = config | {"measure": config["measure"] | every | ({"train_loss_every": 1} if full else {})}
+    config = config | {"measure": config["measure"] | every | ({"loss_train_every": 1} if full else {})}
     tested = testable(config["claims"], flat(config))
     return config | {"claims": tested}, [name for name in config["claims"] if name not in tested]
 

@@ -86,18 +86,18 @@ def _each_once(name: str) -> Rule:
 
 def _critical_lr_for(schedule: str) -> Rule:
     return Rule(
-        ("schedule.name", "measure.batch_kernel_every"),
+        ("schedule.name", "measure.lambda_max_batch_every"),
         f"allowed with {schedule}: 1 or more, since it is relative to the critical lr of the step",
-        lambda f: f["schedule.name"] == schedule and not f["measure.batch_kernel_every"] and not f["measure.preset"],
+        lambda f: f["schedule.name"] == schedule and not f["measure.lambda_max_batch_every"] and not f["measure.preset"],
         of=schedule,
     )
 
 
 def _critical_lr_for_cap(name: str) -> Rule:
     return Rule(
-        (name, "measure.batch_kernel_every"),
+        (name, "measure.lambda_max_batch_every"),
         "allowed with a cap: 1 or more, since it is relative to the critical lr of the step",
-        lambda f: f[name] and not f["measure.batch_kernel_every"] and not f["measure.preset"],
+        lambda f: f[name] and not f["measure.lambda_max_batch_every"] and not f["measure.preset"],
     )
 
 
@@ -145,14 +145,14 @@ _BEFORE_CLAIMS = (
         lambda f: f["optimizer.nesterov"] and not f["optimizer.momentum"],
     ),
     Rule(
-        ("optimizer.name", "measure.preconditioner_every"),
+        ("optimizer.name", "measure.preconditioner_min_every"),
         "allowed for sgd, heavy_ball and nesterov, which have no preconditioner: 0",
-        lambda f: f["optimizer.name"] in ("sgd", *optimizers.MOMENTUM) and f["measure.preconditioner_every"],
+        lambda f: f["optimizer.name"] in ("sgd", *optimizers.MOMENTUM) and f["measure.preconditioner_min_every"],
     ),
     Rule(
-        ("measure.preset", "measure.preconditioner_every"),
+        ("measure.preset", "measure.preconditioner_min_every"),
         "allowed with a preset: 0, since none measures it",
-        lambda f: f["measure.preset"] and f["measure.preconditioner_every"],
+        lambda f: f["measure.preset"] and f["measure.preconditioner_min_every"],
     ),
     Rule(
         ("measure.top_k_max", "measure.method"),
@@ -160,9 +160,9 @@ _BEFORE_CLAIMS = (
         lambda f: f["measure.top_k_max"] and f["measure.method"] != "products",
     ),
     Rule(
-        ("measure.top_k_max", "measure.batch_kernel_every"),
+        ("measure.top_k_max", "measure.lambda_max_batch_every"),
         "allowed with a largest k: a cadence of 1 or more, or a preset",
-        lambda f: f["measure.top_k_max"] and not f["measure.batch_kernel_every"] and not f["measure.preset"],
+        lambda f: f["measure.top_k_max"] and not f["measure.lambda_max_batch_every"] and not f["measure.preset"],
     ),
     Rule(
         ("measure.top_k_max", "measure.top_k"),
@@ -281,29 +281,29 @@ _BEFORE_CLAIMS = (
         lambda f: f["schedule.name"] != "staircase" and f["members.raises"],
     ),
     Rule(
-        ("measure.agop_every", "measure.agop_reference"),
+        ("measure.agop_alignment_every", "measure.agop_reference"),
         "allowed: both or none",
-        lambda f: bool(f["measure.agop_every"]) != bool(f["measure.agop_reference"]) and not f["measure.preset"],
+        lambda f: bool(f["measure.agop_alignment_every"]) != bool(f["measure.agop_reference"]) and not f["measure.preset"],
     ),
     Rule(
         ("measure.agop_reference", "data.name"),
         "allowed: closed_form for synthetic targets, elsewhere the model.npz of a run with run.save_model",
         lambda f: f["measure.agop_reference"] == "closed_form" and not _synthetic(f),
     ),
-    *map(_end_is_measured, ("measure.test_every", "measure.agop_every", "measure.batch_kernel_every")),
+    *map(_end_is_measured, ("measure.loss_test_every", "measure.agop_alignment_every", "measure.lambda_max_batch_every")),
     Rule(
         ("data.name", "data.attribute"),
         "allowed for celeba: the name of an attribute",
         lambda f: f["data.attribute"] is None and f["data.name"] == "celeba",
     ),
     Rule(
-        ("optimizer.batch_size", "measure.batch_kernel_every", "measure.train_loss_every"),
+        ("optimizer.batch_size", "measure.lambda_max_batch_every", "measure.loss_train_every"),
         "allowed with batches: 0 or 1, since the critical lr of one batch does not explain a spike later, "
         "or no training loss and so no spikes",
         lambda f: (
             not _full_batch(f)
-            and f["measure.batch_kernel_every"] > 1
-            and f["measure.train_loss_every"]
+            and f["measure.lambda_max_batch_every"] > 1
+            and f["measure.loss_train_every"]
             and not f["measure.preset"]
         ),
     ),
@@ -324,14 +324,14 @@ _AFTER_CLAIMS = (
         lambda f: "sgd_spikes_are_catapults" in f["claims"] and f["measure.probe_size"],
     ),
     Rule(
-        ("optimizer.batch_size", "measure.train_loss_every"),
+        ("optimizer.batch_size", "measure.loss_train_every"),
         "allowed with batches: 1, since events are spikes of the training loss, or 0: no events",
-        lambda f: not _full_batch(f) and f["measure.train_loss_every"] > 1 and not f["measure.preset"],
+        lambda f: not _full_batch(f) and f["measure.loss_train_every"] > 1 and not f["measure.preset"],
     ),
     Rule(
-        ("optimizer.batch_size", "run.stop_loss", "measure.train_loss_every"),
+        ("optimizer.batch_size", "run.stop_loss", "measure.loss_train_every"),
         "allowed with batches and a loss to stop at: 1",
-        lambda f: not _full_batch(f) and f["run.stop_loss"] and f["measure.train_loss_every"] != 1 and not f["measure.preset"],
+        lambda f: not _full_batch(f) and f["run.stop_loss"] and f["measure.loss_train_every"] != 1 and not f["measure.preset"],
     ),
 )
 
@@ -346,7 +346,7 @@ def rules_for(claims: Iterable[str]) -> tuple[Rule, ...]:
       Rows in the order in which they are checked; what the claims need comes in the order of the claims.
 
     >>> [rule.fields for rule in rules_for(["first_catapult"]) if rule.of == "first_catapult"]
-    [('claims', 'measure.batch_kernel_every')]
+    [('claims', 'measure.lambda_max_batch_every')]
     """
     return (*_BEFORE_CLAIMS, *(rule for claim in claims for rule in _needs_of(claim)), *_AFTER_CLAIMS)
 

@@ -51,12 +51,12 @@ def _whole(values: Values) -> Values:
 
 MODELS = ("fcn", "cnn", "wide_resnet", "vit")
 # What a config may measure: each has a field measure.NAME_every.
-CADENCES = ("batch_kernel", "train_loss", "train_kernel", "loss_after", "preconditioner", "test", "agop")
+CADENCES = ("lambda_max_batch", "loss_train", "lambda_max_train", "loss_batch_after", "preconditioner", "test", "agop")
 # What each preset measures; AGOPs if there is a reference.
 PRESETS = {
-    "economy": ("batch_kernel", "train_loss"),
-    "standard": ("batch_kernel", "train_loss", "loss_after", "test"),
-    "full": ("batch_kernel", "train_loss", "loss_after", "test", "train_kernel", "agop"),
+    "economy": ("lambda_max_batch", "loss_train"),
+    "standard": ("lambda_max_batch", "loss_train", "loss_batch_after", "test"),
+    "full": ("lambda_max_batch", "loss_train", "loss_batch_after", "test", "lambda_max_train", "agop"),
 }
 RELATIVE = ("staircase", "relative_to_critical")  # schedules that need the critical lr
 _MOST = 2**31 - 1  # steps are counted in 32 bits
@@ -118,15 +118,15 @@ VALUES = {
     "measure.tolerance": _above(0),
     "measure.max_products": _at_least(0),
     "measure.chunk_size": _at_least(0),
-    "measure.batch_kernel_every": _at_least(0),
+    "measure.lambda_max_batch_every": _at_least(0),
     "measure.top_k": _at_least(1),
     "measure.top_k_max": _at_least(0),
-    "measure.train_loss_every": _at_least(0),
-    "measure.train_kernel_every": _at_least(0),
-    "measure.loss_after_every": _at_least(0),
-    "measure.preconditioner_every": _at_least(0),
-    "measure.test_every": _at_least(0),
-    "measure.agop_every": _at_least(0),
+    "measure.loss_train_every": _at_least(0),
+    "measure.lambda_max_train_every": _at_least(0),
+    "measure.loss_batch_after_every": _at_least(0),
+    "measure.preconditioner_min_every": _at_least(0),
+    "measure.loss_test_every": _at_least(0),
+    "measure.agop_alignment_every": _at_least(0),
     "measure.agop_size": _at_least(1),
     "measure.probe_size": _at_least(0),
     "events.factor": _above(1),

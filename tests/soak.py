@@ -26,7 +26,7 @@ COMMANDS = {
     "one member": ["experiments.main", *_BASE, *_OFTEN, "--config.members.lr_relative=(0.5,)"],
     "vmapped members, Adam, batches": [
         "experiments.main", *_BASE, *_OFTEN, "--config.members.seed=(0,1,2)", "--config.optimizer.name=adam",
-        "--config.optimizer.batch_size=4", "--config.measure.batch_kernel_every=3", "--config.measure.train_loss_every=0",
+        "--config.optimizer.batch_size=4", "--config.measure.lambda_max_batch_every=3", "--config.measure.loss_train_every=0",
     ],
     "convolutions, step by step": [
         "experiments.main", *_BASE, *_OFTEN, "--config.model.name=cnn", "--config.model.depth=2", "--config.model.width=4",

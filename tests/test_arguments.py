@@ -14,13 +14,13 @@ from flax.core import freeze
 
 from catapult_jax import (
     FCN,
-    Preconditioning,
+    Preconditioner,
     batch_loss,
     critical_lr,
     critical_lr_from_lambda,
     input_jacobian,
     loss_weighted_kernel,
-    preconditioning,
+    preconditioner_from_state,
     split_loss,
     tangent_kernel,
     top_eigenpairs,
@@ -229,7 +229,7 @@ def _all_ways(f, params):
         cold.eigenvalues[0],
         _top(f, params, warm_start=cold.directions).eigenvalues[0],
         _top(f, params, preconditioner=ones).eigenvalues[0],
-        2 / _critical(f, params, preconditioning=Preconditioning(ones)),
+        2 / _critical(f, params, preconditioner=Preconditioner(ones)),
     ]
     np.testing.assert_allclose(top, top[-1], rtol=0.01)
     return float(top[-1])
@@ -331,13 +331,13 @@ def test_critical_lr_without_promotion(strict, loss):
 
 @pytest.mark.parametrize("name", ["sgd", "adagrad", "rmsprop", "adam", "adamw", "adadelta"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=str)
-def test_preconditioning_without_promotion(strict, name, dtype):
+def test_preconditioner_from_state_without_promotion(strict, name, dtype):
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), _PARAMS)
     optimizer = getattr(optax, name)
     before = optimizer(0.1).init(params)
     with jax.numpy_dtype_promotion("standard"):  # Optax itself promotes
         updates, after = optimizer(0.1).update(params, before, params)
-    rule = preconditioning(optimizer, params, after, before, updates=updates, gradient=params, learning_rate=0.1)
+    rule = preconditioner_from_state(optimizer, params, after, before, updates=updates, gradient=params, learning_rate=0.1)
     assert rule.checked is True
     assert 0 < float(critical_lr_from_lambda(jnp.float32(1), rule)) < np.inf
 

@@ -55,9 +55,9 @@ def test_identity_tells_configs_apart():
 def test_claims_that_cadences_can_test():
     fields = configs.flat(quickstart.get_config())
     claims = ("first_catapult", "exceedance_predicts_rise")
-    assert configs.testable(claims, fields | {"measure.loss_after_every": 1}) == list(claims)
-    assert configs.testable(claims, fields | {"measure.loss_after_every": 5}) == ["first_catapult"]
-    assert configs.testable(claims, fields | {"measure.batch_kernel_every": 2}) == []
+    assert configs.testable(claims, fields | {"measure.loss_batch_after_every": 1}) == list(claims)
+    assert configs.testable(claims, fields | {"measure.loss_batch_after_every": 5}) == ["first_catapult"]
+    assert configs.testable(claims, fields | {"measure.lambda_max_batch_every": 2}) == []
 
 
 def test_expanded_of_paths_in_the_home_directory(monkeypatch, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from catapult_jax import FCN, Preconditioning, critical_lr, critical_lr_from_lambda, loss_weighted_kernel, tangent_kernel
+from catapult_jax import FCN, Preconditioner, critical_lr, critical_lr_from_lambda, loss_weighted_kernel, tangent_kernel
 from catapult_jax.critical import weighted_kernel_and_gradient, weighted_tangent_kernel
 from catapult_jax.losses import batch_loss
 from catapult_jax.testing import explicit_jacobian, relative_error
@@ -62,7 +62,7 @@ def test_descent_decays_just_below_and_grows_just_above(spectrum, factor):
 def test_heavy_ball_decays_just_below_and_grows_just_above(momentum, factor):
     """On a quadratic with a prescribed spectrum, with optax's own momentum."""
     spectrum = jnp.array([3.0, 1.0, 0.1])
-    lr = factor * critical_lr_from_lambda(spectrum[0], Preconditioning(gain=1 / (1 + momentum)))
+    lr = factor * critical_lr_from_lambda(spectrum[0], Preconditioner(gain=1 / (1 + momentum)))
     optimizer = optax.sgd(lr, momentum=momentum)
 
     def step(carry, _):

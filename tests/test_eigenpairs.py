@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 
-from catapult_jax import FCN, batch_loss, critical_lr_from_lambda, preconditioning, top_eigenpairs
+from catapult_jax import FCN, batch_loss, critical_lr_from_lambda, preconditioner_from_state, top_eigenpairs
 from catapult_jax.tangent import Directions, eigenpairs, products
 from catapult_jax.tangent.eigenpairs import no_directions
 from catapult_jax.testing import explicit_jacobian, symmetric_with_spectrum
@@ -463,7 +463,7 @@ def test_p_is_made_where_it_is_read_and_not_kept_for_the_update():
 
     def step(params, state, warm, with_p):
         updates, state = adam.update(jax.grad(loss_fn)(params), state, params)
-        diagonal = (lambda: preconditioning(optax.adam, params, state).diagonal) if with_p else None
+        diagonal = (lambda: preconditioner_from_state(optax.adam, params, state).diagonal) if with_p else None
         found = top_eigenpairs(model.apply, params, (x, y), k=1, loss="mse", preconditioner=diagonal, warm_start=warm)
         updates = jax.tree.map(lambda u: jnp.where(jnp.isnan(found.eigenvalues[0]), 0, u), updates)
         return optax.apply_updates(params, updates), state, found.directions
@@ -493,7 +493,7 @@ def test_a_function_that_makes_p_is_called_anew_each_time():
         for scale in (1.0, 4.0):
             np.testing.assert_allclose(function(scale), 10 / scale, rtol=0.01)
     state = optax.adam(0.1).update(jnp.ones(8), optax.adam(0.1).init(jnp.zeros(8)))[1]
-    rule = lambda: preconditioning(optax.adam, jnp.zeros(8), state).diagonal  # of a state that is at hand, outside of jit
+    rule = lambda: preconditioner_from_state(optax.adam, jnp.zeros(8), state).diagonal  # of a state that is at hand, outside of jit
     found = top_eigenpairs(linear, jnp.zeros(8), batch, k=1, loss="mse", preconditioner=rule)
     np.testing.assert_allclose(found.eigenvalues[0], 10, rtol=0.01)
 

@@ -172,12 +172,12 @@ def test_a_directory_with_another_run_or_other_files_is_left_alone(tmp_path, pla
             "loss_top",
         ),
         (
-            {"members__lr_relative": (), "optimizer__lr": 0.5, "measure__batch_kernel_every": 2, "claims": ()},
+            {"members__lr_relative": (), "optimizer__lr": 0.5, "measure__lambda_max_batch_every": 2, "claims": ()},
             "critical_lr_batch",
         ),
-        ({"members__lr_relative": (), "optimizer__lr": 0.5, "measure__batch_kernel_every": 0, "claims": ()}, "loss_batch"),
+        ({"members__lr_relative": (), "optimizer__lr": 0.5, "measure__lambda_max_batch_every": 0, "claims": ()}, "loss_batch"),
         (
-            {"optimizer__batch_size": 4, "measure__train_kernel_every": 2, "measure__probe_size": 8, "members__seed": (0, 1)},
+            {"optimizer__batch_size": 4, "measure__lambda_max_train_every": 2, "measure__probe_size": 8, "members__seed": (0, 1)},
             "critical_lr_probe",
         ),
     ],
@@ -241,7 +241,7 @@ def test_smoke_of_the_other_experiments(module, variant, tmp_path, no_data, plai
     assert [v.claim for v in verdicts] == [claim for claim in config.claims if claim in OF_RUN]
     assert np.isfinite(record["loss_batch"].values[:, 0]).all()
     html = (tmp_path / "run" / "report.html").read_text()
-    assert ("Where training ended" in html) == (config.measure.test_every > 0)
+    assert ("Where training ended" in html) == (config.measure.loss_test_every > 0)
     if module is catapults_agop:
         assert record["raises"].values.tolist() == [0, 0, 1, 1] and np.isfinite(record["agop_alignment"].values[:, 0]).all()
         assert {"agop_directions.png", "against_catapults.png"} <= {p.name for p in (tmp_path / "run" / "figures").iterdir()}
@@ -278,7 +278,7 @@ def test_smoke_of_images_with_a_reference(tmp_path, no_data, capsys, plain_figur
 
 def test_a_run_ends_when_all_members_are_done(tmp_path, plain_figures):
     """The record ends with a whole chunk after the last of them, and going on finds the run complete."""
-    config = smoke(steps=60, run__stop_loss=1.0, run__chunk_steps=10, run__checkpoint_every=10, measure__test_every=10)
+    config = smoke(steps=60, run__stop_loss=1.0, run__chunk_steps=10, run__checkpoint_every=10, measure__loss_test_every=10)
     main.run(config, tmp_path / "run")
     record = catapult_jax.open_record(tmp_path / "run")
     done = record["stopped"].values
@@ -293,9 +293,9 @@ def test_a_run_ends_when_all_members_are_done(tmp_path, plain_figures):
 
 def test_a_saved_model_is_that_of_the_end_with_its_own_scores(tmp_path, plain_figures):
     """The scores in the file are those of the weights in it: one step after the last ones on record."""
-    config = smoke(run__save_model=True, measure__test_every=1)
+    config = smoke(run__save_model=True, measure__loss_test_every=1)
     main.run(config, tmp_path / "run")
-    main.run(smoke(run__save_model=True, measure__test_every=1, steps=7), tmp_path / "longer")
+    main.run(smoke(run__save_model=True, measure__loss_test_every=1, steps=7), tmp_path / "longer")
     params, about, _ = checkpoints.load_model(tmp_path / "run" / "model.npz")
     after = catapult_jax.open_record(tmp_path / "longer")
     assert about["loss_test"] == pytest.approx(float(after["loss_test"].values[0, 6]), rel=1e-5)

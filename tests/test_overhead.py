@@ -33,8 +33,8 @@ def test_what_is_wanted_at_every_step_gets_it_and_no_cadence_is_beyond_the_longe
 
 def test_a_preset_finds_its_cadences_prints_and_keeps_them(tmp_path, capsys, monkeypatch, plain_figures):
     monkeypatch.delenv("CATAPULT_DATA_DIR", raising=False)
-    costs = {"batch_kernel, exact": 0.9, "batch_kernel, products": 0.3, "loss_after": 0.2, "test": 1.5}
-    costs["batch_kernel, exact, apart"] = 1.8
+    costs = {"lambda_max_batch, exact": 0.9, "lambda_max_batch, products": 0.3, "loss_batch_after": 0.2, "test": 1.5}
+    costs["lambda_max_batch, exact, apart"] = 1.8
     monkeypatch.setattr(overhead, "measure", lambda build, candidates, members: {name: costs[name] for name in candidates})
     config = quickstart.get_config("smoke")
     config.schedule.name = "constant"
@@ -42,18 +42,18 @@ def test_a_preset_finds_its_cadences_prints_and_keeps_them(tmp_path, capsys, mon
     config.claims = ("first_catapult", "exceedance_predicts_rise")
     found = main.run(config, tmp_path / "run")
     plan = json.loads((tmp_path / "run" / "run.json").read_text())["instruments"]
-    assert plan["methods"] == {"batch_kernel": "products"}  # the cheaper one
-    assert plan["cadences"] == {"batch_kernel": 2, "loss_after": 2, "test": 10}
+    assert plan["methods"] == {"lambda_max_batch": "products"}  # the cheaper one
+    assert plan["cadences"] == {"lambda_max_batch": 2, "loss_batch_after": 2, "test": 10}
     assert plan["expected_overhead"] == pytest.approx(1 + 0.15 + 0.1 + 0.15)
     printed = capsys.readouterr().out
-    assert "batch_kernel (products; exact 0.90, products 0.30): 0.30, every 2 steps" in printed
+    assert "lambda_max_batch (products; exact 0.90, products 0.30): 0.30, every 2 steps" in printed
     assert "expected to cost 1.40 bare ones" in printed
     assert found == []
     assert "Not tested at the cadences of this preset: first_catapult" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_kernel_that_is_not_taken_at_every_step_pays_for_its_own_derivatives(monkeypatch):
-    costs = {"batch_kernel, exact": 0.9, "batch_kernel, exact, apart": 1.8, "batch_kernel, products": 2.0}
+    costs = {"lambda_max_batch, exact": 0.9, "lambda_max_batch, exact, apart": 1.8, "lambda_max_batch, products": 2.0}
     monkeypatch.setattr(overhead, "measure", lambda build, candidates, members: {name: costs[name] for name in candidates})
     config = quickstart.get_config("smoke")
     config.measure.preset = "economy"
@@ -62,7 +62,7 @@ def test_a_kernel_that_is_not_taken_at_every_step_pays_for_its_own_derivatives(m
     for most, every, expected in ((1.5, 10, 1.18), (1.95, 1, 1.9)):
         config.measure.max_overhead = most
         plan = building.choose_instruments(config, model, arrays, members, None)
-        assert plan["cadences"] == {"batch_kernel": every} and plan["expected_overhead"] == pytest.approx(expected)
+        assert plan["cadences"] == {"lambda_max_batch": every} and plan["expected_overhead"] == pytest.approx(expected)
 
 
 def test_a_dear_instrument_costs_more_than_a_cheap_one(monkeypatch):
@@ -71,7 +71,7 @@ def test_a_dear_instrument_costs_more_than_a_cheap_one(monkeypatch):
     arrays, _ = building.load_data(config)
     model, members = building.build_model(config.model, arrays.outputs), building.build_members(config)
     build = lambda chosen: building.build_trainer(config, model, arrays, chosen)
-    cheap = building.build_instruments(config, model, arrays, None, {"loss_after": 3}, {})["loss_after"]
+    cheap = building.build_instruments(config, model, arrays, None, {"loss_batch_after": 3}, {})["loss_batch_after"]
     heavy = lambda now: {
         "sum": jax.lax.fori_loop(0, 300, lambda _, a: jnp.tanh(a @ a), jnp.ones((128, 128)) + now.outputs[0, 0])[0, 0]
     }

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from catapult_jax import (
     FCN,
-    Preconditioning,
+    Preconditioner,
     critical_lr,
     critical_lr_from_lambda,
-    preconditioning,
+    preconditioner_from_state,
     top_eigenpairs,
 )
 from catapult_jax.critical import weighted_tangent_kernel
@@ -62,7 +62,7 @@ def test_preconditioner_is_what_the_step_used(name):
     """P^(-1) times the optimizer's own average of gradients is its update."""
     make = CASES[name]
     before, after, update = _after(make(1.0))
-    rule = preconditioning(make, _PARAMS, after, before)
+    rule = preconditioner_from_state(make, _PARAMS, after, before)
     average = {
         "heavy ball": lambda: after[0].trace,
         "nesterov": lambda: jax.tree.map(lambda g, m: g + 0.9 * m, _gradient(3), after[0].trace),
@@ -96,7 +96,7 @@ def test_quadratic_decays_just_below_and_grows_just_above(name, factor):
     for i in range(3):
         before = state
         _, state = make(0.1).update({"w": jnp.array([1.0, -0.5, 0.2]) * (i + 1)}, before, params)
-    rule = preconditioning(make, params, state, before)
+    rule = preconditioner_from_state(make, params, state, before)
     p = rule.diagonal["w"] if rule.diagonal else jnp.ones(3)
     q, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((3, 3)))
     root = np.sqrt(np.asarray(p))
@@ -119,13 +119,13 @@ def test_quadratic_decays_just_below_and_grows_just_above(name, factor):
 def test_wrapped_states_are_read_as_bare_ones(name):
     make = CASES[name]
     _, bare, _ = _after(make(0.1))
-    expected = preconditioning(make, _PARAMS, bare)
+    expected = preconditioner_from_state(make, _PARAMS, bare)
     injected = _after(optax.inject_hyperparams(make)(learning_rate=0.1))[1]
     named = _after(optax.named_chain(("a", optax.inject_hyperparams(make)(learning_rate=optax.constant_schedule(0.1)))))[1]
     for state in (_after(optax.chain(make(0.1)))[1], injected, named):
-        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), preconditioning(make, _PARAMS, state), expected)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), preconditioner_from_state(make, _PARAMS, state), expected)
     # What is injected need not be said again.
-    found = preconditioning(make.func, _PARAMS, injected)
+    found = preconditioner_from_state(make.func, _PARAMS, injected)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), found, expected)
 
 
@@ -133,11 +133,11 @@ def _check(make, optimizer, steps=4, **known):
     """The rule, with a check against the last of some steps."""
     before, after, updates = _after(optimizer, steps)
     step = dict(updates=updates, gradient=_gradient(steps - 1)) | known
-    return preconditioning(make, _PARAMS, after, before, **step)
+    return preconditioner_from_state(make, _PARAMS, after, before, **step)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_preconditioning_checks_the_update(name):
+def test_preconditioner_from_state_checks_the_update(name):
     make = CASES[name]
     schedule = lambda count: 0.1 / (1 + count)
     assert _check(make, make(0.1), learning_rate=0.1).checked is True
@@ -145,7 +145,7 @@ def test_preconditioning_checks_the_update(name):
     assert _check(make, optax.inject_hyperparams(make)(learning_rate=0.1)).checked is True
     idle = optax.chain(optax.clip_by_global_norm(1e9), make(0.1))
     assert _check(make, idle, learning_rate=0.1).checked is True
-    assert preconditioning(make, _PARAMS, *_after(make(0.1))[1::-1]).checked is None
+    assert preconditioner_from_state(make, _PARAMS, *_after(make(0.1))[1::-1]).checked is None
 
 
 ADAM = optax.adam
@@ -190,14 +190,14 @@ MISTAKEN = {  # what is said, what was made, and what of it the message says
 
 
 @pytest.mark.parametrize("name", MISTAKEN)
-def test_preconditioning_refuses_an_update_of_another_rule(name):
+def test_preconditioner_from_state_refuses_an_update_of_another_rule(name):
     make, optimizer, message = MISTAKEN[name]
     with pytest.raises(ValueError, match=message) as raised:
         _check(make, optimizer, learning_rate=0.1)
     assert "allowed" in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_preconditioning_checks_inside_of_jit():
+def test_preconditioner_from_state_checks_inside_of_jit():
     """Inside jit a mismatch is data: the critical lr is NaN."""
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -211,14 +211,14 @@ def test_preconditioning_checks_inside_of_jit():
     assert not bad and np.isnan(nothing)
 
 
-def test_preconditioning_of_clipped_adam_is_not_a_silent_number():
+def test_preconditioner_from_state_of_clipped_adam_is_not_a_silent_number():
     """Adam does not feel the scale of its gradient: its critical lr with clipping is that without, which the state does not tell."""
     for clip in (1e9, 0.05):
         _, state, _ = _after(optax.chain(optax.clip_by_global_norm(clip), ADAM(0.1)))
         with pytest.raises(
             ValueError, match=r"not those of adam alone, .* may be clipping or decay; allowed: updates, gradient, before"
         ):
-            preconditioning(ADAM, _PARAMS, state)
+            preconditioner_from_state(ADAM, _PARAMS, state)
 
 
 @pytest.mark.parametrize(
@@ -231,11 +231,11 @@ def test_preconditioning_of_clipped_adam_is_not_a_silent_number():
         ({"learning_rate": 0.1, "gradient": jnp.ones(5)}, "gradient has other arrays than params; allowed"),
     ],
 )
-def test_preconditioning_check_wants_the_whole_step(known, message):
+def test_preconditioner_from_state_check_wants_the_whole_step(known, message):
     with pytest.raises(ValueError, match=message):
         _check(ADAM, ADAM(0.1), **known)
     with pytest.raises(ValueError, match="before=None; allowed"):
-        preconditioning(ADAM, _PARAMS, _after(ADAM(0.1))[1], updates=_PARAMS, gradient=_PARAMS, learning_rate=0.1)
+        preconditioner_from_state(ADAM, _PARAMS, _after(ADAM(0.1))[1], updates=_PARAMS, gradient=_PARAMS, learning_rate=0.1)
 
 
 def test_a_state_of_other_arrays_than_the_parameters_is_refused():
@@ -243,9 +243,9 @@ def test_a_state_of_other_arrays_than_the_parameters_is_refused():
     with pytest.raises(
         ValueError, match=r"the state of adam has an array of shape \(5,\); allowed: one array for each parameter"
     ):
-        preconditioning(ADAM, _PARAMS, flat)
+        preconditioner_from_state(ADAM, _PARAMS, flat)
     with pytest.raises(ValueError, match="the state of adam has another structure than params; allowed"):
-        preconditioning(ADAM, {"a": _PARAMS["a"]}, _after(ADAM(0.1))[1])
+        preconditioner_from_state(ADAM, {"a": _PARAMS["a"]}, _after(ADAM(0.1))[1])
 
 
 @pytest.mark.parametrize("name", ["adam", "heavy ball", "adagrad"])
@@ -259,7 +259,7 @@ def test_state_of_a_flax_nnx_optimizer(name):
     optimizer.update(model, gradient)
     moved = jax.tree.map(jnp.subtract, nnx.state(model, nnx.Param), params)
     step = dict(updates=moved, gradient=gradient, learning_rate=0.1)
-    rule = preconditioning(make, params, optimizer.opt_state, before, **step)
+    rule = preconditioner_from_state(make, params, optimizer.opt_state, before, **step)
     assert rule.checked is True
     assert rule.diagonal is None or jax.tree.structure(rule.diagonal) == jax.tree.structure(params)
 
@@ -270,15 +270,15 @@ def test_a_mask_of_whole_subtrees():
     optimizer = optax.multi_transform({"moves": ADAM(0.1), "stays": optax.set_to_zero()}, labels)
     before = optimizer.init(params)
     updates, after = optimizer.update(params, before, params)
-    rule = preconditioning(ADAM, params, after, before, updates=updates, gradient=params, learning_rate=0.1)
+    rule = preconditioner_from_state(ADAM, params, after, before, updates=updates, gradient=params, learning_rate=0.1)
     assert jax.tree.structure(rule.diagonal) == jax.tree.structure(params) and rule.checked is True
     assert np.isinf(rule.diagonal["c"]["d"]).all() and np.isfinite(rule.diagonal["a"]).all()
 
 
 def test_what_is_masked_out_does_not_move():
     masked = _after(optax.masked(CASES["adam"](0.1), {"a": True, "b": False}))[1]
-    rule = preconditioning(CASES["adam"], _PARAMS, masked)
-    whole = preconditioning(CASES["adam"], _PARAMS, _after(CASES["adam"](0.1))[1])
+    rule = preconditioner_from_state(CASES["adam"], _PARAMS, masked)
+    whole = preconditioner_from_state(CASES["adam"], _PARAMS, _after(CASES["adam"](0.1))[1])
     np.testing.assert_allclose(rule.diagonal["a"], whole.diagonal["a"], rtol=1e-6)
     assert np.isinf(rule.diagonal["b"]).all()
 
@@ -288,10 +288,10 @@ def test_what_a_momentum_average_does_not_hold_does_not_move():
     parts = {True: make(0.1), False: optax.set_to_zero()}
     for optimizer in (optax.masked(make(0.1), mask), optax.multi_transform(parts, mask)):
         _, state, update = _after(optimizer)
-        rule = preconditioning(make, _PARAMS, state)
+        rule = preconditioner_from_state(make, _PARAMS, state)
         assert (rule.diagonal["a"] == 1).all() and np.isinf(rule.diagonal["b"]).all() and rule.gain == 1 / 1.9
     assert not update["b"].any()
-    assert preconditioning(make, _PARAMS, _after(make(0.1))[1]).diagonal is None
+    assert preconditioner_from_state(make, _PARAMS, _after(make(0.1))[1]).diagonal is None
 
 
 def test_a_group_that_does_not_tell_how_it_moves_is_refused():
@@ -299,9 +299,9 @@ def test_a_group_that_does_not_tell_how_it_moves_is_refused():
     labels = {"a": "a", "b": "b"}
     moved = _after(optax.multi_transform({"a": optax.adam(0.1), "b": optax.sgd(0.1)}, labels))[1]
     with pytest.raises(ValueError, match="the group 'b' does not tell how it moves; allowed: adam, or set_to_zero"):
-        preconditioning(optax.adam, _PARAMS, moved)
+        preconditioner_from_state(optax.adam, _PARAMS, moved)
     held = _after(optax.multi_transform({"a": optax.adam(0.1), "b": optax.set_to_zero()}, labels))[1]
-    assert np.isinf(preconditioning(optax.adam, _PARAMS, held).diagonal["b"]).all()
+    assert np.isinf(preconditioner_from_state(optax.adam, _PARAMS, held).diagonal["b"]).all()
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -309,7 +309,7 @@ def test_optimizers_of_a_config_are_those_of_their_names(name):
     fields = default.get_config().optimizer.to_dict() | {"name": name}
     made = build(fields)
     before, after, _ = _after(made(0.1))
-    rule = preconditioning(made, _PARAMS, after, before=before)
+    rule = preconditioner_from_state(made, _PARAMS, after, before=before)
     expected = {"heavy_ball": 1 / 1.9, "nesterov": 2.8 / 1.9, "adam": 0.1 / 1.9, "adamw": 0.1 / 1.9}
     assert rule.gain == pytest.approx(expected.get(name, 1)) and rule.decay == (1e-4 if name == "adamw" else 0)
     assert momentum(fields) == (0.9 if name in expected else 0)
@@ -325,10 +325,10 @@ def test_adagrad_does_not_move_what_has_had_no_gradient():
     optimizer = optax.adagrad(0.1, initial_accumulator_value=0.0)
     params = jnp.array([1.0, 1.0])
     _, state = optimizer.update(jnp.array([2.0, 0.0]), optimizer.init(params))
-    rule = preconditioning(optax.adagrad, params, state)
+    rule = preconditioner_from_state(optax.adagrad, params, state)
     np.testing.assert_allclose(rule.diagonal, [2.0, np.inf], rtol=1e-6)
     linear = lambda w, x: x @ w
-    value = critical_lr(linear, params, (jnp.array([[1.0, 3.0]]), jnp.zeros(1)), loss="mse", preconditioning=rule)
+    value = critical_lr(linear, params, (jnp.array([[1.0, 3.0]]), jnp.zeros(1)), loss="mse", preconditioner=rule)
     assert float(value) == pytest.approx(2.0, rel=1e-6)  # 1 / (1 / 2)
 
 
@@ -372,17 +372,17 @@ def test_adagrad_does_not_move_what_has_had_no_gradient():
 )
 def test_what_has_no_rule(make, state_of, message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
-        preconditioning(make, _PARAMS, state_of(0.1).init(_PARAMS))
+        preconditioner_from_state(make, _PARAMS, state_of(0.1).init(_PARAMS))
 
 
 def test_positional_arguments_of_a_partial_are_settings():
     _, state, _ = _after(optax.adam(0.1, 0.5))
-    assert float(preconditioning(functools.partial(optax.adam, 0.1, 0.5), _PARAMS, state).gain) == pytest.approx(1 / 3)
+    assert float(preconditioner_from_state(functools.partial(optax.adam, 0.1, 0.5), _PARAMS, state).gain) == pytest.approx(1 / 3)
 
 
 def test_decay_that_can_not_be_seen_is_not_known():
     _, state, _ = _after(optax.inject_hyperparams(optax.adadelta)(learning_rate=0.1, weight_decay=0.1))
-    rule = preconditioning(optax.adadelta, _PARAMS, state, state)
+    rule = preconditioner_from_state(optax.adadelta, _PARAMS, state, state)
     assert np.isnan(critical_lr_from_lambda(jnp.ones(()), rule))
 
 
@@ -395,12 +395,12 @@ def test_the_bound_from_the_smallest_entry_is_never_above_the_exact_value(seed, 
     rng = np.random.default_rng(seed)
     x, y = jnp.float32(rng.standard_normal((4, 5))), jnp.float32(rng.standard_normal((4, 1)))
     params = _NET.init(jax.random.key(seed), x)
-    rule = Preconditioning(jax.tree.map(lambda p: jnp.float32(10 ** rng.uniform(low, high, p.shape)), params), gain, decay)
-    exact = critical_lr(_NET.apply, params, (x, y), loss="mse", preconditioning=rule)
+    rule = Preconditioner(jax.tree.map(lambda p: jnp.float32(10 ** rng.uniform(low, high, p.shape)), params), gain, decay)
+    exact = critical_lr(_NET.apply, params, (x, y), loss="mse", preconditioner=rule)
     now = instruments.Moment(params, params, (x, y), _NET.apply(params, x), {}, lambda: rule)
-    found = instruments.preconditioner_bound(_NET.apply, loss="mse", every=1).measure(now)
+    found = instruments.preconditioner_min(_NET.apply, loss="mse", every=1).measure(now)
     assert float(found["critical_lr_bound_batch"]) <= float(exact) * (1 + 1e-5)
-    plain = critical_lr(_NET.apply, params, (x, y), loss="mse", preconditioning=Preconditioning(None, gain, 0.0))
+    plain = critical_lr(_NET.apply, params, (x, y), loss="mse", preconditioner=Preconditioner(None, gain, 0.0))
     if decay == 0:
         assert float(found["critical_lr_bound_batch"]) == pytest.approx(float(smallest_entry(rule.diagonal) * plain), rel=1e-5)
 
@@ -413,12 +413,12 @@ def test_critical_lr_of_a_network(name):
     params = model.init(jax.random.key(1), x)
     gradient = jax.grad(lambda p: batch_loss(model.apply(p, x), y, loss="mse"))(params)
     _, state = CASES[name](0.1).update(gradient, CASES[name](0.1).init(params), params)
-    rule = preconditioning(CASES[name], params, state)
+    rule = preconditioner_from_state(CASES[name], params, state)
     jacobian = explicit_jacobian(model.apply, params, x)
     diagonal = np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(rule.diagonal)])
     top = np.linalg.eigvalsh(jacobian / diagonal @ jacobian.T * (2 / 6))[-1]
     expected = 2 / (float(rule.gain) * top + rule.decay)
-    exact = jax.jit(lambda p: critical_lr(model.apply, p, (x, y), loss="mse", preconditioning=rule))(params)
+    exact = jax.jit(lambda p: critical_lr(model.apply, p, (x, y), loss="mse", preconditioner=rule))(params)
     assert float(exact) == pytest.approx(expected, rel=1e-4)
     pairs = top_eigenpairs(model.apply, params, (x, y), k=1, loss="mse", preconditioner=rule.diagonal, tol=1e-4)
     assert float(critical_lr_from_lambda(pairs.eigenvalues[0], rule)) == pytest.approx(expected, rel=1e-3)
@@ -445,7 +445,7 @@ def test_a_network_becomes_unstable_where_it_should(name):
     def step(carry, multiple):
         params, state = carry
         gradient = jax.grad(lambda p: batch_loss(model.apply(p, x), y, loss="mse"))(params)
-        rule = preconditioning(make, params, optimizer.update(gradient, state, params)[1], state)
+        rule = preconditioner_from_state(make, params, optimizer.update(gradient, state, params)[1], state)
         out = model.apply(params, x)
         weighted = weighted_tangent_kernel(model.apply, params, (x, y), out, loss="mse", preconditioner=rule.diagonal)
         split = split_weighted_loss(weighted, out, y, loss="mse", k=1)

@@ -119,7 +119,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_says_so_and_is_the_same_run(tm
 
 
 def test_a_run_that_ended_early_and_was_killed_after_that_takes_no_further_step(tmp_path, monkeypatch):
-    config = tiny(steps=60, run__stop_loss=0.9, run__chunk_steps=5, run__checkpoint_every=5, measure__test_every=5)
+    config = tiny(steps=60, run__stop_loss=0.9, run__chunk_steps=5, run__checkpoint_every=5, measure__loss_test_every=5)
     main.run(config, tmp_path / "whole")
     steps = catapult_jax.open_record(tmp_path / "whole").sizes["step"]
     assert steps < 60
@@ -372,7 +372,7 @@ def test_random_models():
         ({"events__horizon": 10**12}, "events.horizon=1000000000000; allowed: whole numbers up to 2147483647"),
         ({"members__seed": (0, 10**12)}, "members.seed"),
         ({"data__name": "x" * 300}, "data.name='x+' can't be had .*File name too long"),
-        ({"measure__agop_every": 1, "measure__agop_reference": "."}, "is no saved model"),
+        ({"measure__agop_alignment_every": 1, "measure__agop_reference": "."}, "is no saved model"),
         (
             {
                 "data__name": "synthetic", "data__target_encoding": "value", "data__scaling": "none", "data__classes": (), "data__test_size": 2,
@@ -665,7 +665,7 @@ def test_a_run_whose_members_have_all_diverged_ends(tmp_path):
 
 def test_nan_in_the_loss_is_found_where_jax_is_asked_to(tmp_path):
     with jax.debug_nans(True):
-        main.run(tiny(measure__batch_kernel_every=2), tmp_path / "healthy")
+        main.run(tiny(measure__lambda_max_batch_every=2), tmp_path / "healthy")
         with pytest.raises(configs.RunError, match=r"JAX_DEBUG_NANS: the loss of member 1 is NaN at step \d"):
             main.run(tiny(steps=12, members__lr_relative=(0.5, 1e30)), tmp_path / "sick")
     assert records.read_json(tmp_path / "healthy" / "run.json")["status"] == "complete"

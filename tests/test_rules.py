@@ -35,13 +35,13 @@ _SYNTHETIC = {
 }
 _STOCHASTIC = {"optimizer.batch_size": 4}
 _PRODUCTS = {"measure.method": "products", "measure.top_k_max": 8}
-_AGOP = {"measure.agop_every": 1, "measure.agop_reference": "model.npz"}
+_AGOP = {"measure.agop_alignment_every": 1, "measure.agop_reference": "model.npz"}
 # A setting that each claim can be tested in, beside what NEEDS and NEEDS_SOME ask for.
 _SETTING = {
     "adagrad_outgrows_its_lr": {"optimizer.name": "adagrad"},
     "forbidding_catapults_hurts": {"members.cap": (0.0, 0.9)},
 }
-_GIVEN = {"run.stop_loss": 0.1, "data.validation_size": 8, "members.cap": (0.0, 0.9), "measure.agop_every": 1}
+_GIVEN = {"run.stop_loss": 0.1, "data.validation_size": 8, "members.cap": (0.0, 0.9), "measure.agop_alignment_every": 1}
 
 
 def config_with(fields: dict) -> ConfigDict:
@@ -75,16 +75,16 @@ def claim_rows() -> list[tuple[str, dict]]:
     for claim in sorted({*NEEDS, *NEEDS_SOME}):
         every_step, given = NEEDS.get(claim, ()), NEEDS_SOME.get(claim, ())
         whole = {"claims": (claim,)} | dict.fromkeys(every_step, 1) | {name: _GIVEN.get(name, 1) for name in given}
-        whole |= {"measure.agop_reference": "model.npz"} if "measure.agop_every" in given else {}
+        whole |= {"measure.agop_reference": "model.npz"} if "measure.agop_alignment_every" in given else {}
         whole |= _SETTING.get(claim, {})
         rules.check(config_with(whole))
         for name in every_step:
             rows.append((f"claims, {name}; allowed with the claim {claim}: 1 ({claim})", whole | {name: 2}))
         for name in given:
             absent = {name: () if name == "members.cap" else 0}
-            if name == "measure.agop_every":
+            if name == "measure.agop_alignment_every":
                 absent["measure.agop_reference"] = ""
-            if name == "measure.batch_kernel_every" and "members.cap" in given:
+            if name == "measure.lambda_max_batch_every" and "members.cap" in given:
                 absent["members.cap"] = ()  # a cap without the kernel is refused by another rule, which comes first
             text = f"claims, {name}; allowed with the claim {claim}: a value other than 0 or none ({claim})"
             rows.append((text, whole | absent))
@@ -99,13 +99,13 @@ ROWS = [
         {"optimizer.nesterov": True},
     ),
     (
-        "optimizer.name, measure.preconditioner_every; "
+        "optimizer.name, measure.preconditioner_min_every; "
         "allowed for sgd, heavy_ball and nesterov, which have no preconditioner: 0",
-        {"measure.preconditioner_every": 1},
+        {"measure.preconditioner_min_every": 1},
     ),
     (
-        "measure.preset, measure.preconditioner_every; allowed with a preset: 0, since none measures it",
-        {"optimizer.name": "adam", "measure.preset": "full", "measure.preconditioner_every": 1},
+        "measure.preset, measure.preconditioner_min_every; allowed with a preset: 0, since none measures it",
+        {"optimizer.name": "adam", "measure.preset": "full", "measure.preconditioner_min_every": 1},
     ),
     (
         "measure.top_k_max, measure.method; "
@@ -113,8 +113,8 @@ ROWS = [
         {"measure.top_k_max": 8},
     ),
     (
-        "measure.top_k_max, measure.batch_kernel_every; allowed with a largest k: a cadence of 1 or more, or a preset",
-        _PRODUCTS | {"measure.batch_kernel_every": 0},
+        "measure.top_k_max, measure.lambda_max_batch_every; allowed with a largest k: a cadence of 1 or more, or a preset",
+        _PRODUCTS | {"measure.lambda_max_batch_every": 0},
     ),
     ("measure.top_k_max, measure.top_k; allowed: 0, or measure.top_k and more", _PRODUCTS | {"measure.top_k_max": 2}),
     (
@@ -179,9 +179,9 @@ ROWS = [
     ("events.factor, events.delta; allowed: a factor above 1 + delta", {"events.factor": 1.05}),
     *(
         (
-            f"schedule.name, measure.batch_kernel_every; allowed with {name}: 1 or more, "
+            f"schedule.name, measure.lambda_max_batch_every; allowed with {name}: 1 or more, "
             f"since it is relative to the critical lr of the step ({name})",
-            {"schedule.name": name, "measure.batch_kernel_every": 0},
+            {"schedule.name": name, "measure.lambda_max_batch_every": 0},
         )
         for name in ("staircase", "relative_to_critical")
     ),
@@ -191,14 +191,14 @@ ROWS = [
     ),
     *(
         (
-            f"{name}, measure.batch_kernel_every; "
+            f"{name}, measure.lambda_max_batch_every; "
             "allowed with a cap: 1 or more, since it is relative to the critical lr of the step",
-            {name: cap, "measure.batch_kernel_every": 0},
+            {name: cap, "measure.lambda_max_batch_every": 0},
         )
         for name, cap in (("schedule.cap", 0.5), ("members.cap", (0.5,)))
     ),
     ("schedule.name, members.raises; allowed: raises with the schedule staircase", {"members.raises": (1, 2)}),
-    ("measure.agop_every, measure.agop_reference; allowed: both or none", {"measure.agop_every": 1}),
+    ("measure.agop_alignment_every, measure.agop_reference; allowed: both or none", {"measure.agop_alignment_every": 1}),
     (
         "measure.agop_reference, data.name; "
         "allowed: closed_form for synthetic targets, elsewhere the model.npz of a run with run.save_model",
@@ -210,32 +210,32 @@ ROWS = [
             "allowed with a loss to stop at: chunks no shorter than the cadences, so that the end is measured",
             _AGOP | {"run.stop_loss": 0.1, name: 20},
         )
-        for name in ("measure.test_every", "measure.agop_every", "measure.batch_kernel_every")
+        for name in ("measure.loss_test_every", "measure.agop_alignment_every", "measure.lambda_max_batch_every")
     ),
     ("data.name, data.attribute; allowed for celeba: the name of an attribute", {"data.name": "celeba"}),
     (
-        "optimizer.batch_size, measure.batch_kernel_every, measure.train_loss_every; allowed with batches: 0 or 1, "
+        "optimizer.batch_size, measure.lambda_max_batch_every, measure.loss_train_every; allowed with batches: 0 or 1, "
         "since the critical lr of one batch does not explain a spike later, or no training loss and so no spikes",
-        _STOCHASTIC | {"measure.batch_kernel_every": 2},
+        _STOCHASTIC | {"measure.lambda_max_batch_every": 2},
     ),
     (
         "claims, members.cap; allowed with the claim forbidding_catapults_hurts: 0, no cap, and one below 1",
         _AGOP
-        | {"claims": ("forbidding_catapults_hurts",), "run.stop_loss": 0.1, "measure.test_every": 1, "members.cap": (0.9,)},
+        | {"claims": ("forbidding_catapults_hurts",), "run.stop_loss": 0.1, "measure.loss_test_every": 1, "members.cap": (0.9,)},
     ),
     (
         "claims, measure.probe_size; "
         "allowed with the claim sgd_spikes_are_catapults: 0, since its split is of the whole training loss",
-        {"claims": ("sgd_spikes_are_catapults",), "measure.train_kernel_every": 1, "measure.probe_size": 8},
+        {"claims": ("sgd_spikes_are_catapults",), "measure.lambda_max_train_every": 1, "measure.probe_size": 8},
     ),
     (
-        "optimizer.batch_size, measure.train_loss_every; "
+        "optimizer.batch_size, measure.loss_train_every; "
         "allowed with batches: 1, since events are spikes of the training loss, or 0: no events",
-        _STOCHASTIC | {"measure.train_loss_every": 5},
+        _STOCHASTIC | {"measure.loss_train_every": 5},
     ),
     (
-        "optimizer.batch_size, run.stop_loss, measure.train_loss_every; allowed with batches and a loss to stop at: 1",
-        _STOCHASTIC | {"measure.train_loss_every": 0, "run.stop_loss": 0.1},
+        "optimizer.batch_size, run.stop_loss, measure.loss_train_every; allowed with batches and a loss to stop at: 1",
+        _STOCHASTIC | {"measure.loss_train_every": 0, "run.stop_loss": 0.1},
     ),
 ]
 
@@ -299,11 +299,11 @@ def test_check_names_the_fields_and_what_is_allowed(fields, message):
 def test_check_takes_the_claims_in_their_order():
     for claims in (("first_catapult", "spikes_are_catapults"), ("spikes_are_catapults", "first_catapult")):
         with pytest.raises(ConfigError, match=f"allowed with the claim {claims[0]}: 1"):
-            rules.check(config_with({"claims": claims, "measure.batch_kernel_every": 0}))
+            rules.check(config_with({"claims": claims, "measure.lambda_max_batch_every": 0}))
 
 
 def test_a_preset_does_not_have_to_keep_the_cadences_of_claims():
-    fields = {"claims": ("first_catapult", "catapults_help_sgd"), "measure.batch_kernel_every": 0}
+    fields = {"claims": ("first_catapult", "catapults_help_sgd"), "measure.lambda_max_batch_every": 0}
     rules.check(config_with(fields | {"measure.preset": "standard"}))
 
 
@@ -356,13 +356,13 @@ def test_examples_in_docstrings():
 
 
 @pytest.mark.parametrize(
-    "fields", [{"schedule.name": "staircase"}, {"schedule.cap": 0.9}, {"run.stop_loss": 0.1, "measure.test_every": 1}], ids=str
+    "fields", [{"schedule.name": "staircase"}, {"schedule.cap": 0.9}, {"run.stop_loss": 0.1, "measure.loss_test_every": 1}], ids=str
 )
 def test_check_leaves_the_cadences_of_a_preset_to_the_preset(fields):
     """It measures at every step what the schedule and the end of a run need, whatever the fields say."""
     config = default.get_config()
     config.optimizer.lr_relative, config.optimizer.batch_size = 0.9, 4
-    config.measure.batch_kernel_every = config.measure.train_loss_every = 0
+    config.measure.lambda_max_batch_every = config.measure.loss_train_every = 0
     config.update_from_flattened_dict(fields)
     with pytest.raises(ConfigError):
         rules.check(config)

@@ -177,7 +177,7 @@ def test_directory_of_many_axes_is_a_name_that_can_be(tmp_path):
 def test_runs_that_share_programs_have_the_bits_of_runs_alone(tmp_path, monkeypatch):
     """Other data, seeds and lengths are other arguments of the same programs; another width is another program."""
     config = batch_size.get_config("rank2,smoke")
-    config.measure.agop_every, config.measure.agop_reference, config.claims, config.sweep = 0, "", (), ()
+    config.measure.agop_alignment_every, config.measure.agop_reference, config.claims, config.sweep = 0, "", (), ()
     build, built = building.training.make_trainer, []
     monkeypatch.setattr(building.training, "make_trainer", lambda *a, **k: built.append(1) or build(*a, **k))
     changes = [{}, {"data.synthetic.seed": 1}, {"steps": config.steps + 1, "members.seed": (5, 6)}, {"model.width": 12}]

@@ -13,7 +13,7 @@ import pytest
 from catapult_jax import (
     CNN,
     FCN,
-    Preconditioning,
+    Preconditioner,
     agop_alignment,
     agop_pearson,
     batch_loss,
@@ -23,7 +23,7 @@ from catapult_jax import (
     events,
     find_events,
     input_jacobian,
-    preconditioning,
+    preconditioner_from_state,
     schedules,
 )
 from catapult_jax.training import Members, instruments, make_trainer
@@ -38,13 +38,13 @@ def build(model=None, *, batch_size=0, every=1, scale=1.0, n=8, probe=0, schedul
     model = model or FCN(depth=2, width=32)
     f = model.apply
     chosen = {
-        "batch_kernel": instruments.batch_kernel(f, loss="mse", every=every, k=2),
-        "loss_after": instruments.loss_after(f, loss="mse", every=1),
-        "test": instruments.scores(f, loss="mse", every=3, target_encoding="sign"),
+        "lambda_max_batch": instruments.lambda_max_batch(f, loss="mse", every=every, k=2),
+        "loss_batch_after": instruments.loss_batch_after(f, loss="mse", every=1),
+        "test": instruments.loss_test(f, loss="mse", every=3, target_encoding="sign"),
     }
     if batch_size:
-        chosen["train_loss"] = instruments.train_loss(f, loss="mse", every=1)
-        chosen["train_kernel"] = instruments.train_kernel(f, loss="mse", every=4, probe_size=probe, k=2)
+        chosen["loss_train"] = instruments.loss_train(f, loss="mse", every=1)
+        chosen["lambda_max_train"] = instruments.lambda_max_train(f, loss="mse", every=4, probe_size=probe, k=2)
     made = make_trainer(
         model, arrays, loss="mse", optimizer=optax.sgd, schedule=schedule or schedules.following(optax.constant_schedule(1.0)), detector=events.detector(),
         instruments=chosen, batch_size=batch_size, **settings,
@@ -99,10 +99,10 @@ def test_critical_lr_of_adam_is_that_of_the_state_that_the_step_used():
     arrays, of = build()[1], Members(np.array([0], np.int32), np.array([0.01], np.float32), None)
     batch = arrays.x_train, arrays.y_train
     gradient_of = jax.jit(jax.grad(lambda p: batch_loss(model.apply(p, batch[0]), batch[1], loss="mse")))
-    for make in (instruments.batch_kernel, partial(instruments.batch_products, tol=1e-3, max_products=30)):
+    for make in (instruments.lambda_max_batch, partial(instruments.lambda_max_batch_matrix_free, tol=1e-3, max_products=30)):
         made = make_trainer(
             model, arrays, loss="mse", optimizer=adam, schedule=schedules.following(optax.constant_schedule(1.0)), detector=events.detector(),
-            instruments={"batch_kernel": make(model.apply, loss="mse", every=1, k=1)}, batch_size=0,
+            instruments={"lambda_max_batch": make(model.apply, loss="mse", every=1, k=1)}, batch_size=0,
         )  # fmt: skip
         begun, _ = made.init(of)
         params = jax.tree.map(lambda a: np.asarray(a[0]), begun.members.params)
@@ -111,8 +111,8 @@ def test_critical_lr_of_adam_is_that_of_the_state_that_the_step_used():
         state = optimizer.init(params)
         for _ in range(4):
             updates, state = optimizer.update(gradient_of(params), state, params)
-            rule = preconditioning(adam, params, state)
-            expected.append(float(critical_lr(model.apply, params, batch, loss="mse", preconditioning=rule, method="jacobian")))
+            rule = preconditioner_from_state(adam, params, state)
+            expected.append(float(critical_lr(model.apply, params, batch, loss="mse", preconditioner=rule, method="jacobian")))
             params = optax.apply_updates(params, updates)
         np.testing.assert_allclose(found, expected, rtol=2e-3)
     assert max(expected) > 1.2 * min(expected)  # P moves
@@ -248,14 +248,14 @@ def trained(chosen, batch_size=3, steps=4):
 def test_labels_of_instruments_change_no_series():
     """Neither when an instrument measures nor whether the training loss is known hangs on what a caller names it."""
     f = FCN(depth=2, width=16).apply
-    late, known = instruments.loss_after(f, loss="mse", every=1), instruments.train_loss(f, loss="mse", every=1)
-    usual, other = trained({"loss_after": late, "train_loss": known}), trained({"x": late, "y": known})
+    late, known = instruments.loss_batch_after(f, loss="mse", every=1), instruments.loss_train(f, loss="mse", every=1)
+    usual, other = trained({"loss_batch_after": late, "loss_train": known}), trained({"x": late, "y": known})
     assert usual.keys() == other.keys() and (usual["loss_batch_after"] != usual["loss_batch"]).all()
     for name, values in usual.items():
         np.testing.assert_array_equal(values, other[name], err_msg=name)
 
 
-@pytest.mark.parametrize("label", ["train_loss", "loss of all examples"])
+@pytest.mark.parametrize("label", ["loss_train", "loss of all examples"])
 def test_divergence_is_told_where_the_training_loss_is_measured_at_every_step(label):
     """The measured loss doubles at every step: a spike that does not close, whatever the batches do."""
     rising = lambda every: instruments.Instrument(
@@ -274,7 +274,7 @@ def test_divergence_is_told_where_the_training_loss_is_measured_at_every_step(la
 
 def test_check_instruments_refuses_two_that_write_one_series():
     f = FCN(depth=2, width=16).apply
-    one, two = (instruments.scores(f, loss="mse", every=every, target_encoding="value") for every in (1, 2))
+    one, two = (instruments.loss_test(f, loss="mse", every=every, target_encoding="value") for every in (1, 2))
     with pytest.raises(
         ValueError, match="instruments 'a' and 'b' both write the series 'loss_test'; allowed: one for each series"
     ):
@@ -350,7 +350,7 @@ def test_a_cap_that_is_never_reached_changes_nothing():
 def test_momentum_is_that_of_optax_and_moves_the_critical_lr(momentum):
     f = FCN(depth=2, width=32).apply
     made, arrays = build()
-    chosen = {"batch_kernel": instruments.batch_kernel(f, loss="mse", every=1, k=2)}
+    chosen = {"lambda_max_batch": instruments.lambda_max_batch(f, loss="mse", every=1, k=2)}
     trainer = make_trainer(
         FCN(depth=2, width=32), arrays, loss="mse", optimizer=partial(optax.sgd, momentum=momentum or None),
         schedule=schedules.following(optax.constant_schedule(1.0)), detector=events.detector(), instruments=chosen,
@@ -369,9 +369,9 @@ def test_agop_and_validation_instruments():
     arrays = arrays._replace(x_val=arrays.x_test[:3], y_val=arrays.y_test[:3])
     reference = np.random.default_rng(0).standard_normal((6, 16)).astype(np.float32)
     chosen = {
-        "agop": instruments.agop(model.apply, every=2, reference=reference, size=6),
-        "val": instruments.scores(model.apply, loss="mse", every=1, target_encoding="sign", split="val"),
-        "train_kernel": instruments.train_kernel(model.apply, loss="mse", every=1, probe_size=0, k=2),
+        "agop": instruments.agop_alignment(model.apply, every=2, reference=reference, size=6),
+        "val": instruments.loss_test(model.apply, loss="mse", every=1, target_encoding="sign", split="val"),
+        "lambda_max_train": instruments.lambda_max_train(model.apply, loss="mse", every=1, probe_size=0, k=2),
     }
     trainer = make_trainer(
         model, arrays, loss="mse", optimizer=optax.sgd, schedule=schedules.following(optax.constant_schedule(1.0)), detector=events.detector(),
@@ -420,11 +420,11 @@ def test_products_measure_what_the_kernel_does_and_training_does_not_notice(mode
     model = model or FCN(depth=2, width=32)
     shared = dict(loss="mse", k=2, tol=1e-3, max_products=4 if exact.scanned else 2)  # more would be unrolled
     chosen = {
-        "batch_kernel": instruments.batch_products(model.apply, every=1, **shared),
-        "train_loss": instruments.train_loss(model.apply, loss="mse", every=1),
+        "lambda_max_batch": instruments.lambda_max_batch_matrix_free(model.apply, every=1, **shared),
+        "loss_train": instruments.loss_train(model.apply, loss="mse", every=1),
     }
     if exact.scanned:
-        chosen["train_kernel"] = instruments.train_products(
+        chosen["lambda_max_train"] = instruments.lambda_max_train_matrix_free(
             model.apply, every=4, probe_size=0, chunk_size=3, **shared | {"max_products": 8}
         )
     made = make_trainer(
@@ -450,13 +450,13 @@ def test_products_measure_what_the_kernel_does_and_training_does_not_notice(mode
 def test_more_eigenvalues_are_followed_as_the_rate_makes_them_critical():
     """Those above 0.8 times ``2 / lr``, and the next one; in a run of the step before, counted with the exact kernel of the same run."""
     model, arrays = FCN(depth=2, width=32), build()[1]
-    products = instruments.batch_products(model.apply, loss="mse", every=1, k=2, k_max=5, tol=1e-3)
+    products = instruments.lambda_max_batch_matrix_free(model.apply, loss="mse", every=1, k=2, k_max=5, tol=1e-3)
 
     params = model.init(jax.random.key(0), arrays.x_train[:1])
     batch = arrays.x_train, arrays.y_train
     now = instruments.Moment(params, params, batch, model.apply(params, batch[0]), {}, lr=np.float32(1))
     exact = np.asarray(
-        instruments.batch_kernel(model.apply, loss="mse", every=1, k=8, follow=False).measure(now)["eigenvalues"]
+        instruments.lambda_max_batch(model.apply, loss="mse", every=1, k=8, follow=False).measure(now)["eigenvalues"]
     )
     directions, take, counts = products.start(now), jax.jit(products.measure), []
     with pytest.raises(ValueError, match=r"Moment.lr=None; allowed with k_max=5, k=2: the learning rate"):
@@ -473,20 +473,20 @@ def test_more_eigenvalues_are_followed_as_the_rate_makes_them_critical():
     assert counts[0] == 2 and counts[1] >= 4 and counts[3] == 5
     # Three above, with a momentum's gain and a decay: (2 / lr - decay) / gain.
     between = (exact[2] * exact[3]) ** 0.5
-    rule = jax.tree_util.Partial(lambda decay: Preconditioning(gain=2.0, decay=decay), 2 * exact[0] - 2.0 * between / 0.8)
+    rule = jax.tree_util.Partial(lambda decay: Preconditioner(gain=2.0, decay=decay), 2 * exact[0] - 2.0 * between / 0.8)
     found, _ = take(now._replace(lr=1 / exact[0], rule=rule), directions)
     assert int(found["tracked"]) == 4
 
     def measured(kernel):
         made = make_trainer(
             model, arrays, loss="mse", optimizer=optax.sgd, schedule=schedules.following(optax.constant_schedule(0.1)),
-            detector=events.detector(), instruments={"batch_kernel": kernel}, batch_size=0,
+            detector=events.detector(), instruments={"lambda_max_batch": kernel}, batch_size=0,
         )  # fmt: skip
         return run(made, members((0,), (1.0, 9.0)), 3)[1]
 
-    exact = measured(instruments.batch_kernel(model.apply, loss="mse", every=1, k=8, follow=False))
-    split = measured(instruments.batch_kernel(model.apply, loss="mse", every=1, k=1, follow=False))
-    found = measured(instruments.batch_products(model.apply, loss="mse", every=1, k=1, k_max=5, tol=1e-5))
+    exact = measured(instruments.lambda_max_batch(model.apply, loss="mse", every=1, k=8, follow=False))
+    split = measured(instruments.lambda_max_batch(model.apply, loss="mse", every=1, k=1, follow=False))
+    found = measured(instruments.lambda_max_batch_matrix_free(model.apply, loss="mse", every=1, k=1, k_max=5, tol=1e-5))
     before = np.concatenate([10 * exact["lr"][:, :1], exact["lr"][:, :-1]], 1)  # at the first step that of the start
     above = (exact["eigenvalues"] > 0.8 * 2 / before[..., None]).sum(-1)
     np.testing.assert_array_equal(found["tracked"], np.clip(above + 1, 1, 5))

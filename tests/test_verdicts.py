@@ -414,7 +414,7 @@ def own_registry(monkeypatch):
 
 
 def test_claim_is_registered_in_one_place(own_registry):
-    @verdicts.claim(of=verdicts.RUN, every_step=("measure.batch_kernel_every",), given=("run.stop_loss",))
+    @verdicts.claim(of=verdicts.RUN, every_step=("measure.lambda_max_batch_every",), given=("run.stop_loss",))
     def lr_is_positive(record, config):
         """The lr is positive."""
         holds = bool((record["lr"].values > 0).all())
@@ -422,7 +422,7 @@ def test_claim_is_registered_in_one_place(own_registry):
 
     assert verdicts.VERDICTS["lr_is_positive"] is verdicts.OF_RUN["lr_is_positive"] is lr_is_positive
     assert "lr_is_positive" not in verdicts.OF_SWEEP and len(verdicts.OF_RUN) + len(verdicts.OF_SWEEP) == len(verdicts.VERDICTS)
-    assert verdicts.NEEDS["lr_is_positive"] == ("measure.batch_kernel_every",)
+    assert verdicts.NEEDS["lr_is_positive"] == ("measure.lambda_max_batch_every",)
     assert verdicts.NEEDS_SOME["lr_is_positive"] == ("run.stop_loss",)
 
     verdict = verdicts.of_run("lr_is_positive", record(SPIKE, 1.5, DROPS), FIG3)

@@ -120,7 +120,7 @@ def chain(loss: str, optimizer: str, lr: float, batch: int, steps: int, seeds: i
     import optax
     from sklearn.datasets import load_digits
 
-    from catapult_jax import FCN, batch_loss, critical_lr, preconditioning, top_eigenpairs
+    from catapult_jax import FCN, batch_loss, critical_lr, preconditioner_from_state, top_eigenpairs
     from catapult_jax.critical import weighted_tangent_kernel
     from catapult_jax.tangent.eigenpairs import no_directions
 
@@ -144,7 +144,7 @@ def chain(loss: str, optimizer: str, lr: float, batch: int, steps: int, seeds: i
             x, y = x_all[rows], y_all[rows]
             gradient = jax.grad(lambda p: batch_loss(model.apply(p, x), y, loss=loss))(params)
             updates, state = tx.update(gradient, state, params)
-            P = preconditioning(make, params, state).diagonal
+            P = preconditioner_from_state(make, params, state).diagonal
             found = top_eigenpairs(
                 model.apply, params, (x, y), k=1, loss=loss, preconditioner=P, warm_start=warm, tol=TOLERANCE, reuse_bound=reuse_bound
             )  # fmt: skip

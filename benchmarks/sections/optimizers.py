@@ -92,7 +92,7 @@ def steps(model: str, batch: int, scale: str) -> list[dict[str, Any]]:
     import jax.numpy as jnp
     import optax
 
-    from catapult_jax import batch_loss, critical_lr_from_lambda, preconditioning, top_eigenpairs
+    from catapult_jax import batch_loss, critical_lr_from_lambda, preconditioner_from_state, top_eigenpairs
 
     f, params, x, y = house.setup(model, scale, batch)
     adam = optax.adam(1e-9)
@@ -110,13 +110,13 @@ def steps(model: str, batch: int, scale: str) -> list[dict[str, Any]]:
         updates, state = adam.update(jax.grad(lambda p: batch_loss(f(p, x), y, loss="mse"))(params), state, params)
         if warm is None:
             return optax.apply_updates(params, updates), state, None, None
-        rule = lambda: preconditioning(optax.adam, params, state)
+        rule = lambda: preconditioner_from_state(optax.adam, params, state)
         found = search(params, lambda: rule().diagonal, warm, 60)
         critical = critical_lr_from_lambda(found.eigenvalues[0], rule())
         updates = jax.tree.map(lambda u: jnp.where(jnp.isnan(critical), 0, u), updates)
         return optax.apply_updates(params, updates), state, found.directions, (critical, found.products)
 
-    rule = preconditioning(optax.adam, params, state)
+    rule = preconditioner_from_state(optax.adam, params, state)
     cold = jax.jit(lambda params, diagonal: search(params, diagonal, None, 60).directions)(params, rule.diagonal)
 
     def call_of(warm):

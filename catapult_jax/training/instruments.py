@@ -18,7 +18,7 @@ from jax.tree_util import Partial
 from catapult_jax.critical import critical_lr_from_lambda, weighted_kernel_and_gradient, weighted_tangent_kernel
 from catapult_jax.eigenspace import fraction_of, split_weighted_loss
 from catapult_jax.losses import batch_loss, weighted_residual
-from catapult_jax.outer_product import agop_alignment, agop_pearson, input_jacobian
+from catapult_jax.outer_product import agop_pearson, input_jacobian
 from catapult_jax.preconditioners import PLAIN, smallest_entry
 from catapult_jax.tangent import Directions, top_eigenpairs
 from catapult_jax.tangent.eigenpairs import no_directions
@@ -34,7 +34,7 @@ class Moment(NamedTuple):
     outputs: jax.Array  # of the batch, before the update
     data: dict  # x_train, y_train, x_test, y_test; x_val, y_val where there are any
     # What the optimizer makes of this step's gradient: a pytree function, so that P is computed only if an instrument needs it.
-    rule: Partial = Partial(lambda: PLAIN)
+    preconditioner: Partial = Partial(lambda: PLAIN)
     kernel: jax.Array | None = None  # loss-weighted, of the batch, before the update; None: not known
     # Learning rate of the step before, at step 0 the initial one: that of this step may depend on what is measured. None: not known.
     lr: jax.Array | None = None
@@ -84,7 +84,7 @@ def check_instruments(instruments: Mapping[str, Instrument], reserved: Iterable[
             writers[series] = label
 
 
-def batch_kernel(
+def lambda_max_batch(
     apply_fn: Callable,
     *,
     loss: str,
@@ -106,7 +106,7 @@ def batch_kernel(
         if weighted is None:
             weighted = weighted_tangent_kernel(
                 apply_fn, now.params, now.batch, now.outputs,
-                loss=loss, preconditioner=now.rule().diagonal, chunk_size=chunk_size,
+                loss=loss, preconditioner=now.preconditioner().diagonal, chunk_size=chunk_size,
             )  # fmt: skip
         return split_weighted_loss(weighted, now.outputs, now.batch[1], loss=loss, k=k, previous=previous)
 
@@ -114,7 +114,7 @@ def batch_kernel(
         found = split(now, previous)
         return {
             "lambda_max_batch": found.lambda_max,
-            "critical_lr_batch": critical_lr_from_lambda(found.lambda_max, now.rule()),
+            "critical_lr_batch": critical_lr_from_lambda(found.lambda_max, now.preconditioner()),
             "condition_number_batch": found.condition_number,
             "loss_top": found.top,
             "loss_rest": found.rest,
@@ -134,74 +134,64 @@ def batch_kernel(
     )
 
 
-def batch_products(
-    apply_fn: Callable,
-    *,
-    loss: str,
-    every: int,
-    k: int,
-    k_max: int | None = None,
-    tol: float = 0.01,
-    max_products: int | None = None,
-    reuse_bound: int = 0,
-    chunk_size: int | None = None,
+def lambda_max_batch_matrix_free(
+    apply_fn: Callable, *, loss: str, every: int, k: int, k_max: int | None = None, **search: Any
 ) -> Instrument:
-    """What :func:`batch_kernel` measures, from kernel-vector products, each eigenvalue to a relative error of ``tol``; with them the
-    bounds on their errors, the number of products, and whether every bound is within the tolerance (1) or not (0). An eigenvalue is
-    a lower bound; where its bound is larger than the tolerance it may be much too small.
+    """What :func:`lambda_max_batch` measures, matrix-free: from kernel-vector products.
 
-    ``k_max``: as many eigenvalues are followed, from ``k`` to so many, as are above 0.8 times the one at which the learning rate of
-    the step before is critical, ``(2 / lr - decay) / gain``, and the next one; ``tracked`` tells how many, the others are NaN. The loss
-    is split over the first ``k`` all the same. None: ``k`` always. Where products are unrolled (convolutions on the CPU) all ``k_max`` are
-    made at every measurement, tracked or not.
+    With the eigenvalues come the bounds on their errors, the number of products, and whether every bound is within the tolerance
+    (1) or not (0). An eigenvalue is a lower bound. Where its bound is larger than the tolerance it may be much too small.
 
-    Starts from the directions of the measurement before, also on another batch. ``max_products`` and ``reuse_bound``: as in
-    :func:`top_eigenpairs`; the latter for a batch that never changes. Cost: about four forward passes of the batch a product; for ``k = 1``
-    5 to 13 products with random batches, and 3 to 6 with a batch that never changes (docs/performance.md).
+    Each search starts from the directions of the measurement before, also on another batch. Cost: about four forward passes of the
+    batch for each product; see docs/performance.md for the number of products.
+
+    Args:
+      apply_fn: ``(params, x) -> outputs``.
+      loss: name of the loss.
+      every: cadence in steps.
+      k: eigenvalues to measure, and directions of the split of the loss.
+      k_max: follow more eigenvalues, up to so many: those above 0.8 times the one at which the lr of the step before is critical,
+        ``(2 / lr - decay) / gain``, and the next one. The series ``tracked`` says how many; the others are NaN. Where products are
+        unrolled (convolutions on the CPU) all ``k_max`` are computed at every measurement. None: ``k`` always.
+      search: ``tol``, ``max_products``, ``reuse_bound`` (for a batch that never changes), ``chunk_size``, as in :func:`top_eigenpairs`.
+
+    Returns:
+      The instrument.
     """
     growing = k_max is not None and k_max > k
 
     def measure(now: Moment, directions):
         if growing and now.lr is None:
             raise ValueError(f"Moment.lr=None; allowed with k_max={k_max}, k={k}: the learning rate")
-        rule = now.rule()
-        above = _NEAR * (2 / now.lr - rule.decay) / rule.gain if growing else None
-        found, top, rest = _top(
-            apply_fn, now.params, now.batch, now.outputs, lambda: now.rule().diagonal, directions, above=above
-        )
-        follows = jnp.arange(len(found.eigenvalues)) < found.tracked
-        known = lambda values: jnp.where(follows, values, jnp.nan) if growing else values
+        preconditioner = now.preconditioner()
+        above = _NEAR * (2 / now.lr - preconditioner.decay) / preconditioner.gain if growing else None
+        pairs, top, rest = _top_space(
+            apply_fn, now.params, now.batch, now.outputs, directions,
+            loss=loss, k=k, k_max=k_max, above=above, preconditioner=lambda: now.preconditioner().diagonal, **search,
+        )  # fmt: skip
+        is_tracked = jnp.arange(len(pairs.eigenvalues)) < pairs.tracked
+        tracked_only = lambda values: jnp.where(is_tracked, values, jnp.nan) if growing else values
         measured = {
-            "lambda_max_batch": found.eigenvalues[0],
-            "critical_lr_batch": critical_lr_from_lambda(found.eigenvalues[0], rule),
+            "lambda_max_batch": pairs.eigenvalues[0],
+            "critical_lr_batch": critical_lr_from_lambda(pairs.eigenvalues[0], preconditioner),
             "loss_top": top,
             "loss_rest": rest,
-            "eigenvalues": known(found.eigenvalues),
-            "eigenvalue_bounds": known(found.bounds),
-            "products": found.products,
-            "converged": found.converged.astype(jnp.float32),
+            "eigenvalues": tracked_only(pairs.eigenvalues),
+            "eigenvalue_bounds": tracked_only(pairs.bounds),
+            "products": pairs.products,
+            "converged": pairs.converged.astype(jnp.float32),
         }
-        return measured | ({"tracked": found.tracked.astype(jnp.float32)} if growing else {}), found.directions
+        return measured | ({"tracked": pairs.tracked.astype(jnp.float32)} if growing else {}), pairs.directions
 
-    _top = partial(
-        _top_space,
-        loss=loss,
-        k=k,
-        k_max=k_max,
-        tol=tol,
-        max_products=max_products,
-        reuse_bound=reuse_bound,
-        chunk_size=chunk_size,
-    )
     series = ("lambda_max_batch", "critical_lr_batch", "loss_top", "loss_rest", "eigenvalues", "eigenvalue_bounds")
     series = (*series, "products", "converged", *(("tracked",) if growing else ()))
-    return Instrument(series, every, measure, lambda now: _nowhere(now, k, k_max))
+    return Instrument(series, every, measure, lambda now: _no_directions(now, k, k_max))
 
 
 _NEAR = 0.8  # fraction of the eigenvalue at which a learning rate is critical, from which on an eigenvalue is followed
 
 
-def train_kernel(
+def lambda_max_train(
     apply_fn: Callable, *, loss: str, every: int, probe_size: int, k: int, chunk_size: int | None = None
 ) -> Instrument:
     """Critical lr on the whole training set, or on its first ``probe_size`` examples, and the loss on them split over the
@@ -213,12 +203,12 @@ def train_kernel(
         outputs = apply_fn(now.params, x)
         weighted = weighted_tangent_kernel(
             apply_fn, now.params, (x, y), outputs,
-            loss=loss, preconditioner=now.rule().diagonal, chunk_size=chunk_size,
+            loss=loss, preconditioner=now.preconditioner().diagonal, chunk_size=chunk_size,
         )  # fmt: skip
         split = split_weighted_loss(weighted, outputs, y, loss=loss, k=k)
         return {
             f"lambda_max_{name}": split.lambda_max,
-            f"critical_lr_{name}": critical_lr_from_lambda(split.lambda_max, now.rule()),
+            f"critical_lr_{name}": critical_lr_from_lambda(split.lambda_max, now.preconditioner()),
             f"condition_number_{name}": split.condition_number,
             f"loss_{name}_top": split.top,
             f"loss_{name}_rest": split.rest,
@@ -228,93 +218,59 @@ def train_kernel(
     return Instrument(tuple(kind.format(name) for kind in kinds), every, measure)
 
 
-def train_products(
-    apply_fn: Callable,
-    *,
-    loss: str,
-    every: int,
-    probe_size: int,
-    k: int,
-    tol: float = 0.01,
-    max_products: int | None = None,
-    reuse_bound: int = 0,
-    chunk_size: int | None = None,
+def lambda_max_train_matrix_free(
+    apply_fn: Callable, *, loss: str, every: int, probe_size: int | None, k: int, **search: Any
 ) -> Instrument:
-    """What :func:`train_kernel` measures, from kernel-vector products as in :func:`batch_products`: for training sets whose
-    kernel does not fit."""
+    """What :func:`lambda_max_train` measures, matrix-free: for training sets whose kernel does not fit into memory.
+
+    Args:
+      apply_fn: ``(params, x) -> outputs``.
+      loss: name of the loss.
+      every: cadence in steps.
+      probe_size: first training examples to take; None: all.
+      k: directions of the split of the loss.
+      search: as in :func:`lambda_max_batch_matrix_free`.
+
+    Returns:
+      The instrument.
+    """
     name = "probe" if probe_size else "train"
 
     def measure(now: Moment, directions):
-        x, y = (now.data[key][: probe_size or None] for key in ("x_train", "y_train"))
-        found, top, rest = _top_space(
-            apply_fn, now.params, (x, y), apply_fn(now.params, x), lambda: now.rule().diagonal, directions,
-            loss=loss, k=k, tol=tol, max_products=max_products, reuse_bound=reuse_bound, chunk_size=chunk_size,
+        x, y = (now.data[key][:probe_size] for key in ("x_train", "y_train"))
+        pairs, top, rest = _top_space(
+            apply_fn, now.params, (x, y), apply_fn(now.params, x), directions,
+            loss=loss, k=k, preconditioner=lambda: now.preconditioner().diagonal, **search,
         )  # fmt: skip
         return {
-            f"lambda_max_{name}": found.eigenvalues[0],
-            f"critical_lr_{name}": critical_lr_from_lambda(found.eigenvalues[0], now.rule()),
+            f"lambda_max_{name}": pairs.eigenvalues[0],
+            f"critical_lr_{name}": critical_lr_from_lambda(pairs.eigenvalues[0], now.preconditioner()),
             f"loss_{name}_top": top,
             f"loss_{name}_rest": rest,
-            f"lambda_max_{name}_bound": found.bounds[0],
-            f"products_{name}": found.products,
-            f"converged_{name}": found.converged.astype(jnp.float32),
-        }, found.directions
+            f"lambda_max_{name}_bound": pairs.bounds[0],
+            f"products_{name}": pairs.products,
+            f"converged_{name}": pairs.converged.astype(jnp.float32),
+        }, pairs.directions
 
-    kinds = (
-        "lambda_max_{}",
-        "critical_lr_{}",
-        "loss_{}_top",
-        "loss_{}_rest",
-        "lambda_max_{}_bound",
-        "products_{}",
-        "converged_{}",
-    )
-    return Instrument(tuple(kind.format(name) for kind in kinds), every, measure, lambda now: _nowhere(now, k))
+    series = (f"lambda_max_{name}", f"critical_lr_{name}", f"loss_{name}_top", f"loss_{name}_rest")
+    series = (*series, f"lambda_max_{name}_bound", f"products_{name}", f"converged_{name}")
+    return Instrument(series, every, measure, lambda now: _no_directions(now, k))
 
 
-def _top_space(
-    apply_fn,
-    params,
-    batch,
-    outputs,
-    preconditioner,
-    directions,
-    *,
-    loss,
-    k,
-    tol,
-    max_products,
-    reuse_bound,
-    chunk_size,
-    k_max=None,
-    above=None,
-):
-    found = top_eigenpairs(
-        apply_fn,
-        params,
-        batch,
-        k=k,
-        loss=loss,
-        preconditioner=preconditioner,
-        warm_start=directions,
-        tol=tol,
-        max_products=max_products,
-        reuse_bound=reuse_bound,
-        above=above,
-        k_max=k_max,
-        chunk_size=chunk_size,
-    )
+def _top_space(apply_fn, params, batch, outputs, directions, *, loss, k, **search):
+    """Top eigenpairs, and the loss on their first ``k`` directions and on the rest."""
+    pairs = top_eigenpairs(apply_fn, params, batch, k=k, loss=loss, warm_start=directions, **search)
     with jax.default_matmul_precision("highest"):
-        residual = weighted_residual(outputs, batch[1], loss=loss).reshape(-1).astype(found.vectors.dtype)
-        return found, *fraction_of(found.vectors[:, :k], residual, len(outputs))
+        residual = weighted_residual(outputs, batch[1], loss=loss).reshape(-1).astype(pairs.vectors.dtype)
+        return pairs, *fraction_of(pairs.vectors[:, :k], residual, len(outputs))
 
 
-def _nowhere(now: Moment, k: int, k_max: int | None = None) -> Directions:
+def _no_directions(now: Moment, k: int, k_max: int | None = None) -> Directions:
     """Directions before the first search, which then starts at random."""
     return no_directions(now.params, k_max or k, at_least_float32(now.outputs.dtype))
 
 
-def preconditioner_bound(apply_fn: Callable, *, loss: str, every: int) -> Instrument:
+def preconditioner_min(apply_fn: Callable, *, loss: str, every: int) -> Instrument:
     """Smallest entry of the preconditioner, and what it says of the critical lr without that of the preconditioned kernel:
     ``lambda_max(K_P) <= lambda_max(K_L) / s_min``, so ``critical_lr_bound = 2 / (gain lambda_max(K_L) / s_min + decay)`` is never
     above the exact one. Cost: that of the exact kernel of the batch, without the preconditioner.
@@ -324,17 +280,17 @@ def preconditioner_bound(apply_fn: Callable, *, loss: str, every: int) -> Instru
 
     def measure(now: Moment):
         weighted = weighted_tangent_kernel(apply_fn, now.params, now.batch, now.outputs, loss=loss)
-        least, lambda_max = smallest_entry(now.rule().diagonal), jnp.linalg.eigvalsh(weighted)[-1]
+        least, lambda_max = smallest_entry(now.preconditioner().diagonal), jnp.linalg.eigvalsh(weighted)[-1]
         return {
             "preconditioner_min": least,
             "lambda_max_plain_batch": lambda_max,
-            "critical_lr_bound_batch": critical_lr_from_lambda(lambda_max / least, now.rule()),
+            "critical_lr_bound_batch": critical_lr_from_lambda(lambda_max / least, now.preconditioner()),
         }
 
     return Instrument(("preconditioner_min", "lambda_max_plain_batch", "critical_lr_bound_batch"), every, measure)
 
 
-def train_loss(apply_fn: Callable, *, loss: str, every: int) -> Instrument:
+def loss_train(apply_fn: Callable, *, loss: str, every: int) -> Instrument:
     """Loss on the whole training set. Cost: its forward pass."""
     return Instrument(
         ("loss_train",),
@@ -343,7 +299,7 @@ def train_loss(apply_fn: Callable, *, loss: str, every: int) -> Instrument:
     )
 
 
-def loss_after(apply_fn: Callable, *, loss: str, every: int) -> Instrument:
+def loss_batch_after(apply_fn: Callable, *, loss: str, every: int) -> Instrument:
     """Loss on the same batch after the update. Cost: a forward pass of the batch."""
     return Instrument(
         ("loss_batch_after",),
@@ -353,7 +309,7 @@ def loss_after(apply_fn: Callable, *, loss: str, every: int) -> Instrument:
     )
 
 
-def scores(apply_fn: Callable, *, loss: str, every: int, target_encoding: str, split: str = "test") -> Instrument:
+def loss_test(apply_fn: Callable, *, loss: str, every: int, target_encoding: str, split: str = "test") -> Instrument:
     """Loss on the test (or validation, ``split="val"``) examples and, for class labels, the fraction of them that is misclassified.
 
     Cost: their forward pass.
@@ -378,7 +334,7 @@ def scores(apply_fn: Callable, *, loss: str, every: int, target_encoding: str, s
     return Instrument(series, every, measure)
 
 
-def agop(apply_fn: Callable, *, every: int, reference: jax.Array, size: int, chunk_size: int | None = None) -> Instrument:
+def agop_alignment(apply_fn: Callable, *, every: int, reference: jax.Array, size: int, chunk_size: int | None = None) -> Instrument:
     """Alignment of the model's AGOP with a reference's, on the first ``size`` training inputs.
 
     ``reference``: rows of the reference's input Jacobian on the same points. Cost: a backward pass of so many examples for

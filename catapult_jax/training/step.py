@@ -17,7 +17,7 @@ from jax.tree_util import Partial
 
 from catapult_jax.events import KINDS, Detector, DetectorState, Event
 from catapult_jax.losses import batch_loss
-from catapult_jax.preconditioners import Preconditioning, preconditioning
+from catapult_jax.preconditioners import Preconditioner, preconditioner_from_state
 from catapult_jax.schedules import Schedule, ScheduleState
 from catapult_jax.training.instruments import Instrument, Moment, measure
 
@@ -40,7 +40,7 @@ class Problem(NamedTuple):
 
     apply_fn: Callable[[PyTree, Array], Array]  # (params, x) -> outputs
     loss: str
-    optimizer: Callable[..., optax.GradientTransformation]  # learning_rate -> transformation, see catapult_jax.preconditioning
+    optimizer: Callable[..., optax.GradientTransformation]  # learning_rate -> transformation, see catapult_jax.preconditioner_from_state
     schedule: Schedule
     detector: Detector
     instruments: Mapping[str, Instrument]  # the names are only labels
@@ -178,8 +178,8 @@ def measure_before(
     # with Adam has no more operations than with one.
     _, after = problem.transformation.update(taken.gradient, state.opt_state, state.params)
     # It holds the two states, not the gradient: less to carry where a measurement loops.
-    rule = Partial(partial(preconditioning, problem.optimizer), state.params, after, state.opt_state)
-    now = Moment(state.params, state.params, batch, taken.outputs, data, rule, taken.kernel, state.schedule.lr)
+    preconditioner = Partial(partial(preconditioner_from_state, problem.optimizer), state.params, after, state.opt_state)
+    now = Moment(state.params, state.params, batch, taken.outputs, data, preconditioner, taken.kernel, state.schedule.lr)
     early = {name: i for name, i in problem.instruments.items() if not i.after_update}
     with _highest(_on_cpu()):
         measured, carried = measure(early, now, state.carried, _clock(number, wanted), due=due)
@@ -272,16 +272,16 @@ def freeze(
     return after._replace(**fields, detector=detector, diverged=diverged, stopped=stopped), measured
 
 
-def preconditioning_of(problem: Problem, gradient: PyTree, params: PyTree, opt_state: PyTree) -> Preconditioning:
+def preconditioner_of(problem: Problem, gradient: PyTree, params: PyTree, opt_state: PyTree) -> Preconditioner:
     """What the optimizer makes of this gradient."""
     _, after = problem.transformation.update(gradient, opt_state, params)
-    return preconditioning(problem.optimizer, params, after, opt_state)
+    return preconditioner_from_state(problem.optimizer, params, after, opt_state)
 
 
 def _is_plain(problem: Problem, params: PyTree) -> bool:
     """Whether the optimizer has no preconditioner: the kernel that comes with the gradient has none either."""
     # Only shapes are made, so that the parameters can stand for their gradient.
-    rule = lambda params: preconditioning_of(problem, params, params, problem.transformation.init(params))
+    rule = lambda params: preconditioner_of(problem, params, params, problem.transformation.init(params))
     return jax.eval_shape(rule, params).diagonal is None
 
 

@@ -19,7 +19,7 @@ from catapult_jax.schedules import Schedule
 from catapult_jax.tangent import top_eigenpairs
 from catapult_jax.training.chunks import State, make_chunk
 from catapult_jax.training.instruments import Instrument, Moment, check_instruments
-from catapult_jax.training.step import SERIES, MemberState, Problem, plain_gradient, preconditioning_of
+from catapult_jax.training.step import SERIES, MemberState, Problem, plain_gradient, preconditioner_of
 from catapult_jax.xla import loops_are_slow
 
 
@@ -73,7 +73,7 @@ def make_trainer(
       model: Flax module, ``model.apply(params, x) -> outputs``.
       data: the arrays.
       loss: name of the loss.
-      optimizer: Optax constructor with a rule, see :func:`catapult_jax.preconditioning`, or a ``functools.partial`` of one; the schedule's lr is
+      optimizer: Optax constructor with a rule, see :func:`catapult_jax.preconditioner_from_state`, or a ``functools.partial`` of one; the schedule's lr is
         handed to it at every step.
       schedule: see :mod:`catapult_jax.schedules`.
       detector: online event detector, run on the training loss. A member whose spike does not close within the detector's horizon, or
@@ -155,7 +155,7 @@ def _init_member(problem: Problem, model, arrays: dict, seed, *, probe_size: int
     params = model.init(jax.random.fold_in(jax.random.key(seed), 0), arrays["x_train"][:1])
     batch = tuple(arrays[key][: probe_size or None] for key in ("x_train", "y_train"))
     _, _, gradient = plain_gradient(problem, params, batch)
-    rule = preconditioning_of(problem, gradient, params, problem.transformation.init(params))
+    rule = preconditioner_of(problem, gradient, params, problem.transformation.init(params))
     options = dict(loss=problem.loss, preconditioner=rule.diagonal, chunk_size=chunk_size)
     if matrix_free:
         found = top_eigenpairs(problem.apply_fn, params, batch, k=1, **options)
@@ -172,7 +172,7 @@ def _begin(problem: Problem, arrays: dict, params) -> dict[str, Any]:
     """What each instrument carries before its first measurement."""
     batch = tuple(arrays[key][: problem.batch_size] for key in ("x_train", "y_train"))
     zeros = jax.tree.map(jnp.zeros_like, params)
-    rule = Partial(partial(preconditioning_of, problem), zeros, params, problem.transformation.init(params))
+    rule = Partial(partial(preconditioner_of, problem), zeros, params, problem.transformation.init(params))
     now = Moment(params, params, batch, problem.apply_fn(params, batch[0]), arrays, rule, lr=jnp.float32(0))
     return {label: i.start(now) for label, i in problem.instruments.items() if i.start is not None}
 

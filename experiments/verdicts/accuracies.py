@@ -41,7 +41,7 @@ def _accuracies(rows: list[dict], config) -> tuple[dict[tuple, list[dict]], tupl
     return arms, tuple(table)
 
 
-@claim(of=SWEEP, given=("measure.test_every", "measure.batch_kernel_every", "data.validation_size"), columns=_COLUMNS)
+@claim(of=SWEEP, given=("measure.loss_test_every", "measure.lambda_max_batch_every", "data.validation_size"), columns=_COLUMNS)
 def catapults_help_sgd(rows: list[dict], config) -> Finding:
     """SGD whose lr is cycled, with catapults, generalises better than SGD at a constant lr, each tuned."""
     one, other = ("sgd", "cyclic"), ("sgd", "constant")
@@ -59,7 +59,7 @@ def catapults_help_sgd(rows: list[dict], config) -> Finding:
     return Finding(statement, decide(beyond_zero(gain, 1), beyond_zero(more, 1)), effect, table)
 
 
-@claim(of=SWEEP, given=("measure.test_every", "measure.batch_kernel_every", "data.validation_size"), columns=_COLUMNS)
+@claim(of=SWEEP, given=("measure.loss_test_every", "measure.lambda_max_batch_every", "data.validation_size"), columns=_COLUMNS)
 def catapults_hurt_adagrad(rows: list[dict], config) -> Finding:
     """AdaGrad whose lr is cycled generalises worse than AdaGrad at a constant lr, each tuned."""
     one, other = ("adagrad", "cyclic"), ("adagrad", "constant")
@@ -74,7 +74,7 @@ def catapults_hurt_adagrad(rows: list[dict], config) -> Finding:
     return Finding(statement, decide(beyond_zero(loss, 1)), f"accuracy {text_of(loss)} points lower", table)
 
 
-@claim(of=SWEEP, given=("measure.test_every", "measure.batch_kernel_every", "data.validation_size"), columns=_COLUMNS)
+@claim(of=SWEEP, given=("measure.loss_test_every", "measure.lambda_max_batch_every", "data.validation_size"), columns=_COLUMNS)
 def published_accuracies(rows: list[dict], config) -> Finding:
     """The test accuracies of the student study's table."""
     tested = [("sgd", "constant"), ("adagrad", "constant"), ("adam", "constant")]
@@ -92,7 +92,7 @@ def published_accuracies(rows: list[dict], config) -> Finding:
     return Finding(statement, decide(within), effect, table)
 
 
-@claim(of=RUN, given=("measure.test_every", "measure.batch_kernel_every", "data.validation_size", "members.cap"))
+@claim(of=RUN, given=("measure.loss_test_every", "measure.lambda_max_batch_every", "data.validation_size", "members.cap"))
 def catapults_help_beyond_cycles(record, config) -> Finding:
     """The same cycles with and without catapults: what is left of the gain when the lr is held below its critical value."""
     caps, rates = record["cap"].values, record["rate"].values

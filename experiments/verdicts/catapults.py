@@ -13,7 +13,7 @@ from experiments.statistics import BEYOND, beyond_zero, spread_text, text_of
 from experiments.verdicts.registry import MIN_SPIKES, NOT_REPRODUCED, NOT_TESTED, REPRODUCED, RUN, Finding, claim, decide
 
 
-@claim(of=RUN, every_step=("measure.batch_kernel_every",))
+@claim(of=RUN, every_step=("measure.lambda_max_batch_every",))
 def first_catapult(record, config) -> Finding:
     """Fig. 3: above the critical lr at initialisation a catapult comes at once, in the top eigenspace, and lowers lambda_max."""
     k = config["measure"]["top_k"]
@@ -49,7 +49,7 @@ def first_catapult(record, config) -> Finding:
     return Finding(statement, REPRODUCED if holds else NOT_REPRODUCED, effect)
 
 
-@claim(of=RUN, every_step=("measure.batch_kernel_every",))
+@claim(of=RUN, every_step=("measure.lambda_max_batch_every",))
 def spikes_are_catapults(record, config) -> Finding:
     """Spikes need an exceedance of the *current* critical lr, whatever the lr was relative to the initial one."""
     statement = (
@@ -84,7 +84,7 @@ def spikes_are_catapults(record, config) -> Finding:
     return Finding(statement, REPRODUCED if holds else NOT_REPRODUCED, effect + "; ".join(per_rate))
 
 
-@claim(of=RUN, every_step=("measure.batch_kernel_every",))
+@claim(of=RUN, every_step=("measure.lambda_max_batch_every",))
 def catapult_follows_raise(record, config) -> Finding:
     """Fig. 4: each raise of the lr above the current critical lr brings a catapult."""
     statement = "Each of the raises above the current critical lr is followed within 10 steps by the onset of a catapult (spike factor 1.2)"
@@ -109,7 +109,7 @@ def catapult_follows_raise(record, config) -> Finding:
     return Finding(statement, REPRODUCED if holds else NOT_REPRODUCED, effect)
 
 
-@claim(of=RUN, every_step=("measure.batch_kernel_every", "measure.train_loss_every"))
+@claim(of=RUN, every_step=("measure.lambda_max_batch_every", "measure.loss_train_every"))
 def cycles_cause_catapults(record, config) -> Finding:
     """A cyclic lr makes a spike in the cycles whose lr exceeds the current critical lr, and in no others."""
     statement = (
@@ -168,7 +168,7 @@ def _on_the_way(record, config, factor: float) -> _OnTheWay:
     return found
 
 
-@claim(of=RUN, every_step=("measure.batch_kernel_every", "measure.train_loss_every", "measure.train_kernel_every"))
+@claim(of=RUN, every_step=("measure.lambda_max_batch_every", "measure.loss_train_every", "measure.lambda_max_train_every"))
 def sgd_spikes_are_catapults(record, config) -> Finding:
     """Spikes of the full training loss of SGD: an exceedance on the way up, and the rise in the top eigenspace."""
     k, factor = config["measure"]["top_k"], config["events"]["factor"]

@@ -12,7 +12,7 @@ from experiments.verdicts.registry import NOT_TESTED, RUN, SWEEP, Finding, claim
 from experiments.verdicts.sweep_rows import ONLY_OPTIMIZERS, at_the_edge, tuned_arms
 
 
-@claim(of=RUN, given=("run.stop_loss", "measure.test_every", "measure.agop_every", "measure.batch_kernel_every"))
+@claim(of=RUN, given=("run.stop_loss", "measure.loss_test_every", "measure.agop_alignment_every", "measure.lambda_max_batch_every"))
 def catapults_raise_alignment(record, config) -> Finding:
     """More catapults, trained to the same loss: higher AGOP alignment, lower test loss."""
     statement = (
@@ -44,8 +44,8 @@ def catapults_raise_alignment(record, config) -> Finding:
 
 @claim(
     of=RUN,
-    every_step=("measure.batch_kernel_every", "measure.train_loss_every"),
-    given=("run.stop_loss", "measure.test_every", "measure.agop_every", "members.cap"),
+    every_step=("measure.lambda_max_batch_every", "measure.loss_train_every"),
+    given=("run.stop_loss", "measure.loss_test_every", "measure.agop_alignment_every", "members.cap"),
 )
 def forbidding_catapults_hurts(record, config) -> Finding:
     """The causal test: the same run with catapults forbidden from one step on, compared at equal training loss."""
@@ -94,7 +94,7 @@ def forbidding_catapults_hurts(record, config) -> Finding:
 
 @claim(
     of=SWEEP,
-    given=("run.stop_loss", "measure.test_every", "measure.agop_every", "measure.batch_kernel_every", "data.validation_size"),
+    given=("run.stop_loss", "measure.loss_test_every", "measure.agop_alignment_every", "measure.lambda_max_batch_every", "data.validation_size"),
     columns=("catapults", "loss_val", "loss_test", "agop_alignment"),
 )
 def small_batches_help(rows: list[dict], config) -> Finding:
@@ -137,7 +137,7 @@ def small_batches_help(rows: list[dict], config) -> Finding:
 
 @claim(
     of=SWEEP,
-    given=("run.stop_loss", "measure.test_every", "measure.agop_every", "data.validation_size"),
+    given=("run.stop_loss", "measure.loss_test_every", "measure.agop_alignment_every", "data.validation_size"),
     columns=("loss_val", "loss_test", "agop_alignment"),
 )
 def alignment_over_optimizers(rows: list[dict], config) -> Finding:

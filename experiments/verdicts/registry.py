@@ -120,7 +120,7 @@ def of_run(name: str, record, config: dict[str, Any]) -> Verdict:
     dead = dead_members(record, config)
     if dead:
         verdict = verdict._replace(effect=f"{verdict.effect}; {dead_text(dead)} of {record.sizes['member']} members")
-    if "measure.batch_kernel_every" not in CLAIMS[name].every_step:
+    if "measure.lambda_max_batch_every" not in CLAIMS[name].every_step:
         return verdict
     steps = np.array([running(record, config, m) for m in range(record.sizes["member"])])
     unknown = int((np.isnan(record["critical_lr_batch"].values) & steps).sum())
