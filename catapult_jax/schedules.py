@@ -22,13 +22,13 @@ class ScheduleState(NamedTuple):
     """What a schedule carries from one step to the next, for one member."""
 
     lr: Array  # learning rate of the step
-    rate: Array  # the same before cap and raise
+    uncapped_lr: Array  # the same before cap and raise
     raise_lr: Array  # learning rate of the last raise
     critical_lr: Array  # last one that was measured, NaN before the first
-    lr_start: Array  # learning rate that the run was given
+    lr0: Array  # learning rate at the start
     raises: Array  # most raises that this member makes
     cap: Array  # multiple of the critical learning rate that is not exceeded; infinite: no cap
-    multiple: Array  # of the critical learning rate, that relative_to_critical holds
+    lr_over_critical: Array  # multiple of the critical learning rate that relative_to_critical holds
     stage: Array  # raises so far
     start: Array  # step at which the stage began
     loss_start: Array  # loss at that step
@@ -38,29 +38,29 @@ class ScheduleState(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """``init(lr, raises=0, cap=inf, multiple=1) -> state``; ``update(state, step, loss, critical_lr) -> state`` with the lr of this step.
+    """``init(lr, raises=0, cap=inf, lr_over_critical=1) -> state``; ``update(state, step, loss, critical_lr) -> state`` with the lr of this step.
 
-    ``raises``, ``cap`` and ``multiple`` may differ from member to member of one program. A critical learning rate of NaN was not measured.
+    ``raises``, ``cap`` and ``lr_over_critical`` may differ from member to member of one program. A critical learning rate of NaN was not measured.
     """
 
     init: Callable
     update: Callable
 
 
-def _init(lr, raises=0, cap=jnp.inf, multiple=1.0) -> ScheduleState:
+def _init(lr, raises=0, cap=jnp.inf, lr_over_critical=1.0) -> ScheduleState:
     number, infinite, no = jnp.float32, jnp.float32(jnp.inf), jnp.asarray(False)
     lr, zero, unknown = jnp.asarray(lr, number), jnp.int32(0), number(jnp.nan)
-    raises, cap, multiple = jnp.asarray(raises, jnp.int32), jnp.asarray(cap, number), jnp.asarray(multiple, number)
-    return ScheduleState(lr, lr, lr, unknown, lr, raises, cap, multiple, zero, zero, infinite, infinite, no, no)
+    raises, cap, relative = jnp.asarray(raises, jnp.int32), jnp.asarray(cap, number), jnp.asarray(lr_over_critical, number)
+    return ScheduleState(lr, lr, lr, unknown, lr, raises, cap, relative, zero, zero, infinite, infinite, no, no)
 
 
 def _capped(state: ScheduleState, step, critical_lr, cap_from: int) -> ScheduleState:
-    """Sets the learning rate: that of the raise in force, otherwise ``rate``, at most ``cap`` times the critical lr, which is
+    """Sets the learning rate: that of the raise in force, otherwise ``uncapped_lr``, at most ``cap`` times the critical lr, which is
     the last one known where none was measured."""
     critical_lr = jnp.asarray(critical_lr, jnp.float32)
     critical_lr = jnp.where(jnp.isnan(critical_lr), state.critical_lr, critical_lr)
     free = (jnp.asarray(step) < cap_from) | jnp.isinf(state.cap) | jnp.isnan(critical_lr)
-    held = jnp.where(free, state.rate, jnp.minimum(state.rate, state.cap * critical_lr))
+    held = jnp.where(free, state.uncapped_lr, jnp.minimum(state.uncapped_lr, state.cap * critical_lr))
     return state._replace(lr=jnp.where(state.raised, state.raise_lr, held), critical_lr=critical_lr)
 
 
@@ -80,8 +80,8 @@ def following(shape: optax.Schedule, *, cap_from: int = 0) -> Schedule:
     """
 
     def update(state: ScheduleState, step, loss, critical_lr) -> ScheduleState:
-        rate = state.lr_start * jnp.asarray(shape(jnp.asarray(step)), jnp.float32)
-        return _capped(state._replace(rate=rate), step, critical_lr, cap_from)
+        rate = state.lr0 * jnp.asarray(shape(jnp.asarray(step)), jnp.float32)
+        return _capped(state._replace(uncapped_lr=rate), step, critical_lr, cap_from)
 
     return Schedule(_init, update)
 
@@ -124,7 +124,7 @@ def relative_to_critical(*, cap_from: int = 0) -> Schedule:
     Where no critical learning rate was measured, or it is infinite, the last one stays; before the first, the rate of the start.
 
     >>> schedule = relative_to_critical()
-    >>> state = schedule.init(0.1, multiple=0.5)
+    >>> state = schedule.init(0.1, lr_over_critical=0.5)
     >>> for step, critical in enumerate([jnp.nan, 4.0, jnp.nan]):
     ...     state = schedule.update(state, step, 1.0, critical)
     ...     print(round(float(state.lr), 3))
@@ -135,8 +135,8 @@ def relative_to_critical(*, cap_from: int = 0) -> Schedule:
 
     def update(state: ScheduleState, step, loss, critical_lr) -> ScheduleState:
         critical_lr = jnp.asarray(critical_lr, jnp.float32)
-        rate = jnp.where(jnp.isfinite(critical_lr), state.multiple * critical_lr, state.rate)
-        return _capped(state._replace(rate=rate), step, critical_lr, cap_from)
+        rate = jnp.where(jnp.isfinite(critical_lr), state.lr_over_critical * critical_lr, state.uncapped_lr)
+        return _capped(state._replace(uncapped_lr=rate), step, critical_lr, cap_from)
 
     return Schedule(_init, update)
 
@@ -200,7 +200,7 @@ def staircase(*, raise_to: float, settle_fraction: float, settle_steps: int, cap
         )
         capped, target = jnp.isfinite(state.cap), raise_to * critical_lr
         raised = state._replace(
-            rate=jnp.where(capped, state.rate, jnp.maximum(state.rate, target)),
+            uncapped_lr=jnp.where(capped, state.uncapped_lr, jnp.maximum(state.uncapped_lr, target)),
             raise_lr=target,
             stage=state.stage + 1,
             start=step,

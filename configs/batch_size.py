@@ -43,14 +43,15 @@ def get_config(variant: str = "rank2") -> ConfigDict:
     c.steps = 3000
     c.sweep = ("optimizer.batch_size=4,8,16,32,64",)
     c.members.seed = (0, 1, 2, 3, 4)
-    c.members.lr_relative = (0.4, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0)
+    c.optimizer.lr_unit = "critical_lr0"
+    c.members.lr = (0.4, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0)
     c.optimizer.batch_size = 16
     c.measure.loss_test_every = 20
     c.measure.agop_alignment_every = 20
     c.run.chunk_steps = 100
     c.run.checkpoint_every = 1000
     if task in tasks.IMAGES:  # larger networks: fewer rates and steps
-        c.members.lr_relative = (0.4, 0.8, 1.2, 1.6)
+        c.members.lr = (0.4, 0.8, 1.2, 1.6)
         c.sweep = ("optimizer.batch_size=5,10,20,40" if task == "usps" else "optimizer.batch_size=8,16,32,64",)
         c.steps = 1000
     c.claims = ("small_batches_help",)
@@ -58,9 +59,9 @@ def get_config(variant: str = "rank2") -> ConfigDict:
         c.loss, c.data.target_encoding = "logistic", "binary"
     if "momentum" in words:
         c.optimizer.momentum = 0.9
-        c.members.lr_relative = tuple(0.1 * rate for rate in c.members.lr_relative)
+        c.members.lr = tuple(0.1 * rate for rate in c.members.lr)
     if "smoke" in words:
         tasks.smoke(c)
         c.data.validation_size, c.optimizer.batch_size, c.sweep = 10, 5, ("optimizer.batch_size=5,10",)
-        c.members.lr_relative, c.measure.loss_test_every, c.measure.agop_alignment_every = (0.1, 0.2), 2, 2
+        c.members.lr, c.measure.loss_test_every, c.measure.agop_alignment_every = (0.1, 0.2), 2, 2
     return c

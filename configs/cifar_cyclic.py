@@ -27,7 +27,8 @@ def get_config(variant: str = "fcn") -> ConfigDict:
     c.data.test_size = 500
     c.steps = 180
     c.members.seed = (0, 1, 2, 3, 4)
-    c.members.lr_relative = (0.3, 1.0, 2.0)
+    c.optimizer.lr_unit = "critical_lr0"
+    c.members.lr = (0.3, 1.0, 2.0)
     c.model.width = 512
     c.schedule.name = "cyclic"
     c.schedule.period = 30
@@ -38,5 +39,5 @@ def get_config(variant: str = "fcn") -> ConfigDict:
     c.claims = ("cycles_cause_catapults",)
     if "smoke" in words:
         tasks.smoke(c)
-        c.schedule.period, c.members.lr_relative, c.measure.loss_test_every = 4, (0.3, 2.0), 4
+        c.schedule.period, c.members.lr, c.measure.loss_test_every = 4, (0.3, 2.0), 4
     return c

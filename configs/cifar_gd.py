@@ -35,7 +35,8 @@ def get_config(variant: str = "fcn") -> ConfigDict:
     c.title = "GD on 128 images"
     c.steps = 60
     c.members.seed = (0, 1, 2, 3, 4)
-    c.optimizer.lr_relative = 1.67
+    c.optimizer.lr_unit = "critical_lr0"
+    c.optimizer.lr = 1.67
     c.data.name = "cifar10"
     c.data.classes = (0, 2)
     c.data.fallback = "natural_patches"
@@ -46,12 +47,12 @@ def get_config(variant: str = "fcn") -> ConfigDict:
         c.model.name = "cnn"
         c.model.width = 512
         c.model.strides = (4, 2, 1, 1)
-        c.optimizer.lr_relative = 1.78
+        c.optimizer.lr = 1.78
         c.published_critical_lr = 4.5
         c.steps = 20
     if "ratios" in chosen:
         c.steps = 150
-        c.members.lr_relative = (0.5, 0.9, 1.67, 2.5)
+        c.members.lr = (0.5, 0.9, 1.67, 2.5)
         c.claims = ("spikes_are_catapults",)
     if "smoke" in chosen:
         c.steps = 6

@@ -23,8 +23,9 @@ def get_config(variant: str = "fcn") -> ConfigDict:
         raise ValueError("variant 'ratios'; allowed: fcn, cnn, smoke, joined by commas")
     c.title = "GD on 128 images, lr raised twice"
     c.schedule.name = "staircase"
-    c.schedule.raise_to = c.optimizer.lr_relative
-    c.optimizer.lr_relative = 0.5
+    c.schedule.raise_to = c.optimizer.lr
+    c.optimizer.lr_unit = "critical_lr0"
+    c.optimizer.lr = 0.5
     c.claims = ("catapult_follows_raise", "spikes_are_catapults")
     c.members.seed = (0, 1, 2)
     if "cnn" in chosen:

@@ -8,30 +8,30 @@ def get_config() -> ConfigDict:
     c = ConfigDict()
     c.title = "untitled"  # of the report
     c.steps = 100  # of the run
-    c.seed = 0  # of initialisation and batches, where members.seed is empty
+    c.seed = 0  # of initialisation and batches, where members.seed is None
 
-    # Members of one vmapped program: every seed with every learning rate. Empty: the one value of seed, optimizer.
+    # None: not given. On the command line: --config.FIELD=None.
+    # Members of one vmapped program: every seed with every lr. None: the single value of seed, optimizer, schedule.
     c.members = ConfigDict()
-    c.members.seed = ()  # in the place of seed
-    c.members.lr_relative = ()  # in the place of optimizer.lr_relative
-    c.members.lr = ()  # in the place of optimizer.lr
-    c.members.raises = ()  # in the place of schedule.raises
-    c.members.cap = ()  # in the place of schedule.cap
+    c.members.seed = placeholder(tuple)  # replaces seed
+    c.members.lr = placeholder(tuple)  # replaces optimizer.lr, in the same unit
+    c.members.raises = placeholder(tuple)  # replaces schedule.raises
+    c.members.cap = placeholder(tuple)  # replaces schedule.cap; None as an item: a member without a cap
 
     c.data = ConfigDict()
     c.data.name = "natural_patches"  # digits, natural_patches, synthetic, NAME of an .npz file or of a TFDS data set
-    c.data.dir = placeholder(str)  # folder with NAME.npz; empty: $CATAPULT_DATA_DIR
-    c.data.tfds_dir = placeholder(str)  # empty: TFDS's own
+    c.data.dir = placeholder(str)  # folder with NAME.npz; None: $CATAPULT_DATA_DIR
+    c.data.tfds_dir = placeholder(str)  # None: TFDS's own
     c.data.download = False  # let TFDS download and prepare
-    c.data.fallback = ""  # embedded data set to run on, under its own name, where data.name can't be had; empty: none
-    c.data.fallback_classes = ()  # in the place of data.classes, with that data set
+    c.data.fallback = placeholder(str)  # embedded data set to run on, under its own name, where data.name is not available
+    c.data.fallback_classes = placeholder(tuple)  # replaces data.classes, with that data set
     c.data.strict = False  # no fallback data: an error
-    c.data.classes = ()  # empty: all
+    c.data.classes = placeholder(tuple)  # None: all
     c.data.train_size = 128  # training examples
-    c.data.test_size = 0  # test examples; 0: all
+    c.data.test_size = placeholder(int)  # test examples; None: all
     c.data.validation_size = 0  # from the training split, beside the training examples
     c.data.attribute = placeholder(str)  # of a data set that has attributes for labels (celeba)
-    c.data.image_size = 0  # centre crop and resize to so many pixels a side; 0: as they are
+    c.data.image_size = placeholder(int)  # centre crop and resize to so many pixels a side; None: as they are
     c.data.scaling = "sqrt_d"  # each image to norm sqrt(d); standardize; none
     c.data.target_encoding = "sign"  # -1, +1; one_hot; integer; binary 0, 1; value
     c.data.synthetic = ConfigDict()  # for data.name = synthetic
@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
     c.model.gain = 1.0  # factor of every hidden layer; sqrt(2) is He scaling for relu
     c.model.bias = False  # whether layers have a bias
     c.model.readout = "flatten"  # cnn: or average
-    c.model.strides = ()  # cnn: of each convolution; empty: one
+    c.model.strides = placeholder(tuple)  # cnn: of each convolution; None: one
     c.model.stem_stride = 1  # wide_resnet
     c.model.patch_size = 8  # vit
 
@@ -58,9 +58,9 @@ def get_config() -> ConfigDict:
     # Settings from b1 on have Optax's names and belong to single optimizers. None: Optax's default.
     c.optimizer = ConfigDict()
     c.optimizer.name = "sgd"  # heavy_ball, nesterov (sgd with momentum 0.9), adagrad, rmsprop, adam, adamw, adadelta
-    c.optimizer.lr = 0.0  # absolute; 0: not given. Absolute or relative rates are given, not both
-    c.optimizer.lr_relative = 0.0  # multiple of the critical lr at initialisation; 0: not given
-    c.optimizer.batch_size = 0  # 0: all training examples
+    c.optimizer.lr = placeholder(float)  # in the unit below; required here or in members.lr
+    c.optimizer.lr_unit = "absolute"  # absolute; critical_lr0: multiples of the critical lr at initialisation
+    c.optimizer.batch_size = placeholder(int)  # None: all training examples
     c.optimizer.momentum = 0.0  # sgd: heavy ball
     c.optimizer.nesterov = False  # sgd: with momentum
     c.optimizer.b1 = placeholder(float)  # adam, adamw: of the average of gradients
@@ -73,9 +73,9 @@ def get_config() -> ConfigDict:
 
     c.schedule = ConfigDict()
     # warm_up, cyclic, exponential_cyclic; staircase: raise the lr when the loss has settled; relative_to_critical: hold it at
-    # lr_relative times the critical lr of each step
+    # optimizer.lr times the critical lr of each step
     c.schedule.name = "constant"
-    c.schedule.cap = 0.0  # multiple of the critical lr of the step that the lr does not exceed; 0: no cap
+    c.schedule.cap = placeholder(float)  # multiple of the critical lr of the step that the lr does not exceed; None: no cap
     c.schedule.cap_from = 0  # first step with the cap
     c.schedule.low = 0.1  # cycles and warm-up: where they begin, as a fraction of the peak
     c.schedule.period = 50  # cycles and warm-up: steps
@@ -87,17 +87,25 @@ def get_config() -> ConfigDict:
 
     # Fields that end in _every are the cadence of an instrument in steps; 0: off. A preset sets them.
     c.measure = ConfigDict()
-    c.measure.preset = ""  # economy, standard, full: what is measured, at cadences found from its cost in the first steps
+    c.measure.preset = placeholder(
+        str
+    )  # economy, standard, full: what is measured, at cadences found from its cost in the first steps
     c.measure.max_overhead = 1.5  # with a preset: a measured step over a bare one
-    # Kernels: exact; products, matrix-free from kernel-vector products; auto, what is cheaper in the first steps. Empty: exact,
-    # and with a preset auto.
-    c.measure.method = ""
-    c.measure.tolerance = 0.01  # products: relative error allowed to an eigenvalue
-    c.measure.max_products = 0  # products: in one step; 0: top_k + 32, or 2 where they are unrolled (convolutions on the CPU)
-    c.measure.chunk_size = 0  # examples of a kernel that are worked on at a time, which bounds its memory (with convolutions on the CPU up to eight chunks; of more, that of its products alone); 0: all
+    # How eigenvalues are computed: exact, from the kernel; matrix_free, from kernel-vector products; auto, the cheaper one in the
+    # first steps. None: exact, and with a preset auto.
+    c.measure.method = placeholder(str)
+    c.measure.tolerance = 0.01  # matrix_free: relative error allowed to an eigenvalue
+    c.measure.max_products = placeholder(
+        int
+    )  # matrix_free: products in one step; None: top_k + 32, or 2 where they are unrolled (convolutions on the CPU)
+    c.measure.chunk_size = placeholder(
+        int
+    )  # examples of a kernel that are computed at a time, which bounds its memory (with convolutions on the CPU: up to eight chunks; with more, only the memory of its products); None: all
     c.measure.lambda_max_batch_every = 1  # top eigenvalues of the kernel of the batch, and the critical lr
     c.measure.top_k = 5  # eigenvalues of a kernel that are measured
-    c.measure.top_k_max = 0  # products: eigenvalues near or above the one that makes the lr critical are followed as well, up to so many; 0: top_k
+    c.measure.top_k_max = placeholder(
+        int
+    )  # matrix_free: follow every eigenvalue near or above the one that makes the lr critical, up to so many; None: top_k
     c.measure.loss_train_every = 1  # loss of all training examples; costs nothing if they are the batch
     c.measure.lambda_max_train_every = 0  # top eigenvalues of the kernel of the training set
     c.measure.loss_batch_after_every = 0  # loss of the batch after the step
@@ -105,8 +113,10 @@ def get_config() -> ConfigDict:
     c.measure.loss_test_every = 0  # loss and error on test data, and on validation data if there are any
     c.measure.agop_alignment_every = 0  # average gradient outer product, and its alignment with the reference
     c.measure.agop_size = 256  # first training examples on which AGOPs are taken
-    c.measure.agop_reference = ""  # closed_form (synthetic targets), or the model.npz of a run with run.save_model
-    c.measure.probe_size = 0  # examples of train_kernel and of the critical lr at initialisation; 0: all
+    c.measure.agop_reference = placeholder(
+        str
+    )  # closed_form (synthetic targets), or the model.npz of a run with run.save_model
+    c.measure.probe_size = placeholder(int)  # examples of lambda_max_train and of the critical lr at initialisation; None: all
 
     c.events = ConfigDict()
     c.events.factor = 1.5  # of the events that are listed; counts are always given on a grid of factors
@@ -116,8 +126,10 @@ def get_config() -> ConfigDict:
     c.run = ConfigDict()
     c.run.chunk_steps = 10  # steps between two visits of the host
     c.run.checkpoint_seconds = 30.0  # between two checkpoints; one more at the end, and where the run is stopped by a signal
-    c.run.checkpoint_every = placeholder(int)  # steps instead, up to the end of a chunk; None, or 0: not given
-    c.run.stop_loss = 0.0  # a member is frozen once its training loss is at most this, and the run ends when all are, or have diverged; 0: never
+    c.run.checkpoint_every = placeholder(int)  # steps instead, up to the end of a chunk
+    c.run.stop_loss = placeholder(
+        float
+    )  # a member stops once its training loss is at most this; the run ends when all have stopped or diverged; None: never
     c.run.save_model = False  # writes model.npz at the end: the first member's parameters, and what they are
 
     c.sweep = ()  # grid of experiments.sweep where none is given: "FIELD=v1,v2"

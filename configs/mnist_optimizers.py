@@ -46,7 +46,8 @@ def get_config(variant: str = "mnist") -> ConfigDict:
     c.optimizer.initial_accumulator_value = 0.0  # of AdaGrad
     c.sweep = ("optimizer.name=sgd,adagrad,adam", "schedule.name=constant,cyclic")
     c.members.seed = (0, 1, 2, 3, 4)
-    c.members.lr_relative = (1.0, 3.0, 10.0, 20.0, 40.0)
+    c.optimizer.lr_unit = "critical_lr0"
+    c.members.lr = (1.0, 3.0, 10.0, 20.0, 40.0)
     c.optimizer.batch_size = 128
     c.schedule.period, c.schedule.low = 195, 0.1
     c.measure.method, c.measure.top_k, c.measure.lambda_max_batch_every = "products", 1, 20
@@ -58,16 +59,16 @@ def get_config(variant: str = "mnist") -> ConfigDict:
     c.claims = ("catapults_help_sgd", "published_accuracies", "catapults_hurt_adagrad")
     if "held" in words:
         c.sweep, c.schedule.name, c.claims = (), "cyclic", ("catapults_help_beyond_cycles",)
-        c.members.cap, c.members.lr_relative = (0, 0.9), (10.0, 20.0, 40.0)
+        c.members.cap, c.members.lr = (None, 0.9), (10.0, 20.0, 40.0)
     if "twenty" in words:
         c.steps = 20 * 390 + 1
         c.sweep = ("optimizer.name=sgd,adagrad,adam", "schedule.name=constant")
         c.claims = ("published_accuracies",)
-        c.members.lr_relative = (0.3, 1.0, 3.0, 10.0, 20.0)
+        c.members.lr = (0.3, 1.0, 3.0, 10.0, 20.0)
     if "smoke" in words:
         c.steps, c.data.train_size, c.data.validation_size, c.data.test_size, c.model.width = 8, 20, 10, 20, 16
         c.sweep = c.sweep and ("optimizer.name=sgd,adam", *c.sweep[1:])
-        c.members.seed, c.members.lr_relative = (0, 1), (0.1, 0.3)
+        c.members.seed, c.members.lr = (0, 1), (0.1, 0.3)
         c.optimizer.batch_size, c.schedule.period, c.measure.probe_size, c.measure.lambda_max_batch_every = 5, 4, 10, 2
         c.run.chunk_steps, c.run.checkpoint_every, c.measure.loss_test_every = 4, 4, 2
     return c

@@ -33,7 +33,8 @@ def get_config(variant: str = "rank2") -> ConfigDict:
     c.steps = 3000 if task in tasks.SYNTHETIC else 1000
     c.sweep = ("optimizer.name=sgd,heavy_ball,nesterov,adagrad,rmsprop,adam,adamw,adadelta",)
     c.members.seed = (0, 1, 2, 3, 4)
-    c.members.lr_relative = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # the small ones for heavy ball, the large ones for rmsprop
+    c.optimizer.lr_unit = "critical_lr0"
+    c.members.lr = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # the small ones for heavy ball, the large ones for rmsprop
     c.optimizer.batch_size = 16
     c.measure.loss_batch_after_every = 1
     c.measure.loss_test_every = 20
@@ -48,5 +49,5 @@ def get_config(variant: str = "rank2") -> ConfigDict:
         tasks.smoke(c)
         c.data.validation_size, c.optimizer.batch_size = 10, 5
         c.sweep = ("optimizer.name=sgd,adagrad,adam",)
-        c.members.lr_relative, c.measure.loss_test_every, c.measure.agop_alignment_every = (0.1, 0.3), 2, 2
+        c.members.lr, c.measure.loss_test_every, c.measure.agop_alignment_every = (0.1, 0.3), 2, 2
     return c

@@ -38,7 +38,8 @@ def get_config(variant: str = "cifar2") -> ConfigDict:
     c.model.depth, c.model.width = 3, 512
     c.optimizer.batch_size = 64
     c.optimizer.momentum = 0.9
-    c.optimizer.lr_relative = 0.1
+    c.optimizer.lr_unit = "critical_lr0"
+    c.optimizer.lr = 0.1
     c.measure.lambda_max_batch_every = 0
     c.measure.loss_train_every = 0
     c.measure.loss_test_every = 100
@@ -48,7 +49,7 @@ def get_config(variant: str = "cifar2") -> ConfigDict:
     c.run.save_model = True
     if "smoke" in words:
         tasks.smoke(c)
-        c.members.seed = ()
+        c.members.seed = None
         c.data.train_size, c.optimizer.batch_size, c.measure.probe_size, c.measure.loss_test_every = 40, 10, 10, 1
         c.model.name, c.model.depth, c.model.strides = "fcn", 2, ()
     return c

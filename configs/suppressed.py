@@ -25,9 +25,10 @@ def get_config(variant: str = "rank2") -> ConfigDict:
     tasks.choose(c, task)
     c.steps = 3000
     c.members.seed = tuple(range(8))
-    c.members.cap = (0.0, 0.9)
+    c.members.cap = (None, 0.9)
     c.optimizer.batch_size = 16
-    c.optimizer.lr_relative = 1.2
+    c.optimizer.lr_unit = "critical_lr0"
+    c.optimizer.lr = 1.2
     c.schedule.cap_from = 10
     c.measure.lambda_max_batch_every = 1
     c.measure.loss_test_every = 10

@@ -41,7 +41,7 @@ def images(c: ConfigDict, task: str) -> None:
         c.data.attribute, c.data.image_size = "Smiling", 96
     c.data.target_encoding = "one_hot" if task == "usps" else "sign"
     c.data.fallback = "digits" if task == "usps" else "natural_patches"
-    c.data.fallback_classes = () if task == "usps" else (0, 1)
+    c.data.fallback_classes = None if task == "usps" else (0, 1)
 
 
 def choose(c: ConfigDict, task: str) -> None:

@@ -33,7 +33,7 @@ SAME_LOSS = 0.8  # a member that ends below this multiple of the loss to stop at
 
 def is_stochastic(config: dict[str, Any]) -> bool:
     """Whether a step sees a batch rather than all examples."""
-    return config["optimizer"]["batch_size"] not in (0, config["data"]["train_size"])
+    return config["optimizer"]["batch_size"] not in (None, config["data"]["train_size"])
 
 
 def _steps_of_an_epoch(config: dict[str, Any]) -> int:
@@ -63,13 +63,13 @@ def by_setting(record, config: dict[str, Any]) -> list[tuple[str, np.ndarray]]:
     Returns:
       ``[(label, member numbers)]``, in the order of the config.
     """
-    absolute = config["optimizer"]["lr"] or config["members"]["lr"]
+    absolute = config["optimizer"]["lr_unit"] == "absolute"
     labels = {
-        "rate": "lr {:.4g}" if absolute else "{:.4g} x critical lr at start",
+        "lr_given": "lr {:.4g}" if absolute else "{:.4g} x critical lr at start",
         "raises": "{} raises",
         "cap": "cap {:.4g}",
     }
-    axes = [name for name in labels if name in record.coords and len(np.unique(record[name])) > 1] or ["rate"]
+    axes = [name for name in labels if name in record.coords and len(np.unique(record[name])) > 1] or ["lr_given"]
     settings = list(zip(*(record[name].values for name in axes), strict=True))
     label = lambda setting: ", ".join(labels[name].format(value) for name, value in zip(axes, setting, strict=True))
     # In the order of the members, which is that of the config.

@@ -93,7 +93,7 @@ EXPERIMENTS = (
         "cifar_gd:ratios",
         {"spikes_are_catapults": (_RATIOS, ZHU)},
         "lr_over_critical_lr",
-        cpu={"members.seed": (0, 1, 2), "members.lr_relative": (0.5, 1.67)},
+        cpu={"members.seed": (0, 1, 2), "members.lr": (0.5, 1.67)},
     ),
     Experiment("cifar_gd_multi:fcn", {"catapult_follows_raise": ("Raising the learning rate again makes another catapult (FCN)", f"{ZHU}, Fig. 4")}),
     Experiment(

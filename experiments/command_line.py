@@ -10,12 +10,13 @@ from pathlib import Path
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from catapult_jax.records import DamagedFile
 from configs import default
 from experiments import signals
-from experiments.config import ConfigError, RunError, flat, no_field, one_line
+from experiments.config import ConfigError, RunError, flat, no_field, one_line, types_of_fields
+from experiments.values import VALUES
 
 CACHE = flags.DEFINE_string(
     "compilation_cache",
@@ -25,6 +26,7 @@ CACHE = flags.DEFINE_string(
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, with a variant after a colon; --config.FIELD=VALUE changes one of its fields."
 )
+_NONE = re.compile(r"--?config\.([\w.]+)=None$")
 FIELDS_HELP = "The fields of a config, their defaults and what they mean are in configs/default.py."
 
 
@@ -63,7 +65,7 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[s
       ConfigError: unknown flag, unknown field, wrong type, an argument that is no flag, a config file that can't be loaded.
     """
     try:
-        rest = parse_flags(argv, values)
+        rest = parse_flags([a for a in argv if not _NONE.match(a)], values)
         if "reproduce" in values and values.reproduce:
             if values.config is not None:
                 raise ConfigError("reproduce and config are both given; allowed: one, since a run has its config with it")
@@ -76,12 +78,26 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[s
                 "XLA_FLAGS has --xla_gpu_deterministic_ops other than true; allowed: true, so that a config gives the same bits"
             )
         values.config.get("steps")  # a file that could not be loaded says so only when it is touched
+        _set_none(values.config, argv)
         keep_compiled(values.compilation_cache)
     except (AttributeError, KeyError) as error:
         raise ConfigError(_unknown_field(argv) or one_line(error)) from error
     except (flags.Error, ValueError, TypeError, OSError) as error:
         raise ConfigError(one_line(error)) from error
     return rest
+
+
+def _set_none(config: ConfigDict, argv: Sequence[str]) -> None:
+    """Applies ``--config.FIELD=None``, which the flags of a config can't parse."""
+    names = [match[1] for a in argv if (match := _NONE.match(a))]
+    if missing := [name for name in names if name not in flat(config)]:
+        raise ConfigError(no_field(missing[0]))
+    for name in names:
+        try:
+            config.update_from_flattened_dict({name: None})
+        except TypeError as error:
+            kind = types_of_fields(config)[name].__name__
+            raise ConfigError(f"{name}=None; allowed: {VALUES[name].allowed if name in VALUES else kind}") from error
 
 
 def parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:

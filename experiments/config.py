@@ -5,7 +5,7 @@
 >>> flat(config)["optimizer.name"]
 'sgd'
 >>> list(member_axes(config))
-['lr_relative', 'seed']
+['lr', 'seed']
 
 What is allowed in a config is in :mod:`experiments.rules`, how it is read in :mod:`experiments.command_line`.
 """
@@ -73,6 +73,28 @@ def flat(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
         else:
             fields[prefix + name] = value
     return fields
+
+
+def types_of_fields(config: ConfigDict, prefix: str = "") -> dict[str, type]:
+    """The types of the fields of a config by their full names, also of fields that are None.
+
+    Args:
+      config: a config.
+      prefix: stands before every name.
+
+    Returns:
+      Full names and types.
+
+    >>> types_of_fields(default.get_config())["optimizer.lr"]
+    <class 'float'>
+    """
+    kinds = {}
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            kinds |= types_of_fields(value, f"{prefix}{name}.")
+        else:
+            kinds[prefix + name] = config.get_type(name)
+    return kinds
 
 
 def no_field(name: str) -> str:
@@ -150,28 +172,13 @@ def member_axes(config: ConfigDict) -> dict[str, tuple]:
       config: a tuple in ``members`` takes the place of the single value elsewhere.
 
     Returns:
-      Names and values. Exactly one of ``lr`` and ``lr_relative`` is there; ``raises`` and ``cap`` only if the schedule has them.
-      A cap of 0, which means no cap, is inf.
+      Names and values: ``lr``, in the unit of ``optimizer.lr_unit``, ``raises`` and ``cap`` if the schedule has them, ``seed``.
+      A cap of None, which means no cap, is inf.
     """
-    absolute, relative = learning_rates(config)
-    axes = {"lr": absolute} if absolute else {"lr_relative": relative}
+    axes = {"lr": tuple(map(float, config.members.lr or (config.optimizer.lr,)))}
     if config.schedule.name == "staircase":
-        axes["raises"] = tuple(config.members.raises) or (config.schedule.raises,)
-    caps = tuple(config.members.cap) or (config.schedule.cap,)
+        axes["raises"] = config.members.raises or (config.schedule.raises,)
+    caps = config.members.cap or (config.schedule.cap,)
     if any(caps):
-        axes["cap"] = tuple(float(cap) or math.inf for cap in caps)
-    return axes | {"seed": tuple(config.members.seed) or (config.seed,)}
-
-
-def learning_rates(config: ConfigDict) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Learning rates of the members.
-
-    Args:
-      config: a tuple in ``members`` takes the place of the single value in ``optimizer``.
-
-    Returns:
-      ``(absolute, relative)``; one of them is None. Relative ones are multiples of the critical lr at initialisation.
-    """
-    if config.members.lr or config.optimizer.lr:
-        return tuple(map(float, config.members.lr)) or (config.optimizer.lr,), None
-    return None, tuple(map(float, config.members.lr_relative)) or (config.optimizer.lr_relative,)
+        axes["cap"] = tuple(float(cap or math.inf) for cap in caps)
+    return axes | {"seed": config.members.seed or (config.seed,)}

@@ -9,12 +9,9 @@ import inspect
 import itertools
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
-
-from ml_collections import ConfigDict
 
 from configs import default
-from experiments.config import flat
+from experiments.config import flat, types_of_fields
 from experiments.rules import NUMBERS, RULES, Rule
 from experiments.values import VALUES
 
@@ -65,7 +62,7 @@ def meanings(source: str) -> dict[str, str]:
 def page() -> str:
     """The page docs/config.md."""
     config, comments = default.get_config(), meanings(inspect.getsource(default))
-    defaults, types = flat(config), _types(config)
+    defaults, types = flat(config), types_of_fields(config)
     rows = []
     for name, meaning in comments.items():
         if name in defaults:
@@ -81,21 +78,10 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n" for cells in lines)
 
 
-def _types(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
-    types = {}
-    for name, value in config.items():
-        if isinstance(value, ConfigDict):
-            types |= _types(value, f"{prefix}{name}.")
-        else:
-            types[prefix + name] = config.get_type(name)
-    return types
-
-
 def _allowed(name: str, kind: type) -> str:
     if name not in VALUES:
         return _TYPES[kind]
-    words = VALUES[name].allowed
-    return f"empty{words}" if words.startswith(", ") else words  # the first choice is the empty text
+    return VALUES[name].allowed
 
 
 def _row(rules: Sequence[Rule]) -> tuple[str, str]:

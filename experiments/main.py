@@ -19,15 +19,15 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from catapult_jax import checkpoints, records, training
-from catapult_jax.tangent import NeuralTangentsMissing, tangent_kernel
 from catapult_jax.tangent.exact import method_taken
 from experiments import (
     analysis,
-    building,
+    build,
     command_line,
     directory,
     outputs,
     progress,
+    recovery,
     report,
     reproduce,
     rules,
@@ -35,42 +35,18 @@ from experiments import (
     verdicts,
 )
 from experiments import config as configs
+from experiments.build.checks import check_kernel
+from experiments.build.trainer import rows_of
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; default: runs/CONFIG-IDENTITY.")
 _REPRODUCE = flags.DEFINE_string(
     "reproduce", None, "Directory of a finished run, to be run again (into --workdir, default RUN_DIR-again) and compared."
 )
 
-_CHECK_EXAMPLES, _CHECK_LIMIT = 8, 1e-3
 _PRODUCTS_LIMIT = 0.02  # relative error allowed to a critical lr at initialisation that comes from products
 _ROUNDING = 1e-6  # relative error of an entry of a kernel, where it could not be found, and the least that is assumed
 
 _WRITE_SECONDS, _WRITE_STEPS = 10, 20_000  # the record is written at least so often
-
-
-def check_kernel(model, params, x) -> dict:
-    """Compares the kernel in use with neural_tangents on a few examples of the real batch.
-
-    Raises:
-      RunError: they differ by more than 1e-3 of the largest entry.
-    """
-    x = x[:_CHECK_EXAMPLES]
-    kernel = building.shared(
-        ("check_kernel", model),
-        lambda: jax.jit(lambda p, x, method: tangent_kernel(model.apply, p, x, method=method), static_argnames="method"),
-    )
-    ours = np.asarray(kernel(params, x, method="auto"))
-    try:
-        theirs = np.asarray(kernel(params, x, method="neural_tangents"))
-    except NeuralTangentsMissing as error:
-        return {"examples": len(x), "relative_error": None, "text": f"skipped: {error}"}
-    difference, size = np.abs(ours - theirs).max(), np.abs(theirs).max()
-    error = float(difference / size if size else difference)  # the kernel of dead units is zero
-    if not error <= _CHECK_LIMIT:
-        raise configs.RunError(
-            f"kernel differs from neural_tangents by {error:.2e} relative on {len(x)} examples; allowed: {_CHECK_LIMIT}"
-        )
-    return {"examples": len(x), "relative_error": error, "text": f"relative error {error:.1e}"}
 
 
 def run(config: ConfigDict, workdir: Path, like: dict | None = None) -> list[verdicts.Verdict]:
@@ -96,13 +72,13 @@ def _run(
     begin, as_json = time.monotonic(), json.loads(config.to_json())
     new = directory.is_new(workdir)
     earlier, harm = _earlier(workdir, as_json, until_the_end, new)
-    loaded = building.load(config, earlier or like)
+    loaded = build.load(config, earlier or like)
     if earlier and earlier["status"] != "running" and not harm:
         print("already complete")
         with directory.written(workdir):
             return report.build(workdir)
-    built = building.build(config, earlier or like, loaded)
-    with building.fitting():
+    built = build.build(config, earlier or like, loaded)
+    with build.fitting():
         state, start = built.trainer.init(built.members)
     title = report.title_of(as_json, {"data": {"name": built.data.name}})
     check = _announce(config, title, built, state, start)
@@ -110,7 +86,7 @@ def _run(
         _take(workdir, until_the_end)
     about = _about(built, check, earlier)
     coordinates, attributes = _coordinates(built.members, start), _attributes(config, title, built, check)
-    restored = _restore(config, workdir, built, state, coordinates, attributes, harm)
+    restored = recovery.restore(config, workdir, built, state, coordinates, attributes, harm)
     state = state if restored is None else restored
     if earlier:
         print(f"resuming at step {int(state.step)} of {config.steps}")
@@ -123,7 +99,7 @@ def _run(
         ended, usable = _ended(workdir, as_json, state)
         if config.run.save_model and usable[0]:
             outputs.write_model(workdir, built.model, state, built.data, {"config": as_json, "data": about["data"]})
-        if "agop" in built.plan["cadences"]:
+        if "agop_alignment" in built.plan["cadences"]:
             outputs.write_directions(config, workdir, built, state, coordinates, usable)
         records.write_json(workdir / "run.json", about | ended | {"seconds": about["seconds"] + time.monotonic() - begin})
         found = report.build(workdir)
@@ -152,7 +128,7 @@ def _take(workdir: Path, until_the_end: contextlib.ExitStack) -> None:
         raise configs.ConfigError(f"workdir={str(workdir)!r} was taken by another process meanwhile; allowed: another workdir")
 
 
-def _announce(config: ConfigDict, title: str, built: building.Built, state, start: training.Start) -> dict:
+def _announce(config: ConfigDict, title: str, built: build.Built, state, start: training.Start) -> dict:
     """Prints what is known before the first step; returns the comparison of the kernel with neural_tangents.
 
     Raises:
@@ -182,7 +158,7 @@ def _announce(config: ConfigDict, title: str, built: building.Built, state, star
     return check
 
 
-def _about(built: building.Built, check: dict, earlier: dict | None) -> dict:
+def _about(built: build.Built, check: dict, earlier: dict | None) -> dict:
     """What run.json says while the run goes on."""
     environment = records.environment()
     if earlier:  # what the first steps were made with stays on record
@@ -204,20 +180,20 @@ def _about(built: building.Built, check: dict, earlier: dict | None) -> dict:
 
 def _coordinates(members: training.Members, start: training.Start) -> dict[str, np.ndarray]:
     """Coordinates of the record along its members."""
-    relative = members.lr_relative if members.lr_relative is not None else start.lr / start.critical_lr
+    relative = start.lr / start.critical_lr if members.lr_unit == "absolute" else members.lr
     return {
         "seed": members.seed,
-        "rate": members.lr if members.lr is not None else members.lr_relative,  # as it was asked for
-        "lr_relative": np.asarray(relative, np.float32),
-        "lr_init": np.asarray(start.lr, np.float32),
-        "critical_lr_init": np.asarray(start.critical_lr, np.float32),
+        "lr_given": members.lr,  # as in the config, in its unit
+        "lr0_over_critical": np.asarray(relative, np.float32),
+        "lr0": np.asarray(start.lr, np.float32),
+        "critical_lr0": np.asarray(start.critical_lr, np.float32),
     } | {name: getattr(members, name) for name in ("raises", "cap") if getattr(members, name) is not None}
 
 
-def _attributes(config: ConfigDict, title: str, built: building.Built, check: dict) -> dict[str, Any]:
+def _attributes(config: ConfigDict, title: str, built: build.Built, check: dict) -> dict[str, Any]:
     """Attributes of the record."""
     # By Weyl |d lambda| <= n max |d K|, and lambda_max >= max |K|: the error of an entry, n times, bounds that of the critical lr.
-    rows = building.rows_of(config, built.data)["lambda_max_batch"]
+    rows = rows_of(config, built.data)["lambda_max_batch"]
     return {
         "title": title,
         "data": built.data.name,
@@ -226,36 +202,6 @@ def _attributes(config: ConfigDict, title: str, built: building.Built, check: di
         "agop_reference_sha256": (built.about_reference or {}).get("sha256", ""),
         "critical_lr_margin": max(rows * (check["relative_error"] or _ROUNDING), _ROUNDING),
     }
-
-
-def _restore(config: ConfigDict, workdir: Path, built: building.Built, fresh, coordinates, attributes, harm: list):
-    """The state of the newest checkpoint that is whole, with the damaged files of the record made again up to it; None: there is none.
-
-    ``fresh``: the state before the first step.
-
-    Raises:
-      RunError: no checkpoint can be read, or the record can't be mended here.
-      ConfigError: a checkpoint without the record up to it.
-    """
-    restored, damaged = checkpoints.restore(workdir / "checkpoints", fresh)
-    if damaged and restored is None:
-        raise configs.RunError(
-            f"workdir={str(workdir)!r} has no checkpoint that can be read: {'; '.join(damaged)}; nothing was changed; allowed: the versions and "
-            f"devices that it was written with, or its folder checkpoints moved away, to begin again"
-        )
-    for line in damaged:
-        print(f"WARNING: {line}; going on from step {int(restored.step)}; moved to checkpoints-damaged", file=sys.stderr)
-    if damaged:
-        with directory.written(workdir):
-            checkpoints.set_aside(workdir / "checkpoints", after=int(restored.step))
-    if restored is not None and harm:
-        with directory.written(workdir):
-            mended = _mend(config, workdir, built.trainer, fresh, restored, coordinates, attributes, harm)
-        if not mended:
-            return None
-    if restored is not None and records.steps_done(workdir) < int(restored.step):
-        raise configs.ConfigError(f"workdir={str(workdir)!r} has a checkpoint but no record up to it; allowed: another workdir")
-    return restored
 
 
 def _ended(workdir: Path, config: dict, state) -> tuple[dict[str, Any], np.ndarray]:
@@ -272,48 +218,6 @@ def _ended(workdir: Path, config: dict, state) -> tuple[dict[str, Any], np.ndarr
     return {"status": status, "lost": gone, "dead": dead}, usable
 
 
-def _mend(config, workdir: Path, trainer, fresh, restored, coordinates, attributes, harm) -> bool:
-    """Makes the damaged files of a record again, up to the step of the checkpoint. False: the whole record has to be made again.
-
-    ``fresh``: the state before the first step, for what is older than each checkpoint.
-
-    Raises:
-      RunError: here the steps come out otherwise than they did.
-    """
-    for found in harm:
-        print(f"WARNING: {workdir / str(found)}", file=sys.stderr)
-    lost = records.repair(workdir, members=coordinates, about=attributes, steps=int(restored.step))
-    if lost is None:
-        print("the record can't be mended; the run is made again from step 0; its checkpoints are in checkpoints-damaged")
-        checkpoints.set_aside(workdir / "checkpoints", after=-1)
-        return False
-    if lost:
-        start, end = min(d.first_step for d in lost), max(d.end_step for d in lost)
-        state, _ = checkpoints.restore(workdir / "checkpoints", restored, at_most=start)
-        state = fresh if state is None else state
-        print(f"steps {start} to {end - 1} of the record are made again, from step {int(state.step)} on", flush=True)
-        made, longest = [], min(config.run.chunk_steps, config.steps)
-        while (at := int(state.step)) < end:
-            state, measured = trainer.run(state, min(longest, end - at), longest)
-            made.append({name: values[:, max(start - at, 0) :] for name, values in measured.items()})
-        other = records.write_again(workdir, start, _joined(made), lost)
-        if other:
-            raise configs.RunError(
-                f"workdir={str(workdir)!r}: {lost[0]}, and can't be made again here: {other} comes out otherwise than on record; "
-                "allowed: the environment that it was made in, or another workdir, where the whole run is made"
-            )
-    if any(found.file.endswith("progress.json") for found in harm) and int(restored.step) < config.steps:
-        record, at = records.open_record(workdir), int(restored.step) - config.run.chunk_steps - 1
-        marks = {name: record[name].values[:, at] for name in ("diverged", "stopped") if name in record}
-        if at >= 0 and _have_stopped(marks).all():  # see the end of the loop of _train
-            records.end(workdir)
-    return True
-
-
-def _joined(chunks: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([chunk[name] for chunk in chunks], axis=1) for name in chunks[0]}
-
-
 def _train(config, workdir: Path, trainer: training.Trainer, state, coordinates, attributes, find_nans: bool):
     """Runs to the last step, or until every member has stopped; returns the last state.
 
@@ -321,7 +225,7 @@ def _train(config, workdir: Path, trainer: training.Trainer, state, coordinates,
     """
     c, at = config.run, int(state.step)
     longest = min(c.chunk_steps, config.steps)
-    stopped = _have_stopped({name: np.asarray(getattr(state.members, name)) for name in ("diverged", "stopped")})
+    stopped = recovery.have_stopped({name: np.asarray(getattr(state.members, name)) for name in ("diverged", "stopped")})
     over = records.steps_done(workdir) == at and records.is_over(workdir)
     told = progress.Progress(config.steps, at)
     waiting, saved, saved_time, written_time = [], at, time.monotonic(), -math.inf
@@ -339,7 +243,7 @@ def _train(config, workdir: Path, trainer: training.Trainer, state, coordinates,
             due = at - saved >= c.checkpoint_every if c.checkpoint_every else now - saved_time >= c.checkpoint_seconds
             save = due or at == config.steps or over or bool(received)
             if save or now - written_time >= _WRITE_SECONDS or len(waiting) * c.chunk_steps >= _WRITE_STEPS:
-                joined = _joined(waiting)
+                joined = recovery.joined(waiting)
                 records.write(workdir, at - joined["lr"].shape[1], joined, over=over)
                 waiting, written_time = [], time.monotonic()
             if save:
@@ -354,14 +258,11 @@ def _train(config, workdir: Path, trainer: training.Trainer, state, coordinates,
                     received[0],
                     f" at step {at} of {config.steps}; record and checkpoint are written; the same command goes on from there",
                 )
-            stopped = _have_stopped({name: measured[name][:, -1] for name in ("diverged", "stopped") if name in measured})
+            stopped = recovery.have_stopped(
+                {name: measured[name][:, -1] for name in ("diverged", "stopped") if name in measured}
+            )
     told.close()
     return state
-
-
-def _have_stopped(marks: dict[str, np.ndarray]) -> np.ndarray:
-    """Members that diverged or stopped."""
-    return np.any(list(marks.values()), axis=0)
 
 
 def _find_nans(state, measured: dict[str, np.ndarray], first: int) -> None:

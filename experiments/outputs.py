@@ -12,7 +12,8 @@ import numpy as np
 from catapult_jax import checkpoints, data, records
 from catapult_jax.outer_product import agop_eigenvectors, input_jacobian
 from catapult_jax.training import instruments
-from experiments import building
+from experiments import build
+from experiments.build.reference import CHUNK
 
 _DIRECTIONS = 3  # top eigenvectors of the AGOP that are kept
 
@@ -34,13 +35,13 @@ def write_model(workdir: Path, model, state, arrays: data.Data, about: dict) -> 
     checkpoints.save_model(workdir / "model.npz", params, about | measured)
 
 
-def write_directions(config, workdir: Path, built: building.Built, state, coordinates, usable) -> None:
+def write_directions(config, workdir: Path, built: build.Built, state, coordinates, usable) -> None:
     """agop.npz: top eigenvectors of the AGOP of the reference, and at the end of training of the first seed of each setting."""
     x = jax.numpy.asarray(built.data.x_train[: config.measure.agop_size])
-    jacobian = jax.jit(partial(input_jacobian, built.model.apply, chunk_size=building.CHUNK))
+    jacobian = jax.jit(partial(input_jacobian, built.model.apply, chunk_size=CHUNK))
     names, rows = ["reference"], [jax.numpy.asarray(built.reference)]
     first = coordinates["seed"][0]
-    axes = [axis for axis in ("rate", "raises", "cap") if len(np.unique(coordinates.get(axis, 0))) > 1]
+    axes = [axis for axis in ("lr_given", "raises", "cap") if len(np.unique(coordinates.get(axis, 0))) > 1]
     for m in np.flatnonzero((coordinates["seed"] == first) & usable):
         names.append(", ".join(f"{axis} {coordinates[axis][m]:.3g}" for axis in axes) or "trained")
         rows.append(jacobian(jax.tree.map(lambda a, m=m: a[m], state.members.params), x))

@@ -51,7 +51,7 @@ def _with_cadences(config: dict[str, Any], run: dict[str, Any]) -> tuple[dict[st
     if not config["measure"].get("preset"):
         return config, []
     every = {f"{name}_every": run["instruments"]["cadences"].get(name, 0) for name in CADENCES}
-    full = config["optimizer"]["batch_size"] in (0, config["data"]["train_size"])
+    full = config["optimizer"]["batch_size"] in (None, config["data"]["train_size"])
     config = config | {"measure": config["measure"] | every | ({"loss_train_every": 1} if full else {})}
     tested = testable(config["claims"], flat(config))
     return config | {"claims": tested}, [name for name in config["claims"] if name not in tested]
@@ -62,7 +62,7 @@ def _event_lines(record, config: dict[str, Any], events) -> list[dict[str, Any]]
     member = lambda m: {
         "member": m,
         "seed": int(record["seed"].values[m]),
-        "lr_relative": float(record["lr_relative"].values[m]),
+        "lr0_over_critical": float(record["lr0_over_critical"].values[m]),
     }
     return [
         member(m) | {"factor": config["events"]["factor"]} | event._asdict() | alignment(record, m, event)

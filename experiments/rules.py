@@ -36,23 +36,14 @@ class Rule(NamedTuple):
     allowed: str  # how a message ends; may name a key of NUMBERS in braces
     broken: Callable[[Fields], Any]  # true for a config that breaks the rule
     of: str = ""  # value of the first field that the row is about, if there is a row for each value
-    given_only: bool = False  # a message leaves out fields that are 0 or ()
 
 
 def _full_batch(f: Fields) -> bool:
-    return f["optimizer.batch_size"] in (0, f["data.train_size"])
+    return f["optimizer.batch_size"] in (None, f["data.train_size"])
 
 
 def _synthetic(f: Fields) -> bool:
     return f["data.name"] == "synthetic"
-
-
-def _absolute(f: Fields) -> bool:
-    return bool(f["optimizer.lr"] or f["members.lr"])
-
-
-def _relative(f: Fields) -> bool:
-    return bool(f["optimizer.lr_relative"] or f["members.lr_relative"])
 
 
 def _foreign_settings(optimizer: str) -> list[Rule]:
@@ -81,7 +72,7 @@ def _target_encoding_of(loss: str) -> Rule:
 
 
 def _each_once(name: str) -> Rule:
-    return Rule((name,), "allowed: each value once", lambda f: len(set(f[name])) < len(f[name]))
+    return Rule((name,), "allowed: each value once", lambda f: len(set(f[name] or ())) < len(f[name] or ()))
 
 
 def _critical_lr_for(schedule: str) -> Rule:
@@ -124,7 +115,7 @@ def _needs_of(claim: str) -> list[Rule]:
     given = [
         Rule(
             ("claims", name),
-            f"allowed with the claim {claim}: a value other than 0 or none",
+            f"allowed with the claim {claim}: a value other than 0 or None",
             lambda f, name=name: applies(f) and not f[name],
             of=claim,
         )
@@ -156,8 +147,8 @@ _BEFORE_CLAIMS = (
     ),
     Rule(
         ("measure.top_k_max", "measure.method"),
-        "allowed with a largest k: products, since the exact kernel gives all eigenvalues at once",
-        lambda f: f["measure.top_k_max"] and f["measure.method"] != "products",
+        "allowed with a largest k: matrix_free, since the exact kernel gives all eigenvalues at once",
+        lambda f: f["measure.top_k_max"] and f["measure.method"] != "matrix_free",
     ),
     Rule(
         ("measure.top_k_max", "measure.lambda_max_batch_every"),
@@ -166,13 +157,13 @@ _BEFORE_CLAIMS = (
     ),
     Rule(
         ("measure.top_k_max", "measure.top_k"),
-        "allowed: 0, or measure.top_k and more",
+        "allowed: measure.top_k or more, or None",
         # The preset economy follows one eigenvalue, whatever top_k is.
-        lambda f: 0 < f["measure.top_k_max"] < f["measure.top_k"] and f["measure.preset"] != "economy",
+        lambda f: 0 < (f["measure.top_k_max"] or 0) < f["measure.top_k"] and f["measure.preset"] != "economy",
     ),
     Rule(
         ("claims", "optimizer.batch_size"),
-        "allowed with the claim catapults_condition_the_kernel: 0, all examples",
+        "allowed with the claim catapults_condition_the_kernel: None, all examples",
         lambda f: "catapults_condition_the_kernel" in f["claims"] and not _full_batch(f),
     ),
     Rule(
@@ -180,7 +171,7 @@ _BEFORE_CLAIMS = (
         "allowed with the claim catapults_condition_the_kernel: no preset, and the method exact",
         lambda f: (
             "catapults_condition_the_kernel" in f["claims"]
-            and (f["measure.preset"] or f["measure.method"] not in ("", "exact"))
+            and (f["measure.preset"] or f["measure.method"] not in (None, "exact"))
         ),
     ),
     Rule(
@@ -189,27 +180,21 @@ _BEFORE_CLAIMS = (
         lambda f: "adagrad_outgrows_its_lr" in f["claims"] and f["optimizer.name"] != "adagrad",
     ),
     Rule(
-        ("optimizer.lr", "optimizer.lr_relative"),
-        "allowed: one of them above 0",
-        lambda f: not _relative(f) and not _absolute(f),
-    ),
-    Rule(
-        ("optimizer.lr", "members.lr", "optimizer.lr_relative", "members.lr_relative"),
-        "allowed: absolute or relative rates, not both; 0 or () takes one away",
-        lambda f: _relative(f) and _absolute(f),
-        given_only=True,
+        ("optimizer.lr", "members.lr"),
+        "allowed: an lr in one of them, in the unit optimizer.lr_unit",
+        lambda f: not f["optimizer.lr"] and not f["members.lr"],
     ),
     *map(_each_once, [f"members.{axis}" for axis in default.get_config().members]),
     *map(_each_once, ["data.classes", "data.fallback_classes"]),
     Rule(
         ("optimizer.batch_size", "data.train_size"),
         "allowed: a batch no larger than the training set",
-        lambda f: f["optimizer.batch_size"] > f["data.train_size"],
+        lambda f: (f["optimizer.batch_size"] or 0) > f["data.train_size"],
     ),
     Rule(
         ("measure.probe_size", "data.train_size"),
         "allowed: a probe no larger than the training set",
-        lambda f: f["measure.probe_size"] > f["data.train_size"],
+        lambda f: (f["measure.probe_size"] or 0) > f["data.train_size"],
     ),
     *map(_target_encoding_of, TARGET_ENCODINGS_OF_LOSS),
     Rule(
@@ -230,7 +215,7 @@ _BEFORE_CLAIMS = (
     Rule(
         ("data.name", "data.test_size"),
         "allowed for synthetic targets: 1 or more",
-        lambda f: _synthetic(f) and f["data.test_size"] == 0,
+        lambda f: _synthetic(f) and f["data.test_size"] is None,
     ),
     Rule(
         ("data.name", "model.name"),
@@ -254,12 +239,12 @@ _BEFORE_CLAIMS = (
     ),
     Rule(
         ("model.strides", "model.depth"),
-        "allowed: none, or one for each of the {convolutions} convolutions",
-        lambda f: f["model.name"] == "cnn" and len(f["model.strides"]) not in (0, f["model.depth"] - 1),
+        "allowed: one for each of the {convolutions} convolutions, or None",
+        lambda f: f["model.name"] == "cnn" and f["model.strides"] and len(f["model.strides"]) != f["model.depth"] - 1,
     ),
     Rule(
         ("model.name", "model.strides"),
-        "allowed for models other than cnn: none",
+        "allowed for models other than cnn: None",
         lambda f: f["model.name"] != "cnn" and f["model.strides"],
     ),
     Rule(
@@ -269,10 +254,9 @@ _BEFORE_CLAIMS = (
     ),
     *map(_critical_lr_for, RELATIVE),
     Rule(
-        ("schedule.name", "optimizer.lr", "members.lr"),
-        "allowed with relative_to_critical: relative rates, the multiple that is held",
-        lambda f: f["schedule.name"] == "relative_to_critical" and _absolute(f),
-        given_only=True,
+        ("schedule.name", "optimizer.lr_unit"),
+        "allowed with relative_to_critical: critical_lr0, since the lr is then a multiple of the critical lr",
+        lambda f: f["schedule.name"] == "relative_to_critical" and f["optimizer.lr_unit"] == "absolute",
     ),
     *map(_critical_lr_for_cap, ("schedule.cap", "members.cap")),
     Rule(
@@ -282,7 +266,7 @@ _BEFORE_CLAIMS = (
     ),
     Rule(
         ("measure.agop_alignment_every", "measure.agop_reference"),
-        "allowed: both or none",
+        "allowed: both, or none of them",
         lambda f: bool(f["measure.agop_alignment_every"]) != bool(f["measure.agop_reference"]) and not f["measure.preset"],
     ),
     Rule(
@@ -312,15 +296,15 @@ _BEFORE_CLAIMS = (
 _AFTER_CLAIMS = (
     Rule(
         ("claims", "members.cap"),
-        "allowed with the claim forbidding_catapults_hurts: 0, no cap, and one below 1",
+        "allowed with the claim forbidding_catapults_hurts: None, no cap, and one below 1",
         lambda f: (
             "forbidding_catapults_hurts" in f["claims"]
-            and (0 not in f["members.cap"] or not any(0 < cap < 1 for cap in f["members.cap"]))
+            and (None not in (f["members.cap"] or ()) or not any(cap and cap < 1 for cap in f["members.cap"]))
         ),
     ),
     Rule(
         ("claims", "measure.probe_size"),
-        "allowed with the claim sgd_spikes_are_catapults: 0, since its split is of the whole training loss",
+        "allowed with the claim sgd_spikes_are_catapults: None, since its split is of the whole training loss",
         lambda f: "sgd_spikes_are_catapults" in f["claims"] and f["measure.probe_size"],
     ),
     Rule(
@@ -367,9 +351,8 @@ def refusal(rule: Rule, fields: Fields) -> str:
     >>> refusal(RULES[0], flat(default.get_config()))
     "optimizer.name='sgd', optimizer.b1=None; allowed for it: momentum, nesterov"
     """
-    names = [name for name in rule.fields if fields[name] or not rule.given_only]
     numbers = {name: number(fields) for name, (_, number) in NUMBERS.items()}
-    return ", ".join(f"{name}={fields[name]!r}" for name in names) + f"; {rule.allowed.format(**numbers)}"
+    return ", ".join(f"{name}={fields[name]!r}" for name in rule.fields) + f"; {rule.allowed.format(**numbers)}"
 
 
 def check(config: ConfigDict) -> None:

@@ -47,7 +47,7 @@ def figure() -> Figure:
         s = default.get_config().schedule
         s.name, s.raise_to, s.settle_fraction, s.decay = name, 1.3, 0.7, 0.99
         schedule = build(s)
-        state, held = (schedule.init(peak, raises=2, multiple=1.1, cap=cap) for cap in (np.inf, 0.7))
+        state, held = (schedule.init(peak, raises=2, lr_over_critical=1.1, cap=cap) for cap in (np.inf, 0.7))
         rates, capped = [], []
         for step in steps:
             state, held = (schedule.update(one, step, _loss(one, step), critical[step]) for one in (state, held))

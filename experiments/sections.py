@@ -108,9 +108,9 @@ def initialisation(read: Read) -> Section:
     """Learning rates of the members, beside the critical ones."""
     record = read.record
     # raises and cap only where the schedule has them
-    axes = [axis for axis in ("seed", "raises", "cap", "lr_relative", "lr_init", "critical_lr_init") if axis in record.coords]
+    axes = [axis for axis in ("seed", "raises", "cap", "lr0_over_critical", "lr0", "critical_lr0") if axis in record.coords]
     rows = [(m, *(record[axis].values[m].item() for axis in axes)) for m in range(record.sizes["member"])]
-    header = {"lr_relative": "lr asked for / critical lr", "lr_init": "lr asked for", "critical_lr_init": "critical lr"}
+    header = {"lr0_over_critical": "lr asked for / critical lr", "lr0": "lr asked for", "critical_lr0": "critical lr"}
     blocks = [table(("member", *(header.get(axis, axis) for axis in axes)), rows)]
     if published := read.config["published_critical_lr"]:
         blocks.append(text(f"Published for the network of this figure: {published} (Zhu et al. 2024)."))

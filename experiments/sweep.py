@@ -25,8 +25,9 @@ from ml_collections import ConfigDict
 
 from catapult_jax import records
 from catapult_jax.report import page
-from experiments import analysis, building, command_line, figures, rules, signals, statistics, verdicts
+from experiments import analysis, build, command_line, figures, rules, signals, statistics, verdicts
 from experiments import config as configs
+from experiments.build import programs
 from experiments.config import ConfigError, RunError
 from experiments.directory import check_writable, held, is_new, name_of, written
 from experiments.main import default_workdir, run
@@ -39,7 +40,6 @@ _PROCESSES = flags.DEFINE_integer("processes", 1, "Runs at a time.", lower_bound
 _OF_MEMBERS = {
     "seed": "members.seed",
     "optimizer.lr": "members.lr",
-    "optimizer.lr_relative": "members.lr_relative",
     "schedule.raises": "members.raises",
     "schedule.cap": "members.cap",
 }
@@ -62,28 +62,30 @@ def parse_axis(text: str, config: ConfigDict) -> tuple[str, tuple]:
     fields = configs.flat(config)
     if name not in fields:
         raise ConfigError(configs.no_field(name))
-    like = fields[name]
+    kind = configs.types_of_fields(config)[name]
     if name in _OF_MEMBERS.values():
-        like = 0 if name in ("members.seed", "members.raises") else 0.0
-    elif isinstance(like, tuple):
+        kind = int if name in ("members.seed", "members.raises") else float
+    elif kind is tuple:
         raise ConfigError(f"grid={text!r}; allowed: fields of one value, or members.*")
-    parsed = tuple(_value(part.strip(), like, text) for part in values.split(",") if part.strip())
+    parsed = tuple(_value(part.strip(), kind, text) for part in values.split(",") if part.strip())
     if not parsed or len(set(parsed)) < len(parsed):
         raise ConfigError(f"grid={text!r}; allowed: FIELD=v1,v2,... with each value once")
     return name, parsed
 
 
-def _value(part: str, like, text: str):
-    if isinstance(like, str) or like is None:
+def _value(part: str, kind: type, text: str):
+    if part == "None":
+        return None
+    if kind is str:
         return part
     try:
         value = ast.literal_eval(part)
     except (ValueError, SyntaxError):
         value = None
-    if isinstance(like, float) and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and type(value) is int:
         value = float(value)
-    if type(value) is not type(like):
-        raise ConfigError(f"grid={text!r}: {part!r} is no {type(like).__name__}; allowed: values of that type")
+    if type(value) is not kind:
+        raise ConfigError(f"grid={text!r}: {part!r} is no {kind.__name__}; allowed: values of that type")
     return value
 
 
@@ -146,7 +148,7 @@ def _one(config: dict, directory: str, cache: str | None) -> str | None:
 def _worker(connection) -> None:
     """Runs what it is sent, one config after the other, until there is no more."""
     signals.end_in_one_line()
-    with contextlib.suppress(EOFError), building.shared_programs():
+    with contextlib.suppress(EOFError), programs.shared_programs():
         while True:
             connection.send(_one(*connection.recv()))
 
@@ -226,7 +228,7 @@ def summary(runs: list[tuple[dict, ConfigDict]], workdir: Path) -> list[dict]:
         looked = analysis.has_events(record, config)
         label = {m: name for name, members in analysis.by_setting(record, config) for m in members}
         active, dead = analysis.active(record, config)[:, -1], analysis.dead_steps(record, config)
-        coordinates = [name for name in ("seed", "rate", "lr_init", "raises", "cap") if name in record.coords]
+        coordinates = [name for name in ("seed", "lr_given", "lr0", "raises", "cap") if name in record.coords]
         for m in range(record.sizes["member"]):
             # A member that stopped ends at the first step at which it did.
             stopped = record["stopped"].values[m] if "stopped" in record else np.zeros(1, bool)
@@ -282,7 +284,7 @@ def write_summary(
         top.append(page.table((*names, "dead from step"), [(*(r[a] for a in names), r["dead_from"]) for r in dead]))
     tables = [v.table for v in found]
     top += [verdict_block(v._replace(table=() if v.table in tables[:i] else v.table)) for i, v in enumerate(found)]
-    picture = figures.save(figures.sweep_figure(rows, tuple(axes) or ("rate",), title), workdir / "summary")
+    picture = figures.save(figures.sweep_figure(rows, tuple(axes) or ("lr_given",), title), workdir / "summary")
     top.append(page.image(picture, figures.sweep_figure.__doc__))
     settings = list(dict.fromkeys(tuple(row[name] for name in (*axes, "setting")) for row in rows))
     metrics = ("catapults", "spikes", "steps", "critical_steps", *_PREDICTION, *ENDS)
@@ -330,7 +332,7 @@ def run_sweep(
     if is_new(workdir):
         check_writable(workdir)
     for one in {json.dumps(configs.flat(one.data), default=list): one for _, one in runs}.values():
-        building.load_data(one)  # what can't be had is said before anything is made
+        build.load_data(one)  # what can't be had is said before anything is made
     with held(workdir):
         return _run_sweep(config, runs, axes, workdir, processes, cache)
 
@@ -341,7 +343,7 @@ def _run_sweep(config: ConfigDict, runs, axes, workdir: Path, processes: int, ca
     work = [(one.to_dict(), str(directory_of(workdir, chosen, one)), cache) for chosen, one in todo]
     failures = {}
     if processes == 1 or len(work) < 2:
-        with building.shared_programs():
+        with programs.shared_programs():
             for one, directory, _ in work:
                 failures[Path(directory).name] = _one(one, directory, cache)
     else:

@@ -42,7 +42,12 @@ def _one_of(names: Iterable[str]) -> Values:
 
 
 def _each(values: Values) -> Values:
-    return Values(f"a tuple, each {values.allowed}", lambda vs: all(not isinstance(v, str) and values.good(v) for v in vs))
+    good = lambda vs: len(vs) > 0 and all(not isinstance(v, str) and values.good(v) for v in vs)
+    return Values(f"a tuple, each {values.allowed}", good)
+
+
+def _or_none(values: Values) -> Values:
+    return Values(f"{values.allowed}, or None", lambda v: v is None or values.good(v))
 
 
 def _whole(values: Values) -> Values:
@@ -51,34 +56,37 @@ def _whole(values: Values) -> Values:
 
 MODELS = ("fcn", "cnn", "wide_resnet", "vit")
 # What a config may measure: each has a field measure.NAME_every.
-CADENCES = ("lambda_max_batch", "loss_train", "lambda_max_train", "loss_batch_after", "preconditioner", "test", "agop")
+CADENCES = (
+    "lambda_max_batch", "loss_train", "lambda_max_train", "loss_batch_after", "preconditioner_min", "loss_test", "agop_alignment",
+)  # fmt: skip
+# Units of optimizer.lr and members.lr.
+LR_UNITS = ("absolute", "critical_lr0")
 # What each preset measures; AGOPs if there is a reference.
 PRESETS = {
     "economy": ("lambda_max_batch", "loss_train"),
-    "standard": ("lambda_max_batch", "loss_train", "loss_batch_after", "test"),
-    "full": ("lambda_max_batch", "loss_train", "loss_batch_after", "test", "lambda_max_train", "agop"),
+    "standard": ("lambda_max_batch", "loss_train", "loss_batch_after", "loss_test"),
+    "full": ("lambda_max_batch", "loss_train", "loss_batch_after", "loss_test", "lambda_max_train", "agop_alignment"),
 }
 RELATIVE = ("staircase", "relative_to_critical")  # schedules that need the critical lr
 _MOST = 2**31 - 1  # steps are counted in 32 bits
 _SHARE = Values("0 or more, below 1", lambda v: 0 <= v < 1)
 _SEED = Values("0 to 2147483647", lambda v: 0 <= v < 2**31)
 
-# In the order in which they are checked. A field that is None is always allowed.
+# In the order in which they are checked.
 VALUES = {
     "steps": _at_least(1),
     "seed": _SEED,
-    "members.seed": _each(_whole(_SEED)),
-    "members.lr_relative": _each(_above(0)),
-    "members.lr": _each(_above(0)),
-    "members.raises": _each(_whole(_at_least(0))),
-    "members.cap": _each(_at_least(0)),
-    "data.classes": _each(_whole(_at_least(0))),
-    "data.fallback": _one_of(("", "digits", "natural_patches")),
-    "data.fallback_classes": _each(_whole(_at_least(0))),
+    "members.seed": _or_none(_each(_whole(_SEED))),
+    "members.lr": _or_none(_each(_above(0))),
+    "members.raises": _or_none(_each(_whole(_at_least(0)))),
+    "members.cap": _or_none(_each(_or_none(_above(0)))),
+    "data.classes": _or_none(_each(_whole(_at_least(0)))),
+    "data.fallback": _or_none(_one_of(("digits", "natural_patches"))),
+    "data.fallback_classes": _or_none(_each(_whole(_at_least(0)))),
     "data.train_size": _at_least(1),
-    "data.test_size": _at_least(0),
+    "data.test_size": _or_none(_at_least(1)),
     "data.validation_size": _at_least(0),
-    "data.image_size": _at_least(0),
+    "data.image_size": _or_none(_at_least(1)),
     "data.scaling": _one_of(SCALINGS),
     "data.target_encoding": _one_of(TARGET_ENCODINGS),
     "data.synthetic.dimension": _at_least(1),
@@ -92,18 +100,21 @@ VALUES = {
     "model.activation": _one_of(ACTIVATIONS),
     "model.gain": _above(0),
     "model.readout": _one_of(READOUTS),
-    "model.strides": _each(_whole(_at_least(1))),
+    "model.strides": _or_none(_each(_whole(_at_least(1)))),
     "model.stem_stride": _at_least(1),
     "model.patch_size": _at_least(1),
     "loss": _one_of(LOSSES),
     "optimizer.name": _one_of(optimizers.SETTINGS),
-    "optimizer.lr": _at_least(0),
-    "optimizer.lr_relative": _at_least(0),
-    "optimizer.batch_size": _at_least(0),
-    **dict.fromkeys([f"optimizer.{name}" for name in ("momentum", "b1", "b2", "decay", "rho")], _SHARE),
-    **dict.fromkeys([f"optimizer.{name}" for name in ("eps", "initial_accumulator_value", "weight_decay")], _at_least(0)),
+    "optimizer.lr": _or_none(_above(0)),
+    "optimizer.lr_unit": _one_of(LR_UNITS),
+    "optimizer.batch_size": _or_none(_at_least(1)),
+    "optimizer.momentum": _SHARE,
+    **dict.fromkeys([f"optimizer.{name}" for name in ("b1", "b2", "decay", "rho")], _or_none(_SHARE)),
+    **dict.fromkeys(
+        [f"optimizer.{name}" for name in ("eps", "initial_accumulator_value", "weight_decay")], _or_none(_at_least(0))
+    ),
     "schedule.name": _one_of(SCHEDULES),
-    "schedule.cap": _at_least(0),
+    "schedule.cap": _or_none(_above(0)),
     "schedule.cap_from": _at_least(0),
     "schedule.low": Values("0 to 1", lambda v: 0 <= v <= 1),
     "schedule.period": _at_least(2),
@@ -112,15 +123,15 @@ VALUES = {
     "schedule.raise_to": _above(0),
     "schedule.settle_fraction": Values("above 0, at most 1", lambda v: 0 < v <= 1),
     "schedule.settle_steps": _at_least(1),
-    "measure.preset": _one_of(("", *PRESETS)),
+    "measure.preset": _or_none(_one_of(PRESETS)),
     "measure.max_overhead": _above(1),
-    "measure.method": _one_of(("", "exact", "products", "auto")),
+    "measure.method": _or_none(_one_of(("exact", "matrix_free", "auto"))),
     "measure.tolerance": _above(0),
-    "measure.max_products": _at_least(0),
-    "measure.chunk_size": _at_least(0),
+    "measure.max_products": _or_none(_at_least(1)),
+    "measure.chunk_size": _or_none(_at_least(1)),
     "measure.lambda_max_batch_every": _at_least(0),
     "measure.top_k": _at_least(1),
-    "measure.top_k_max": _at_least(0),
+    "measure.top_k_max": _or_none(_at_least(1)),
     "measure.loss_train_every": _at_least(0),
     "measure.lambda_max_train_every": _at_least(0),
     "measure.loss_batch_after_every": _at_least(0),
@@ -128,14 +139,14 @@ VALUES = {
     "measure.loss_test_every": _at_least(0),
     "measure.agop_alignment_every": _at_least(0),
     "measure.agop_size": _at_least(1),
-    "measure.probe_size": _at_least(0),
+    "measure.probe_size": _or_none(_at_least(1)),
     "events.factor": _above(1),
     "events.delta": _above(0),
     "events.horizon": _at_least(1),
     "run.chunk_steps": _at_least(1),
     "run.checkpoint_seconds": _above(0),
-    "run.checkpoint_every": _at_least(0),
-    "run.stop_loss": _at_least(0),
+    "run.checkpoint_every": _or_none(_at_least(1)),
+    "run.stop_loss": _or_none(_above(0)),
     "sweep": Values('a tuple of "FIELD=v1,v2"', lambda axes: all(isinstance(a, str) and "=" in a for a in axes)),
     "claims": Values("a tuple of " + ", ".join(sorted(VERDICTS)), lambda names: all(name in VERDICTS for name in names)),
 }
@@ -146,12 +157,12 @@ def wrong(name: str, value: Any) -> str | None:
 
     Args:
       name: of a field in :data:`VALUES`.
-      value: None is always allowed.
+      value: of that field.
 
     Returns:
       ``field=value; allowed: ...``, or None if the value is allowed.
     """
-    if value is not None and not _holds(VALUES[name].good, value):
+    if not _holds(VALUES[name].good, value):
         return f"{name}={value!r}; allowed: {VALUES[name].allowed}"
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, int) and abs(number) > _MOST:

@@ -76,9 +76,9 @@ def plain_figures(monkeypatch):
 @pytest.fixture(scope="module")
 def shared_programs():
     """Runs that differ only in data, members and length share their compiled programs, as in a sweep."""
-    from experiments import building
+    from experiments.build import programs
 
-    with building.shared_programs():
+    with programs.shared_programs():
         yield
 
 

@@ -118,7 +118,7 @@ _VALUES = (
     "0", "1", "2", "-1", "3", "1000000000", "-0.5", "0.5", "1e-30", "1e30", "nan", "inf", "-inf", "None", "True", "False", "''", "()",
     "(0,)", "(0,1)", "(0.5,1.5)", "(-1,)", "('a',)", "(nan,)", "digits", "cifar10", "synthetic", "relu", "cnn", "vit", "wide_resnet",
     "staircase", "cyclic", "relative_to_critical", "adam", "adadelta", "mse", "logistic", "softmax_cross_entropy", "one_hot", "integer",
-    "binary", "value", "full", "economy", "products", "auto", "closed_form", "<script>", "../../x", "a b", "\x00", "é",
+    "binary", "value", "full", "economy", "matrix_free", "auto", "closed_form", "<script>", "../../x", "a b", "\x00", "é",
 )  # fmt: skip
 
 
@@ -150,10 +150,11 @@ def outcome_of_command_line(arguments: list[str]) -> str:
 # Small enough to run in seconds, and otherwise any value with any other.
 _TO_RUN = {
     "steps": (1, 4, 7),
-    "members.seed": ((), (0, 3)),
-    "members.lr_relative": ((), (0.5, 2.0), (1e8,)),
+    "members.seed": (None, (0, 3)),
+    "members.lr": (None, (0.5, 2.0), (1e8,)),
+    "optimizer.lr_unit": ("absolute", "critical_lr0"),
     "data.name": ("digits", "natural_patches", "synthetic"),
-    "data.classes": ((), (0, 1), (1,)),
+    "data.classes": (None, (0, 1), (1,)),
     "data.train_size": (1, 2, 12),
     "data.validation_size": (0, 3),
     "data.scaling": ("none", "sqrt_d", "standardize"),
@@ -166,30 +167,30 @@ _TO_RUN = {
     "model.readout": ("flatten", "average"),
     "loss": ("mse", "logistic", "softmax_cross_entropy"),
     "optimizer.name": ("sgd", "heavy_ball", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "adadelta"),
-    "optimizer.batch_size": (0, 1, 5),
+    "optimizer.batch_size": (None, 1, 5),
     "optimizer.momentum": (0.0, 0.9),
     "optimizer.nesterov": (False, True),
     "optimizer.weight_decay": (None, 0.0, 0.1),
     "schedule.name": ("constant", "warm_up", "cyclic", "exponential_cyclic", "staircase", "relative_to_critical"),
-    "schedule.cap": (0.0, 0.9),
+    "schedule.cap": (None, 0.9),
     "schedule.period": (2, 5),
     "schedule.settle_steps": (1, 3),
-    "measure.preset": ("", "economy", "standard", "full"),
-    "measure.method": ("", "exact", "products", "auto"),
-    "measure.chunk_size": (0, 1, 5),
+    "measure.preset": (None, "economy", "standard", "full"),
+    "measure.method": (None, "exact", "matrix_free", "auto"),
+    "measure.chunk_size": (None, 1, 5),
     "measure.lambda_max_batch_every": (0, 1, 2),
     "measure.top_k": (1, 5, 20),
-    "measure.top_k_max": (0, 5, 25),
+    "measure.top_k_max": (None, 5, 25),
     "measure.loss_train_every": (0, 1, 3),
     "measure.lambda_max_train_every": (0, 2),
     "measure.loss_batch_after_every": (0, 1),
     "measure.preconditioner_min_every": (0, 1),
     "measure.loss_test_every": (0, 1, 3),
-    "measure.probe_size": (0, 1, 9),
+    "measure.probe_size": (None, 1, 9),
     "events.horizon": (1, 1000),
     "run.chunk_steps": (1, 3, 10),
     "run.checkpoint_every": (1, 6),
-    "run.stop_loss": (0.0, 0.5, 1e9),
+    "run.stop_loss": (None, 0.5, 1e9),
     "run.save_model": (False, True),
 }  # fmt: skip
 
@@ -204,7 +205,7 @@ def config_to_run(seed: int) -> dict[str, object]:
         allowed = [name for name in data.TARGET_ENCODINGS_OF_LOSS[fields["loss"]] if (name == "value") == synthetic]
         fields["data.target_encoding"] = draw.choice(allowed)
         if synthetic:
-            fields |= {"data.scaling": "none", "data.classes": (), "model.name": "fcn"}
+            fields |= {"data.scaling": "none", "data.classes": None, "model.name": "fcn"}
     return fields
 
 

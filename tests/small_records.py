@@ -27,8 +27,8 @@ def record(loss, lr, critical, *, top=None, rate=1.67, **more):
     top = loss * 0.99 if top is None else np.atleast_2d(top)
     arrays |= {"loss_top": top, "loss_rest": loss - top, "stage": np.zeros(loss.shape, int)}
     arrays |= {"diverged": ~np.isfinite(loss)} | more
-    members = {"lr_relative": ("member", np.full(len(loss), rate)), "seed": ("member", np.arange(len(loss)))}
-    members["rate"] = members["lr_relative"]
+    members = {"lr0_over_critical": ("member", np.full(len(loss), rate)), "seed": ("member", np.arange(len(loss)))}
+    members["lr_given"] = members["lr0_over_critical"]
     members["raises"] = ("member", np.full(len(loss), 2))
     return xr.Dataset({k: (("member", "step"), v) for k, v in arrays.items()}, members)
 
@@ -90,7 +90,7 @@ def batch_rows(effect_shared, effect_tuned, catapults=-1):
         for rate in (0.1, 0.2 + i):
             for seed in range(5):
                 gain = (effect_shared if rate == 0.1 else effect_tuned) * i + rng.uniform(0, 1e-3)
-                row = {"optimizer.batch_size": size, "rate": rate, "seed": seed, "finished": True, "run": f"b{size}"}
+                row = {"optimizer.batch_size": size, "lr_given": rate, "seed": seed, "finished": True, "run": f"b{size}"}
                 row |= {"catapults": 3 + catapults * i, "loss_val": 1.0 if rate == 0.1 else 0.5}
                 rows.append(row | {"loss_test": 1 + gain, "agop_alignment": 0.9 - gain})
                 if rate != 0.1:  # the other batch sizes do not come down at this lr
@@ -110,7 +110,7 @@ def optimizer_rows(slope, precision=0.9, lost=()):
                 aligned = 0.5 + 0.1 * i + rng.uniform(0, 1e-3)
                 row = {
                     "optimizer.name": name,
-                    "rate": rate,
+                    "lr_given": rate,
                     "seed": seed,
                     "active": True,
                     "finished": name not in lost,
@@ -131,7 +131,7 @@ def accuracy_rows(errors, critical=0.2):
                 row = {
                     "optimizer.name": name,
                     "schedule.name": schedule,
-                    "rate": rate,
+                    "lr_given": rate,
                     "seed": seed,
                     "active": True,
                     "finished": True,

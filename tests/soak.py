@@ -23,14 +23,14 @@ ROOT = Path(__file__).parents[1]
 _BASE = ["--config=configs/quickstart.py:smoke", "--config.model.width=16", "--config.data.name=digits", "--config.claims=()"]
 _OFTEN = ["--config.steps=600", "--config.run.chunk_steps=2", "--config.run.checkpoint_every=4"]  # most of the time is writing
 COMMANDS = {
-    "one member": ["experiments.main", *_BASE, *_OFTEN, "--config.members.lr_relative=(0.5,)"],
+    "one member": ["experiments.main", *_BASE, *_OFTEN, "--config.members.lr=(0.5,)"],
     "vmapped members, Adam, batches": [
         "experiments.main", *_BASE, *_OFTEN, "--config.members.seed=(0,1,2)", "--config.optimizer.name=adam",
         "--config.optimizer.batch_size=4", "--config.measure.lambda_max_batch_every=3", "--config.measure.loss_train_every=0",
     ],
     "convolutions, step by step": [
         "experiments.main", *_BASE, *_OFTEN, "--config.model.name=cnn", "--config.model.depth=2", "--config.model.width=4",
-        "--config.members.lr_relative=(0.5,)", "--config.optimizer.batch_size=4", "--config.optimizer.momentum=0.9", "--config.schedule.name=cyclic",
+        "--config.members.lr=(0.5,)", "--config.optimizer.batch_size=4", "--config.optimizer.momentum=0.9", "--config.schedule.name=cyclic",
     ],
     "sweep": ["experiments.sweep", *_BASE, *_OFTEN, "--grid=model.activation=relu,tanh", "--config.steps=240"],
 }  # fmt: skip

@@ -29,7 +29,7 @@ def command(*arguments, cwd=ROOT):
     [
         (
             ["--config=configs/quickstart.py", "--config.optimizer.lr_relativ=2"],
-            "no field 'optimizer.lr_relativ'; nearest: 'optimizer.lr_relative'",
+            "no field 'optimizer.lr_relativ'; nearest: 'optimizer.lr'",
         ),
         (["--config=configs/quickstart.py", "--config.steps=many"], "config.steps=many"),
         (["--config=configs/quickstart.py:huge"], "variant 'huge'; allowed: full, smoke"),

@@ -28,19 +28,19 @@ def test_variants_that_are_none(module, variant, message):
 
 def test_members_are_the_product_of_their_axes():
     axes = configs.member_axes(catapults_agop.get_config("rank2"))
-    assert list(axes) == ["lr_relative", "raises", "cap", "seed"]
+    assert list(axes) == ["lr", "raises", "cap", "seed"]
     assert axes["raises"] == (0, 1, 2, 3, 4) and axes["cap"] == (0.9,)
     assert configs.member_axes(suppressed.get_config("rank2"))["cap"] == (math.inf, 0.9)
-    assert list(configs.member_axes(cifar_gd.get_config())) == ["lr_relative", "seed"]
+    assert list(configs.member_axes(cifar_gd.get_config())) == ["lr", "seed"]
 
 
-def test_an_absolute_rate_takes_the_place_of_a_relative_one():
+def test_member_axes_take_the_lr_of_the_members():
     config = cifar_gd.get_config()
-    config.optimizer.lr, config.optimizer.lr_relative = 6.0, 0.0
+    config.optimizer.lr, config.optimizer.lr_unit = 6.0, "absolute"
     rules.check(config)
-    assert configs.learning_rates(config) == ((6.0,), None)
+    assert configs.member_axes(config)["lr"] == (6.0,)
     config.members.lr = (5.0, 6.0)
-    assert configs.learning_rates(config) == ((5.0, 6.0), None)
+    assert configs.member_axes(config)["lr"] == (5.0, 6.0)
 
 
 def test_identity_tells_configs_apart():

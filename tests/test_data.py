@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from catapult_jax import data
 from configs import default
-from experiments.building import load_data
+from experiments.build import load_data
 from experiments.config import ConfigError
 
 SMALL = dict(classes=(0, 1), train_size=6, test_size=4, scaling="none", target_encoding="integer")

@@ -493,7 +493,9 @@ def test_a_function_that_makes_p_is_called_anew_each_time():
         for scale in (1.0, 4.0):
             np.testing.assert_allclose(function(scale), 10 / scale, rtol=0.01)
     state = optax.adam(0.1).update(jnp.ones(8), optax.adam(0.1).init(jnp.zeros(8)))[1]
-    rule = lambda: preconditioner_from_state(optax.adam, jnp.zeros(8), state).diagonal  # of a state that is at hand, outside of jit
+    rule = lambda: (
+        preconditioner_from_state(optax.adam, jnp.zeros(8), state).diagonal
+    )  # of a state that is at hand, outside of jit
     found = top_eigenpairs(linear, jnp.zeros(8), batch, k=1, loss="mse", preconditioner=rule)
     np.testing.assert_allclose(found.eigenvalues[0], 10, rtol=0.01)
 

@@ -30,8 +30,9 @@ from configs import (
     suppressed,
     synthetic_sgd_b1,
 )
-from experiments import building, directory, main, progress, report
+from experiments import build, directory, main, progress, report
 from experiments import config as configs
+from experiments.build import checks, programs
 from experiments.directory import earlier_run
 from experiments.verdicts import OF_RUN
 
@@ -64,7 +65,7 @@ def test_smoke_on_embedded_data(module, variant, tmp_path, no_data, capsys):
     record = catapult_jax.open_record(tmp_path / "run")
     assert record["loss_batch"].dims == ("member", "step") and record.sizes["step"] == config.steps
     assert record.attrs["data"] == about_data(tmp_path)["name"]
-    assert {"seed", "rate", "lr_relative", "lr_init", "critical_lr_init", "step"} <= set(record.coords)
+    assert {"seed", "lr_given", "lr0_over_critical", "lr0", "critical_lr0", "step"} <= set(record.coords)
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     assert about["kernel_check"]["relative_error"] <= 1e-5
     assert about["status"] == "complete"
@@ -108,7 +109,7 @@ def test_interrupted_and_resumed_is_the_same_record(tmp_path, monkeypatch, capsy
     config = smoke(run__checkpoint_every=3)
     main.run(config, tmp_path / "whole")
 
-    calls, whole_trainer = [], building.trainer_of
+    calls, whole_trainer = [], build.trainer_of
 
     def dies(*arguments, **keywords):
         made = whole_trainer(*arguments, **keywords)
@@ -122,7 +123,7 @@ def test_interrupted_and_resumed_is_the_same_record(tmp_path, monkeypatch, capsy
         return made._replace(run=run)
 
     with monkeypatch.context() as patched:
-        patched.setattr(building, "trainer_of", dies)
+        patched.setattr(build, "trainer_of", dies)
         with pytest.raises(KeyboardInterrupt):
             main.run(config, tmp_path / "parts")
     assert catapult_jax.open_record(tmp_path / "parts").sizes["step"] == 3
@@ -172,12 +173,32 @@ def test_a_directory_with_another_run_or_other_files_is_left_alone(tmp_path, pla
             "loss_top",
         ),
         (
-            {"members__lr_relative": (), "optimizer__lr": 0.5, "measure__lambda_max_batch_every": 2, "claims": ()},
+            {
+                "members__lr": None,
+                "optimizer__lr": 0.5,
+                "optimizer__lr_unit": "absolute",
+                "measure__lambda_max_batch_every": 2,
+                "claims": (),
+            },
             "critical_lr_batch",
         ),
-        ({"members__lr_relative": (), "optimizer__lr": 0.5, "measure__lambda_max_batch_every": 0, "claims": ()}, "loss_batch"),
         (
-            {"optimizer__batch_size": 4, "measure__lambda_max_train_every": 2, "measure__probe_size": 8, "members__seed": (0, 1)},
+            {
+                "members__lr": None,
+                "optimizer__lr": 0.5,
+                "optimizer__lr_unit": "absolute",
+                "measure__lambda_max_batch_every": 0,
+                "claims": (),
+            },
+            "loss_batch",
+        ),
+        (
+            {
+                "optimizer__batch_size": 4,
+                "measure__lambda_max_train_every": 2,
+                "measure__probe_size": 8,
+                "members__seed": (0, 1),
+            },
             "critical_lr_probe",
         ),
     ],
@@ -187,15 +208,15 @@ def test_other_losses_codings_and_instruments(fields, present, tmp_path, plain_f
     main.run(smoke(**fields), tmp_path / "run")
     record = catapult_jax.open_record(tmp_path / "run")
     assert np.isfinite(record[present].values[:, 0]).all()
-    assert np.isfinite(record["lr_relative"].values).all()
+    assert np.isfinite(record["lr0_over_critical"].values).all()
 
 
 def test_a_kernel_that_disagrees_with_neural_tangents_stops_the_run(tmp_path, monkeypatch):
     right = main.tangent_kernel
     monkeypatch.setattr(
-        main, "tangent_kernel", lambda f, p, x, method="auto": right(f, p, x, method=method) * (1 + 0.01 * (method == "auto"))
+        checks, "tangent_kernel", lambda f, p, x, method="auto": right(f, p, x, method=method) * (1 + 0.01 * (method == "auto"))
     )
-    with building.shared_programs(), pytest.raises(configs.RunError, match="kernel differs from neural_tangents by"):
+    with programs.shared_programs(), pytest.raises(configs.RunError, match="kernel differs from neural_tangents by"):
         main.run(smoke(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -205,13 +226,13 @@ def test_without_neural_tangents_the_check_is_skipped_and_says_so(tmp_path, monk
         raise catapult_jax.NeuralTangentsMissing("not installed")
 
     monkeypatch.setattr(neural_tangents, "load", missing)
-    with building.shared_programs():
+    with programs.shared_programs():
         main.run(smoke(), tmp_path / "run")
     assert "skipped: not installed" in capsys.readouterr().out
 
 
 def test_a_run_that_diverges_says_so(tmp_path, plain_figures):
-    main.run(smoke(members__lr_relative=(1e7,), steps=12), tmp_path / "run")
+    main.run(smoke(members__lr=(1e7,), steps=12), tmp_path / "run")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "diverged"
     assert "<td>the loss was not finite</td>" in (tmp_path / "run" / "report.html").read_text()
 
@@ -300,13 +321,13 @@ def test_a_saved_model_is_that_of_the_end_with_its_own_scores(tmp_path, plain_fi
     after = catapult_jax.open_record(tmp_path / "longer")
     assert about["loss_test"] == pytest.approx(float(after["loss_test"].values[0, 6]), rel=1e-5)
     assert about["error_test"] == pytest.approx(float(after["error_test"].values[0, 6]))
-    arrays, _ = building.load_data(config)
-    outputs = building.build_model(about["config"]["model"], arrays.outputs).apply(params, arrays.x_test)
+    arrays, _ = build.load_data(config)
+    outputs = build.build_model(about["config"]["model"], arrays.outputs).apply(params, arrays.x_test)
     assert about["loss_test"] == pytest.approx(float(((outputs - arrays.y_test) ** 2).mean()), rel=1e-5)
 
 
 def test_a_model_that_diverged_is_not_saved(tmp_path, plain_figures):
-    config = smoke(run__save_model=True, members__lr_relative=(1e7,), steps=12)
+    config = smoke(run__save_model=True, members__lr=(1e7,), steps=12)
     with pytest.raises(configs.RunError, match="the first member diverged"):
         main.run(config, tmp_path / "run")
     assert not (tmp_path / "run" / "model.npz").exists() and (tmp_path / "run" / "report.html").is_file()
@@ -336,7 +357,7 @@ def test_another_reference_in_the_same_directory_is_refused(tmp_path, no_data, p
 
 
 def test_a_workdir_that_can_not_be_made_is_refused_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(building, "load_data", None)
+    monkeypatch.setattr(build, "load_data", None)
     (tmp_path / "file").touch()
     for workdir in (tmp_path / "file" / "run", tmp_path / ("x" * 300), Path("/proc/run")):
         with pytest.raises(configs.ConfigError, match=r"workdir=.* can't be made .*; allowed: a directory to write in"):

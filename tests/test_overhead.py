@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 
 from catapult_jax.training.instruments import Instrument
 from configs import quickstart
-from experiments import building, main, overhead
+from experiments import build, main
+from experiments.build import overhead
+from experiments.build.instruments import build_instruments
+from experiments.build.trainer import build_trainer
 
 COSTS = st.dictionaries(st.sampled_from("abcdef"), st.floats(0, 8), min_size=1)
 
@@ -33,7 +36,7 @@ def test_what_is_wanted_at_every_step_gets_it_and_no_cadence_is_beyond_the_longe
 
 def test_a_preset_finds_its_cadences_prints_and_keeps_them(tmp_path, capsys, monkeypatch, plain_figures):
     monkeypatch.delenv("CATAPULT_DATA_DIR", raising=False)
-    costs = {"lambda_max_batch, exact": 0.9, "lambda_max_batch, products": 0.3, "loss_batch_after": 0.2, "test": 1.5}
+    costs = {"lambda_max_batch, exact": 0.9, "lambda_max_batch, matrix_free": 0.3, "loss_batch_after": 0.2, "loss_test": 1.5}
     costs["lambda_max_batch, exact, apart"] = 1.8
     monkeypatch.setattr(overhead, "measure", lambda build, candidates, members: {name: costs[name] for name in candidates})
     config = quickstart.get_config("smoke")
@@ -42,38 +45,38 @@ def test_a_preset_finds_its_cadences_prints_and_keeps_them(tmp_path, capsys, mon
     config.claims = ("first_catapult", "exceedance_predicts_rise")
     found = main.run(config, tmp_path / "run")
     plan = json.loads((tmp_path / "run" / "run.json").read_text())["instruments"]
-    assert plan["methods"] == {"lambda_max_batch": "products"}  # the cheaper one
-    assert plan["cadences"] == {"lambda_max_batch": 2, "loss_batch_after": 2, "test": 10}
+    assert plan["methods"] == {"lambda_max_batch": "matrix_free"}  # the cheaper one
+    assert plan["cadences"] == {"lambda_max_batch": 2, "loss_batch_after": 2, "loss_test": 10}
     assert plan["expected_overhead"] == pytest.approx(1 + 0.15 + 0.1 + 0.15)
     printed = capsys.readouterr().out
-    assert "lambda_max_batch (products; exact 0.90, products 0.30): 0.30, every 2 steps" in printed
+    assert "lambda_max_batch (matrix_free; exact 0.90, matrix_free 0.30): 0.30, every 2 steps" in printed
     assert "expected to cost 1.40 bare ones" in printed
     assert found == []
     assert "Not tested at the cadences of this preset: first_catapult" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_kernel_that_is_not_taken_at_every_step_pays_for_its_own_derivatives(monkeypatch):
-    costs = {"lambda_max_batch, exact": 0.9, "lambda_max_batch, exact, apart": 1.8, "lambda_max_batch, products": 2.0}
+    costs = {"lambda_max_batch, exact": 0.9, "lambda_max_batch, exact, apart": 1.8, "lambda_max_batch, matrix_free": 2.0}
     monkeypatch.setattr(overhead, "measure", lambda build, candidates, members: {name: costs[name] for name in candidates})
     config = quickstart.get_config("smoke")
     config.measure.preset = "economy"
-    arrays, _ = building.load_data(config)
-    model, members = building.build_model(config.model, arrays.outputs), building.build_members(config)
+    arrays, _ = build.load_data(config)
+    model, members = build.build_model(config.model, arrays.outputs), build.build_members(config)
     for most, every, expected in ((1.5, 10, 1.18), (1.95, 1, 1.9)):
         config.measure.max_overhead = most
-        plan = building.choose_instruments(config, model, arrays, members, None)
+        plan = build.choose_instruments(config, model, arrays, members, None)
         assert plan["cadences"] == {"lambda_max_batch": every} and plan["expected_overhead"] == pytest.approx(expected)
 
 
 def test_a_dear_instrument_costs_more_than_a_cheap_one(monkeypatch):
     monkeypatch.setattr(overhead, "_SECONDS", 0.02)
     config = quickstart.get_config("smoke")
-    arrays, _ = building.load_data(config)
-    model, members = building.build_model(config.model, arrays.outputs), building.build_members(config)
-    build = lambda chosen: building.build_trainer(config, model, arrays, chosen)
-    cheap = building.build_instruments(config, model, arrays, None, {"loss_batch_after": 3}, {})["loss_batch_after"]
+    arrays, _ = build.load_data(config)
+    model, members = build.build_model(config.model, arrays.outputs), build.build_members(config)
+    make_trainer = lambda chosen: build_trainer(config, model, arrays, chosen)
+    cheap = build_instruments(config, model, arrays, None, {"loss_batch_after": 3}, {})["loss_batch_after"]
     heavy = lambda now: {
         "sum": jax.lax.fori_loop(0, 300, lambda _, a: jnp.tanh(a @ a), jnp.ones((128, 128)) + now.outputs[0, 0])[0, 0]
     }
-    found = overhead.measure(build, {"cheap": cheap, "dear": Instrument(("sum",), 7, heavy)}, members)
+    found = overhead.measure(make_trainer, {"cheap": cheap, "dear": Instrument(("sum",), 7, heavy)}, members)
     assert 0 <= found["cheap"] < found["dear"]  # a hundred times the step, so that no noise turns it round

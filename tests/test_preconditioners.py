@@ -123,7 +123,9 @@ def test_wrapped_states_are_read_as_bare_ones(name):
     injected = _after(optax.inject_hyperparams(make)(learning_rate=0.1))[1]
     named = _after(optax.named_chain(("a", optax.inject_hyperparams(make)(learning_rate=optax.constant_schedule(0.1)))))[1]
     for state in (_after(optax.chain(make(0.1)))[1], injected, named):
-        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), preconditioner_from_state(make, _PARAMS, state), expected)
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-6), preconditioner_from_state(make, _PARAMS, state), expected
+        )
     # What is injected need not be said again.
     found = preconditioner_from_state(make.func, _PARAMS, injected)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), found, expected)
@@ -377,7 +379,9 @@ def test_what_has_no_rule(make, state_of, message):
 
 def test_positional_arguments_of_a_partial_are_settings():
     _, state, _ = _after(optax.adam(0.1, 0.5))
-    assert float(preconditioner_from_state(functools.partial(optax.adam, 0.1, 0.5), _PARAMS, state).gain) == pytest.approx(1 / 3)
+    assert float(preconditioner_from_state(functools.partial(optax.adam, 0.1, 0.5), _PARAMS, state).gain) == pytest.approx(
+        1 / 3
+    )
 
 
 def test_decay_that_can_not_be_seen_is_not_known():

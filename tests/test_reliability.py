@@ -20,7 +20,7 @@ from absl.testing import flagsaver
 import catapult_jax
 from catapult_jax import checkpoints, data, records
 from configs import quickstart
-from experiments import building, directory, main, report, reproduce, sweep
+from experiments import build, directory, main, report, reproduce, sweep
 from experiments import config as configs
 from experiments.analysis import run_events, uncertain_steps, until_diverged
 from experiments.command_line import parse
@@ -252,7 +252,7 @@ def test_a_run_that_ended_before_its_first_file_was_whole_left_nothing(tmp_path)
 def test_a_member_that_diverges_is_marked_and_changes_no_bit_of_the_others(tmp_path):
     rates = {"calm": (0.5, 0.6), "lost": (0.5, 1e12)}
     for name, lr_relative in rates.items():
-        main.run(tiny(steps=9, members__lr_relative=lr_relative), tmp_path / name)
+        main.run(tiny(steps=9, members__lr=lr_relative), tmp_path / name)
     calm, lost = (catapult_jax.open_record(tmp_path / name) for name in rates)
     for name in calm.data_vars:
         np.testing.assert_array_equal(calm[name].values[0], lost[name].values[0], err_msg=name)
@@ -263,12 +263,12 @@ def test_a_member_that_diverges_is_marked_and_changes_no_bit_of_the_others(tmp_p
     assert not diverged[: member["step"]].any() and diverged[member["step"] :].all()
     html = (tmp_path / "lost" / "report.html").read_text()
     assert "Members that diverged" in html and ">nan<" not in html.lower() and ">inf<" not in html.lower()
-    main.run(tiny(steps=9, members__lr_relative=(1e12, 1e13)), tmp_path / "all")
+    main.run(tiny(steps=9, members__lr=(1e12, 1e13)), tmp_path / "all")
     assert json.loads((tmp_path / "all" / "run.json").read_text())["status"] == "diverged"
 
 
 def test_a_member_that_does_not_come_back_is_frozen_too(tmp_path):
-    config = tiny(steps=20, members__lr_relative=(0.5, 1.67), events__horizon=2, model__width=256, data__name="natural_patches")
+    config = tiny(steps=20, members__lr=(0.5, 1.67), events__horizon=2, model__width=256, data__name="natural_patches")
     main.run(config, tmp_path / "run")
     (member,) = json.loads((tmp_path / "run" / "run.json").read_text())["lost"]
     assert (member["member"], member["cause"]) == (1, "a spike did not close within 2 steps")
@@ -299,9 +299,7 @@ def test_seeds_side_by_side_are_those_alone_up_to_rounding(tmp_path):
 def test_reproduced_or_not(tmp_path, capsys, monkeypatch):
     main.run(tiny(), tmp_path / "run")
     flags.FLAGS.mark_as_parsed()
-    monkeypatch.setattr(
-        main.building, "choose_instruments", None
-    )  # found from costs, which are never twice the same: taken over
+    monkeypatch.setattr(main.build, "choose_instruments", None)  # found from costs, which are never twice the same: taken over
     with flagsaver.flagsaver(reproduce=str(tmp_path / "run"), workdir=str(tmp_path / "again")):
         assert main.main([]) == 0
     assert "reproduced: " in capsys.readouterr().out
@@ -408,7 +406,7 @@ def test_sums_in_one_order_are_demanded(monkeypatch):
 
 def test_a_kernel_of_zero_has_no_critical_lr_to_be_relative_to(tmp_path):
     """Its network is dead, so that no example has a gradient: with an absolute lr it stays where it is."""
-    dead = {"model__width": 1, "data__train_size": 1, "members__lr_relative": (), "members__seed": (0,)}
+    dead = {"model__width": 1, "data__train_size": 1, "members__lr": (), "members__seed": (0,)}
     with pytest.raises(configs.ConfigError, match=r"members.seed=0; the critical lr at initialisation is inf"):
         main.run(tiny(**dead, optimizer__lr_relative=0.5), tmp_path / "relative")
     assert not (tmp_path / "relative").exists()
@@ -616,7 +614,7 @@ def test_where_checkpoints_fall_changes_no_bit(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, monkeypatch, capsys, number):
     main.run(tiny(steps=9), tmp_path / "whole")
-    whole_trainer, handlers = building.trainer_of, [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    whole_trainer, handlers = build.trainer_of, [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
 
     def trainer(*arguments, **keywords):
         made = whole_trainer(*arguments, **keywords)
@@ -629,7 +627,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, monkeypatch, caps
         return made._replace(run=run)
 
     with monkeypatch.context() as patched:
-        patched.setattr(building, "trainer_of", trainer)
+        patched.setattr(build, "trainer_of", trainer)
         with pytest.raises(SystemExit) as stopped:
             main.run(tiny(steps=9), tmp_path / "parts")
     assert stopped.value.code == 128 + number
@@ -651,7 +649,7 @@ def test_a_second_signal_ends_the_process_at_once():
 
 
 def test_a_run_whose_members_have_all_diverged_ends(tmp_path):
-    config = tiny(steps=3000, members__lr_relative=(1e12, 1e13))
+    config = tiny(steps=3000, members__lr=(1e12, 1e13))
     main.run(config, tmp_path / "run")
     about = records.read_json(tmp_path / "run" / "run.json")
     record = catapult_jax.open_record(tmp_path / "run")
@@ -667,7 +665,7 @@ def test_nan_in_the_loss_is_found_where_jax_is_asked_to(tmp_path):
     with jax.debug_nans(True):
         main.run(tiny(measure__lambda_max_batch_every=2), tmp_path / "healthy")
         with pytest.raises(configs.RunError, match=r"JAX_DEBUG_NANS: the loss of member 1 is NaN at step \d"):
-            main.run(tiny(steps=12, members__lr_relative=(0.5, 1e30)), tmp_path / "sick")
+            main.run(tiny(steps=12, members__lr=(0.5, 1e30)), tmp_path / "sick")
     assert records.read_json(tmp_path / "healthy" / "run.json")["status"] == "complete"
 
 

@@ -16,7 +16,7 @@ from catapult_jax import records
 from catapult_jax.events import DEFINITION
 from catapult_jax.report import page
 from configs import quickstart
-from experiments import analysis, building, main, sections, sweep, verdicts
+from experiments import analysis, build, main, sections, sweep, verdicts
 from experiments.verdicts import registry
 
 SCRIPT = "<script>alert('x')</script>\"&"
@@ -68,10 +68,8 @@ def claim():
 @pytest.fixture
 def scripted(monkeypatch, plain_figures):
     """Data, labels and claims with names that are HTML."""
-    load = building.load_data
-    monkeypatch.setattr(
-        building, "load_data", lambda config: (load(config)[0]._replace(name=f"data {SCRIPT}"), f"other {SCRIPT}")
-    )
+    load = build.load_data
+    monkeypatch.setattr(build, "load_data", lambda config: (load(config)[0]._replace(name=f"data {SCRIPT}"), f"other {SCRIPT}"))
     scripted_claim = registry.CLAIMS["first_catapult"]._replace(check=lambda record, config: verdicts.Finding(*claim()[1:]))
     monkeypatch.setitem(registry.CLAIMS, "first_catapult", scripted_claim)
     monkeypatch.setattr(
@@ -148,7 +146,7 @@ def test_matplotlib_keeps_to_the_place_that_the_user_named(tmp_path):
 def test_a_run_whose_networks_die_says_so(tmp_path, plain_figures):
     """A few units at a large lr: the loss goes to 2e7, and then every unit is off."""
     config = quickstart.get_config("smoke")
-    config.members.lr_relative, config.model.width = (1.67,), 8
+    config.members.lr, config.model.width = (1.67,), 8
     found = main.run(config, tmp_path / "run")
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (about["status"], about["lost"], about["dead"]) == ("dead", [], [{"member": 0, "step": 3}])

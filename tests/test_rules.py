@@ -34,20 +34,20 @@ _SYNTHETIC = {
     "data.test_size": 8,
 }
 _STOCHASTIC = {"optimizer.batch_size": 4}
-_PRODUCTS = {"measure.method": "products", "measure.top_k_max": 8}
+_PRODUCTS = {"measure.method": "matrix_free", "measure.top_k_max": 8}
 _AGOP = {"measure.agop_alignment_every": 1, "measure.agop_reference": "model.npz"}
 # A setting that each claim can be tested in, beside what NEEDS and NEEDS_SOME ask for.
 _SETTING = {
     "adagrad_outgrows_its_lr": {"optimizer.name": "adagrad"},
-    "forbidding_catapults_hurts": {"members.cap": (0.0, 0.9)},
+    "forbidding_catapults_hurts": {"members.cap": (None, 0.9)},
 }
-_GIVEN = {"run.stop_loss": 0.1, "data.validation_size": 8, "members.cap": (0.0, 0.9), "measure.agop_alignment_every": 1}
+_GIVEN = {"run.stop_loss": 0.1, "data.validation_size": 8, "members.cap": (None, 0.9), "measure.agop_alignment_every": 1}
 
 
 def config_with(fields: dict) -> ConfigDict:
-    """The default with a relative lr, which every run needs, and with other fields."""
+    """The default with an lr, which every run needs, and with other fields."""
     config = default.get_config()
-    config.update_from_flattened_dict({"optimizer.lr_relative": 1.0} | fields)
+    config.update_from_flattened_dict({"optimizer.lr": 1.0} | fields)
     return config
 
 
@@ -109,40 +109,34 @@ ROWS = [
     ),
     (
         "measure.top_k_max, measure.method; "
-        "allowed with a largest k: products, since the exact kernel gives all eigenvalues at once",
+        "allowed with a largest k: matrix_free, since the exact kernel gives all eigenvalues at once",
         {"measure.top_k_max": 8},
     ),
     (
         "measure.top_k_max, measure.lambda_max_batch_every; allowed with a largest k: a cadence of 1 or more, or a preset",
         _PRODUCTS | {"measure.lambda_max_batch_every": 0},
     ),
-    ("measure.top_k_max, measure.top_k; allowed: 0, or measure.top_k and more", _PRODUCTS | {"measure.top_k_max": 2}),
+    ("measure.top_k_max, measure.top_k; allowed: measure.top_k or more, or None", _PRODUCTS | {"measure.top_k_max": 2}),
     (
-        "claims, optimizer.batch_size; allowed with the claim catapults_condition_the_kernel: 0, all examples",
+        "claims, optimizer.batch_size; allowed with the claim catapults_condition_the_kernel: None, all examples",
         _STOCHASTIC | {"claims": ("catapults_condition_the_kernel",)},
     ),
     (
         "claims, measure.preset, measure.method; "
         "allowed with the claim catapults_condition_the_kernel: no preset, and the method exact",
-        {"claims": ("catapults_condition_the_kernel",), "measure.method": "products"},
+        {"claims": ("catapults_condition_the_kernel",), "measure.method": "matrix_free"},
     ),
     (
         "claims, optimizer.name; allowed with the claim adagrad_outgrows_its_lr: adagrad",
         {"claims": ("adagrad_outgrows_its_lr",)},
     ),
-    ("optimizer.lr, optimizer.lr_relative; allowed: one of them above 0", {"optimizer.lr_relative": 0.0}),
-    (
-        "optimizer.lr, members.lr, optimizer.lr_relative, members.lr_relative; "
-        "allowed: absolute or relative rates, not both; 0 or () takes one away",
-        {"members.lr": (1.0,)},
-    ),
+    ("optimizer.lr, members.lr; allowed: an lr in one of them, in the unit optimizer.lr_unit", {"optimizer.lr": None}),
     *(
         (f"{name}; allowed: each value once", {name: (1, 1)})
         for name in ("members.seed", "members.raises", "data.classes", "data.fallback_classes")
     ),
     ("members.cap; allowed: each value once", {"members.cap": (0.5, 0.5)}),
-    ("members.lr; allowed: each value once", {"members.lr": (0.5, 0.5), "optimizer.lr_relative": 0.0}),
-    ("members.lr_relative; allowed: each value once", {"members.lr_relative": (0.5, 0.5)}),
+    ("members.lr; allowed: each value once", {"members.lr": (0.5, 0.5)}),
     (
         "optimizer.batch_size, data.train_size; allowed: a batch no larger than the training set",
         {"optimizer.batch_size": 129},
@@ -163,7 +157,7 @@ ROWS = [
     ),
     ("data.name, data.classes; allowed: no classes for synthetic targets", _SYNTHETIC | {"data.classes": (0,)}),
     ("data.name, data.scaling; allowed for synthetic inputs: none", _SYNTHETIC | {"data.scaling": "sqrt_d"}),
-    ("data.name, data.test_size; allowed for synthetic targets: 1 or more", _SYNTHETIC | {"data.test_size": 0}),
+    ("data.name, data.test_size; allowed for synthetic targets: 1 or more", _SYNTHETIC | {"data.test_size": None}),
     ("data.name, model.name; allowed for synthetic inputs: fcn", _SYNTHETIC | {"model.name": "vit"}),
     ("model.name, model.depth; allowed for fcn and cnn: 2 weight layers or more", {"model.depth": 1}),
     (
@@ -172,10 +166,10 @@ ROWS = [
     ),
     ("data.name, data.fallback; allowed: no fallback data for embedded data", {"data.fallback": "digits"}),
     (
-        "model.strides, model.depth; allowed: none, or one for each of the {convolutions} convolutions",
+        "model.strides, model.depth; allowed: one for each of the {convolutions} convolutions, or None",
         {"model.name": "cnn", "model.strides": (2,)},
     ),
-    ("model.name, model.strides; allowed for models other than cnn: none", {"model.strides": (2,)}),
+    ("model.name, model.strides; allowed for models other than cnn: None", {"model.strides": (2,)}),
     ("events.factor, events.delta; allowed: a factor above 1 + delta", {"events.factor": 1.05}),
     *(
         (
@@ -186,8 +180,8 @@ ROWS = [
         for name in ("staircase", "relative_to_critical")
     ),
     (
-        "schedule.name, optimizer.lr, members.lr; allowed with relative_to_critical: relative rates, the multiple that is held",
-        {"schedule.name": "relative_to_critical", "optimizer.lr": 1.0, "optimizer.lr_relative": 0.0},
+        "schedule.name, optimizer.lr_unit; allowed with relative_to_critical: critical_lr0, since the lr is then a multiple of the critical lr",
+        {"schedule.name": "relative_to_critical", "optimizer.lr": 1.0},
     ),
     *(
         (
@@ -198,7 +192,10 @@ ROWS = [
         for name, cap in (("schedule.cap", 0.5), ("members.cap", (0.5,)))
     ),
     ("schedule.name, members.raises; allowed: raises with the schedule staircase", {"members.raises": (1, 2)}),
-    ("measure.agop_alignment_every, measure.agop_reference; allowed: both or none", {"measure.agop_alignment_every": 1}),
+    (
+        "measure.agop_alignment_every, measure.agop_reference; allowed: both, or none of them",
+        {"measure.agop_alignment_every": 1},
+    ),
     (
         "measure.agop_reference, data.name; "
         "allowed: closed_form for synthetic targets, elsewhere the model.npz of a run with run.save_model",
@@ -219,13 +216,18 @@ ROWS = [
         _STOCHASTIC | {"measure.lambda_max_batch_every": 2},
     ),
     (
-        "claims, members.cap; allowed with the claim forbidding_catapults_hurts: 0, no cap, and one below 1",
+        "claims, members.cap; allowed with the claim forbidding_catapults_hurts: None, no cap, and one below 1",
         _AGOP
-        | {"claims": ("forbidding_catapults_hurts",), "run.stop_loss": 0.1, "measure.loss_test_every": 1, "members.cap": (0.9,)},
+        | {
+            "claims": ("forbidding_catapults_hurts",),
+            "run.stop_loss": 0.1,
+            "measure.loss_test_every": 1,
+            "members.cap": (0.9,),
+        },
     ),
     (
         "claims, measure.probe_size; "
-        "allowed with the claim sgd_spikes_are_catapults: 0, since its split is of the whole training loss",
+        "allowed with the claim sgd_spikes_are_catapults: None, since its split is of the whole training loss",
         {"claims": ("sgd_spikes_are_catapults",), "measure.lambda_max_train_every": 1, "measure.probe_size": 8},
     ),
     (
@@ -270,17 +272,12 @@ def test_check_keeps_the_default_with_an_lr():
     [
         (
             {"model.name": "cnn", "model.strides": (2,)},
-            "model.strides=(2,), model.depth=5; allowed: none, or one for each of the 4 convolutions",
+            "model.strides=(2,), model.depth=5; allowed: one for each of the 4 convolutions, or None",
         ),
         (
-            {"optimizer.lr": 1.0, "members.lr_relative": (2.0,), "optimizer.lr_relative": 0.0},
-            "optimizer.lr=1.0, members.lr_relative=(2.0,); "
-            "allowed: absolute or relative rates, not both; 0 or () takes one away",
-        ),
-        (
-            {"schedule.name": "relative_to_critical", "members.lr": (1.0,), "optimizer.lr_relative": 0.0},
-            "schedule.name='relative_to_critical', members.lr=(1.0,); "
-            "allowed with relative_to_critical: relative rates, the multiple that is held",
+            {"schedule.name": "relative_to_critical"},
+            "schedule.name='relative_to_critical', optimizer.lr_unit='absolute'; "
+            "allowed with relative_to_critical: critical_lr0, since the lr is then a multiple of the critical lr",
         ),
         ({"optimizer.b1": 0.9}, "optimizer.name='sgd', optimizer.b1=0.9; allowed for it: momentum, nesterov"),
         (
@@ -345,7 +342,7 @@ def test_a_field_that_the_default_does_not_have():
 
 def test_the_causal_test_needs_both_arms():
     config = suppressed.get_config("rank2")
-    for caps in ((), (0.9,), (0.0, 1.5)):
+    for caps in (None, (0.9,), (None, 1.5)):
         config.members.cap = caps
         with pytest.raises(ConfigError, match=r"members.cap=.*; allowed with the claim forbidding_catapults_hurts"):
             rules.check(config)
@@ -356,12 +353,14 @@ def test_examples_in_docstrings():
 
 
 @pytest.mark.parametrize(
-    "fields", [{"schedule.name": "staircase"}, {"schedule.cap": 0.9}, {"run.stop_loss": 0.1, "measure.loss_test_every": 1}], ids=str
+    "fields",
+    [{"schedule.name": "staircase"}, {"schedule.cap": 0.9}, {"run.stop_loss": 0.1, "measure.loss_test_every": 1}],
+    ids=str,
 )
 def test_check_leaves_the_cadences_of_a_preset_to_the_preset(fields):
     """It measures at every step what the schedule and the end of a run need, whatever the fields say."""
     config = default.get_config()
-    config.optimizer.lr_relative, config.optimizer.batch_size = 0.9, 4
+    config.optimizer.lr, config.optimizer.batch_size = 0.9, 4
     config.measure.lambda_max_batch_every = config.measure.loss_train_every = 0
     config.update_from_flattened_dict(fields)
     with pytest.raises(ConfigError):

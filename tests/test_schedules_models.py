@@ -88,11 +88,13 @@ def test_cycles_stay_between_their_ends_and_shrink_as_they_should(low, period, d
     assert float(shape(step - step % period)) == pytest.approx(low, abs=1e-6)
 
 
-@given(multiple=st.floats(0.1, 3), criticals=st.lists(st.floats(0.01, 100) | st.just(float("nan")), min_size=1, max_size=8))
+@given(
+    lr_over_critical=st.floats(0.1, 3), criticals=st.lists(st.floats(0.01, 100) | st.just(float("nan")), min_size=1, max_size=8)
+)
 @settings(max_examples=40, deadline=None)
 def test_relative_to_critical_holds_the_multiple_of_the_last_one_known(multiple, criticals):
     schedule = relative_to_critical()
-    state, known = schedule.init(0.7, multiple=multiple), None
+    state, known = schedule.init(0.7, lr_over_critical=multiple), None
     for step, critical in enumerate(criticals):
         state = schedule.update(state, step, 1.0, critical)
         known = known if np.isnan(critical) else critical
@@ -150,7 +152,7 @@ _stairs = _scanned(staircase(raise_to=1.5, settle_fraction=0.5, settle_steps=1))
 
 def test_relative_to_critical_stays_finite_where_no_rate_is_critical():
     schedule = relative_to_critical()
-    state = schedule.update(schedule.init(0.7, multiple=2.0), 0, 1.0, 3.0)
+    state = schedule.update(schedule.init(0.7, lr_over_critical=2.0), 0, 1.0, 3.0)
     assert float(schedule.update(state, 1, 1.0, np.inf).lr) == 6.0
 
 

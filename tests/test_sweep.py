@@ -10,9 +10,11 @@ import time
 
 import pytest
 
+from catapult_jax import training
 from catapult_jax.events import DEFINITION
 from configs import batch_size, quickstart
-from experiments import building, claims, main, reproduce, sweep, verdicts
+from experiments import build, claims, main, reproduce, sweep, verdicts
+from experiments.build import programs
 from experiments.config import ConfigError
 
 
@@ -28,14 +30,14 @@ def table(directory):
 def test_numbers_of_a_member_make_members_and_the_rest_makes_runs():
     runs, axes = sweep.plan(
         quickstart.get_config("smoke"),
-        ["seed=3,4", "optimizer.lr_relative=1,2.5", "model.width=8,16", "model.activation=relu,tanh"],
+        ["seed=3,4", "optimizer.lr=1,2.5", "model.width=8,16", "model.activation=relu,tanh"],
     )
     assert axes == ["model.width", "model.activation"]
     assert [tuple(chosen.values()) for chosen, _ in runs] == [(8, "relu"), (8, "tanh"), (16, "relu"), (16, "tanh")]
     assert [(one.model.width, one.model.activation) for _, one in runs] == [tuple(chosen.values()) for chosen, _ in runs]
     config = runs[3][1]
     assert (config.model.width, config.model.activation) == (16, "tanh")
-    assert config.members.seed == (3, 4) and config.members.lr_relative == (1.0, 2.5)
+    assert config.members.seed == (3, 4) and config.members.lr == (1.0, 2.5)
     alone, axes = sweep.plan(quickstart.get_config("smoke"), ["members.seed=1,2"])
     assert len(alone) == 1 and axes == []
 
@@ -77,13 +79,13 @@ def test_a_sweep_resumes_skips_and_sums_up(tmp_path, monkeypatch, capsys):
     assert found.claim == "small_batches_help" and len(calls) == 3
     rows = table(tmp_path / "s")
     assert [row["optimizer.batch_size"] for row in rows] == ["5"] * 4 + ["10"] * 4
-    assert {"seed", "rate", "finished", "catapults", "loss_test", "loss_val", "agop_alignment", "run"} <= set(rows[0])
+    assert {"seed", "lr_given", "finished", "catapults", "loss_test", "loss_val", "agop_alignment", "run"} <= set(rows[0])
     html = (tmp_path / "s" / "summary.html").read_text()
     assert html.count("/report.html") == 2 and (tmp_path / "s" / "summary.png").is_file()
     sweep.run_sweep(config, [], tmp_path / "s", 1)
     assert len(calls) == 3
     # The members of a run are those of the run alone.
-    alone = building.build_members(sweep.plan(config, [])[0][0][1])
+    alone = build.build_members(sweep.plan(config, [])[0][0][1])
     assert alone.seed.tolist() == [0, 1, 0, 1]
 
 
@@ -104,7 +106,7 @@ def test_a_run_that_fails_leaves_the_others(tmp_path, monkeypatch):
 
 def test_two_processes_at_a_time(tmp_path):
     config = quickstart.get_config("smoke")
-    config.members.lr_relative, config.data.name, config.steps = (0.5,), "digits", 2
+    config.members.lr, config.data.name, config.steps = (0.5,), "digits", 2
     assert sweep.run_sweep(config, ["model.activation=relu,tanh"], tmp_path / "s", 2) == []
     assert [row["model.activation"] for row in table(tmp_path / "s")] == ["relu", "tanh"]
 
@@ -149,7 +151,7 @@ def test_the_page_of_claims(tmp_path):
 def test_a_process_that_is_killed_costs_its_own_run(tmp_path, capsys):
     """As by the system when there is no memory left: the other runs are made, and the summary is of them."""
     config = quickstart.get_config("smoke")
-    config.members.lr_relative, config.data.name, config.steps, config.run.chunk_steps = (0.5,), "digits", 2000, 1
+    config.members.lr, config.data.name, config.steps, config.run.chunk_steps = (0.5,), "digits", 2000, 1
     killed = []
 
     def kill():
@@ -177,16 +179,16 @@ def test_directory_of_many_axes_is_a_name_that_can_be(tmp_path):
 def test_runs_that_share_programs_have_the_bits_of_runs_alone(tmp_path, monkeypatch):
     """Other data, seeds and lengths are other arguments of the same programs; another width is another program."""
     config = batch_size.get_config("rank2,smoke")
-    config.measure.agop_alignment_every, config.measure.agop_reference, config.claims, config.sweep = 0, "", (), ()
-    build, built = building.training.make_trainer, []
-    monkeypatch.setattr(building.training, "make_trainer", lambda *a, **k: built.append(1) or build(*a, **k))
+    config.measure.agop_alignment_every, config.measure.agop_reference, config.claims, config.sweep = 0, None, (), ()
+    make_trainer, built = training.make_trainer, []
+    monkeypatch.setattr(training, "make_trainer", lambda *a, **k: built.append(1) or make_trainer(*a, **k))
     changes = [{}, {"data.synthetic.seed": 1}, {"steps": config.steps + 1, "members.seed": (5, 6)}, {"model.width": 12}]
     runs = []
     for fields in changes:
         one = config.copy_and_resolve_references()
         one.update_from_flattened_dict(fields)
         runs.append(one)
-    with building.shared_programs():
+    with programs.shared_programs():
         for i, one in enumerate(runs):
             main.run(one, tmp_path / f"shared-{i}")
     assert len(built) == 2
@@ -199,8 +201,8 @@ def test_runs_that_share_programs_have_the_bits_of_runs_alone(tmp_path, monkeypa
 def test_shared_keeps_the_last_few(monkeypatch):
     made = []
     make = lambda key: lambda: made.append(key) or key
-    with building.shared_programs():
+    with programs.shared_programs():
         for key in (0, 1, 0, *range(2, 9), 0, 1):
-            assert building.shared(key, make(key)) == key
-        assert len(building._PROGRAMS) == 8
-    assert made == [*range(9), 1] and building.shared(0, make(0)) == 0 and made[-1] == 0
+            assert programs.shared(key, make(key)) == key
+        assert len(programs._PROGRAMS) == 8
+    assert made == [*range(9), 1] and programs.shared(0, make(0)) == 0 and made[-1] == 0

@@ -30,7 +30,7 @@ from catapult_jax.training import Members, instruments, make_trainer
 
 
 @functools.cache  # tests of one trainer share its compiled programs
-def build(model=None, *, batch_size=0, every=1, scale=1.0, n=8, probe=0, schedule=None, **settings):
+def build(model=None, *, batch_size=None, every=1, scale=1.0, n=8, probe=None, schedule=None, **settings):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2 * n, 4, 4, 1)).astype(np.float32)
     y = np.sign(x.sum((1, 2)) + 0.1).astype(np.float32) * scale
@@ -54,7 +54,9 @@ def build(model=None, *, batch_size=0, every=1, scale=1.0, n=8, probe=0, schedul
 
 def members(seeds=(0, 1), rates=(0.4, 1.5)):
     pairs = [(s, r) for r in rates for s in seeds]
-    return Members(np.array([s for s, _ in pairs], np.int32), None, np.array([r for _, r in pairs], np.float32))
+    return Members(
+        np.array([s for s, _ in pairs], np.int32), np.array([r for _, r in pairs], np.float32), lr_unit="critical_lr0"
+    )
 
 
 def run(trainer, of, steps):
@@ -84,7 +86,7 @@ def test_gradient_descent_is_gradient_descent():
     np.testing.assert_allclose(measured["critical_lr_batch"][0, 0], start.critical_lr[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("batch_size", [0, 4])
+@pytest.mark.parametrize("batch_size", [None, 4])
 def test_a_rate_relative_to_critical_is_that_multiple_at_every_step(batch_size):
     trainer, _ = build(schedule=schedules.relative_to_critical(), batch_size=batch_size)
     of = members((0,), (0.5, 1.2))
@@ -96,13 +98,13 @@ def test_a_rate_relative_to_critical_is_that_multiple_at_every_step(batch_size):
 def test_critical_lr_of_adam_is_that_of_the_state_that_the_step_used():
     """The trainer's, exact and from products, against a loop over Optax and the explicit kernel."""
     adam, model = partial(optax.adam, b1=0.8, b2=0.95, eps=1e-3), FCN(depth=2, width=16)
-    arrays, of = build()[1], Members(np.array([0], np.int32), np.array([0.01], np.float32), None)
+    arrays, of = build()[1], Members(np.array([0], np.int32), np.array([0.01], np.float32))
     batch = arrays.x_train, arrays.y_train
     gradient_of = jax.jit(jax.grad(lambda p: batch_loss(model.apply(p, batch[0]), batch[1], loss="mse")))
     for make in (instruments.lambda_max_batch, partial(instruments.lambda_max_batch_matrix_free, tol=1e-3, max_products=30)):
         made = make_trainer(
             model, arrays, loss="mse", optimizer=adam, schedule=schedules.following(optax.constant_schedule(1.0)), detector=events.detector(),
-            instruments={"lambda_max_batch": make(model.apply, loss="mse", every=1, k=1)}, batch_size=0,
+            instruments={"lambda_max_batch": make(model.apply, loss="mse", every=1, k=1)}, batch_size=None,
         )  # fmt: skip
         begun, _ = made.init(of)
         params = jax.tree.map(lambda a: np.asarray(a[0]), begun.members.params)
@@ -118,7 +120,7 @@ def test_critical_lr_of_adam_is_that_of_the_state_that_the_step_used():
     assert max(expected) > 1.2 * min(expected)  # P moves
 
 
-@pytest.mark.parametrize("batch_size", [0, 3])
+@pytest.mark.parametrize("batch_size", [None, 3])
 def test_members_together_equal_members_alone(batch_size):
     trainer, _ = build(batch_size=batch_size)
     together = run(trainer, members(), 6)[1]
@@ -137,8 +139,8 @@ def test_arms_together_equal_arms_alone():
     trainer, _ = build(schedule=schedule, stop_loss=0.3)
     axes = [(seed, raises) for raises in (0, 2) for seed in (0, 1)]
     of = lambda pairs: Members(
-        np.array([s for s, _ in pairs], np.int32), None, np.full(len(pairs), 0.5, np.float32),
-        np.array([r for _, r in pairs], np.int32), np.full(len(pairs), 0.9, np.float32),
+        np.array([s for s, _ in pairs], np.int32), np.full(len(pairs), 0.5, np.float32),
+        np.array([r for _, r in pairs], np.int32), np.full(len(pairs), 0.9, np.float32), "critical_lr0",
     )  # fmt: skip
     together = run(trainer, of(axes), 25)[1]
     for i, pair in enumerate(axes):
@@ -232,7 +234,7 @@ def test_split_adds_up_and_gd_names_are_aliases():
 
 
 def test_batch_larger_than_the_data():
-    with pytest.raises(ValueError, match="batch_size=9; allowed: 0"):
+    with pytest.raises(ValueError, match="batch_size=9; allowed: 1 to 8, or None"):
         build(batch_size=9)
 
 
@@ -305,7 +307,7 @@ def test_an_instrument_after_the_update_carries_too():
     assert (measured["moved"][0, ::2] > 0).all()
 
 
-@pytest.mark.parametrize("batch_size", [0, 4])
+@pytest.mark.parametrize("batch_size", [None, 4])
 def test_a_member_stops_at_the_loss_and_keeps_those_weights(batch_size):
     """It is frozen at the first step whose training loss is at most the loss to stop at; the others go on."""
     trainer, arrays = build(batch_size=batch_size, stop_loss=0.5)
@@ -327,7 +329,11 @@ def test_raises_and_caps_of_members():
     schedule = schedules.staircase(raise_to=1.3, settle_fraction=1.0, settle_steps=4, cap_from=3)
     trainer, _ = build(schedule=schedule)
     of = Members(
-        np.zeros(3, np.int32), None, np.array([0.5, 0.5, 1.1], np.float32), np.array([0, 1, 0]), np.array([np.inf, np.inf, 0.5])
+        np.zeros(3, np.int32),
+        np.array([0.5, 0.5, 1.1], np.float32),
+        np.array([0, 1, 0]),
+        np.array([np.inf, np.inf, 0.5]),
+        "critical_lr0",
     )
     measured = run(trainer, of, 12)[1]
     ratio = measured["lr"] / measured["critical_lr_batch"]
@@ -371,7 +377,7 @@ def test_agop_and_validation_instruments():
     chosen = {
         "agop": instruments.agop_alignment(model.apply, every=2, reference=reference, size=6),
         "val": instruments.loss_test(model.apply, loss="mse", every=1, target_encoding="sign", split="val"),
-        "lambda_max_train": instruments.lambda_max_train(model.apply, loss="mse", every=1, probe_size=0, k=2),
+        "lambda_max_train": instruments.lambda_max_train(model.apply, loss="mse", every=1, probe_size=None, k=2),
     }
     trainer = make_trainer(
         model, arrays, loss="mse", optimizer=optax.sgd, schedule=schedules.following(optax.constant_schedule(1.0)), detector=events.detector(),
@@ -425,7 +431,7 @@ def test_products_measure_what_the_kernel_does_and_training_does_not_notice(mode
     }
     if exact.scanned:
         chosen["lambda_max_train"] = instruments.lambda_max_train_matrix_free(
-            model.apply, every=4, probe_size=0, chunk_size=3, **shared | {"max_products": 8}
+            model.apply, every=4, probe_size=None, chunk_size=3, **shared | {"max_products": 8}
         )
     made = make_trainer(
         model, arrays, loss="mse", optimizer=optax.sgd, schedule=schedules.following(optax.constant_schedule(1.0)), detector=events.detector(),
@@ -474,13 +480,13 @@ def test_more_eigenvalues_are_followed_as_the_rate_makes_them_critical():
     # Three above, with a momentum's gain and a decay: (2 / lr - decay) / gain.
     between = (exact[2] * exact[3]) ** 0.5
     rule = jax.tree_util.Partial(lambda decay: Preconditioner(gain=2.0, decay=decay), 2 * exact[0] - 2.0 * between / 0.8)
-    found, _ = take(now._replace(lr=1 / exact[0], rule=rule), directions)
+    found, _ = take(now._replace(lr=1 / exact[0], preconditioner=rule), directions)
     assert int(found["tracked"]) == 4
 
     def measured(kernel):
         made = make_trainer(
             model, arrays, loss="mse", optimizer=optax.sgd, schedule=schedules.following(optax.constant_schedule(0.1)),
-            detector=events.detector(), instruments={"lambda_max_batch": kernel}, batch_size=0,
+            detector=events.detector(), instruments={"lambda_max_batch": kernel}, batch_size=None,
         )  # fmt: skip
         return run(made, members((0,), (1.0, 9.0)), 3)[1]
 

@@ -218,11 +218,11 @@ def test_exceedance_of_every_optimizer():
     assert check(optimizer_rows(0.0, precision=0.3)) == verdicts.NOT_REPRODUCED
     # All steps of the larger rates are critical, and half of them rise, as chance has it; none of the smallest.
     shares = {0.3: (0, 0, 5, 95), 1.0: (50, 50, 0, 0), 3.0: (50, 50, 0, 0)}
-    by_rate = [row | dict(zip(analysis.CONFUSION, shares[row["rate"]], strict=True)) for row in optimizer_rows(0.0)]
+    by_rate = [row | dict(zip(analysis.CONFUSION, shares[row["lr_given"]], strict=True)) for row in optimizer_rows(0.0)]
     assert check(by_rate) == verdicts.NOT_REPRODUCED
     assert check([row for row in optimizer_rows(0.0) if row["optimizer.name"] != "sgd"]) == verdicts.NOT_TESTED  # two
     assert (
-        check([row | {"run": f"{row['run']}{row['rate']}"} for row in optimizer_rows(0.0)]) == verdicts.NOT_TESTED
+        check([row | {"run": f"{row['run']}{row['lr_given']}"} for row in optimizer_rows(0.0)]) == verdicts.NOT_TESTED
     )  # another axis
     none = {"true_positive": 0, "false_positive": 0}
     never = [row | (none if row["optimizer.name"] == "sgd" else {}) for row in optimizer_rows(0.0)]
@@ -386,7 +386,7 @@ def test_what_is_not_known_decides_no_claim_on_a_sweep(name):
     rows, config = reproducing()[name]
     decide = verdicts.OF_SWEEP[name]
     assert decide(rows, config).verdict == verdicts.REPRODUCED
-    for column in [key for key, value in rows[0].items() if isinstance(value, float) and key != "rate"]:
+    for column in [key for key, value in rows[0].items() if isinstance(value, float) and key != "lr_given"]:
         for which in (lambda row: True, lambda row: row["seed"] == 1):
             found = decide([row | ({column: np.nan} if which(row) else {}) for row in rows], config)
             assert found.verdict in (verdicts.NOT_TESTED, verdicts.REPRODUCED), (column, found)

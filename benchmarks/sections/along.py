@@ -68,7 +68,7 @@ def follow(variant: str, seeds: int, steps: int) -> list[dict[str, list]]:
     from catapult_jax import batch_loss, critical_lr, find_events, loss_weighted_kernel, tangent_kernel, top_eigenpairs
     from catapult_jax.xla import loops_are_slow
     from configs import cifar_sgd
-    from experiments.building import build_model, load_data
+    from experiments.build import build_model, load_data
 
     config = cifar_sgd.get_config(variant)
     config.data.strict = True  # no fallback data under this name
@@ -100,7 +100,7 @@ def follow(variant: str, seeds: int, steps: int) -> list[dict[str, list]]:
 
     def run_of(seed):
         params = jax.jit(model.init)(jax.random.fold_in(jax.random.key(seed), 0), x_all[:1])
-        lr = config.optimizer.lr_relative * jax.jit(lambda p: critical_lr(f, p, (x_all, y_all), loss=loss))(params)
+        lr = config.optimizer.lr * jax.jit(lambda p: critical_lr(f, p, (x_all, y_all), loss=loss))(params)
         per_epoch, start, series = len(x_all) // size, None, []
         for step in range(steps):
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), step // per_epoch)

@@ -44,19 +44,21 @@ def achieved(model: str, preset: str, scale: str) -> list[dict[str, Any]]:
     import jax.numpy as jnp
 
     from configs import quickstart
-    from experiments import building
+    from experiments import build
+    from experiments.build.instruments import build_instruments
+    from experiments.build.trainer import build_trainer
 
     config = quickstart.get_config("smoke" if scale == "smoke" else "full")
     kind, arguments = house.NETWORKS[model]
     config.model.update({name: value for name, value in (arguments | (house.SMOKE[model] if scale == "smoke" else {})).items()})
     config.model.name = {"FCN": "fcn", "CNN": "cnn", "ViT": "vit"}[kind]
-    config.members.seed, config.members.lr_relative, config.claims = (0,), (0.5,), ()
+    config.members.seed, config.members.lr, config.claims = (0,), (0.5,), ()
     config.measure.preset, config.measure.max_overhead = preset, ASKED
-    arrays, _ = building.load_data(config)
-    net, members = building.build_model(config.model, arrays.outputs), building.build_members(config)
+    arrays, _ = build.load_data(config)
+    net, members = build.build_model(config.model, arrays.outputs), build.build_members(config)
     with contextlib.redirect_stdout(io.StringIO()):
-        plan = building.choose_instruments(config, net, arrays, members, None)
-    chosen = building.build_instruments(config, net, arrays, None, plan["cadences"], plan["methods"])
+        plan = build.choose_instruments(config, net, arrays, members, None)
+    chosen = build_instruments(config, net, arrays, None, plan["cadences"], plan["methods"])
     steps = max(plan["cadences"].values(), default=1)
     steps *= -(-4 // steps)
 
@@ -70,8 +72,8 @@ def achieved(model: str, preset: str, scale: str) -> list[dict[str, Any]]:
         return call
 
     trainers = {
-        "bare step": building.build_trainer(config, net, arrays, {}),
-        "measured": building.build_trainer(config, net, arrays, chosen),
+        "bare step": build_trainer(config, net, arrays, {}),
+        "measured": build_trainer(config, net, arrays, chosen),
     }
     found = timing.take_turns({name: call_of(trainer) for name, trainer in trainers.items()}, rounds=timing.ROUNDS[scale])
     seconds = {name: row["seconds"] / steps for name, row in found.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,9 +37,9 @@ class Data(NamedTuple):
 def prepare(
     arrays: Arrays,
     *,
-    classes: tuple[int, ...] = (),
+    classes: tuple[int, ...] | None = None,
     train_size: int,
-    test_size: int,
+    test_size: int | None = None,
     scaling: str,
     target_encoding: str,
     validation_size: int = 0,
@@ -50,8 +51,8 @@ def prepare(
 
     Args:
       arrays: data as found.
-      classes: class numbers to keep, coded 0, 1, ... in this order; empty: all, in ascending order.
-      train_size, test_size: number of examples; a ``test_size`` of 0 keeps all.
+      classes: class numbers to keep, coded 0, 1, ... in this order; None: all, in ascending order.
+      train_size, test_size: number of examples; a ``test_size`` of None keeps all.
       scaling: ``"sqrt_d"`` scales every example to norm ``sqrt(d)``, without centring; ``"standardize"`` takes mean and
         standard deviation per channel from the training examples (images ``(n, h, w)`` have one channel); ``"none"``.
       target_encoding: ``"sign"`` -1, +1; ``"one_hot"``; ``"integer"``; ``"binary"`` 0, 1; ``"value"``: targets as they are.
@@ -62,6 +63,8 @@ def prepare(
       ValueError: a class that is not there, too few examples, two-class target encoding of other than two classes, an example of zeros that has
         no norm to scale.
     """
+    if test_size is not None and test_size < 1:
+        raise ValueError(f"data.test_size={test_size!r}; allowed: 1 or more, or None")
     if validation_size < 0:
         raise ValueError(f"data.validation_size={validation_size!r}; allowed: 0 or more")
     x_train, y_train, x_test, y_test = arrays[:4]
@@ -85,7 +88,7 @@ def prepare(
             if not (np.isfinite(y).all() and (y == np.rint(y)).all()):
                 raise ValueError(f"{arrays.name}: y_{split} holds numbers that are no class; allowed: whole numbers")
         present = np.unique(y_train)
-        kept = np.array(classes) if classes else present
+        kept = present if classes is None else np.array(classes)
         missing = [int(c) for c in kept if c not in present]
         if missing:
             raise ValueError(f"data.classes={tuple(map(int, kept))!r}; allowed for {arrays.name}: {[int(c) for c in present]}")
@@ -134,20 +137,20 @@ def prepare(
     return Data(**prepared, outputs=outputs, name=arrays.name, source=arrays.source, checksum=checksum)
 
 
-def most_examples(y: np.ndarray, classes: tuple[int, ...] = ()) -> int:
+def most_examples(y: np.ndarray, classes: Sequence[int] | None = None) -> int:
     """The largest number of examples that labels have in equal shares of some classes, or of all.
 
     >>> most_examples(np.array([0, 0, 0, 1, 1, 2]), (0, 1))
     4
     """
-    kept = np.array(classes) if len(classes) else np.unique(y)
+    kept = np.unique(y) if classes is None else np.array(classes)
     return min(int((y == c).sum()) for c in kept) * len(kept)
 
 
-def _first_of_each(y: np.ndarray, classes: np.ndarray, size: int, field: str, name: str) -> np.ndarray:
-    """Sorted positions of the first examples of each class; all of them if ``size`` is 0."""
+def _first_of_each(y: np.ndarray, classes: np.ndarray, size: int | None, field: str, name: str) -> np.ndarray:
+    """Sorted positions of the first examples of each class; all of them if ``size`` is None."""
     places = [np.flatnonzero(y == c) for c in classes]
-    if size:
+    if size is not None:
         wanted = [size // len(classes) + (i < size % len(classes)) for i in range(len(classes))]
         if any(len(p) < n for p, n in zip(places, wanted, strict=True)):
             most = most_examples(y, classes)

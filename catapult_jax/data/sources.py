@@ -45,8 +45,8 @@ def read(
     tfds_dir: str | None = None,
     download: bool = False,
     attribute: str | None = None,
-    image_size: int = 0,
-    limit: int = 0,
+    image_size: int | None = None,
+    limit: int | None = None,
 ) -> Arrays:
     """Reads an image data set: embedded ones directly, others from a folder of ``.npz`` files, then from TFDS.
 
@@ -57,8 +57,8 @@ def read(
       tfds_dir: TFDS folder; default: the package's own.
       download: let TFDS download and prepare what is missing.
       attribute: for a data set that has attributes in place of class labels (CelebA): the one that y holds, as 0 or 1.
-      image_size: crops every image to its central square and resizes that to so many pixels a side; 0: as they are.
-      limit: reads so many examples of each split at most, the first in the order of the source; 0: all.
+      image_size: crops every image to its central square and resizes that to so many pixels a side; None: as they are.
+      limit: reads so many examples of each split at most, the first in the order of the source; None: all.
 
     Raises:
       DataUnavailable: with the ways out.
@@ -67,8 +67,8 @@ def read(
         does not have, an image size for what is no images.
     """
     for field, value in (("data.image_size", image_size), ("limit", limit)):
-        if value < 0:
-            raise ValueError(f"{field}={value!r}; allowed: 0 or more")
+        if value is not None and value < 1:
+            raise ValueError(f"{field}={value!r}; allowed: 1 or more, or None")
     directory = directory or os.environ.get("CATAPULT_DATA_DIR") or None
     file = Path(directory, f"{name}.npz") if directory else None
     if name in ("digits", "natural_patches"):
@@ -110,12 +110,12 @@ def _check_attribute(attribute: str | None, names: Sequence[str], name: str) -> 
         raise ValueError(f"data.attribute={attribute!r}; allowed: None, {name} has class labels")
 
 
-def _resize(image: np.ndarray, size: int, name: str) -> np.ndarray:
-    """The central square of an image (h, w) or (h, w, channels), resized; as it is if ``size`` is 0."""
-    if not size:
+def _resize(image: np.ndarray, size: int | None, name: str) -> np.ndarray:
+    """The central square of an image (h, w) or (h, w, channels), resized; as it is if ``size`` is None."""
+    if size is None:
         return image
     if image.ndim not in (2, 3):
-        raise ValueError(f"data.image_size={size}; allowed for {name}, examples of shape {image.shape}: 0")
+        raise ValueError(f"data.image_size={size}; allowed for {name}, examples of shape {image.shape}: None")
     from PIL import Image
 
     height, width = image.shape[:2]
@@ -130,8 +130,8 @@ def _resize(image: np.ndarray, size: int, name: str) -> np.ndarray:
     return pixels.astype(image.dtype).reshape(size, size, *image.shape[2:])
 
 
-def _shrink(arrays: Arrays, image_size: int, limit: int) -> Arrays:
-    x_train, y_train, x_test, y_test = (array[: limit or None] for array in arrays[:4])
+def _shrink(arrays: Arrays, image_size: int | None, limit: int | None) -> Arrays:
+    x_train, y_train, x_test, y_test = (array[:limit] for array in arrays[:4])
     if image_size:
         x_train, x_test = (np.stack([_resize(image, image_size, arrays.name) for image in x]) for x in (x_train, x_test))
     return Arrays(x_train, y_train, x_test, y_test, arrays.name, arrays.source)
@@ -192,7 +192,9 @@ def _tfds_names() -> list[str]:
     return tfds.list_builders(with_community_datasets=False)
 
 
-def _read_tfds(name: str, tfds_dir: str | None, download: bool, attribute: str | None, image_size: int, limit: int) -> Arrays:
+def _read_tfds(
+    name: str, tfds_dir: str | None, download: bool, attribute: str | None, image_size: int | None, limit: int | None
+) -> Arrays:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:

@@ -29,7 +29,7 @@ class CNN(nn.Module):
     gain: float = 1.0  # of the convolutions; sqrt(2) is He scaling for relu
     bias: bool = False
     kernel_size: int = 3
-    strides: tuple[int, ...] = ()  # of each convolution; empty: one
+    strides: tuple[int, ...] | None = None  # of each convolution; None: one
     readout: str = "flatten"  # or "average", over space
 
     @nn.compact

@@ -192,14 +192,14 @@ _NEAR = 0.8  # fraction of the eigenvalue at which a learning rate is critical, 
 
 
 def lambda_max_train(
-    apply_fn: Callable, *, loss: str, every: int, probe_size: int, k: int, chunk_size: int | None = None
+    apply_fn: Callable, *, loss: str, every: int, probe_size: int | None, k: int, chunk_size: int | None = None
 ) -> Instrument:
     """Critical lr on the whole training set, or on its first ``probe_size`` examples, and the loss on them split over the
     top-``k`` eigenspace of their kernel. Cost: that of the kernel of so many, with its eigenvectors."""
     name = "probe" if probe_size else "train"
 
     def measure(now: Moment):
-        x, y = (now.data[key][: probe_size or None] for key in ("x_train", "y_train"))
+        x, y = (now.data[key][:probe_size] for key in ("x_train", "y_train"))
         outputs = apply_fn(now.params, x)
         weighted = weighted_tangent_kernel(
             apply_fn, now.params, (x, y), outputs,
@@ -334,7 +334,9 @@ def loss_test(apply_fn: Callable, *, loss: str, every: int, target_encoding: str
     return Instrument(series, every, measure)
 
 
-def agop_alignment(apply_fn: Callable, *, every: int, reference: jax.Array, size: int, chunk_size: int | None = None) -> Instrument:
+def agop_alignment(
+    apply_fn: Callable, *, every: int, reference: jax.Array, size: int, chunk_size: int | None = None
+) -> Instrument:
     """Alignment of the model's AGOP with a reference's, on the first ``size`` training inputs.
 
     ``reference``: rows of the reference's input Jacobian on the same points. Cost: a backward pass of so many examples for

@@ -40,13 +40,15 @@ class Problem(NamedTuple):
 
     apply_fn: Callable[[PyTree, Array], Array]  # (params, x) -> outputs
     loss: str
-    optimizer: Callable[..., optax.GradientTransformation]  # learning_rate -> transformation, see catapult_jax.preconditioner_from_state
+    optimizer: Callable[
+        ..., optax.GradientTransformation
+    ]  # learning_rate -> transformation, see catapult_jax.preconditioner_from_state
     schedule: Schedule
     detector: Detector
     instruments: Mapping[str, Instrument]  # the names are only labels
     examples: int  # in the training set
     batch_size: int  # equal to examples for full-batch descent
-    stop_loss: float  # 0: none
+    stop_loss: float | None  # None: members do not stop
 
     @property
     def transformation(self) -> optax.GradientTransformation:
@@ -259,7 +261,7 @@ def freeze(
         "diverged": diverged,
         "spikes": detector.closed + detector.is_open,
     }
-    if problem.stop_loss:
+    if problem.stop_loss is not None:
         settled = (schedule.stage >= schedule.raises) & ~schedule.raised & ~detector.is_open
         stopped |= settled & (_tracked_loss(measured) <= problem.stop_loss)
         measured["stopped"] = stopped

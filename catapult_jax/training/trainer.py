@@ -24,13 +24,14 @@ from catapult_jax.xla import loops_are_slow
 
 
 class Members(NamedTuple):
-    """One entry per member; exactly one of the learning rates is given, the other is None."""
+    """What differs between members: one entry for each."""
 
     seed: np.ndarray  # (m,)
-    lr: np.ndarray | None  # (m,)
-    lr_relative: np.ndarray | None  # (m,) multiple of the critical lr at initialisation, on the training (or probe) examples
+    lr: np.ndarray  # (m,) learning rate at the start
     raises: np.ndarray | None = None  # (m,) raises that the schedule makes; None: none
     cap: np.ndarray | None = None  # (m,) multiple of the critical lr that the schedule keeps to; infinite, or None: no cap
+    # "absolute", or "critical_lr0": ``lr`` is a multiple of the critical lr at initialisation, on the training (or probe) examples
+    lr_unit: str = "absolute"
 
 
 class Start(NamedTuple):
@@ -61,9 +62,9 @@ def make_trainer(
     schedule: Schedule,
     detector: Detector,
     instruments: Mapping[str, Instrument],
-    batch_size: int = 0,
-    probe_size: int = 0,
-    stop_loss: float = 0.0,
+    batch_size: int | None = None,
+    probe_size: int | None = None,
+    stop_loss: float | None = None,
     matrix_free: bool = False,
     chunk_size: int | None = None,
 ) -> Trainer:
@@ -80,12 +81,12 @@ def make_trainer(
         whose loss is not finite, diverged: it is frozen, on the weights before that step. With batches, a spike that does not close counts
         only if an instrument writes ``loss_train`` at every step.
       instruments: see :mod:`catapult_jax.training.instruments`. Their names are labels.
-      batch_size: 0 takes all training examples in every step (gradient descent); otherwise batches are drawn without
+      batch_size: None takes all training examples in every step (gradient descent); otherwise batches are drawn without
         replacement, epoch by epoch, in an order that is a function of seed and epoch alone, drawn at the first step of the epoch and carried
         in the state, so a resumed run draws the same ones.
-      probe_size: examples on which the critical learning rate at initialisation is taken; 0: all.
+      probe_size: examples on which the critical learning rate at initialisation is taken; None: all.
       stop_loss: a member stops, and is frozen, at the first step at which it has made its raises, is in no spike, and its
-        training loss is at most this; 0: never.
+        training loss is at most this; None: never.
       matrix_free: the critical learning rate at initialisation from kernel-vector products (to 1 %), not from the exact kernel.
       chunk_size: examples of that kernel that are worked on at a time; None: all.
 
@@ -93,8 +94,8 @@ def make_trainer(
       ValueError: a batch larger than the training set, an optimizer without a rule, two instruments that write one series.
     """
     n = len(data.x_train)
-    if not 0 <= batch_size <= n:
-        raise ValueError(f"batch_size={batch_size!r}; allowed: 0 (all) to {n}")
+    if batch_size is not None and not 1 <= batch_size <= n:
+        raise ValueError(f"batch_size={batch_size!r}; allowed: 1 to {n}, or None (all)")
     check_instruments(instruments, SERIES)
     problem = Problem(model.apply, loss, optimizer, schedule, detector, instruments, n, batch_size or n, stop_loss)
     first_input = jnp.asarray(data.x_train[:1])
@@ -126,8 +127,9 @@ def _init(problem: Problem, init_one, begin, arrays: dict, members: Members) -> 
     states, critical, errors = [], [], []
     for i, seed in enumerate(members.seed):
         params, critical_i, error_i = init_one(arrays, np.int32(seed))
-        lr = members.lr[i] if members.lr is not None else members.lr_relative[i] * critical_i
-        knobs = {"raises": members.raises, "cap": members.cap, "multiple": members.lr_relative}
+        relative = members.lr_unit == "critical_lr0"
+        lr = members.lr[i] * critical_i if relative else members.lr[i]
+        knobs = {"raises": members.raises, "cap": members.cap, "lr_over_critical": members.lr if relative else None}
         schedule = problem.schedule.init(lr, **{name: values[i] for name, values in knobs.items() if values is not None})
         order = None if problem.is_full_batch else jnp.zeros(problem.examples, jnp.int32)
         states.append(
@@ -146,14 +148,16 @@ def _init(problem: Problem, init_one, begin, arrays: dict, members: Members) -> 
         critical.append(np.asarray(critical_i))
         errors.append(np.asarray(error_i))
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    start = Start(np.array(critical), np.asarray(stacked.schedule.lr_start), np.array(errors))
+    start = Start(np.array(critical), np.asarray(stacked.schedule.lr0), np.array(errors))
     return _reset_instruments(begin, arrays, State(jnp.int32(0), stacked)), start
 
 
-def _init_member(problem: Problem, model, arrays: dict, seed, *, probe_size: int, matrix_free: bool, chunk_size: int | None):
+def _init_member(
+    problem: Problem, model, arrays: dict, seed, *, probe_size: int | None, matrix_free: bool, chunk_size: int | None
+):
     """Parameters, critical lr of the training (or probe) examples, and the bound on its relative error."""
     params = model.init(jax.random.fold_in(jax.random.key(seed), 0), arrays["x_train"][:1])
-    batch = tuple(arrays[key][: probe_size or None] for key in ("x_train", "y_train"))
+    batch = tuple(arrays[key][:probe_size] for key in ("x_train", "y_train"))
     _, _, gradient = plain_gradient(problem, params, batch)
     rule = preconditioner_of(problem, gradient, params, problem.transformation.init(params))
     options = dict(loss=problem.loss, preconditioner=rule.diagonal, chunk_size=chunk_size)

@@ -34,10 +34,10 @@ def _accuracies(rows: list[dict], config) -> tuple[dict[tuple, list[dict]], tupl
         if (own := arms.get(arm)) is None:
             table.append((*arm, *[str(PUBLISHED.get(arm, "-"))] * on_mnist, "-", "a seed diverged at every lr", "-"))
             continue
-        edge = at_the_edge([row for row in rows if tuple(row[axis] for axis in _ARM_AXES) == arm], own[0]["rate"])
+        edge = at_the_edge([row for row in rows if tuple(row[axis] for axis in _ARM_AXES) == arm], own[0]["lr_given"])
         published = [str(PUBLISHED.get(arm, "-"))] * on_mnist
         critical = text_of([row["critical_steps"] for row in own])
-        table.append((*arm, *published, text_of(_accuracy(own)), f"{own[0]['rate']:.3g}{edge}", critical))
+        table.append((*arm, *published, text_of(_accuracy(own)), f"{own[0]['lr_given']:.3g}{edge}", critical))
     return arms, tuple(table)
 
 
@@ -95,7 +95,7 @@ def published_accuracies(rows: list[dict], config) -> Finding:
 @claim(of=RUN, given=("measure.loss_test_every", "measure.lambda_max_batch_every", "data.validation_size", "members.cap"))
 def catapults_help_beyond_cycles(record, config) -> Finding:
     """The same cycles with and without catapults: what is left of the gain when the lr is held below its critical value."""
-    caps, rates = record["cap"].values, record["rate"].values
+    caps, rates = record["cap"].values, record["lr_given"].values
     statement = (
         "Under the same cycles of the lr, without a cap and held below the critical lr, each at the lr of one grid with the smallest mean validation "
         f"error: a higher test accuracy where catapults are allowed ({BEYOND} on the paired differences), and more steps above the critical lr"

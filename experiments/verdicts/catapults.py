@@ -21,7 +21,7 @@ def first_catapult(record, config) -> Finding:
         "Every member that starts above the critical lr has a catapult (spike factor 1.2) whose onset is at step 5 or before, "
         f"that closes, with at least 95 % of its rise in the top-{k} eigenspace and a smaller lambda_max after it than before"
     )
-    chosen = [m for m in range(record.sizes["member"]) if record["lr_relative"].values[m] > 1]
+    chosen = [m for m in range(record.sizes["member"]) if record["lr0_over_critical"].values[m] > 1]
     events = run_events(record, config, factor=1.2)
     firsts = {m: next((e for e in events[m] if e.kind == "catapult"), None) for m in chosen}
     found = [e for e in firsts.values() if e is not None]

@@ -12,7 +12,9 @@ from experiments.verdicts.registry import NOT_TESTED, RUN, SWEEP, Finding, claim
 from experiments.verdicts.sweep_rows import ONLY_OPTIMIZERS, at_the_edge, tuned_arms
 
 
-@claim(of=RUN, given=("run.stop_loss", "measure.loss_test_every", "measure.agop_alignment_every", "measure.lambda_max_batch_every"))
+@claim(
+    of=RUN, given=("run.stop_loss", "measure.loss_test_every", "measure.agop_alignment_every", "measure.lambda_max_batch_every")
+)
 def catapults_raise_alignment(record, config) -> Finding:
     """More catapults, trained to the same loss: higher AGOP alignment, lower test loss."""
     statement = (
@@ -66,7 +68,7 @@ def forbidding_catapults_hurts(record, config) -> Finding:
     series["lr / critical lr"] = ratios
     members = {
         (seed, rate, cap): m
-        for m, (seed, rate, cap) in enumerate(zip(record["seed"].values, record["rate"].values, caps, strict=True))
+        for m, (seed, rate, cap) in enumerate(zip(record["seed"].values, record["lr_given"].values, caps, strict=True))
     }
     by_seed: dict[Any, list[tuple[int, int]]] = {}  # pairs of one seed are no independent ones
     for (seed, rate, cap), held in members.items():
@@ -94,7 +96,13 @@ def forbidding_catapults_hurts(record, config) -> Finding:
 
 @claim(
     of=SWEEP,
-    given=("run.stop_loss", "measure.loss_test_every", "measure.agop_alignment_every", "measure.lambda_max_batch_every", "data.validation_size"),
+    given=(
+        "run.stop_loss",
+        "measure.loss_test_every",
+        "measure.agop_alignment_every",
+        "measure.lambda_max_batch_every",
+        "data.validation_size",
+    ),
     columns=("catapults", "loss_val", "loss_test", "agop_alignment"),
 )
 def small_batches_help(rows: list[dict], config) -> Finding:
@@ -109,16 +117,18 @@ def small_batches_help(rows: list[dict], config) -> Finding:
     sizes = list(dict.fromkeys(row.get(axis) for row in rows))
     if len(sizes) < 3 or len({row["run"] for row in rows}) > len(sizes):
         return Finding(statement, NOT_TESTED, "allowed: a sweep over three or more batch sizes and nothing else but members")
-    rates = list(dict.fromkeys(row["rate"] for row in rows))
-    shared = [rate for rate in rates if all(row["finished"] for row in rows if row["rate"] == rate)]
+    rates = list(dict.fromkeys(row["lr_given"] for row in rows))
+    shared = [rate for rate in rates if all(row["finished"] for row in rows if row["lr_given"] == rate)]
     arms = {
         "(a) shared lr": {size: max(shared) for size in sizes} if shared else {},
-        "(b) tuned lr": {arm[0]: own[0]["rate"] for arm, own in tuned_arms(rows, (axis,), "loss_val", finished=True).items()},
+        "(b) tuned lr": {
+            arm[0]: own[0]["lr_given"] for arm, own in tuned_arms(rows, (axis,), "loss_val", finished=True).items()
+        },
     }
     signs = {"loss_test": 1, "agop_alignment": -1, "catapults": -1}
     heads, parts, tests = [], [], []
     for label, chosen in arms.items():
-        own = [row for row in rows if chosen.get(row[axis]) == row["rate"]]
+        own = [row for row in rows if chosen.get(row[axis]) == row["lr_given"]]
         seeds = [[row for row in own if row["seed"] == seed] for seed in dict.fromkeys(row["seed"] for row in own)]
         rho = {key: [rank_correlation([r[axis] for r in mine], [r[key] for r in mine]) for mine in seeds] for key in signs}
         if len(chosen) < len(sizes):
@@ -160,8 +170,8 @@ def alignment_over_optimizers(rows: list[dict], config) -> Finding:
         if own is None:
             table.append((other, "none at which every seed came to that loss", *("-" for _ in shown)))
             continue
-        edge = at_the_edge([row for row in rows if row[axis] == other], own[0]["rate"])
-        table.append((other, f"{own[0]['rate']:.3g}{edge}", *(text_of([row[k] for row in own]) for k in shown)))
+        edge = at_the_edge([row for row in rows if row[axis] == other], own[0]["lr_given"])
+        table.append((other, f"{own[0]['lr_given']:.3g}{edge}", *(text_of([row[k] for row in own]) for k in shown)))
     seeds = list(dict.fromkeys(row["seed"] for row in rows))
     of_seed = [[row for own in arms.values() for row in own if row["seed"] == seed] for seed in seeds]
     rho = [rank_correlation([r["agop_alignment"] for r in own], [r["loss_test"] for r in own]) for own in of_seed]

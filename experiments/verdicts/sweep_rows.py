@@ -22,7 +22,7 @@ def tuned_arms(rows: list[dict], axes: tuple[str, ...], metric: str, *, finished
     arms = {}
     for arm in dict.fromkeys(tuple(row[axis] for axis in axes) for row in rows):
         own = [row for row in rows if tuple(row[axis] for axis in axes) == arm]
-        by_rate = [[row for row in own if row["rate"] == rate] for rate in dict.fromkeys(row["rate"] for row in own)]
+        by_rate = [[row for row in own if row["lr_given"] == rate] for rate in dict.fromkeys(row["lr_given"] for row in own)]
         ended = lambda row: (row["finished"] if finished else row["active"]) and np.isfinite(row[metric])
         whole = [r for r in by_rate if all(map(ended, r))]
         if whole:
@@ -32,7 +32,7 @@ def tuned_arms(rows: list[dict], axes: tuple[str, ...], metric: str, *, finished
 
 def at_the_edge(rows: list[dict], rate: float) -> str:
     """A remark where the learning rate is the smallest or the largest of its grid."""
-    rates = [row["rate"] for row in rows]
+    rates = [row["lr_given"] for row in rows]
     return ", an end of the grid" if rate in (min(rates), max(rates)) else ""
 
 
