@@ -87,25 +87,21 @@ def get_config() -> ConfigDict:
 
     # Fields that end in _every are the cadence of an instrument in steps; 0: off. A preset sets them.
     c.measure = ConfigDict()
-    c.measure.preset = placeholder(
-        str
-    )  # economy, standard, full: what is measured, at cadences found from its cost in the first steps
+    # economy, standard, full: what is measured, at cadences found from its cost in the first steps
+    c.measure.preset = placeholder(str)
     c.measure.max_overhead = 1.5  # with a preset: a measured step over a bare one
     # How eigenvalues are computed: exact, from the kernel; matrix_free, from kernel-vector products; auto, the cheaper one in the
     # first steps. None: exact, and with a preset auto.
     c.measure.method = placeholder(str)
     c.measure.tolerance = 0.01  # matrix_free: relative error allowed to an eigenvalue
-    c.measure.max_products = placeholder(
-        int
-    )  # matrix_free: products in one step; None: top_k + 32, or 2 where they are unrolled (convolutions on the CPU)
-    c.measure.chunk_size = placeholder(
-        int
-    )  # examples of a kernel that are computed at a time, which bounds its memory (with convolutions on the CPU: up to eight chunks; with more, only the memory of its products); None: all
+    # matrix_free: products in one step; None: top_k + 32, or 2 where they are unrolled (convolutions on the CPU)
+    c.measure.max_products = placeholder(int)
+    # examples of a kernel that are computed at a time, which bounds its memory (with convolutions on the CPU: up to eight chunks; with more, only the memory of its products); None: all
+    c.measure.chunk_size = placeholder(int)
     c.measure.lambda_max_batch_every = 1  # top eigenvalues of the kernel of the batch, and the critical lr
     c.measure.top_k = 5  # eigenvalues of a kernel that are measured
-    c.measure.top_k_max = placeholder(
-        int
-    )  # matrix_free: follow every eigenvalue near or above the one that makes the lr critical, up to so many; None: top_k
+    # matrix_free: follow every eigenvalue near or above the one that makes the lr critical, up to so many; None: top_k
+    c.measure.top_k_max = placeholder(int)
     c.measure.loss_train_every = 1  # loss of all training examples; costs nothing if they are the batch
     c.measure.lambda_max_train_every = 0  # top eigenvalues of the kernel of the training set
     c.measure.loss_batch_after_every = 0  # loss of the batch after the step
@@ -113,9 +109,8 @@ def get_config() -> ConfigDict:
     c.measure.loss_test_every = 0  # loss and error on test data, and on validation data if there are any
     c.measure.agop_alignment_every = 0  # average gradient outer product, and its alignment with the reference
     c.measure.agop_size = 256  # first training examples on which AGOPs are taken
-    c.measure.agop_reference = placeholder(
-        str
-    )  # closed_form (synthetic targets), or the model.npz of a run with run.save_model
+    # closed_form (synthetic targets), or the model.npz of a run with run.save_model
+    c.measure.agop_reference = placeholder(str)
     c.measure.probe_size = placeholder(int)  # examples of lambda_max_train and of the critical lr at initialisation; None: all
 
     c.events = ConfigDict()
@@ -127,9 +122,8 @@ def get_config() -> ConfigDict:
     c.run.chunk_steps = 10  # steps between two visits of the host
     c.run.checkpoint_seconds = 30.0  # between two checkpoints; one more at the end, and where the run is stopped by a signal
     c.run.checkpoint_every = placeholder(int)  # steps instead, up to the end of a chunk
-    c.run.stop_loss = placeholder(
-        float
-    )  # a member stops once its training loss is at most this; the run ends when all have stopped or diverged; None: never
+    # a member stops once its training loss is at most this; the run ends when all have stopped or diverged; None: never
+    c.run.stop_loss = placeholder(float)
     c.run.save_model = False  # writes model.npz at the end: the first member's parameters, and what they are
 
     c.sweep = ()  # grid of experiments.sweep where none is given: "FIELD=v1,v2"

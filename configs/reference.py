@@ -51,5 +51,5 @@ def get_config(variant: str = "cifar2") -> ConfigDict:
         tasks.smoke(c)
         c.members.seed = None
         c.data.train_size, c.optimizer.batch_size, c.measure.probe_size, c.measure.loss_test_every = 40, 10, 10, 1
-        c.model.name, c.model.depth, c.model.strides = "fcn", 2, ()
+        c.model.name, c.model.depth, c.model.strides = "fcn", 2, None
     return c

@@ -12,7 +12,7 @@ IMAGES = {
     "cifar2": ("cifar10", (0, 2), 128, 580),
     "svhn2": ("svhn", (0, 1), 128, 1000),
     "fmnist2": ("fashion_mnist", (2, 4), 128, 1000),
-    "usps": ("usps", (), 100, 1000),
+    "usps": ("usps", None, 100, 1000),
     "celeba": ("celeba", (0, 1), 128, 1000),
 }
 SYNTHETIC = {"rank2": ("product", 2), "rank3": ("pairs", 3), "rank4": ("pairs", 4)}
@@ -63,5 +63,7 @@ def smoke(c: ConfigDict) -> None:
     c.steps, c.model.width, c.members.seed = 12, 32, (0, 1)
     c.data.train_size, c.data.test_size = 20, 20
     c.run.chunk_steps = c.run.checkpoint_every = 6
-    c.run.stop_loss = 0.9 if c.run.stop_loss else 0.0
-    c.measure.agop_reference = c.measure.agop_reference.replace("/model.npz", "-smoke/model.npz")
+    if c.run.stop_loss:
+        c.run.stop_loss = 0.9
+    if c.measure.agop_reference:
+        c.measure.agop_reference = c.measure.agop_reference.replace("/model.npz", "-smoke/model.npz")

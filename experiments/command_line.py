@@ -15,8 +15,7 @@ from ml_collections import ConfigDict, config_flags
 from catapult_jax.records import DamagedFile
 from configs import default
 from experiments import signals
-from experiments.config import ConfigError, RunError, flat, no_field, one_line, types_of_fields
-from experiments.values import VALUES
+from experiments.config import ConfigError, RunError, flat, no_field, one_line
 
 CACHE = flags.DEFINE_string(
     "compilation_cache",
@@ -92,12 +91,7 @@ def _set_none(config: ConfigDict, argv: Sequence[str]) -> None:
     names = [match[1] for a in argv if (match := _NONE.match(a))]
     if missing := [name for name in names if name not in flat(config)]:
         raise ConfigError(no_field(missing[0]))
-    for name in names:
-        try:
-            config.update_from_flattened_dict({name: None})
-        except TypeError as error:
-            kind = types_of_fields(config)[name].__name__
-            raise ConfigError(f"{name}=None; allowed: {VALUES[name].allowed if name in VALUES else kind}") from error
+    config.update_from_flattened_dict(dict.fromkeys(names))
 
 
 def parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:

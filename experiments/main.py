@@ -151,9 +151,9 @@ def _announce(config: ConfigDict, title: str, built: build.Built, state, start: 
     if not np.isfinite(start.lr).all():
         m = int(np.argmin(np.isfinite(start.lr)))
         raise configs.ConfigError(
-            f"members.seed={int(members.seed[m])}; the critical lr at initialisation is {start.critical_lr[m]:.3g}, and the lr, a "
-            "multiple of it, no number: the gradient of every example is zero there, or not finite; allowed: another seed, model or "
-            "data, or an absolute lr"
+            f"members.seed={int(members.seed[m])}, optimizer.lr_unit='critical_lr0'; the critical lr at initialisation is "
+            f"{start.critical_lr[m]:.3g}, so a relative lr is undefined: the gradient of every example is zero, or not finite; "
+            "allowed: another seed, model or data, or an absolute lr"
         )
     return check
 

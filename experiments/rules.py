@@ -364,10 +364,13 @@ def check(config: ConfigDict) -> None:
     Raises:
       ConfigError: the first thing that is wrong.
     """
-    fields = flat(config)
-    strange = sorted(set(fields) - set(flat(default.get_config())))
+    fields, defaults = flat(config), flat(default.get_config())
+    strange = sorted(set(fields) - set(defaults))
     if strange:
         raise ConfigError(no_field(strange[0]))
+    for name, value in fields.items():
+        if value is None and defaults[name] is not None and name not in VALUES:
+            raise ConfigError(f"{name}=None; allowed: a {type(defaults[name]).__name__}")
     for name in VALUES:
         if message := wrong(name, fields[name]):
             raise ConfigError(message)

@@ -79,7 +79,7 @@ VALUES = {
     "members.seed": _or_none(_each(_whole(_SEED))),
     "members.lr": _or_none(_each(_above(0))),
     "members.raises": _or_none(_each(_whole(_at_least(0)))),
-    "members.cap": _or_none(_each(_or_none(_above(0)))),
+    "members.cap": _or_none(_each(Values("above 0 or None", lambda v: v is None or v > 0))),
     "data.classes": _or_none(_each(_whole(_at_least(0)))),
     "data.fallback": _or_none(_one_of(("digits", "natural_patches"))),
     "data.fallback_classes": _or_none(_each(_whole(_at_least(0)))),

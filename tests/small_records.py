@@ -156,7 +156,7 @@ def held_record(gain, critical=(1.0, 9.0)):
     errors = 0.2 - 0.05 * rate - gain * np.isinf(cap)
     above = np.where(np.isinf(cap), *critical)[:, None]
     made = record(np.ones((20, 8)), 1.5, above, **ends("error_val", errors), **ends("error_test", errors + 1e-4 * seed))
-    return made.assign_coords(rate=("member", rate), cap=("member", cap.astype(np.float32)), seed=("member", seed))
+    return made.assign_coords(lr_given=("member", rate), cap=("member", cap.astype(np.float32)), seed=("member", seed))
 
 
 def ends_of_pairs(free):

@@ -13,6 +13,7 @@ from ml_collections import config_flags
 
 from configs import quickstart
 from experiments import command_line
+from experiments import config as configs
 from experiments.config import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +30,7 @@ def command(*arguments, cwd=ROOT):
     [
         (
             ["--config=configs/quickstart.py", "--config.optimizer.lr_relativ=2"],
-            "no field 'optimizer.lr_relativ'; nearest: 'optimizer.lr'",
+            "no field 'optimizer.lr_relativ'; nearest: 'optimizer.lr_unit'",
         ),
         (["--config=configs/quickstart.py", "--config.steps=many"], "config.steps=many"),
         (["--config=configs/quickstart.py:huge"], "variant 'huge'; allowed: full, smoke"),
@@ -65,6 +66,25 @@ def parsed(*arguments):
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["main", *arguments])
     return command_line.parse_flags(["main", *arguments], values), values
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_parse_of_a_value_that_is_taken_away():
+    def parsed_fields(*overrides):
+        argv = ["main", "--config=configs/quickstart.py:smoke", *overrides]
+        values = flags.FlagValues()
+        flags.DEFINE_string("compilation_cache", None, "", flag_values=values)
+        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+        command_line.parse(argv, values)
+        return configs.flat(values.config)
+
+    given = parsed_fields("--config.schedule.cap=0.5", "--config.members.seed=3,4")
+    assert given["schedule.cap"] == 0.5 and given["members.seed"] == (3, 4)
+
+    taken = parsed_fields("--config.schedule.cap=0.5", "--config.schedule.cap=None", "--config.members.seed=None")
+    assert taken["schedule.cap"] is None and taken["members.seed"] is None
+    with pytest.raises(ConfigError, match="no field 'schedule.capp'; nearest: 'schedule.cap'"):
+        parsed_fields("--config.schedule.capp=None")
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")

@@ -182,10 +182,10 @@ def test_images_are_cropped_to_the_centre_and_resized(tmp_path, shape):
 
 def test_bad_image_size_and_limit(tmp_path):
     write_npz(tmp_path, x_train=np.ones((40, 16)), x_test=np.ones((20, 16)))
-    with pytest.raises(ValueError, match=r"data.image_size=4; allowed for toy, examples of shape \(16,\): 0"):
+    with pytest.raises(ValueError, match=r"data.image_size=4; allowed for toy, examples of shape \(16,\): None"):
         data.read("toy", directory=str(tmp_path), image_size=4)
     for field in ("image_size", "limit"):
-        with pytest.raises(ValueError, match=f"{field}=-1; allowed: 0 or more"):
+        with pytest.raises(ValueError, match=f"{field}=-1; allowed: 1 or more, or None"):
             data.read("digits", **{field: -1})
 
 
@@ -428,9 +428,9 @@ def test_validation_rows_of_values_and_scaling_by_training_examples(tmp_path):
             {"validation_size": 15},
             r"data.validation_size=15; allowed for toy after data.train_size=6, classes \[0, 1\]: up to 14",
         ),
-        ({"train_size": 0, "validation_size": 1}, r"data.validation_size=1; .*data.train_size=0.*: up to 0"),  # 0 takes all
+        ({"train_size": 0, "validation_size": 1}, "data.train_size=0; allowed: 1 or more"),
         (
-            {"classes": (), "target_encoding": "value", "validation_size": 35},
+            {"classes": None, "target_encoding": "value", "validation_size": 35},
             "data.validation_size=35; allowed for toy after data.train_size=6: up to 34",
         ),
     ],
@@ -445,10 +445,10 @@ def test_bad_validation_size(tmp_path, changed, message):
     ("changed", "message"),
     [
         ({"classes": (0, 9)}, r"data.classes=\(0, 9\); allowed for toy: \[0, 1, 2, 3\]"),
-        ({"classes": (), "target_encoding": "sign"}, "data.target_encoding='sign' with 4 classes"),
+        ({"classes": None, "target_encoding": "sign"}, "data.target_encoding='sign' with 4 classes"),
         ({"train_size": 100}, "data.train_size=100; allowed for toy.*up to 20"),
         ({"target_encoding": "value"}, "with data.target_encoding='value'"),
-        ({"classes": (), "target_encoding": "value", "train_size": 41}, "data.train_size=41; allowed for toy: 1 to 40"),
+        ({"classes": None, "target_encoding": "value", "train_size": 41}, "data.train_size=41; allowed for toy: 1 to 40"),
     ],
 )
 def test_bad_preparation(tmp_path, changed, message):
@@ -488,7 +488,7 @@ def test_read_refuses_images_with_the_channels_first(tmp_path, shape):
     write_npz(tmp_path, x_train=np.ones((40, *shape), np.uint8), x_test=np.ones((20, *shape), np.uint8))
     last = (*shape[1:], shape[0])
     message = re.escape(f"images of shape {shape} have the channels first; allowed: channels last, {last}")
-    for image_size in (0, 4):
+    for image_size in (None, 4):
         with pytest.raises(ValueError, match=message):
             data.read("toy", directory=str(tmp_path), image_size=image_size)
 

@@ -76,7 +76,7 @@ def test_smoke_on_embedded_data(module, variant, tmp_path, no_data, capsys):
     assert "relative error" in out.out and "critical lr at initialisation" in out.out
     if module is not synthetic_sgd_b1:
         assert about["data"]["name"] == "natural_patches" and about["data"]["fallback_for"] == "cifar10"
-        assert "WARNING: cifar10 could not be had" in out.err
+        assert "WARNING: cifar10 is not available" in out.err
         assert "fallback data for cifar10" in html and "<h1>" in html and "on natural_patches</h1>" in html
         assert "published: 3.6" in out.out or "published: 4.5" in out.out
     else:
@@ -169,7 +169,7 @@ def test_a_directory_with_another_run_or_other_files_is_left_alone(tmp_path, pla
     [
         ({"loss": "softmax_cross_entropy", "data__target_encoding": "integer"}, "loss_top"),
         (
-            {"data__name": "digits", "data__classes": (), "data__target_encoding": "one_hot", "data__scaling": "standardize"},
+            {"data__name": "digits", "data__classes": None, "data__target_encoding": "one_hot", "data__scaling": "standardize"},
             "loss_top",
         ),
         (
@@ -212,7 +212,7 @@ def test_other_losses_codings_and_instruments(fields, present, tmp_path, plain_f
 
 
 def test_a_kernel_that_disagrees_with_neural_tangents_stops_the_run(tmp_path, monkeypatch):
-    right = main.tangent_kernel
+    right = checks.tangent_kernel
     monkeypatch.setattr(
         checks, "tangent_kernel", lambda f, p, x, method="auto": right(f, p, x, method=method) * (1 + 0.01 * (method == "auto"))
     )

@@ -373,7 +373,7 @@ def test_random_models():
         ({"measure__agop_alignment_every": 1, "measure__agop_reference": "."}, "is no saved model"),
         (
             {
-                "data__name": "synthetic", "data__target_encoding": "value", "data__scaling": "none", "data__classes": (), "data__test_size": 2,
+                "data__name": "synthetic", "data__target_encoding": "value", "data__scaling": "none", "data__classes": None, "data__test_size": 2,
                 "data__synthetic__dimension": 2**31 - 1, "data__train_size": 2**31 - 1,
             },
             "data.synthetic.dimension=2147483647, data.train_size=2147483647, .*allowed: examples of less than",
@@ -406,11 +406,13 @@ def test_sums_in_one_order_are_demanded(monkeypatch):
 
 def test_a_kernel_of_zero_has_no_critical_lr_to_be_relative_to(tmp_path):
     """Its network is dead, so that no example has a gradient: with an absolute lr it stays where it is."""
-    dead = {"model__width": 1, "data__train_size": 1, "members__lr": (), "members__seed": (0,)}
-    with pytest.raises(configs.ConfigError, match=r"members.seed=0; the critical lr at initialisation is inf"):
-        main.run(tiny(**dead, optimizer__lr_relative=0.5), tmp_path / "relative")
+    dead = {"model__width": 1, "data__train_size": 1, "members__lr": None, "members__seed": (0,)}
+    with pytest.raises(
+        configs.ConfigError, match=r"members.seed=0; optimizer.lr_unit='critical_lr0'; the critical lr at initialisation is inf"
+    ):
+        main.run(tiny(**dead, optimizer__lr=0.5), tmp_path / "relative")
     assert not (tmp_path / "relative").exists()
-    main.run(tiny(**dead, optimizer__lr=0.5), tmp_path / "absolute")
+    main.run(tiny(**dead, optimizer__lr=0.5, optimizer__lr_unit="absolute"), tmp_path / "absolute")
     record = catapult_jax.open_record(tmp_path / "absolute").load()
     assert np.isinf(record["critical_lr_batch"].values).all() and len(np.unique(record["loss_batch"])) == 1
 

@@ -81,12 +81,12 @@ def claim_rows() -> list[tuple[str, dict]]:
         for name in every_step:
             rows.append((f"claims, {name}; allowed with the claim {claim}: 1 ({claim})", whole | {name: 2}))
         for name in given:
-            absent = {name: () if name == "members.cap" else 0}
+            absent = {name: None if name in ("members.cap", "run.stop_loss") else 0}
             if name == "measure.agop_alignment_every":
-                absent["measure.agop_reference"] = ""
+                absent["measure.agop_reference"] = None
             if name == "measure.lambda_max_batch_every" and "members.cap" in given:
-                absent["members.cap"] = ()  # a cap without the kernel is refused by another rule, which comes first
-            text = f"claims, {name}; allowed with the claim {claim}: a value other than 0 or none ({claim})"
+                absent["members.cap"] = None  # a cap without the kernel is refused by another rule, which comes first
+            text = f"claims, {name}; allowed with the claim {claim}: a value other than 0 or None ({claim})"
             rows.append((text, whole | absent))
     return rows
 

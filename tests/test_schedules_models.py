@@ -88,9 +88,7 @@ def test_cycles_stay_between_their_ends_and_shrink_as_they_should(low, period, d
     assert float(shape(step - step % period)) == pytest.approx(low, abs=1e-6)
 
 
-@given(
-    lr_over_critical=st.floats(0.1, 3), criticals=st.lists(st.floats(0.01, 100) | st.just(float("nan")), min_size=1, max_size=8)
-)
+@given(multiple=st.floats(0.1, 3), criticals=st.lists(st.floats(0.01, 100) | st.just(float("nan")), min_size=1, max_size=8))
 @settings(max_examples=40, deadline=None)
 def test_relative_to_critical_holds_the_multiple_of_the_last_one_known(multiple, criticals):
     schedule = relative_to_critical()

@@ -63,10 +63,7 @@ def prepare(
       ValueError: a class that is not there, too few examples, two-class target encoding of other than two classes, an example of zeros that has
         no norm to scale.
     """
-    if test_size is not None and test_size < 1:
-        raise ValueError(f"data.test_size={test_size!r}; allowed: 1 or more, or None")
-    if validation_size < 0:
-        raise ValueError(f"data.validation_size={validation_size!r}; allowed: 0 or more")
+    _check_sizes(train_size, test_size, validation_size)
     x_train, y_train, x_test, y_test = arrays[:4]
     if target_encoding == "value":
         if classes:
@@ -135,6 +132,15 @@ def prepare(
             raise ValueError(f"{arrays.name}: {name} holds numbers that are not finite; allowed: finite numbers")
     checksum = _checksum(tuple(prepared.values()))
     return Data(**prepared, outputs=outputs, name=arrays.name, source=arrays.source, checksum=checksum)
+
+
+def _check_sizes(train_size: int, test_size: int | None, validation_size: int) -> None:
+    if train_size < 1:
+        raise ValueError(f"data.train_size={train_size!r}; allowed: 1 or more")
+    if test_size is not None and test_size < 1:
+        raise ValueError(f"data.test_size={test_size!r}; allowed: 1 or more, or None")
+    if validation_size < 0:
+        raise ValueError(f"data.validation_size={validation_size!r}; allowed: 0 or more")
 
 
 def most_examples(y: np.ndarray, classes: Sequence[int] | None = None) -> int:

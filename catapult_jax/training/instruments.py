@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 
+from catapult_jax import outer_product
 from catapult_jax.critical import critical_lr_from_lambda, weighted_kernel_and_gradient, weighted_tangent_kernel
 from catapult_jax.eigenspace import fraction_of, split_weighted_loss
 from catapult_jax.losses import batch_loss, weighted_residual
-from catapult_jax.outer_product import agop_pearson, input_jacobian
 from catapult_jax.preconditioners import PLAIN, smallest_entry
 from catapult_jax.tangent import Directions, top_eigenpairs
 from catapult_jax.tangent.eigenpairs import no_directions
@@ -344,8 +344,9 @@ def agop_alignment(
     """
 
     def measure(now: Moment):
-        rows = input_jacobian(apply_fn, now.params, now.data["x_train"][:size], chunk_size=chunk_size)
-        return {"agop_alignment": agop_alignment(rows, reference), "agop_pearson": agop_pearson(rows, reference)}
+        rows = outer_product.input_jacobian(apply_fn, now.params, now.data["x_train"][:size], chunk_size=chunk_size)
+        alignment, pearson = outer_product.agop_alignment(rows, reference), outer_product.agop_pearson(rows, reference)
+        return {"agop_alignment": alignment, "agop_pearson": pearson}
 
     return Instrument(("agop_alignment", "agop_pearson"), every, measure)
 
