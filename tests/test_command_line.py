@@ -83,7 +83,7 @@ def test_parse_of_a_value_that_is_taken_away():
 
     taken = parsed_fields("--config.schedule.cap=0.5", "--config.schedule.cap=None", "--config.members.seed=None")
     assert taken["schedule.cap"] is None and taken["members.seed"] is None
-    with pytest.raises(ConfigError, match="no field 'schedule.capp'; nearest: 'schedule.cap'"):
+    with pytest.raises(ConfigError, match=r"no field 'schedule\.capp'; nearest: 'schedule\.cap'"):
         parsed_fields("--config.schedule.capp=None")
 
 
