@@ -11,6 +11,8 @@ import jax.extend
 import numpy as np
 from jax.extend import source_info_util
 
+from catapult_jax.xla import INSPECTED_NUMBERS
+
 Jaxpr, ClosedJaxpr, Literal = jax.extend.core.Jaxpr, jax.extend.core.ClosedJaxpr, jax.extend.core.Literal
 
 
@@ -121,14 +123,11 @@ def _fixed(shape) -> Fixed:
     return Fixed(frozenset(axis for axis, size in enumerate(shape) if size > 1))
 
 
-_LOOKED_AT = 2**20  # numbers of an array whose values are looked at
-
-
 def _constant(value) -> Fixed:
     """Axes along which an array that the function closes over varies, by its values where they are there."""
     varies = _fixed(np.shape(value)).varies
     is_key = jax.dtypes.issubdtype(getattr(value, "dtype", np.dtype(float)), jax.dtypes.prng_key)
-    if isinstance(value, jax.core.Tracer) or is_key or np.size(value) > _LOOKED_AT:
+    if isinstance(value, jax.core.Tracer) or is_key or np.size(value) > INSPECTED_NUMBERS:
         return Fixed(varies)
     array = np.asarray(value)
     return Fixed(frozenset(a for a in varies if not (array == array.take([0], a)).all()))
