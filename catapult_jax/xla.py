@@ -21,24 +21,24 @@ In this file:
   to the last. No public issue known; all four releases. A measured step with Adam took 26.3 ms and planned 73 MiB, now 21.9 and 33.
   Tests: ``test_computed_after_holds_no_diagonal``, ``test_entry_keeps_readings_apart``.
 - :func:`sum_of_products`. XLA writes the products of a sum to memory before it adds them. openxla/xla issue 16792 (closed); 0.9.2 and
-  0.10.1. Of 3072 x 1024 entries: 1.3 ms, 4.1 without; from 0.11.2 on it is the slower way, 4.0 and 3.6 ms on 0.12.0.1 (one script on that
-  machine; ``benchmarks --only loops`` has both rows). Test: ``test_sum_of_products_holds_no_products``.
+  0.10.1. Of 3072 x 1024 entries: 1.3 ms, 3.2 without (``benchmarks --only loops``). From 0.11.2 on it is the slower way: 7.5 ms, 3.6
+  without, on 0.12.0.1. Test: ``test_sum_of_products_holds_no_products``.
 - :func:`every_precision_is_highest`. XLA does not merge equal products that name different precisions, also on the CPU, where all are
   computed alike. No public issue known; all four releases. One forward pass for each measurement (counted by the test).
   Test: ``test_every_precision_is_highest``.
 - :func:`fresh_jaxpr`. JAX caches traces by the function, so that a new value of what it closes over is missed. Meant so by JAX: see jax
   issue 12773 (closed); all four releases. It saves no time: results would be wrong. Test: ``test_fresh_jaxpr_sees_new_values``.
 - ``QUICK``. Compilation for a program that runs a few times. No public issue known; 0.9.2 and 0.10.1, and less later. A Wide ResNet compiles in
-  0.5 s, 0.9 without (one script). Only time shows it: ``benchmarks --only loops`` has both rows.
+  0.3 s, 0.5 without. Only time shows it, in two rows of ``benchmarks --only loops``.
 - :func:`warn_of_lapack_threads`. Threads of LAPACK and of XLA wait for each other. jax issue 39292 (open), which is of a crash by the
-  same cause; all four releases. 400 steps of ``cifar_gd``: 28 s, 40 without. Only time shows it: ``benchmarks --only loops`` has both rows.
+  same cause; all four releases. 400 steps of ``cifar_gd``: 28 s, 40 without. Only time shows it, in the last two rows of ``benchmarks --only loops``.
 
 In other files, of which each is a part:
 
 - ``models/vit.py``: patches are cut by a reshape and multiplied, which a convolution of that stride would do too. For loops, as above:
   ``test_loops_are_slow_for_convolutions``.
 - ``tangent/layers.py``: patches are slices. ``lax.conv_general_dilated_patches`` is a convolution with a matrix of ones and zeros: jax issue
-  6594 (open) asks for another; all four releases. Patches of 32 x 32 x 32 x 16 entries: 7 ms, 30 without (one script).
+  6594 (open) asks for another; all four releases. Patches of 32 x 32 x 32 x 16 entries: 7 ms, 30 without (one script, JAX 0.10.1).
   Test: ``test_patch_extraction_is_a_convolution``.
 - ``training/chunks.py``: one member is not vmapped. XLA transposes the gradient of a single member. No public issue known; all four releases.
   A step of Adam on the FCN: 21 ms, 55 without. Test: ``test_vmap_of_one_member_transposes``.
@@ -82,13 +82,13 @@ MOST_STRIPS = 16
 # Multiplications of a matrix product that take as long as one number written and read again. By this the cheapest order of the sums of a
 # layer is chosen: a Wide ResNet with ten outputs takes 0.14 s, 0.24 without the third order. `benchmarks --only kernel`
 PRODUCTS_PER_NUMBER = 256
-# Numbers in the arrays of a program that `tangent/coupling.py` evaluates some ten times: a fraction of a second.
+# Numbers in the arrays of a program that `tangent/coupling.py` evaluates some ten times: 32 MiB.
 PROBED_NUMBERS = 2**23
-# Numbers of a constant whose values `tangent/batch_axis.py` looks at: a millisecond each.
+# Numbers of a constant whose values `tangent/batch_axis.py` looks at: a few milliseconds.
 INSPECTED_NUMBERS = 2**20
 # Entries of parameters from which on per-example Jacobians are slow enough to be warned of. `benchmarks --only kernel`
 SLOW_JACOBIAN_ENTRIES = 100_000
-# Parts of a sum, and the rows that a matrix must have for each of them. `benchmarks --only optimizers`
+# Parts of a sum, and the rows that a matrix must have for each of them. `benchmarks --only loops`
 SUM_PARTS, SUM_ROWS = 8, 64
 
 # Compiler options that take a fraction of the time, for a program that runs a few times.
@@ -203,8 +203,8 @@ def fresh_jaxpr(function: Callable, *arguments) -> tuple[jax.extend.core.ClosedJ
 
     JAX caches traces by the function, so a new one is traced: it sees new values of what ``function`` closes over.
 
-    >>> fresh_jaxpr(jnp.sin, 1.0)[1]
-    ShapeDtypeStruct(shape=(), dtype=float32, weak_type=True)
+    >>> fresh_jaxpr(jnp.sin, 1.0)[1].dtype
+    dtype('float32')
     """
     return jax.make_jaxpr(lambda *args: function(*args), return_shape=True)(*arguments)
 
