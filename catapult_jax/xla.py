@@ -31,7 +31,8 @@ In this file:
 - ``QUICK``. Compilation for a program that runs a few times. No public issue known; 0.9.2 and 0.10.1, and less later. A Wide ResNet compiles in
   0.3 s, 0.5 without. Only time shows it, in two rows of ``benchmarks --only loops``.
 - :func:`warn_of_lapack_threads`. Threads of LAPACK and of XLA wait for each other. jax issue 39292 (open), which is of a crash by the
-  same cause; all four releases. 400 steps of ``cifar_gd``: 28 s, 40 without. Only time shows it, in the last two rows of ``benchmarks --only loops``.
+  same cause; all four releases. 400 steps of ``cifar_gd``: 28 s, 40 without. Only time shows it, in the last two rows of
+  ``benchmarks --only loops``.
 
 In other files, of which each is a part:
 
