@@ -541,7 +541,11 @@ def _settled(body, carry: list) -> tuple[list, list]:
 
 def _scan(eqn, states, b):
     p = eqn.params
-    consts, carry, xs = _split(states, p["num_consts"], p["num_carry"])
+    if "ft_in" in p:  # since JAX 0.11.2: three trees, of the constants, the carry, and what is scanned
+        counts = [len(list(part)) for part in p["ft_in"].unpack()[:2]]
+    else:
+        counts = [p["num_consts"], p["num_carry"]]
+    consts, carry, xs = _split(states, *counts)
     if any(isinstance(state, Placed) and state.axis == 0 for state in xs):
         return _one_by_one(eqn, consts, carry, xs, b)
     less = lambda s: s._replace(axis=s.axis - 1) if isinstance(s, Placed) else Fixed(frozenset(a - 1 for a in s.varies if a))
