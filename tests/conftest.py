@@ -19,6 +19,11 @@ os.environ["XLA_FLAGS"] = " ".join(
 import jax
 import pytest
 
+import catapult_jax
+from tests import shapes
+
+shapes.check_public_functions(catapult_jax)
+
 gc.set_threshold(100_000, 50, 100)  # traced programs are many small objects, and looking through them takes a tenth of the time
 
 _EXCLUDED = ("0.10.2", "0.11.0", "0.11.1")
