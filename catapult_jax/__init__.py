@@ -2,6 +2,7 @@
 
 from catapult_jax._version import __version__
 from catapult_jax.critical import critical_lr, critical_lr_from_lambda, loss_weighted_kernel
+from catapult_jax.directional import Directional, directional_critical_lr
 from catapult_jax.eigenspace import LossSplit, split_loss
 from catapult_jax.events import (
     KINDS,
@@ -35,6 +36,7 @@ __all__ = [
     "KINDS",
     "CoupledExamplesError",
     "Detector",
+    "Directional",
     "Directions",
     "Eigenpairs",
     "Event",
@@ -54,6 +56,7 @@ __all__ = [
     "critical_lr_from_lambda",
     "dead_from",
     "detector",
+    "directional_critical_lr",
     "find_events",
     "input_jacobian",
     "loss_weighted_kernel",

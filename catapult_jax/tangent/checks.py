@@ -81,6 +81,14 @@ def check_preconditioner(preconditioner: PyTree | None, params: PyTree) -> None:
         )
 
 
+def check_updates(updates: PyTree, params: PyTree) -> None:
+    """Raises ValueError unless they have one entry for each parameter."""
+    if why := _difference(updates, params):
+        raise ValueError(
+            f"updates have other leaves or shapes than params ({why}); allowed: one entry for each parameter, in a tree like params"
+        )
+
+
 def check_directions(vectors: PyTree, params: PyTree, k_max: int) -> None:
     """Raises ValueError unless every leaf is one of ``params`` with an axis of ``k_max`` before."""
     if why := _difference(vectors, params, leading=1):

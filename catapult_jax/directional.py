@@ -1,0 +1,138 @@
+"""Directional critical learning rate: does this very step raise the loss of these examples?
+
+>>> linear = lambda w, x: x @ w
+>>> batch = (jnp.array([[3.0, 4.0]]), jnp.array([1.0]))
+>>> update = 0.05 * jnp.array([6.0, 8.0])  # a step of gradient descent with lr 0.05; the critical lr is 1 / 25
+>>> step = directional_critical_lr(linear, jnp.zeros(2), batch, update, loss="mse")
+>>> round(float(step.multiple), 3), step.text
+(0.8, 'rises')
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from catapult_jax.losses import curvature_factor, output_gradient
+from catapult_jax.tangent.checks import check_arguments, check_batch, check_loss, check_updates
+from catapult_jax.xla import at_least_float32
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int, PyTree
+
+VERDICTS = ("falls", "rises", "no descent direction", "not finite")
+
+
+class Directional(NamedTuple):
+    """The quadratic model of the loss along an update: ``L(w + a D) = L(w) + a slope + a^2 curvature / 2``."""
+
+    multiple: Float[
+        Array, ""
+    ]  # of the update at which the loss stops falling: -2 slope / curvature; 0 without a descent direction
+    verdict: Int[Array, ""]  # index into VERDICTS, for the whole update (a = 1)
+    slope: Float[Array, ""]  # <g, D>, in units of the loss
+    curvature: Float[Array, ""]  # <D, G D>, in units of the loss
+
+    @property
+    def text(self) -> str:
+        """The verdict in words, outside of jit."""
+        return VERDICTS[int(self.verdict)]
+
+
+def directional_critical_lr(
+    apply_fn: Callable[..., Float[Array, "b *o"]],
+    params: PyTree,
+    batch: tuple[Array, Array],
+    updates: PyTree,
+    *,
+    loss: str,
+) -> Directional:
+    r"""How far one may go along an update before the loss of a batch rises: ``multiple = -2 <g, D> / <D, G D>``.
+
+    ``D`` is the update of a step (any optimizer, with lr and sign, as it is added to the parameters), ``g`` the gradient of the loss of the
+    batch, ``G`` its Gauss-Newton matrix. The critical lr of this step is ``multiple * lr``. Below 1 the loss of the batch rises in this
+    step, in the quadratic model with ``G``. Where ``<g, D> >= 0`` it rises at any lr: there is no descent direction.
+
+    One jvp: ``<g, D> = mean_i <grad_f l_i, (J D)_i>`` and ``<D, G D> = mean_i |B_i^T (J D)_i|^2``, with ``S_i = B_i B_i^T`` the loss
+    Hessian in the outputs. Neither an eigenvalue nor the preconditioner of the optimizer is needed. The batch may be another one than
+    that of the step: the training set, or a probe.
+
+    For gradient descent the spectral critical lr is a lower bound: ``multiple * lr >= 2 / lambda_max``, with equality where the gradient
+    lies along the top eigenvector, as with one example and one output.
+
+    Args:
+      apply_fn: ``apply_fn(params, x) -> outputs``.
+      params: parameters before the step.
+      batch: ``(x, targets)``.
+      updates: what the step adds to the parameters, a pytree like ``params``.
+      loss: ``"mse"``, ``"softmax_cross_entropy"`` or ``"logistic"``.
+
+    Returns:
+      :class:`Directional`, scalars. ``multiple`` has no unit; it is infinite where nothing curves along a descent direction.
+
+    Raises:
+      ValueError: shapes that don't fit, an unknown loss, updates of another structure than the parameters.
+
+    Source: arXiv 2412.20553 (Batch Sharpness is 2 lr over its mean); arXiv 2601.16979 (by line search).
+
+    >>> linear = lambda w, x: x @ w
+    >>> batch = (jnp.array([[3.0, 4.0]]), jnp.array([1.0]))
+    >>> directional_critical_lr(linear, jnp.zeros(2), batch, jnp.array([-3.0, 0.0]), loss="mse").text
+    'no descent direction'
+    """
+    x, targets = check_batch(batch)
+    check_loss(check_arguments(apply_fn, params, x), targets, loss=loss)
+    check_updates(updates, params)
+    D = jax.tree.map(lambda p, u: jnp.asarray(u, jnp.result_type(p)), params, updates)
+    with jax.default_matmul_precision("highest"):
+        outputs, moved = jax.jvp(lambda p: apply_fn(p, x), (params,), (D,))
+    dtype = at_least_float32(outputs.dtype)
+    return from_output_change(outputs.astype(dtype), moved.astype(dtype), targets, loss=loss)
+
+
+def from_output_change(outputs: Float[Array, "b *o"], moved: Float[Array, "b *o"], targets: Array, *, loss: str) -> Directional:
+    """:func:`directional_critical_lr` from the outputs and their change ``J D`` to first order.
+
+    Args:
+      outputs: of the batch, before the step.
+      moved: ``J D``, of the same shape.
+      targets: of the batch.
+      loss: name of the loss.
+
+    Returns:
+      :class:`Directional`.
+
+    >>> step = from_output_change(jnp.array([1.0]), jnp.array([-0.5]), jnp.array([0.0]), loss="mse")
+    >>> [round(float(value), 3) for value in (step.slope, step.curvature, step.multiple)]
+    [-1.0, 0.5, 4.0]
+    """
+    gradient = output_gradient(outputs, targets, loss=loss)
+    moved = moved.reshape(gradient.shape)
+    b = len(gradient)
+    slope = jnp.sum(gradient * moved) / b
+    curvature = jnp.sum(curvature_factor(outputs, targets, loss=loss).transposed(moved) ** 2) / b
+    return from_slope_and_curvature(slope, curvature)
+
+
+def from_slope_and_curvature(slope: Float[Array, "*n"], curvature: Float[Array, "*n"]) -> Directional:
+    """The verdict on a step of this slope and curvature.
+
+    Args:
+      slope: ``<g, D>``.
+      curvature: ``<D, G D>``, not negative; or ``<D, H D>`` with the Hessian, which may be.
+
+    Returns:
+      :class:`Directional`, of the shape of the arguments.
+
+    >>> from_slope_and_curvature(jnp.array([-1.0, 1.0, -1.0]), jnp.array([4.0, 4.0, 0.0])).multiple.tolist()
+    [0.5, 0.0, inf]
+    """
+    descends = slope < 0
+    multiple = jnp.where(curvature > 0, -2 * slope / jnp.where(curvature > 0, curvature, 1), jnp.inf)
+    multiple = jnp.where(descends, multiple, 0.0)
+    finite = jnp.isfinite(slope) & jnp.isfinite(curvature)
+    verdict = jnp.select([~finite, ~descends, multiple < 1], [3, 2, 1], 0)
+    return Directional(jnp.where(finite, multiple, jnp.nan), verdict.astype(jnp.int32), slope, curvature)
