@@ -408,7 +408,7 @@ def test_a_kernel_of_zero_has_no_critical_lr_to_be_relative_to(tmp_path):
     """Its network is dead, so that no example has a gradient: with an absolute lr it stays where it is."""
     dead = {"model__width": 1, "data__train_size": 1, "members__lr": None, "members__seed": (0,)}
     with pytest.raises(
-        configs.ConfigError, match=r"members.seed=0; optimizer.lr_unit='critical_lr0'; the critical lr at initialisation is inf"
+        configs.ConfigError, match=r"members.seed=0, optimizer.lr_unit='critical_lr0'; the critical lr at initialisation is inf"
     ):
         main.run(tiny(**dead, optimizer__lr=0.5), tmp_path / "relative")
     assert not (tmp_path / "relative").exists()
