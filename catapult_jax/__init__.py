@@ -1,7 +1,7 @@
 """Catapults of neural networks: critical learning rates, loss spikes, eigenspaces, features."""
 
 from catapult_jax._version import __version__
-from catapult_jax.critical import critical_lr, critical_lr_from_lambda, loss_weighted_kernel
+from catapult_jax.critical import critical_lr, critical_lr_from_lambda
 from catapult_jax.eigenspace import LossSplit, split_loss
 from catapult_jax.events import (
     KINDS,
@@ -25,6 +25,7 @@ from catapult_jax.tangent import (
     Directions,
     Eigenpairs,
     NeuralTangentsMissing,
+    loss_weighted_kernel,
     tangent_kernel,
     top_eigenpairs,
 )

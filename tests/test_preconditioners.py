@@ -19,10 +19,10 @@ from catapult_jax import (
     preconditioner_from_state,
     top_eigenpairs,
 )
-from catapult_jax.critical import weighted_tangent_kernel
 from catapult_jax.eigenspace import split_weighted_loss
 from catapult_jax.losses import batch_loss
 from catapult_jax.preconditioners import OPTIMIZERS, smallest_entry
+from catapult_jax.tangent.weighted import weighted_tangent_kernel
 from catapult_jax.testing import explicit_jacobian
 from catapult_jax.training import instruments
 from configs import default
