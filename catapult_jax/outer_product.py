@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from catapult_jax.xla import after, loops_are_slow
+from catapult_jax.xla import UNROLLED_JACOBIAN_CHUNKS, after, loops_are_slow
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, PyTree
@@ -56,14 +56,11 @@ def input_jacobian(
     with jax.default_matmul_precision("highest"):
         if chunk_size is None or chunk_size >= len(x):
             rows = jax.vmap(one_example)(x)
-        elif len(x) <= _UNROLLED * chunk_size and loops_are_slow(apply_fn, params, x):
+        elif len(x) <= UNROLLED_JACOBIAN_CHUNKS * chunk_size and loops_are_slow(apply_fn, params, x):
             rows = _one_by_one(jax.jit(jax.vmap(one_example)), x, chunk_size)
         else:
             rows = lax.map(one_example, x, batch_size=chunk_size)
     return rows.reshape(-1, math.prod(x.shape[1:]))
-
-
-_UNROLLED = 32  # chunks, at most, that are programs of their own where loops are slow
 
 
 def _one_by_one(function: Callable, x: Array, size: int) -> Array:

@@ -66,6 +66,7 @@ def test_jacobian_in_float64_and_chunks(model):
     )
 
 
+@pytest.mark.xla
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the order in which XLA works on the CPU")
 def test_memory_of_chunks_of_convolutions():
     """Unrolled chunks come one after the other: the rows aside, the memory is that of one chunk."""
