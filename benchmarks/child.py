@@ -22,9 +22,16 @@ class Failed(Exception):
 
 
 def call(
-    function: str, arguments: dict[str, Any], *, seconds: float = 900.0, mib: float = MIB_LIMIT, cache: str | None = None
+    function: str,
+    arguments: dict[str, Any],
+    *,
+    seconds: float = 900.0,
+    mib: float = MIB_LIMIT,
+    cache: str | None = None,
+    variables: dict[str, str] | None = None,
 ) -> Any:
-    """Result of ``function`` ("module:name"), whose arguments and result are JSON. ``cache``: folder of compiled programs.
+    """Result of ``function`` ("module:name"), whose arguments and result are JSON. ``cache``: folder of compiled programs;
+    ``variables``: of its environment, beside those of this process.
 
     Raises:
       Failed: it raised an error, took longer than ``seconds``, or its resident memory grew above ``mib``.
@@ -33,6 +40,7 @@ def call(
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     if cache is not None:
         environment |= {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment |= variables or {}
     command = [sys.executable, "-m", "benchmarks.child", function, json.dumps(arguments)]
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=err)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from catapult_jax.xla import after, loops_are_slow
+from catapult_jax.xla import UNROLLED_JACOBIAN_CHUNKS, after, loops_are_slow
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, PyTree
@@ -58,14 +58,11 @@ def input_jacobian(
     with jax.default_matmul_precision("highest"):
         if chunk_size is None or chunk_size >= len(x):
             rows = jax.vmap(example_rows)(x)
-        elif len(x) <= _MOST_UNROLLED * chunk_size and loops_are_slow(apply_fn, params, x):
+        elif len(x) <= UNROLLED_JACOBIAN_CHUNKS * chunk_size and loops_are_slow(apply_fn, params, x):
             rows = _unrolled(jax.jit(jax.vmap(example_rows)), x, chunk_size)
         else:
             rows = lax.map(example_rows, x, batch_size=chunk_size)
     return rows.reshape(-1, math.prod(x.shape[1:]))
-
-
-_MOST_UNROLLED = 32  # chunks that are unrolled if loops are slow; more would compile too long
 
 
 def _unrolled(function: Callable, x: Array, size: int) -> Array:

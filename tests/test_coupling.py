@@ -130,7 +130,7 @@ def test_what_is_not_decided_is_said(name):
 
 
 def test_undecided_model_is_evaluated_at_a_size_that_is_bounded(monkeypatch):
-    monkeypatch.setattr(coupling, "_NUMBERS", 2**10)
+    monkeypatch.setattr(coupling, "PROBED_NUMBERS", 2**10)
     with pytest.warns(UserWarning, match="with 4 of 64 examples"):
         refuse_coupled_examples(_with(UNDECIDED["products of pairs"]), _W, jnp.ones((64, 6)))
 

@@ -271,6 +271,7 @@ def test_top_eigenpairs_finds_another_eigenvalue_that_overtakes(reuse_bound):
     assert found[-1] == pytest.approx(24, rel=1e-3)  # (2/3) 36
 
 
+@pytest.mark.xla
 @pytest.mark.parametrize("how", ["unrolled", "python"])
 def test_top_eigenpairs_chain_on_convolutions(how):
     """Under jit a fixed number of products a call; driven by Python as many as it takes. The bounds hold either way."""

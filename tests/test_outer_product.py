@@ -95,6 +95,7 @@ def test_input_jacobian_in_more_chunks_than_are_unrolled_is_the_whole(name):
     np.testing.assert_allclose(rows, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.xla
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the order in which XLA works on the CPU")
 def test_input_jacobian_in_chunks_of_convolutions_needs_the_memory_of_one_chunk():
     """Unrolled chunks run one after the other; the rows themselves do not count."""

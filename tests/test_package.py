@@ -77,6 +77,7 @@ def test_public_names_exist():
     assert all(hasattr(catapult_jax, name) for name in catapult_jax.__all__)
 
 
+@pytest.mark.xla
 def test_the_sum_that_jax_0_10_2_gets_wrong():
     """jax issue 39103: a vmapped 3 x 3 product followed by a sum, under jit, on the CPU; fails on 0.10.2."""
     n = 32769

@@ -153,7 +153,7 @@ def test_shared_over_devices(name):
 
 def test_gradients_are_held_a_slice_at_a_time(monkeypatch):
     apply_fn, params, x = build("cnn strided, average, outputs")
-    monkeypatch.setattr(exact, "_SLICE", 200)
+    monkeypatch.setattr(exact, "HELD_NUMBERS", 200)
     kernel = jax.jit(lambda p, x: tangent_kernel(apply_fn, p, x), compiler_options=QUICK)(params, x)
     assert relative_error(kernel, explicit_kernel(apply_fn, params, x)) <= 1e-5
 
@@ -206,8 +206,8 @@ def test_orders_of_the_sum_over_places(monkeypatch, shape, expected, same):
     monkeypatch.setattr(exact, "_by_pairs", pairs)
     gradients = lambda rows, d: np.einsum("ipgm,iopgc->iogmc", *(np.asarray(v, np.float64) for v in (rows, d)))
     oracle = np.einsum("iogmc,jrgmc->iojr", gradients(*left), gradients(*right)).reshape(a * r, b * r)
-    for room in (exact._SLICE, 2000) if same else (exact._SLICE,):
-        monkeypatch.setattr(exact, "_SLICE", room)
+    for room in (exact.HELD_NUMBERS, 2000) if same else (exact.HELD_NUMBERS,):
+        monkeypatch.setattr(exact, "HELD_NUMBERS", room)
         gram = lambda left, right: exact._weight_gram(left, left if same else right, lambda rows: rows, same=same)
         found = jax.jit(gram, compiler_options=QUICK)(left, right)
         assert relative_error(found, oracle) <= 1e-5
@@ -357,15 +357,17 @@ def _conv_net(n):
     return model.apply, model.init(jax.random.key(1), x[:1]), x
 
 
-@pytest.mark.parametrize("unrolled", [exact._UNROLLED, 1], ids=["unrolled", "derivatives kept"])
+@pytest.mark.xla
+@pytest.mark.parametrize("unrolled", [exact.UNROLLED_KERNEL_CHUNKS, 1], ids=["unrolled", "derivatives kept"])
 def test_convolutions_in_chunks(monkeypatch, unrolled):
-    monkeypatch.setattr(exact, "_UNROLLED", unrolled)
+    monkeypatch.setattr(exact, "UNROLLED_KERNEL_CHUNKS", unrolled)
     apply_fn, params, x = build("cnn strided, average, outputs")
     whole = tangent_kernel(apply_fn, params, x)
     chunks = jax.jit(lambda p, x: tangent_kernel(apply_fn, p, x, chunk_size=1), compiler_options=QUICK)(params, x)
     assert relative_error(chunks, whole) <= 1e-6
 
 
+@pytest.mark.xla
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the order in which XLA works on the CPU")
 def test_memory_of_chunks_does_not_grow_with_the_examples():
     plans = []
@@ -376,6 +378,7 @@ def test_memory_of_chunks_does_not_grow_with_the_examples():
     assert plans[1] <= 1.1 * plans[0] < 0.7 * whole
 
 
+@pytest.mark.xla
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the order in which XLA works on the CPU")
 def test_layers_take_the_same_memory_one_after_the_other(monkeypatch):
     apply_fn, params, x = _conv_net(16)

@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 
 from catapult_jax import CNN, FCN
 from catapult_jax.models import ViT, WideResNet
+from catapult_jax.xla import QUICK
 
 
 class OverAxes(nn.Module):
@@ -173,10 +174,6 @@ ZOO = {
         {"padding": "CIRCULAR"},
     )
 }
-
-
-# Compiles in a fraction of the time, for what is not itself under test.
-QUICK = {"xla_backend_optimization_level": 0}
 
 
 @functools.cache

@@ -1,10 +1,13 @@
-"""XLA runs convolutions in loops slowly on the CPU: the effect itself, and what it makes of the kernel and of AGOP in chunks.
+"""What work-arounds for XLA save on the CPU; catapult_jax/xla.py lists them.
 
-Chunks of both are unrolled, one after the other in the same memory.
+XLA runs convolutions in loops slowly: the effect itself, and what it makes of the kernel and of AGOP in chunks. Chunks of both are
+unrolled, one after the other in the same memory. The last rows are of work-arounds that time alone shows: a ratio near one, or below,
+says that one is needed no longer.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +18,7 @@ COLUMNS = {
     "batch": "n",
     "variant": "variant",
     "seconds": "median s",
-    "ratio": "/ without a loop",
+    "ratio": "/ row above",
     "forward_passes": "forward passes",
     "compile_seconds": "compile s",
     "above_mib": "above MiB",
@@ -24,6 +27,8 @@ COLUMNS = {
     "note": "note",
 }
 SIZES = {"cpu": (32, 16), "smoke": (4, 2)}  # examples, and those of a chunk
+SUMMED = {"cpu": (3072, 1024), "smoke": (64, 8)}  # entries of the two arrays
+SIDE = {"cpu": 320, "smoke": 8}  # of the matrices whose eigenvalues LAPACK finds
 STEPS = 4  # of the scan
 LIMIT, AGOP_LIMIT = 3.0, 1.5
 
@@ -36,6 +41,67 @@ def run(scale: str) -> Iterator[dict[str, Any]]:
     for function in ("kernels", "agops"):
         make = lambda f=function: child.call(f"benchmarks.sections.loops:{f}", arguments)
         yield from child.rows_or_reason({"batch": n}, make)
+    yield from child.rows_or_reason({}, lambda: child.call("benchmarks.sections.loops:sums", {"scale": scale}))
+    yield from child.rows_or_reason({}, lambda: child.call("benchmarks.sections.loops:compilations", {"scale": scale}))
+    yield from child.rows_or_reason({}, lambda: _lapack(scale))
+
+
+def sums(scale: str) -> list[dict[str, Any]]:
+    """The inner product of `catapult_jax.xla`, and a plain one: that of a direction with itself, scaled as by Adam."""
+    import jax
+    import jax.numpy as jnp
+
+    from catapult_jax.xla import sum_of_products
+
+    direction, moment = (jax.random.normal(jax.random.key(i), SUMMED.get(scale, SUMMED["cpu"])) for i in range(2))
+    scaled = lambda a, nu: a / (jnp.sqrt(jnp.abs(nu)) + 1e-8)
+    ours = jax.jit(lambda a, nu: sum_of_products(a, scaled(a, nu)))
+    plain = jax.jit(lambda a, nu: jnp.sum(a * scaled(a, nu)))
+    calls = {"sum in parts": lambda: ours(direction, moment), "plain sum": lambda: plain(direction, moment)}
+    return _rows("-", calls, scale, None)
+
+
+def compilations(scale: str) -> list[dict[str, Any]]:
+    """Seconds to compile the outputs of a model for two examples, as the search for coupled examples does; the shorter of two."""
+    import time
+
+    import jax
+
+    from catapult_jax.xla import QUICK
+
+    f, params, x, _ = house.setup("wrn", scale, 2)
+    rows = []
+    for variant, options in (("compiled in a hurry", QUICK), ("compiled in full", None)):
+        seconds = []
+        for _ in range(2):
+            lowered = jax.jit(lambda params, x: f(params, x), compiler_options=options).lower(params, x)
+            start = time.perf_counter()
+            lowered.compile()
+            seconds.append(time.perf_counter() - start)
+        rows.append({"model": "wrn", "batch": 2, "variant": variant, "compile_seconds": min(seconds)})
+    rows[1]["ratio"] = rows[1]["compile_seconds"] / rows[0]["compile_seconds"]
+    return rows
+
+
+def _lapack(scale: str) -> list[dict[str, Any]]:
+    """Eigenvalues with one thread of LAPACK, and with one for each core; each in a process of its own."""
+    rows = []
+    for threads in (1, os.cpu_count() or 1):
+        variables = {name: str(threads) for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")}
+        row = child.call("benchmarks.sections.loops:eigenvalues", {"scale": scale}, variables=variables)
+        rows.append({"model": "-", "variant": f"eigenvalues, LAPACK with {threads} threads", **row})
+    rows[1]["ratio"] = rows[1]["seconds"] / rows[0]["seconds"]
+    return rows
+
+
+def eigenvalues(scale: str) -> dict[str, Any]:
+    import jax
+    import jax.numpy as jnp
+
+    side = SIDE.get(scale, SIDE["cpu"])
+    rows = jax.random.normal(jax.random.key(0), (side, 4 * side))
+    found = jax.jit(lambda rows: [jnp.linalg.eigvalsh(i * rows @ rows.T) for i in range(1, 9)])
+    return timing.take_turns({"eigenvalues": lambda: found(rows)}, rounds=timing.ROUNDS[scale])["eigenvalues"]
 
 
 def gradients(n: int, scale: str) -> list[dict[str, Any]]:

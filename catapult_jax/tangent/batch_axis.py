@@ -11,6 +11,8 @@ import jax.extend
 import numpy as np
 from jax.extend import source_info_util
 
+from catapult_jax.xla import INSPECTED_NUMBERS
+
 Jaxpr, ClosedJaxpr, Literal = jax.extend.core.Jaxpr, jax.extend.core.ClosedJaxpr, jax.extend.core.Literal
 
 
@@ -68,10 +70,10 @@ _SIZES = {"shape", "new_sizes", "sizes", "slice_sizes", "limit_indices", "length
 
 
 def _same(u, v, b: int, c: int, scaled: bool) -> bool:
-    if isinstance(u, ClosedJaxpr):
-        return isinstance(v, ClosedJaxpr) and _same(u.jaxpr, v.jaxpr, b, c, False) and _same(u.consts, v.consts, b, c, False)
-    if isinstance(u, Jaxpr):
-        return isinstance(v, Jaxpr) and _same_equations(u, v, b, c)
+    if isinstance(u, (ClosedJaxpr, Jaxpr)):  # one class since JAX 0.11.2; before, the second has no consts
+        if not isinstance(v, type(u)) or not _same(getattr(u, "consts", ()), getattr(v, "consts", ()), b, c, False):
+            return False
+        return _same_equations(getattr(u, "jaxpr", u), getattr(v, "jaxpr", v), b, c)
     if isinstance(u, dict):
         return u.keys() == v.keys() and all(_same(u[key], v[key], b, c, key in _SIZES) for key in u)
     if isinstance(u, (tuple, list)):
@@ -121,14 +123,11 @@ def _fixed(shape) -> Fixed:
     return Fixed(frozenset(axis for axis, size in enumerate(shape) if size > 1))
 
 
-_LOOKED_AT = 2**20  # numbers of an array whose values are looked at
-
-
 def _constant(value) -> Fixed:
     """Axes along which an array that the function closes over varies, by its values where they are there."""
     varies = _fixed(np.shape(value)).varies
     is_key = jax.dtypes.issubdtype(getattr(value, "dtype", np.dtype(float)), jax.dtypes.prng_key)
-    if isinstance(value, jax.core.Tracer) or is_key or np.size(value) > _LOOKED_AT:
+    if isinstance(value, jax.core.Tracer) or is_key or np.size(value) > INSPECTED_NUMBERS:
         return Fixed(varies)
     array = np.asarray(value)
     return Fixed(frozenset(a for a in varies if not (array == array.take([0], a)).all()))
@@ -542,7 +541,11 @@ def _settled(body, carry: list) -> tuple[list, list]:
 
 def _scan(eqn, states, b):
     p = eqn.params
-    consts, carry, xs = _split(states, p["num_consts"], p["num_carry"])
+    if "ft_in" in p:  # since JAX 0.11.2: three trees, of the constants, the carry, and what is scanned
+        counts = [len(list(part)) for part in p["ft_in"].unpack()[:2]]
+    else:
+        counts = [p["num_consts"], p["num_carry"]]
+    consts, carry, xs = _split(states, *counts)
     if any(isinstance(state, Placed) and state.axis == 0 for state in xs):
         return _one_by_one(eqn, consts, carry, xs, b)
     less = lambda s: s._replace(axis=s.axis - 1) if isinstance(s, Placed) else Fixed(frozenset(a - 1 for a in s.varies if a))

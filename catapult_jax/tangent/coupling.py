@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from catapult_jax.tangent import batch_axis
+from catapult_jax.xla import PROBED_NUMBERS, QUICK
 
 if TYPE_CHECKING:
     from jaxtyping import Array, PyTree
 
 _TOLERANCE = 1e-3  # relative; reassociation between batch sizes is far below it, a coupled model far above
-_NUMBERS = 2**23  # in the arrays of a program that is evaluated some ten times
 _ALONE = 16  # examples that are evaluated one by one
 
 
@@ -91,7 +91,7 @@ def refuse_coupled_examples(apply_fn: Callable, params: PyTree, x: Array) -> Non
         if key is None or key not in _INDEPENDENT:
             _refuse_by_value({n: program(n) for n in (1, 2)}, leaves, x, proved=True)
     else:
-        size = max(min(b, b * _NUMBERS // _numbers(whole.jaxpr)), 4 if b > 4 else 2)
+        size = max(min(b, b * PROBED_NUMBERS // _numbers(whole.jaxpr)), 4 if b > 4 else 2)
         _refuse_by_value({1: program(1), size: program(size)}, leaves, x, proved=False)
         warnings.warn(
             f"apply_fn is not known to treat each example alone: {lost}. No coupling was seen on made-up numbers with {size} of {b} "
@@ -199,7 +199,7 @@ def _compiled(closed) -> Callable:
     def run(consts, *arguments):
         return jax.extend.core.jaxpr_as_fun(jax.extend.core.ClosedJaxpr(closed.jaxpr, consts))(*arguments)[0]
 
-    return jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})
+    return jax.jit(run, compiler_options=QUICK)
 
 
 def _examples(x, n: int):

@@ -34,7 +34,7 @@ from catapult_jax.tangent.rayleigh_ritz import (
     runs_on,
     upper_bounds,
 )
-from catapult_jax.xla import at_least_float32, warn_of_lapack_threads
+from catapult_jax.xla import UNROLLED_PRODUCTS, at_least_float32, warn_of_lapack_threads
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, PyTree
@@ -171,7 +171,7 @@ def top_eigenpairs(
 
     arrays = (params, batch, warm_start, above)
     loop = loop_kind(apply_fn, params, x, (arrays, make_diagonal()))
-    most = max_products or (_MOST_UNROLLED if loop == "unrolled" else k + _MOST)
+    most = max_products or (UNROLLED_PRODUCTS if loop == "unrolled" else k + _MOST)
     settings = _Settings(loss, k, k_max, tol, failure, min(most, n + 1), reuse_bound, chunk_size, loop)
     if loop == "compiled" and chunk_size is None and not is_traced((arrays, make_diagonal())):
         traced, constants = trace(apply_fn, params, x)
@@ -179,7 +179,7 @@ def top_eigenpairs(
     return _run(apply_fn, settings, *arrays, make_diagonal)
 
 
-_MOST, _MOST_UNROLLED = 32, 2  # products by default: beyond k; and unrolled, where each one takes seconds to compile
+_MOST = 32  # products by default, beyond k
 _ROUGH = 0.05  # before the random start, pairs with a larger relative residual are improved first,
 _FIRST_RESIDUALS = 2  # with at most so many residuals for each pair
 _GROWTH = 1.05  # a call: what a reused bound allows the eigenvalues below, and the largest one

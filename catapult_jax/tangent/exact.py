@@ -19,7 +19,17 @@ from jax.sharding import Mesh, PartitionSpec
 from catapult_jax.tangent import layers, neural_tangents
 from catapult_jax.tangent.checks import check_arguments, check_preconditioner, forward_mode_only
 from catapult_jax.tangent.coupling import refuse_coupled_examples
-from catapult_jax.xla import after, at_least_float32, loops_are_slow
+from catapult_jax.xla import (
+    HELD_NUMBERS,
+    MOST_STRIPS,
+    ORDERED_NUMBERS,
+    PRODUCTS_PER_NUMBER,
+    SLOW_JACOBIAN_ENTRIES,
+    UNROLLED_KERNEL_CHUNKS,
+    after,
+    at_least_float32,
+    loops_are_slow,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, PyTree
@@ -135,14 +145,11 @@ def _taken(plan: layers.Plan, params) -> str:
     return f"{len(plan.covered)} of {len(paths)} parameters layer by layer, {len(rest)} by per-example Jacobians{names}"
 
 
-_SLOW = 100_000  # entries of parameters whose per-example Jacobians are slow enough to be warned of
-
-
 def _tell(plan: layers.Plan, params) -> None:
     """Says what ``auto`` takes: in the log ``catapult_jax``, and in a warning where no layer of a large model is known."""
     text = _taken(plan, params)
     _log.info("tangent_kernel: method='auto' takes %s", text)
-    if not plan.covered and sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(params)) > _SLOW:
+    if not plan.covered and sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(params)) > SLOW_JACOBIAN_ENTRIES:
         warnings.warn(
             f"tangent_kernel: method='auto' takes {text}, which can be a hundred times slower; layers of Flax linen (Dense, DenseGeneral, "
             "Conv, Embed) are known",
@@ -301,7 +308,7 @@ def _block(plan: layers.Plan, leaves: list, scales: list | None, left: _Derivati
     total = jnp.zeros((a * r, b * r), dtype)
     for leaf, calls in reversed(uses.items()):  # as the backward pass comes to them
         mine = weight(left, leaf)
-        if jax.eval_shape(partial(rows_of, leaf=leaf), mine[0]).size > _LARGE:
+        if jax.eval_shape(partial(rows_of, leaf=leaf), mine[0]).size > ORDERED_NUMBERS:
             mine = after(total, mine)  # one layer after the other, in the same memory
         other = mine if same else weight(right, leaf)
         products = None
@@ -318,12 +325,6 @@ def _block(plan: layers.Plan, leaves: list, scales: list | None, left: _Derivati
     for leaf in left.live:
         total += gram(lambda side, leaf=leaf: side.live[leaf], leaf)
     return total
-
-
-_LARGE = 2**18  # numbers in the rows of a layer; smaller ones may be worked on at the same time
-_SLICE = 2**24  # numbers that are held at a time: in the per-example gradients, and in the rows they are made of
-_STRIPS = 16  # at most, since each is a program of its own
-_PASS = 256  # multiplications of a matrix product that are spent to save one number written and read again
 
 
 def _weight_gram(
@@ -347,9 +348,9 @@ def _weight_gram(
         inner = rows_of(inputs).reshape(a, m) @ rows_of(other_inputs).reshape(b, m).T
         outer = d.reshape(a * r, c) @ other_d.reshape(b * r, c).T
         return (inner[:, None, :, None] * outer.reshape(a, r, b, r)).reshape(a * r, b * r)
-    by_gradients = r * g * m * c * ((a + (not same) * b) * (p + _PASS) + a * b * r)
-    outer_first = a * b * p * p * g * (m + r * r * (c + _PASS))
-    outer_last = a * b * p * g * (p * m + p * r * c + r * r * c + _PASS * r * c)
+    by_gradients = r * g * m * c * ((a + (not same) * b) * (p + PRODUCTS_PER_NUMBER) + a * b * r)
+    outer_first = a * b * p * p * g * (m + r * r * (c + PRODUCTS_PER_NUMBER))
+    outer_last = a * b * p * g * (p * m + p * r * c + r * r * c + PRODUCTS_PER_NUMBER * r * c)
     if scale is not None or by_gradients <= min(outer_first, outer_last):
         return _by_gradients(left, right, rows_of, scale, same=same)
     is_first = outer_first <= outer_last
@@ -358,7 +359,7 @@ def _weight_gram(
         return pairs(left, right).reshape(a * r, b * r)
     # The sum over pairs is symmetric in the examples: strips, each from its diagonal block on; four are 10/16 of the work.
     numbers = a * b * p * g * (p * r * r if is_first else max(p, r * c))
-    strips = min(max(4, math.ceil(numbers / _SLICE)), _STRIPS)
+    strips = min(max(4, math.ceil(numbers / HELD_NUMBERS)), MOST_STRIPS)
     upper, edges = jnp.zeros((b, r, b, r), d.dtype), [b * s // strips for s in range(strips + 1)]
     strip = upper
     for first, last in itertools.pairwise(edges):
@@ -376,7 +377,7 @@ def _by_gradients(left, right, rows_of, scale, *, same: bool):
     """Per-example gradients of the weights, and their inner products; so many output channels, and examples, at a time."""
     (inputs, d), (other_inputs, other_d) = left, right
     (a, p, g, m), (b, r, c) = jax.eval_shape(rows_of, inputs).shape, (len(other_d), d.shape[1], d.shape[4])
-    least = max(1, math.ceil(max(a, b) * r * g * m * c / _SLICE))
+    least = max(1, math.ceil(max(a, b) * r * g * m * c / HELD_NUMBERS))
     slices = next(s for s in range(min(least, c), c + 1) if c % s == 0)
     scale = None if scale is None else jnp.moveaxis(scale.reshape(m, g, slices, c // slices), (1, 2), (0, 2))
     cut = lambda d: jnp.moveaxis(d.reshape(*d.shape[:4], slices, c // slices), 4, 0)
@@ -388,7 +389,7 @@ def _by_gradients(left, right, rows_of, scale, *, same: bool):
         return jnp.moveaxis(found.reshape(*found.shape[:3], r, -1), 3, 1)  # (n, r, g, m, c)
 
     def gradients(inputs, d, scale):
-        at_a_time = max(1, _SLICE // (p * g * m))
+        at_a_time = max(1, HELD_NUMBERS // (p * g * m))
         if at_a_time < len(d):
             one_example = lambda example: jax.tree.map(lambda v: v[None], example)
             found = lax.map(lambda example: of_examples(*one_example(example))[0], (inputs, d), batch_size=at_a_time)
@@ -424,18 +425,15 @@ def _by_pairs(left, right, *, rows_of, products, outer_first: bool):
     return jnp.einsum("iopgc,gjiprc->iojr", d, summed)
 
 
-_UNROLLED = 8  # chunks, at most, whose pairs are programs of their own where loops are slow
-
-
 def _chunked(derivatives, block, x, cotangents, size: int, *, slow_loops: bool):
     """Strip by strip, each from its diagonal block on; the derivatives of a chunk are taken again in each strip. Where loops are slow
-    the pairs of chunks are unrolled, up to ``_UNROLLED`` of them; of more the derivatives of all examples are taken at once, outside of the loops."""
+    the pairs of chunks are unrolled, up to ``UNROLLED_KERNEL_CHUNKS`` of them; of more the derivatives of all examples are taken at once, outside of the loops."""
     b, r = len(x), cotangents.shape[2]
     count = math.ceil(b / size)
     padded = lambda v: jnp.concatenate([v, jnp.repeat(v[-1:], count * size - b, axis=0)]).reshape(count, size, *v.shape[1:])
     at = lambda tree, i: jax.tree.map(lambda a: a[i], tree)
     chunks = (padded(x), padded(cotangents))
-    unroll = slow_loops and count <= _UNROLLED
+    unroll = slow_loops and count <= UNROLLED_KERNEL_CHUNKS
     kept = jax.tree.map(padded, derivatives(x, cotangents)) if slow_loops and not unroll else None
     of_chunk = lambda i: derivatives(*at(chunks, i)) if kept is None else at(kept, i)
     shape = jax.eval_shape(lambda: block(of_chunk(0), of_chunk(0), same=True))

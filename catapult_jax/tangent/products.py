@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from catapult_jax.losses import curvature_factor
-from catapult_jax.xla import after, at_least_float32, loops_are_slow
+from catapult_jax.xla import at_least_float32, computed_after, entry, fresh_jaxpr, loops_are_slow, sum_of_products
 
 if TYPE_CHECKING:
     pass
@@ -64,10 +64,10 @@ def linear_map(
         traced_at = functools.cache(lambda shape, dtype: trace(apply_fn, params, jax.ShapeDtypeStruct(shape, dtype)))
         image_of, pulled_of = (functools.partial(_run_traced, traced_at, program) for program in _COMPILED)
     else:
-        diagonal_at = _read_later(preconditioner)
+        diagonal_at = computed_after(preconditioner)
         image_of, pulled_of = (functools.partial(f, apply_fn) for f in (_image, _pulled))
-    square = lambda u: (_square_compiled if python else _square)(diagonal_at(_entry(u, 0)), u)
-    forward_of = lambda u, x, targets: image_of(loss, b, params, diagonal_at(_entry(u, -1)), x, targets, u)
+    square = lambda u: (_square_compiled if python else _square)(diagonal_at(entry(u, 0)), u)
+    forward_of = lambda u, x, targets: image_of(loss, b, params, diagonal_at(entry(u, -1)), x, targets, u)
     backward_of = lambda v, x, targets: pulled_of(loss, b, params, None, x, targets, v)
     n = math.prod(jax.eval_shape(apply_fn, params, x).shape)
 
@@ -105,37 +105,13 @@ def linear_map(
     return LinearMap(forward, backward, square, n, loop)
 
 
-def _read_later(diagonal: Callable) -> Callable:
-    """``diagonal`` as a function of a number, computed anew after that number.
-
-    Otherwise XLA sees that the diagonal is part of the optimizer's update and holds it, as large as the weights, from there on.
-    """
-    # A new function for each call: JAX caches traces by the function.
-    closed, shapes = jax.make_jaxpr(lambda: diagonal(), return_shape=True)()
-    taken = {i: c for i, c in enumerate(closed.consts) if isinstance(c, jax.core.Tracer)}
-
-    def diagonal_at(done):
-        later = after(done, taken)
-        found = jax.core.eval_jaxpr(closed.jaxpr, [later.get(i, c) for i, c in enumerate(closed.consts)])
-        return jax.tree.unflatten(jax.tree.structure(shapes), found)
-
-    return diagonal_at
-
-
-def _entry(u, i: int):
-    """One entry of the first (``i = 0``) or the last (``i = -1``) array. A square and a product read different ones, so that XLA does not merge
-    what they compute from it."""
-    leaf = [leaf for leaf in jax.tree.leaves(u) if leaf.size][i]
-    return leaf[(i,) * leaf.ndim]
-
-
 def _scaled(u, diagonal):
     return u if diagonal is None else jax.tree.map(jnp.divide, u, diagonal)
 
 
 def _square(diagonal, u):
     """``||P^(-1/2) u||^2``."""
-    return sum(_dot(a, b) for a, b in zip(jax.tree.leaves(u), jax.tree.leaves(_scaled(u, diagonal)), strict=True))
+    return sum(sum_of_products(a, b) for a, b in zip(jax.tree.leaves(u), jax.tree.leaves(_scaled(u, diagonal)), strict=True))
 
 
 _square_compiled = jax.jit(_square)
@@ -151,7 +127,7 @@ def _maps(apply_fn, loss: str, b: int, params, diagonal_at: Callable, x, targets
     like_params = lambda tree: jax.tree.map(lambda a, p: a.astype(jnp.result_type(p)), tree, params)
 
     def forward(u):
-        pushed = push(like_params(_scaled(u, diagonal_at(_entry(u, -1))))).astype(dtype)
+        pushed = push(like_params(_scaled(u, diagonal_at(entry(u, -1))))).astype(dtype)
         return factor.transposed(of_examples(pushed)).reshape(-1)
 
     def backward(v):
@@ -193,9 +169,7 @@ class Traced:
 def trace(apply_fn: Callable, params, x) -> tuple[Traced, list]:
     """The program of ``apply_fn(params, x)`` for these shapes, and the constants that it closes over now."""
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), (params, x))
-    closed = jax.make_jaxpr(lambda *arguments: apply_fn(*arguments))(
-        *shapes
-    )  # a new function: JAX caches traces by the function
+    closed, _ = fresh_jaxpr(apply_fn, *shapes)
     return Traced(apply_fn, closed.jaxpr), closed.consts
 
 
@@ -213,14 +187,3 @@ _COMPILED = tuple(jax.jit(function, static_argnums=(0, 1, 2)) for function in (_
 def _run_traced(traced_at: Callable, program: Callable, loss, b, params, diagonal, x, *rest):
     traced, constants = traced_at(jnp.shape(x), jnp.result_type(x))
     return program(traced, loss, b, constants, params, diagonal, x, *rest)
-
-
-def _dot(a, b):
-    """Inner product, summed in eight parts: XLA's sum of an array to one number is three times slower on the CPU. The parts of a matrix are
-    rows, so that XLA computes ``b`` on the fly."""
-    dtype = max(at_least_float32(a.dtype), at_least_float32(b.dtype), key=lambda dtype: dtype.itemsize)
-    products = a.astype(dtype) * b.astype(dtype)
-    many_rows = products.ndim > 1 and products.size >= 64 * products.shape[-1] > 0
-    products = products.reshape(-1, products.shape[-1]) if many_rows else products.reshape(-1)
-    part = len(products) // 8
-    return sum(products[i * part : (i + 1) * part] for i in range(8)).sum() + products[8 * part :].sum()

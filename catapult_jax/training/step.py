@@ -20,6 +20,7 @@ from catapult_jax.losses import batch_loss
 from catapult_jax.preconditioners import Preconditioner, preconditioner_from_state
 from catapult_jax.schedules import Schedule, ScheduleState
 from catapult_jax.training.instruments import Instrument, Moment, measure
+from catapult_jax.xla import every_precision_is_highest
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, PyTree
@@ -148,7 +149,7 @@ def take_gradient(problem: Problem, params: PyTree, batch: tuple[Array, Array]) 
     """Gradient of the loss of the batch, with the kernel where an instrument that is due at every step takes both in one pass."""
     shared = [i.gradient for i in problem.instruments.values() if i.gradient and i.every == 1]
     together = bool(shared) and _is_plain(problem, params)
-    with _highest(together or _on_cpu()):
+    with _highest(together or every_precision_is_highest()):
         take = shared[0] if together else partial(plain_gradient, problem)
         return _Gradient(*take(params, batch), together)
 
@@ -183,7 +184,7 @@ def measure_before(
     preconditioner = Partial(partial(preconditioner_from_state, problem.optimizer), state.params, after, state.opt_state)
     now = Moment(state.params, state.params, batch, taken.outputs, data, preconditioner, taken.kernel, state.schedule.lr)
     early = {name: i for name, i in problem.instruments.items() if not i.after_update}
-    with _highest(_on_cpu()):
+    with _highest(every_precision_is_highest()):
         measured, carried = measure(early, now, state.carried, _clock(number, wanted), due=due)
     measured = {"loss_batch": batch_loss(taken.outputs, batch[1], loss=problem.loss)} | measured
     if problem.is_full_batch:
@@ -203,7 +204,7 @@ def measure_after(
 ) -> tuple[dict[str, Array], dict[str, PyTree]]:
     """What is measured on the weights after the update, and what the instruments carry on."""
     late = {name: i for name, i in problem.instruments.items() if i.after_update}
-    with _highest(taken.at_highest or _on_cpu()):  # as the loss before
+    with _highest(taken.at_highest or every_precision_is_highest()):  # as the loss before
         return measure(late, now, carried, _clock(number, wanted), due=due)
 
 
@@ -299,11 +300,6 @@ def _clock(number, wanted):
 
 def _where(condition, new, old):
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
-
-
-def _on_cpu() -> bool:
-    """There every precision is the highest. To say so lets XLA merge the forward pass of a measurement with that of the step."""
-    return jax.default_backend() == "cpu"
 
 
 def _highest(wanted: bool):
