@@ -143,21 +143,21 @@ def _select_classes(
     target_encoding: str,
 ) -> _Selection:
     """The first examples of each class."""
-    classes = _check_classes(arrays, classes, target_encoding)
-    train = _first_of_each(arrays.y_train, classes, train_size, "data.train_size", arrays.name)
-    test = _first_of_each(arrays.y_test, classes, test_size, "data.test_size", arrays.name)
+    kept = _check_classes(arrays, classes, target_encoding)
+    train = _first_of_each(arrays.y_train, kept, train_size, "data.train_size", arrays.name)
+    test = _first_of_each(arrays.y_test, kept, test_size, "data.test_size", arrays.name)
     rest = np.setdiff1d(np.arange(len(arrays.y_train)), train)  # in the order of the source
     val = rest[:0]
     if validation_size:
         name = f"{arrays.name} after data.train_size={train_size}"
-        val = rest[_first_of_each(arrays.y_train[rest], classes, validation_size, "data.validation_size", name)]
-    codes = {c: i for i, c in enumerate(classes)}
+        val = rest[_first_of_each(arrays.y_train[rest], kept, validation_size, "data.validation_size", name)]
+    codes = {c: i for i, c in enumerate(kept)}
     integer = lambda y: np.array([codes[int(c)] for c in y], np.int32)
     outputs, encode = {
         "sign": (1, lambda y: (2.0 * integer(y) - 1).astype(np.float32)[:, None]),
         "binary": (1, lambda y: integer(y).astype(np.float32)[:, None]),
-        "one_hot": (len(classes), lambda y: np.eye(len(classes), dtype=np.float32)[integer(y)]),
-        "integer": (len(classes), integer),
+        "one_hot": (len(kept), lambda y: np.eye(len(kept), dtype=np.float32)[integer(y)]),
+        "integer": (len(kept), integer),
     }[target_encoding]
     return _Selection(train, test, val, outputs, encode)
 
