@@ -22,15 +22,15 @@ def critical_lr_from_lambda(lambda_max: Float[Array, "*m"], preconditioner: Prec
 
     Args:
       lambda_max: largest eigenvalue of the loss-weighted kernel, with ``P`` if the optimizer has one; any shape.
-      preconditioner: of the optimizer, from :func:`catapult_jax.preconditioner_from_state`; default: plain gradient descent, SGD.
-        Heavy ball has ``gain = 1 / (1 + momentum)``.
+      preconditioner: of the optimizer, from :func:`catapult_jax.preconditioner_from_state`; default: plain gradient descent,
+        SGD. Heavy ball has ``gain = 1 / (1 + momentum)``.
 
     Returns:
-      The shape of ``lambda_max``, in units of the learning rate. Infinite if no mode can grow. NaN if ``lambda_max``, ``gain`` or
-      ``decay`` is NaN, or if the check of ``preconditioner`` failed.
+      The shape of ``lambda_max``, in units of the learning rate. Infinite if no mode can grow. NaN if ``lambda_max``, ``gain``
+      or ``decay`` is NaN, or if the check of ``preconditioner`` failed.
 
-    Source: the roots of ``z^2 - (1 + beta - lr lambda) z + beta`` leave the unit circle at ``lr = 2 (1 + beta) / lambda``, through
-    ``z = -1``, and likewise for the other rules; Cohen et al. (2021), arXiv 2103.00065.
+    Source: the roots of ``z^2 - (1 + beta - lr lambda) z + beta`` leave the unit circle at ``lr = 2 (1 + beta) / lambda``,
+    through ``z = -1``, and likewise for the other rules; Cohen et al. (2021), arXiv 2103.00065.
 
     >>> float(critical_lr_from_lambda(jnp.array(4.0)))
     0.5
@@ -69,9 +69,10 @@ def critical_lr(
       params: parameters.
       batch: ``(x, targets)``.
       loss: ``"mse"``, ``"softmax_cross_entropy"`` or ``"logistic"``.
-      preconditioner: of the optimizer, from :func:`catapult_jax.preconditioner_from_state`; default: plain gradient descent, SGD.
-        With a diagonal the whole kernel needs the gradient of each example. For a large model use the eigenvalue of
-        :func:`catapult_jax.top_eigenpairs` with ``preconditioner=preconditioner.diagonal``, and :func:`critical_lr_from_lambda`.
+      preconditioner: of the optimizer, from :func:`catapult_jax.preconditioner_from_state`; default: plain gradient descent,
+        SGD. With a diagonal the whole kernel needs the gradient of each example. For a large model use the eigenvalue of
+        :func:`catapult_jax.top_eigenpairs` with ``preconditioner=preconditioner.diagonal``, and
+        :func:`critical_lr_from_lambda`.
       method: how the kernel is computed, see :func:`catapult_jax.tangent_kernel`.
 
     Returns:

@@ -50,8 +50,8 @@ def split_loss(
       targets: as the loss takes them.
       loss: ``"mse"``, ``"softmax_cross_entropy"`` or ``"logistic"``.
       k: size of the eigenspace; a ``k`` above ``b*o`` takes all eigenvectors.
-      previous: eigenvectors of the previous step. The new ones take the order and signs that overlap most with them, so curves do
-        not jump where two eigenvalues cross. The space is always that of the ``k`` largest eigenvalues.
+      previous: eigenvectors of the previous step. The new ones take the order and signs that overlap most with them, so curves
+        do not jump where two eigenvalues cross. The space is always that of the ``k`` largest eigenvalues.
 
     Returns:
       A :class:`LossSplit`; ``top`` and ``rest`` in units of the loss, eigenvalues in units of an inverse learning rate.

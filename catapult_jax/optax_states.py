@@ -188,7 +188,8 @@ def like_params(tree, params, optimizer: str, fill: float = jnp.inf) -> Any:
 def subtrees(structure, params, optimizer: str) -> list:
     """Subtrees of ``params`` at the leaves of a tree of the state.
 
-    If the containers differ but the numbers of leaves agree, as with ``nnx.Optimizer``, these are the leaves of ``params`` in order.
+    If the containers differ but the numbers of leaves agree, as with ``nnx.Optimizer``, these are the leaves of ``params`` in
+    order.
 
     Args:
       structure: ``jax.tree.structure`` of the tree of the state.

@@ -28,8 +28,8 @@ def input_jacobian(
       params: parameters.
       x: ``(n, ...)`` floating-point inputs, with ``d`` entries each.
       chunk_size: examples per backward pass; None: all. It bounds the memory of the backward pass; the rows themselves take
-        ``n * o * d`` numbers. For convolutions on the CPU up to 32 chunks are unrolled; more run in a loop, which takes three times as
-        long there.
+        ``n * o * d`` numbers. For convolutions on the CPU up to 32 chunks are unrolled; more run in a loop, which takes three
+        times as long there.
 
     Returns:
       ``(n*o, d)``, in units of output per input.

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 class Preconditioner(NamedTuple):
     """A step ``w' = (1 - lr decay) w - lr P^(-1) m``, with ``m`` the gradient or a momentum average of it.
 
-    Its critical learning rate is ``2 / (gain lambda + decay)``, with ``lambda`` the top eigenvalue of the loss-weighted kernel with
-    ``P``. The defaults are those of plain gradient descent.
+    Its critical learning rate is ``2 / (gain lambda + decay)``, with ``lambda`` the top eigenvalue of the loss-weighted kernel
+    with ``P``. The defaults are those of plain gradient descent.
     """
 
     diagonal: PyTree | None = None  # P: positive, a tree like the parameters; None: one everywhere
@@ -76,39 +76,41 @@ def preconditioner_from_state(
     ``E[dx^2]`` of Adadelta is that of the state before.
     A schedule of the learning rate does not change the critical learning rate.
     Decoupled weight decay (adamw) adds to every eigenvalue.
-    ``adadelta`` decays before it preconditions and has no rule for it: decay is an error, or NaN if it is a traced number in the state.
+    ``adadelta`` decays before it preconditions and has no rule for it: decay is an error, or NaN if it is a traced number in
+    the state.
 
-    **The check.** The state alone does not determine the update: several optimizers share a type of state, a setting such as ``b2``
-    is not stored, and clipping leaves no trace.
-    With ``before``, ``updates`` and ``gradient`` the function repeats the step with these settings and compares update and state.
-    If they agree, ``checked`` is True. If not, it raises; under jit ``checked`` is False, and :func:`critical_lr_from_lambda` gives NaN.
-    Without them the function checks the types of the links of a chain **and nothing else**, and ``checked`` is None. A link that
-    leaves no trace is then an error, unless the optimizer itself has it.
+    **The check.** The state alone does not determine the update: several optimizers share a type of state, a setting such as
+    ``b2`` is not stored, and clipping leaves no trace.
+    With ``before``, ``updates`` and ``gradient`` the function repeats the step with these settings and compares update and
+    state. If they agree, ``checked`` is True. If not, it raises; under jit ``checked`` is False, and
+    :func:`critical_lr_from_lambda` gives NaN. Without them the function checks the types of the links of a chain **and nothing
+    else**, and ``checked`` is None. A link that leaves no trace is then an error, unless the optimizer itself has it.
     ``chain(clip, scale(-lr))`` looks like ``sgd``: clipping is not detected there.
 
     Args:
-      optimizer: ``optax.sgd``, ``adagrad``, ``rmsprop``, ``adam``, ``adamw`` or ``adadelta``, or a ``functools.partial`` of one.
+      optimizer: ``optax.sgd``, ``adagrad``, ``rmsprop``, ``adam``, ``adamw`` or ``adadelta``, or a ``functools.partial`` of it.
       params: parameters before the step.
       after: state of the optimizer after the update, also inside ``optax.chain``, ``inject_hyperparams``, ``masked`` or
-        ``multi_transform``. Parameters that are masked out count as fixed: their ``P`` is infinite. ``masked`` by itself passes their
-        gradient on, so combine it with ``set_to_zero`` for them.
+        ``multi_transform``. Parameters that are masked out count as fixed: their ``P`` is infinite. ``masked`` by itself passes
+        their gradient on, so combine it with ``set_to_zero`` for them.
       before: state before the update; for ``adadelta``, and for the check.
       updates: update of the whole chain in this step, to be added to ``params``.
       gradient: gradient of the loss, as the first link of the chain receives it.
-      settings: arguments of the optimizer that are not the default (``b1=0.8``). Numbers that ``inject_hyperparams`` keeps in the
-        state are read there; truth values such as ``nesterov`` are not. The check needs ``learning_rate`` too, of this step or as a
-        schedule.
+      settings: arguments of the optimizer that are not the default (``b1=0.8``). Numbers that ``inject_hyperparams`` keeps in
+        the state are read there; truth values such as ``nesterov`` are not. The check needs ``learning_rate`` too, of this step
+        or as a schedule.
 
     Returns:
       A :class:`Preconditioner`.
 
     Raises:
-      ValueError: the optimizer or a setting has no rule; it has no setting of that name; the state belongs to another optimizer, to
-        several, or has a link of another type (an average, say); ``sgd`` without momentum inside ``masked``, whose state does not
-        have the mask; a link that leaves no trace, without ``updates``; ``updates`` that differ from those of the optimizer with these
-        settings; ``updates`` without ``gradient`` and ``before``.
+      ValueError: the optimizer or a setting has no rule; it has no setting of that name; the state belongs to another
+        optimizer, to several, or has a link of another type (an average, say); ``sgd`` without momentum inside ``masked``,
+        whose state does not have the mask; a link that leaves no trace, without ``updates``; ``updates`` that differ from those
+        of the optimizer with these settings; ``updates`` without ``gradient`` and ``before``.
 
-    Source: the frozen-preconditioner rule of Cohen et al. (2022), arXiv 2207.14484; the gains are the momentum filters at ``z = -1``.
+    Source: the frozen-preconditioner rule of Cohen et al. (2022), arXiv 2207.14484; the gains are the momentum filters at
+    ``z = -1``.
 
     >>> params, gradient = jnp.array([1.0, 1.0]), jnp.array([3.0, 0.5])
     >>> optimizer = optax.adagrad(0.1, initial_accumulator_value=0.0, eps=0.0)
@@ -168,6 +170,7 @@ def smallest_entry(diagonal: PyTree | None) -> Float[Array, ""]:
 
 
 def _rule(optimizer: Callable) -> _Rule:
+    """The row of the optimizer in ``_RULES``, or an error."""
     if optimizer not in _RULES:
         name = getattr(optimizer, "__name__", repr(optimizer))
         raise ValueError(f"optimizer={name} has no rule; allowed: {', '.join(OPTIMIZERS)}")
@@ -282,7 +285,7 @@ def _adadelta(step: Step, settings: dict) -> Preconditioner:
 
 
 class _Rule(NamedTuple):
-    """All that is special to one optimizer."""
+    """The rule of an optimizer."""
 
     preconditioner: Callable[[Step, dict], Preconditioner]  # of a step and all settings
     layout: Layout  # of its state
@@ -293,7 +296,7 @@ def _moving_average(setting: str) -> Callable[[dict], tuple]:
     return lambda settings: (settings[setting], 1 - settings[setting])
 
 
-# One row per optimizer.
+# One row per optimizer. Add an optimizer here.
 _RULES: dict[Callable, _Rule] = {
     optax.sgd: _Rule(_sgd, Layout(optax.TraceState, "trace", "trace", False, lambda settings: (settings["momentum"], 1.0))),
     optax.adagrad: _Rule(

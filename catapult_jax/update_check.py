@@ -44,9 +44,9 @@ def refuse_traceless_links(optimizer: Callable, layout: Layout, step: Step, sett
     if types == [layout.state_type] and optimizer is not optax.adamw:  # adamw's decay is a link of its own
         return
     raise ValueError(
-        f"the state holds links {', '.join(kind.__name__ for kind in types)}, which are not those of {optimizer.__name__} alone, and an "
-        "EmptyState may be clipping or decay; allowed: updates, gradient, before and learning_rate of this step, so that its update can "
-        "be checked"
+        f"the state holds links {', '.join(kind.__name__ for kind in types)}, which are not those of {optimizer.__name__} alone, "
+        "and an EmptyState may be clipping or decay; allowed: updates, gradient, before and learning_rate of this step, so that its "
+        "update can be checked"
     )
 
 
@@ -67,8 +67,8 @@ def check_update(
       True; under jit a boolean scalar.
 
     Raises:
-      ValueError: they are not, and no argument is traced; the learning rate is not given; ``updates`` or ``gradient`` is not like
-        the parameters.
+      ValueError: no argument is traced and the update or the state differs; the learning rate is not given; ``updates`` or
+        ``gradient`` is not like the parameters.
 
     >>> layout = Layout(optax.TraceState, "trace", "trace", False, lambda settings: (0.0, 1.0))
     >>> w, state = jnp.ones(2), optax.sgd(0.1).init(jnp.ones(2))

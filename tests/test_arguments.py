@@ -1,4 +1,7 @@
-"""Arguments of the public functions, across modules: mistakes end in one line that says what is allowed; any container of arrays works."""
+"""Arguments of the public functions, across modules.
+
+A mistake gives one line that says what is allowed. Any container of arrays works.
+"""
 
 import dataclasses
 import functools

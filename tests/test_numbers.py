@@ -1,4 +1,7 @@
-"""Degenerate numbers, across modules: kernels, losses and learning rates of zero, duplicates, half precision. Each has a defined result."""
+"""Degenerate numbers, across modules: each has a defined result.
+
+Kernels, losses and learning rates of zero, duplicate examples, integers, half precision.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -125,8 +125,8 @@ def weighted_kernel_and_gradient(
       loss: ``"mse"``, ``"softmax_cross_entropy"`` or ``"logistic"``.
 
     Returns:
-      ``(outputs, weighted, gradient)``: ``apply_fn(params, x)``; :func:`weighted_tangent_kernel`, in units of an inverse learning
-      rate; a tree like ``params`` that equals ``jax.grad`` up to rounding, at the highest matmul precision.
+      ``(outputs, weighted, gradient)``: ``apply_fn(params, x)``; :func:`weighted_tangent_kernel`, in units of an inverse
+      learning rate; a tree like ``params`` that equals ``jax.grad`` up to rounding, at the highest matmul precision.
 
     Raises:
       ValueError: as :func:`weighted_tangent_kernel`.
