@@ -100,7 +100,7 @@ def test_smoke_on_real_cifar(tmp_path, real_data, plain_figures):
 def test_strict_refuses_a_fallback_and_writes_nothing(tmp_path, no_data):
     config = cifar_gd.get_config("smoke")
     config.data.strict = True
-    with pytest.raises(configs.ConfigError, match=r"data.name='cifar10' can't be had.*Ways out"):
+    with pytest.raises(configs.ConfigError, match=r"data.name='cifar10' is not available.*Ways out"):
         main.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
