@@ -13,7 +13,7 @@ from catapult_jax.losses import curvature_columns, curvature_factor, hessian_ran
 from catapult_jax.preconditioners import PLAIN, Preconditioner
 from catapult_jax.tangent import tangent_kernel
 from catapult_jax.tangent.checks import check_arguments, check_batch, check_loss
-from catapult_jax.tangent.exact import kernel_and_pullback
+from catapult_jax.tangent.kernel import kernel_and_pullback
 from catapult_jax.xla import warn_of_lapack_threads
 
 if TYPE_CHECKING:
