@@ -47,7 +47,7 @@ INDEPENDENT = {
 
 @pytest.mark.parametrize("name", INDEPENDENT)
 def test_refuse_coupled_examples_accepts_independent_ones(name):
-    """Warnings are errors here, so nothing is left undecided."""
+    """Without a warning, which would be an error here: each is proved."""
     refuse_coupled_examples(_with(INDEPENDENT[name]), _W, _X)
 
 
@@ -154,9 +154,9 @@ def test_refuse_coupled_examples_accepts_padding_masks(model, jitted):
     ids, y = jnp.array([[3, 4, 0, 0], [5, 0, 0, 0], [7, 8, 9, 0], [1, 2, 3, 4]]), jnp.ones((4, 1))
     params = model.init(jax.random.key(0), ids)
     jacobian = explicit_jacobian(model.apply, params, ids)
-    found = lambda p, ids: critical_lr(model.apply, p, (ids, y), loss="mse")
+    lr = lambda p, ids: critical_lr(model.apply, p, (ids, y), loss="mse")
     expected = 4 / np.linalg.eigvalsh(jacobian @ jacobian.T)[-1]
-    assert float((jax.jit(found) if jitted else found)(params, ids)) == pytest.approx(expected, rel=1e-4)
+    assert float((jax.jit(lr) if jitted else lr)(params, ids)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_refuse_coupled_examples_of_a_model_for_one_batch_size():

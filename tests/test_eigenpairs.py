@@ -80,9 +80,7 @@ def test_top_eigenpairs_bound_from_one_product():
         products.append(float(pairs.products))
 
     check()
-    assert (
-        products.count(1.0) >= 10 and len(products) - products.count(1.0) >= 10
-    )  # the search ends after one product, and goes on
+    assert 10 <= products.count(1.0) <= len(products) - 10  # some end after one product, others go on
 
 
 @partial(jax.jit, static_argnames="tol")
@@ -144,10 +142,11 @@ def test_top_eigenpairs_with_a_function_that_returns_the_preconditioner(name, ji
         options = dict(k=1, loss="mse", max_products=4, preconditioner=given, chunk_size=2)
         return top_eigenpairs(apply_fn, params, batch, **options).eigenvalues
 
-    made, held = (partial(search, function=function) for function in (True, False))
+    searches = [partial(search, function=function) for function in (True, False)]
     if jit:
-        made, held = (jax.jit(f, compiler_options=QUICK) for f in (made, held))
-    np.testing.assert_allclose(made(params, moments), held(params, moments), rtol=1e-6)
+        searches = [jax.jit(f, compiler_options=QUICK) for f in searches]
+    by_function, by_tree = (f(params, moments) for f in searches)
+    np.testing.assert_allclose(by_function, by_tree, rtol=1e-6)
 
 
 def test_top_eigenpairs_refuses_a_function_that_returns_another_structure():
@@ -156,10 +155,10 @@ def test_top_eigenpairs_refuses_a_function_that_returns_another_structure():
 
 
 def test_top_eigenpairs_loop_holds_no_preconditioner():
-    """And not the preconditioner, as large as the weights."""
+    """It holds the arrays that the function reads. The preconditioner is as large as the weights."""
     apply_fn, params, batch = batch_of("fcn bias, ten outputs", "mse")
 
-    def held(function: bool):
+    def holds_preconditioner(function: bool):
         def search(params, moments, warm):
             diagonal = lambda: jax.tree.map(jnp.cosh, moments)
             given = diagonal if function else diagonal()
@@ -167,28 +166,26 @@ def test_top_eigenpairs_loop_holds_no_preconditioner():
 
         warm = top_eigenpairs(apply_fn, params, batch, k=1, loss="mse").directions
         eqns = jax.make_jaxpr(search)(params, params, warm).jaxpr.eqns
-        made = {v for eqn in eqns if eqn.primitive.name == "cosh" for v in eqn.outvars}
+        preconditioner = {v for eqn in eqns if eqn.primitive.name == "cosh" for v in eqn.outvars}
         loops = [eqn for eqn in eqns if eqn.primitive.name == "while"]
-        assert made and loops
-        return any(v in made for eqn in loops for v in eqn.invars if not isinstance(v, jax.extend.core.Literal))
+        assert preconditioner and loops
+        return any(v in preconditioner for eqn in loops for v in eqn.invars if not isinstance(v, jax.extend.core.Literal))
 
-    assert held(False) and not held(True)
+    assert holds_preconditioner(False) and not holds_preconditioner(True)
 
 
 @pytest.mark.parametrize("reuse_bound", [0, 3])
 def test_top_eigenpairs_finds_another_eigenvalue_that_overtakes(reuse_bound):
-    """A direction that stays an eigenvector exactly, while another eigenvalue jumps past its own. A reused bound misses it, for as many
-    calls as may reuse it."""
-    linear, zeros = (lambda w, x: x @ w), jnp.zeros(3)
+    """A direction stays an eigenvector exactly, while another eigenvalue jumps past its own. A reused bound may miss that, but not for
+    more calls than may reuse it."""
+    zeros = jnp.zeros(3)
     options = dict(k=1, loss="mse", reuse_bound=reuse_bound)
     call = jax.jit(lambda x, warm: top_eigenpairs(linear, zeros, (x, zeros), warm_start=warm, **options))
     warm = top_eigenpairs(linear, zeros, (jnp.diag(jnp.array([3.0, 1.0, 0.5])), zeros), **options).directions
-    largest = []
     for _ in range(reuse_bound + 1):
         pairs = call(jnp.diag(jnp.array([3.0, 6.0, 0.5])), warm)
         warm = pairs.directions
-        largest.append(float(pairs.eigenvalues[0]))
-    assert largest[-1] == pytest.approx(24, rel=1e-3)  # (2/3) 36
+    assert float(pairs.eigenvalues[0]) == pytest.approx(24, rel=1e-3)  # (2/3) 36
 
 
 @pytest.mark.xla
@@ -253,13 +250,13 @@ def test_top_eigenpairs_of_two_outputs_takes_two_products():
 
 @pytest.mark.parametrize("k", [1, 2])
 def test_top_eigenpairs_from_directions_of_zeros(k):
-    """After a kernel of zeros the directions are zero: the search is one from random starts again."""
+    """A kernel of zeros gives directions of zeros. The next search then has a random start."""
     spectrum = SPECTRA["clustered"]
     n = len(spectrum)
     call = jax.jit(lambda x, d: top_eigenpairs(linear, jnp.zeros(n), (x, jnp.zeros(n)), k=k, loss="mse", warm_start=d))
-    lost = call(jnp.zeros((n, n)), call(inputs(spectrum), no_directions(jnp.zeros(n), k, jnp.float32)).directions)
-    assert (np.asarray(lost.eigenvalues) == 0).all()
-    pairs = call(inputs(spectrum), lost.directions)
+    zero = call(jnp.zeros((n, n)), call(inputs(spectrum), no_directions(jnp.zeros(n), k, jnp.float32)).directions)
+    assert (np.asarray(zero.eigenvalues) == 0).all()
+    pairs = call(inputs(spectrum), zero.directions)
     assert bool(pairs.converged)
     np.testing.assert_allclose(pairs.eigenvalues, np.sort(spectrum)[::-1][:k], rtol=0.0101)
 
@@ -283,15 +280,15 @@ def test_top_eigenpairs_from_a_warm_direction_takes_fewer_products():
     moved = search(jax.tree.map(lambda p: 1.1 * p, params), (other, y), cold.directions)
     (truth,) = np.linalg.eigvalsh(weighted_kernel(apply_fn, jax.tree.map(lambda p: 1.1 * p, params), (other, y), "mse"))[-1:]
     assert truth - float(moved.eigenvalues[0]) <= float(moved.bounds[0]) <= 0.0101 * truth
-    lost = cold.directions._replace(vectors=jax.tree.map(jnp.zeros_like, cold.directions.vectors))
-    np.testing.assert_allclose(search(params, (x, y), lost).eigenvalues, cold.eigenvalues, rtol=0.01)
+    zeros = cold.directions._replace(vectors=jax.tree.map(jnp.zeros_like, cold.directions.vectors))
+    np.testing.assert_allclose(search(params, (x, y), zeros).eigenvalues, cold.eigenvalues, rtol=0.01)
 
 
 @pytest.mark.parametrize(
     ("spectrum", "k"), [([10, 9.5, *(3 * 0.9**i for i in range(18))], 1), ([5.0], 1), (SPECTRA["clustered"], 2)]
 )
 def test_top_eigenpairs_chain_from_a_cold_start(spectrum, k):
-    """As in a run: the first search is cold, and its directions serve the next ones."""
+    """As in a run: the first search is cold, and each search hands its directions to the next."""
     n = len(spectrum)
     batch = (inputs(spectrum), jnp.zeros(n))
     search = jax.jit(
@@ -398,7 +395,7 @@ def test_top_eigenpairs_refuses_directions_of_another_model_or_number():
 
 
 def test_top_eigenpairs_keeps_no_preconditioner_for_the_update():
-    """Planned memory of a step of Adam with its critical lr, over that without P: no array of the size of the weights more."""
+    """The planned memory of a step of Adam with its critical lr has no array of the size of the weights more than without P."""
     model = FCN(depth=3, width=256)
     x, y = np.random.default_rng(0).standard_normal((4, 8, 8, 1)).astype(np.float32), np.ones(4, np.float32)
     params = model.init(jax.random.key(0), x)
@@ -419,29 +416,33 @@ def test_top_eigenpairs_keeps_no_preconditioner_for_the_update():
     ]
     without, with_p = (program.memory_analysis().temp_size_in_bytes for program in planned)
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    # 0.0005 of them more on JAX 0.10, 0.8 on 0.12, which makes all quotients at once; 1.2 and 1.8 before.
+    # 0.0005 of the weights more on JAX 0.10, 0.8 on 0.12, which computes all quotients at once.
     assert with_p < without + weights
 
 
 def test_top_eigenpairs_calls_the_function_for_the_preconditioner_each_time():
-    """What it closes over may have changed, or be of another trace; nothing of it is kept."""
-    batch, held = (inputs(SPECTRA["spread"]), jnp.zeros(8)), {}
+    """The arrays that it closes over may change or be traced, so none is kept."""
+    batch, state = (inputs(SPECTRA["spread"]), jnp.zeros(8)), {}
 
     def diagonal():
-        return held["P"]
+        return state["P"]
 
     def largest(scale):
-        held["P"] = jnp.full(8, scale)
+        state["P"] = jnp.full(8, scale)
         return top_eigenpairs(linear, jnp.zeros(8), batch, k=1, loss="mse", preconditioner=diagonal).eigenvalues[0]
 
     for function in (largest, largest, jax.jit(largest), jax.jit(lambda scale: largest(scale))):
         for scale in (1.0, 4.0):
             np.testing.assert_allclose(function(scale), 10 / scale, rtol=0.01)
+
+
+def test_top_eigenpairs_with_the_preconditioner_of_a_state_outside_of_jit():
+    batch = (inputs(SPECTRA["spread"]), jnp.zeros(8))
     state = optax.adam(0.1).update(jnp.ones(8), optax.adam(0.1).init(jnp.zeros(8)))[1]
-    rule = lambda: (
-        preconditioner_from_state(optax.adam, jnp.zeros(8), state).diagonal
-    )  # of a state that is at hand, outside of jit
-    pairs = top_eigenpairs(linear, jnp.zeros(8), batch, k=1, loss="mse", preconditioner=rule)
+    diagonal = lambda: preconditioner_from_state(optax.adam, jnp.zeros(8), state).diagonal
+
+    pairs = top_eigenpairs(linear, jnp.zeros(8), batch, k=1, loss="mse", preconditioner=diagonal)
+
     np.testing.assert_allclose(pairs.eigenvalues[0], 10, rtol=0.01)
 
 
@@ -457,7 +458,7 @@ def test_top_eigenpairs_of_parameters_without_entries(where):
 
 
 def test_top_eigenpairs_with_room_for_every_eigenvalue():
-    """Eight slots for eight rows and one tracked: a chain of calls on a drifting kernel with a flat spectrum keeps its bounds."""
+    """With eight slots for eight rows, and one eigenvalue tracked, a chain of calls on a drifting kernel with a flat spectrum is right."""
 
     def errors_of_converged(k_max):
         rng, errors = np.random.default_rng(0), []
@@ -485,18 +486,18 @@ def test_top_eigenpairs_with_room_for_every_eigenvalue():
 
 @pytest.mark.parametrize("kind", ["second overtakes", "new direction", "all within two percent", "fresh batch"])
 def test_top_eigenpairs_rate_of_wrong_answers_along_sequences(kind):
-    """Of the calls that say that they know the largest eigenvalue, at most one in a hundred is off by more than the tolerance, and as few
-    errors exceed their bound, also where the eigenvectors turn and eigenvalues cross."""
+    """At most one in a hundred of the converged calls is wrong by more than the tolerance, and at most one in a hundred errors exceeds its
+    bound, also where eigenvectors turn and eigenvalues cross."""
     b, d, steps, members = 16, 24, 40, 6
     rng = np.random.default_rng(5)
     batches = np.stack([_sequence(kind, b, d, steps, rng) for _ in range(members)])
 
-    theta, bound, says_so = (np.asarray(a) for a in _follow(jnp.asarray(batches, jnp.float32)))
+    theta, bound, converged = (np.asarray(a) for a in _follow(jnp.asarray(batches, jnp.float32)))
 
     error = np.linalg.svd(batches, compute_uv=False)[..., 0] ** 2 * 2 / b - theta
     relative = error / (theta + error)
-    assert says_so.mean() >= 0.9
-    assert (relative[says_so] > 0.0101).sum() <= 0.01 * says_so.sum()
+    assert converged.mean() >= 0.9
+    assert (relative[converged] > 0.0101).sum() <= 0.01 * converged.sum()
     assert (error > bound + 1e-5 * theta).sum() <= 0.01 * error.size
 
 
@@ -536,7 +537,7 @@ def _sequence(kind, b, d, steps, rng):
 
 @pytest.mark.parametrize("exponent", [-30, -20, 0, 20, 32])
 def test_top_eigenpairs_of_any_size(exponent):
-    """A search that squares what it squares twice over- or underflows."""
+    """Powers of the eigenvalues overflow or underflow here."""
     spectrum = np.array(SPECTRA["spread"]) * 10.0 ** (exponent - 1)
     batch = (
         jnp.asarray(np.asarray(inputs(SPECTRA["spread"]), np.float64) * 10.0 ** ((exponent - 1) / 2), jnp.float32),
@@ -554,7 +555,7 @@ def test_top_eigenpairs_of_any_size(exponent):
 
 
 def test_top_eigenpairs_outside_of_jit_is_compiled_once():
-    """And a new value of what the function closes over is seen."""
+    """A new value of an array that the function closes over is seen."""
     scale = {"value": jnp.float32(1)}
     scaled = lambda w, x: scale["value"] * (x @ w)
     batch = (inputs(SPECTRA["spread"]), jnp.zeros(8))
@@ -563,7 +564,7 @@ def test_top_eigenpairs_outside_of_jit_is_compiled_once():
     assert search() == first and eigenpairs._compile.cache_info().misses == misses
     scale["value"] = jnp.float32(2)
     assert search() == pytest.approx(4 * first, rel=1e-3) and eigenpairs._compile.cache_info().misses == misses
-    scale["value"] = 3.0  # a number is part of the program
+    scale["value"] = 3.0  # a Python number is part of the program
     assert search() == pytest.approx(9 * first, rel=1e-3)
 
 

@@ -23,14 +23,14 @@ from tests.zoo import QUICK, ZOO, build, widen
 def test_tangent_kernel_agrees_with_jacobian_and_neural_tangents(name):
     apply_fn, params, x = build(name)
     oracle = explicit_kernel(apply_fn, params, x)
-    ours = lambda p, x: tangent_kernel(apply_fn, p, x)
-    # A few are compiled as in use, the others in a hurry.
-    single = jax.jit(ours, compiler_options=None if name in ("fcn", "cnn", "vit, bias, three outputs") else QUICK)(params, x)
+    kernel = lambda p, x: tangent_kernel(apply_fn, p, x)
+    # A few are compiled with all optimisations, the others quickly.
+    single = jax.jit(kernel, compiler_options=None if name in ("fcn", "cnn", "vit, bias, three outputs") else QUICK)(params, x)
     assert single.dtype == jnp.float32
     assert relative_error(single, oracle) <= 1e-5
     with jax.enable_x64():
         params, x = widen((params, x))
-        double = jax.jit(ours, compiler_options=QUICK)(params, x)
+        double = jax.jit(kernel, compiler_options=QUICK)(params, x)
         reference = jax.jit(lambda p, x: neural_tangents.empirical_kernel(apply_fn, p, x), compiler_options=QUICK)(params, x)
         assert double.dtype == jnp.float64
     assert relative_error(double, oracle) <= 1e-12
@@ -42,13 +42,8 @@ def test_tangent_kernel_agrees_with_jacobian_and_neural_tangents(name):
 )
 def test_tangent_kernel_by_jacobians_agrees(name):
     apply_fn, params, x = build(name)
-    assert (
-        relative_error(
-            jax.jit(lambda p: tangent_kernel(apply_fn, p, x, method="jacobian"), compiler_options=QUICK)(params),
-            explicit_kernel(apply_fn, params, x),
-        )
-        <= 1e-5
-    )
+    kernel = jax.jit(lambda p: tangent_kernel(apply_fn, p, x, method="jacobian"), compiler_options=QUICK)(params)
+    assert relative_error(kernel, explicit_kernel(apply_fn, params, x)) <= 1e-5
 
 
 def test_tangent_kernel_structured_names_the_positions_of_a_transformer():
@@ -88,7 +83,7 @@ def test_tangent_kernel_with_cotangents_and_preconditioner(name):
     ],
 )
 def test_kernel_and_pullback_agrees_with_jacobian(name):
-    """The gradient of any combination of the outputs, from the derivatives that the kernel is made of."""
+    """Outputs, kernel, and the gradient of a combination of the outputs."""
     apply_fn, params, x = build(name)
     rng = np.random.default_rng(0)
     out = jax.eval_shape(apply_fn, params, x)
@@ -109,7 +104,7 @@ def test_kernel_and_pullback_agrees_with_jacobian(name):
 
 @pytest.mark.parametrize("name", ["fcn bias, ten outputs", "embedding", "cnn strided, average, outputs"])
 def test_tangent_kernel_on_a_mesh(name):
-    """Eight devices (four, where the batch is smaller) give what one gives."""
+    """Eight and four devices give what one device gives."""
     apply_fn, params, x = build(name)
     assert jax.device_count() == 8  # tests/conftest.py asks for them
     x = jnp.concatenate([x, x[:, ::-1], jnp.roll(x, 1, 1)])[:8]
@@ -169,7 +164,7 @@ _BATCH = jnp.ones((2, 6, 6, 1)), jnp.ones((2, 1))
     ids=["layers", "jacobian", "preconditioner", "critical_lr", "with gradient", "products", "split"],
 )
 def test_kernel_arithmetic_is_at_highest_precision(function):
-    """Every product in it, whatever the default is; each names its precision for both operands."""
+    """Every product names the highest precision for both operands, whatever the default is."""
     model = CNN(depth=3, width=4)
     params = model.init(jax.random.key(0), _BATCH[0])
     with jax.default_matmul_precision("default"):
@@ -224,7 +219,7 @@ def test_tangent_kernel_of_convolutions_in_chunks(monkeypatch, unrolled):
 
 
 @pytest.mark.xla
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the order in which XLA works on the CPU")
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="about the order in which XLA computes on the CPU")
 def test_tangent_kernel_in_chunks_takes_memory_that_does_not_grow():
     plans = []
     for n in (16, 32):
@@ -235,7 +230,7 @@ def test_tangent_kernel_in_chunks_takes_memory_that_does_not_grow():
 
 
 @pytest.mark.xla
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the order in which XLA works on the CPU")
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="about the order in which XLA computes on the CPU")
 def test_tangent_kernel_reuses_memory_from_layer_to_layer(monkeypatch):
     apply_fn, params, x = _conv_net(16)
     kernel = lambda p, x: tangent_kernel(apply_fn, p, x)
@@ -245,7 +240,7 @@ def test_tangent_kernel_reuses_memory_from_layer_to_layer(monkeypatch):
 
 
 def test_tangent_kernel_auto_logs_and_warns(caplog):
-    """In the log, and in a warning where no layer of a large model is known."""
+    """It warns if a large model has no layer with a rule."""
     x = jnp.ones((2, 400))
     plain, w = lambda w, x: jnp.tanh(x @ w).sum(1), jnp.zeros((400, 300))
     with pytest.warns(UserWarning, match="takes 0 of 1 parameters layer by layer, 1 by per-example Jacobians"):

@@ -25,24 +25,26 @@ from tests.zoo import QUICK, build
     ids=str,
 )
 def test_weight_gram_orders(monkeypatch, shape, expected, same):
-    """The order that the shapes ask for, against per-example gradients in float64; with so little room that strips are many."""
+    """Each shape takes the order that is cheapest for it, also with so little memory that there are many strips."""
     r, p, g, m, c = (shape[name] for name in "rpgmc")
     a, b = 5, 5 if same else 4
     keys = jax.random.split(jax.random.key(0), 4)
     left = jax.random.normal(keys[0], (a, p, g, m)), jax.random.normal(keys[1], (a, r, p, g, c))
     right = left if same else (jax.random.normal(keys[2], (b, p, g, m)), jax.random.normal(keys[3], (b, r, p, g, c)))
-    taken, by_gradients, by_pairs = [], layer_gram._by_gradients, layer_gram._by_pairs
-    monkeypatch.setattr(layer_gram, "_by_gradients", lambda *args, **kw: taken.append("gradients") or by_gradients(*args, **kw))
-    pairs = lambda *args, **kw: taken.append("outer first" if kw["outer_first"] else "outer last") or by_pairs(*args, **kw)
+    orders, by_gradients, by_pairs = [], layer_gram._by_gradients, layer_gram._by_pairs
+    monkeypatch.setattr(
+        layer_gram, "_by_gradients", lambda *args, **kw: orders.append("gradients") or by_gradients(*args, **kw)
+    )
+    pairs = lambda *args, **kw: orders.append("outer first" if kw["outer_first"] else "outer last") or by_pairs(*args, **kw)
     monkeypatch.setattr(layer_gram, "_by_pairs", pairs)
     gradients = lambda rows, d: np.einsum("ipgm,iopgc->iogmc", *(np.asarray(v, np.float64) for v in (rows, d)))
     oracle = np.einsum("iogmc,jrgmc->iojr", gradients(*left), gradients(*right)).reshape(a * r, b * r)
     for room in (layer_gram.HELD_NUMBERS, 2000) if same else (layer_gram.HELD_NUMBERS,):
         monkeypatch.setattr(layer_gram, "HELD_NUMBERS", room)
         gram = lambda left, right: layer_gram.weight_gram(left, left if same else right, lambda rows: rows, same=same)
-        found = jax.jit(gram, compiler_options=QUICK)(left, right)
-        assert relative_error(found, oracle) <= 1e-5
-    assert set(taken) == {expected} - {"product of two kernels"}
+        kernel = jax.jit(gram, compiler_options=QUICK)(left, right)
+        assert relative_error(kernel, oracle) <= 1e-5
+    assert set(orders) == {expected} - {"product of two kernels"}
 
 
 def test_weight_gram_in_slices(monkeypatch):
@@ -53,17 +55,17 @@ def test_weight_gram_in_slices(monkeypatch):
 
 
 def test_weight_gram_by_pixels(monkeypatch):
-    """A wide layer on a small image, so that the sum over pairs of pixels is the cheapest order."""
+    """A wide layer on a small image, for which the sum over pairs of pixels is cheapest."""
     model = CNN(depth=3, width=96)
     x = jax.random.normal(jax.random.key(0), (12, 3, 3, 8))
     params = model.init(jax.random.key(1), x)
-    taken, whole = [], layer_gram._by_pairs
+    by_pixels, by_pairs = [], layer_gram._by_pairs
 
     def spy(left, right, *, rows_of, products, outer_first):
-        taken.append(products is not None and products(left[0], right[0]) is not None)
-        return whole(left, right, rows_of=rows_of, products=products, outer_first=outer_first)
+        by_pixels.append(products is not None and products(left[0], right[0]) is not None)
+        return by_pairs(left, right, rows_of=rows_of, products=products, outer_first=outer_first)
 
     monkeypatch.setattr(layer_gram, "_by_pairs", spy)
     kernel = jax.jit(lambda p, x: tangent_kernel(model.apply, p, x), compiler_options=QUICK)(params, x)
     assert relative_error(kernel, explicit_kernel(model.apply, params, x)) <= 1e-5
-    assert taken == [True] * 8  # two layers, four strips
+    assert by_pixels == [True] * 8  # two layers, four strips

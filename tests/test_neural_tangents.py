@@ -13,7 +13,7 @@ from tests.zoo import build, widen
 @pytest.mark.parametrize("implementation", neural_tangents.IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", ["fcn bias, ten outputs", "cnn", "conv {'feature_group_count': 2, 'strides': 2}"])
 def test_empirical_kernel_by_each_implementation(implementation, name):
-    """Fails loudly when JAX moves on from what the package is lent."""
+    """It fails on a JAX where the names that the package is lent are not enough."""
     apply_fn, params, x = build(name)
     oracle = explicit_kernel(apply_fn, params, x)
     with jax.enable_x64():
@@ -25,7 +25,7 @@ def test_empirical_kernel_by_each_implementation(implementation, name):
 
 
 def test_load_removes_the_names_that_it_lends():
-
     neural_tangents.load()
+
     assert not hasattr(jax.core, "Jaxpr")
     assert "jax.util" not in sys.modules

@@ -1,4 +1,4 @@
-"""Which parameters a layer's rule covers, and inner products of patches."""
+"""Which parameters the layers cover, and inner products of patches, against per-example Jacobians and rows."""
 
 import flax.linen as nn
 import jax

@@ -33,7 +33,7 @@ class SharedWithBias(nn.Module):
 
 
 class BatchFolded(nn.Module):
-    """The batch axis folded into others, moved, and a layer that sees no example at all."""
+    """The batch axis is folded into others and moved; one layer has inputs that depend on no example."""
 
     @nn.compact
     def __call__(self, x):
@@ -180,7 +180,7 @@ ZOO = {
 
 @functools.cache
 def build(name: str):
-    """``(apply_fn, params, x)``, the parameters moved off their start so that no bias is zero and no scale one."""
+    """``(apply_fn, params, x)``. Noise is added to the parameters, so that no bias is zero and no scale is one."""
     model, x = ZOO[name]
 
     def start():
