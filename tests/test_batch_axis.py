@@ -26,7 +26,9 @@ OPERATIONS = {
     "broadcast": lambda h: jnp.broadcast_to(h[None], (2, 3, 4)),
     "sum over features": lambda h: h.sum(1),
     "product": lambda h: jnp.ones((5, 4)) @ h.T,
-    "convolution": lambda h: jax.lax.conv_general_dilated(h[:, :, None], jnp.ones((2, 1, 1)), (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")),
+    "convolution": lambda h: jax.lax.conv_general_dilated(
+        h[:, :, None], jnp.ones((2, 1, 1)), (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+    ),
     "concatenate": lambda h: jnp.concatenate([h, jnp.ones((3, 1))], 1),
     "pad": lambda h: jnp.pad(h, ((0, 0), (1, 1))),
     "slice": lambda h: h[:, 1:3],

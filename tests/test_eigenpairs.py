@@ -176,8 +176,10 @@ def test_top_eigenpairs_loop_holds_no_preconditioner():
 
 @pytest.mark.parametrize("reuse_bound", [0, 3])
 def test_top_eigenpairs_finds_another_eigenvalue_that_overtakes(reuse_bound):
-    """A direction stays an eigenvector exactly, while another eigenvalue jumps past its own. A reused bound may miss that, but not for
-    more calls than may reuse it."""
+    """A direction stays an eigenvector exactly, while another eigenvalue jumps past its own.
+
+    A reused bound may miss that, but not for more calls than may reuse it.
+    """
     zeros = jnp.zeros(3)
     options = dict(k=1, loss="mse", reuse_bound=reuse_bound)
     call = jax.jit(lambda x, warm: top_eigenpairs(linear, zeros, (x, zeros), warm_start=warm, **options))
@@ -458,7 +460,7 @@ def test_top_eigenpairs_of_parameters_without_entries(where):
 
 
 def test_top_eigenpairs_with_room_for_every_eigenvalue():
-    """With eight slots for eight rows, and one eigenvalue tracked, a chain of calls on a drifting kernel with a flat spectrum is right."""
+    """A chain of calls on a drifting kernel with a flat spectrum, with one of eight eigenvalues tracked."""
 
     def errors_of_converged(k_max):
         rng, errors = np.random.default_rng(0), []
@@ -486,8 +488,10 @@ def test_top_eigenpairs_with_room_for_every_eigenvalue():
 
 @pytest.mark.parametrize("kind", ["second overtakes", "new direction", "all within two percent", "fresh batch"])
 def test_top_eigenpairs_rate_of_wrong_answers_along_sequences(kind):
-    """At most one in a hundred of the converged calls is wrong by more than the tolerance, and at most one in a hundred errors exceeds its
-    bound, also where eigenvectors turn and eigenvalues cross."""
+    """At most one in a hundred of the converged calls is wrong by more than the tolerance.
+
+    At most one in a hundred errors exceeds its bound. Eigenvectors turn and eigenvalues cross.
+    """
     b, d, steps, members = 16, 24, 40, 6
     rng = np.random.default_rng(5)
     batches = np.stack([_sequence(kind, b, d, steps, rng) for _ in range(members)])

@@ -18,8 +18,8 @@ from catapult_jax.xla import INSPECTED_NUMBERS
 def follow(closed: ClosedJaxpr, x: int, b: int) -> Lost | None:
     """Try to prove that every output row ``i`` of a program is the same function of example ``i``.
 
-    Each operation has a rule for the axis of the examples. An operation may move the axis, and a reshape may fold it with others. An
-    operation without a rule, or an array that varies with the place in the batch, ends the proof.
+    Each operation has a rule for the axis of the examples. An operation may move the axis, and a reshape may fold it
+    with others. An operation without a rule, or an array that varies with the place in the batch, ends the proof.
 
     Args:
       closed: A program with one output, of shape ``(b, ...)``.

@@ -1,7 +1,7 @@
 """One rule for each operation of a traced program: on which axis are the examples afterwards?
 
-A rule takes an equation of the program, the states of its operands and the batch size ``b``, and returns the state of its outputs. It
-raises :class:`Unfollowed` where it can't tell.
+A rule takes an equation of the program, the states of its operands and the batch size ``b``, and returns the state of
+its outputs. It raises :class:`Unfollowed` where it can't tell.
 """
 
 from __future__ import annotations

@@ -60,8 +60,8 @@ def check_arguments(apply_fn: Callable, params: PyTree, x: Array) -> jax.ShapeDt
       Shape and dtype of the outputs.
 
     Raises:
-      ValueError: No parameters, or one that is not a real floating-point array; no examples; outputs that are not one real
-        floating-point array with one row for each example.
+      ValueError: No parameters, or one that is not a real floating-point array; no examples; outputs that are not one
+        real floating-point array with one row for each example.
 
     >>> check_arguments(lambda w, x: x @ w, jnp.ones(2), jnp.ones((3, 2))).shape
     (3,)
@@ -187,7 +187,7 @@ def _check_params(params) -> None:
 
 
 def _difference(tree, params, leading: int = 0) -> str | None:
-    """First difference of a tree from ``params`` in structure or shapes; None: no difference. Leading axes of the tree are left out."""
+    """First difference of a tree from ``params`` in structure or shapes, apart from leading axes; None: no difference."""
     if jax.tree.structure(tree) != jax.tree.structure(params):
         kind, expected = type(tree).__name__, type(params).__name__
         return f"{kind} in place of {expected}" if kind != expected else "another structure"

@@ -29,13 +29,13 @@ def same_program(left: ClosedJaxpr, right: ClosedJaxpr, b: int, c: int) -> bool:
     return _same(left, right, b, c, scaled=False)
 
 
-# Parameters of operations that may be multiples of the batch size. If the result depended on one, two examples together would give
-# other outputs than each alone.
+# Parameters of operations that may be multiples of the batch size. If the result depended on one, two examples together
+# would give other outputs than each alone.
 _SIZES = {"shape", "new_sizes", "sizes", "slice_sizes", "limit_indices", "length", "reps"}
 
 
 def _same(u, v, b: int, c: int, scaled: bool) -> bool:
-    """Whether two parts of the programs are equal. ``scaled``: integers ``u`` and ``v`` with ``u / b == v / c`` are equal too."""
+    """Whether two parts of the programs are equal. ``scaled``: integers with ``u / b == v / c`` count as equal."""
     if isinstance(u, (ClosedJaxpr, Jaxpr)):  # one class from JAX 0.11.2 on; in older releases a Jaxpr has no consts
         if not isinstance(v, type(u)) or not _same(getattr(u, "consts", ()), getattr(v, "consts", ()), b, c, False):
             return False

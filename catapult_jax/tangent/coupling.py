@@ -33,8 +33,9 @@ class CoupledExamplesError(ValueError):
     """The output of a model for one example depends on other examples of the batch, or on its place in the batch."""
 
 
-# Kinds of made-up weights: of both signs and scaled by fan-in; of both signs and unit size (for networks that scale in the forward
-# pass); all positive (for roots and logarithms). The first kind that gives outputs of a moderate size is used.
+# Kinds of made-up weights: of both signs and scaled by fan-in; of both signs and unit size (for networks that scale in
+# the forward pass); all positive (for roots and logarithms). The first kind that gives outputs of a moderate size is
+# used.
 _KINDS = ("he", "unit", "positive")
 
 _ALLOWED = (
@@ -61,18 +62,20 @@ def _made_up(rng: np.random.Generator, shape: tuple[int, ...], dtype, kind: str)
 def refuse_coupled_examples(apply_fn: Callable, params: PyTree, x: Array) -> None:
     """Refuse a model whose output ``apply_fn(params, x)[i]`` depends on anything but ``params`` and ``x[i]``.
 
-    First, a proof is tried. The function is traced at the batch size of ``x``, and :func:`catapult_jax.tangent.batch_axis.follow`
-    follows the axis of the examples through the program. An operation that combines examples is refused. If the proof succeeds, and
-    the program for two examples does the same operations, only one question is left: do two examples together give what each
-    gives alone? The program is evaluated on made-up numbers to answer it.
+    First, a proof is tried. The function is traced at the batch size of ``x``, and
+    :func:`catapult_jax.tangent.batch_axis.follow` follows the axis of the examples through the program. An operation
+    that combines examples is refused. If the proof succeeds, and the program for two examples does the same operations,
+    only one question is left: do two examples together give what each gives alone? The program is evaluated on made-up
+    numbers to answer it.
 
-    If an operation has no rule, nothing is proved. The function is then evaluated on made-up numbers, at the batch size of ``x`` or, for
-    a large program, at a smaller one. Up to sixteen examples alone must give what they give together. A NaN in one example (or another
-    value, if the inputs are integers) must not change the output of any other. A model that passes is accepted with a warning that
-    names the operation, because a coupling that depends on the values can pass.
+    If an operation has no rule, nothing is proved. The function is then evaluated on made-up numbers, at the batch size
+    of ``x`` or, for a large program, at a smaller one. Up to sixteen examples alone must give what they give together.
+    A NaN in one example (or another value, if the inputs are integers) must not change the output of any other. A model
+    that passes is accepted with a warning that names the operation, because a coupling that depends on the values can
+    pass.
 
-    It needs shapes only, so ``params`` and ``x`` may be traced. Integer examples are taken from ``x`` if their values are available.
-    ``model.apply`` of a Flax module is checked once for each shape, since the module can't change.
+    It needs shapes only, so ``params`` and ``x`` may be traced. Integer examples are taken from ``x`` if their values
+    are available. ``model.apply`` of a Flax module is checked once for each shape, since the module can't change.
 
     Args:
       apply_fn: ``apply_fn(params, x) -> (b, ...)``.
@@ -114,7 +117,8 @@ def refuse_coupled_examples(apply_fn: Callable, params: PyTree, x: Array) -> Non
         _INDEPENDENT.update({(key, b)} | ({key} if lost is None else set()))
 
 
-# Flax modules that treat each example alone: keys from _cache_key, where it is proved, and pairs of such a key and a batch size.
+# Flax modules that treat each example alone: keys from _cache_key, where it is proved, and pairs of such a key and a
+# batch size.
 _INDEPENDENT: set = set()
 
 
@@ -168,7 +172,7 @@ def _count_numbers(jaxpr) -> int:
 
 
 def _refuse_by_value(programs: dict, leaves: list, x, *, proved: bool) -> None:
-    """Compare the outputs of the programs for ``n`` examples and for one. ``proved``: each output depends on its example alone."""
+    """Compare the outputs for ``n`` examples with those for one. ``proved``: each output depends on its example alone."""
     n = max(programs)
     runs = {size: (closed, _compile(closed)) for size, closed in programs.items()}
     dtype = programs[n].out_avals[0].dtype
@@ -206,7 +210,7 @@ def _refuse_by_value(programs: dict, leaves: list, x, *, proved: bool) -> None:
 
 
 def _compile(closed) -> Callable:
-    """The program as a function of the arrays that it closes over and its inputs. It runs a few times, so it is compiled quickly."""
+    """The program as a function of the arrays that it closes over and its inputs. It runs a few times: compile quickly."""
 
     def evaluate(consts, *arguments):
         return jax.extend.core.jaxpr_as_fun(jax.extend.core.ClosedJaxpr(closed.jaxpr, consts))(*arguments)[0]
@@ -215,7 +219,7 @@ def _compile(closed) -> Callable:
 
 
 def _examples(x, n: int):
-    """Pairs of a kind of weights and ``n`` examples to try. Integer examples come from the batch first, if its values are available."""
+    """Pairs of a kind of weights and ``n`` examples to try. If they are integers, those of the batch come first."""
     shape, dtype = (n, *jnp.shape(x)[1:]), jnp.result_type(x)
     rng = np.random.default_rng(2)
     if jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.complexfloating):

@@ -91,21 +91,23 @@ def top_eigenpairs(
 ) -> Eigenpairs:
     r"""Top eigenpairs of the loss-weighted kernel of a batch, from kernel-vector products only.
 
-    ``K_L = A A^T`` with ``A = b^(-1/2) B^T J P^(-1/2)``, the Gauss-Newton matrix seen from the outputs. A product is one vjp and one
-    jvp of the model, which is linearised once.
+    ``K_L = A A^T`` with ``A = b^(-1/2) B^T J P^(-1/2)``, the Gauss-Newton matrix seen from the outputs. A product is
+    one vjp and one jvp of the model, which is linearised once.
 
-    The method is Rayleigh-Ritz in a growing space. First come the images ``A w`` of the directions of the last call, and a few
-    residuals until these pairs are nearly right. Then comes a random start, orthogonal to them, with Lanczos steps: it shows whether a
-    larger eigenvalue was missed. The search ends when the bound of every tracked eigenvalue is at most ``tol`` times it, or after
-    ``max_products``. ``converged`` and ``bounds`` tell how far it came.
+    The method is Rayleigh-Ritz in a growing space. First come the images ``A w`` of the directions of the last call,
+    and a few residuals until these pairs are nearly right. Then comes a random start, orthogonal to them, with Lanczos
+    steps: it shows whether a larger eigenvalue was missed. The search ends when the bound of every tracked eigenvalue
+    is at most ``tol`` times it, or after ``max_products``. ``converged`` and ``bounds`` tell how far it came.
 
-    An eigenvalue ``theta`` is a lower bound. ``theta + bound`` is an upper bound with probability ``1 - failure`` over the random
-    start, for any kernel. Such a probability is necessary: with fewer products than the kernel has rows, the whole search may be
-    orthogonal to an eigenvector. Each call of a warm-started chain draws a new start. All calls without ``warm_start`` draw the same one.
+    An eigenvalue ``theta`` is a lower bound. ``theta + bound`` is an upper bound with probability ``1 - failure`` over
+    the random start, for any kernel. Such a probability is necessary: with fewer products than the kernel has rows, the
+    whole search may be orthogonal to an eigenvector. Each call of a warm-started chain draws a new start. All calls
+    without ``warm_start`` draw the same one.
 
-    If the batch stays the same and the weights move slowly, ``reuse_bound`` calls in a row may reuse the last bound on the eigenvalues below.
-    They enlarge it by 5 % each time, and only if the largest eigenvalue changes by less than 5 % per call. One eigenvalue then costs
-    one to one and a half products. That the eigenvalues below change slowly is an assumption, which ``failure`` does not cover.
+    If the batch stays the same and the weights move slowly, ``reuse_bound`` calls in a row may reuse the last bound on
+    the eigenvalues below. They enlarge it by 5 % each time, and only if the largest eigenvalue changes by less than 5 %
+    per call. One eigenvalue then costs one to one and a half products. That the eigenvalues below change slowly is an
+    assumption, which ``failure`` does not cover.
 
     Args:
       apply_fn: ``apply_fn(params, x) -> (b,)`` or ``(b, o)``. It must treat each example alone.
@@ -113,31 +115,34 @@ def top_eigenpairs(
       batch: ``(x, targets)``.
       k: Eigenpairs to find to the tolerance; at most ``b*o`` exist.
       loss: ``"mse"``, ``"softmax_cross_entropy"`` or ``"logistic"``.
-      preconditioner: The diagonal of ``P``, positive, a pytree like ``params``; None: ones. Or a function of no arguments that returns
-        it. Under jit it is then computed where it is used, so a loop holds the optimizer's state and no array beside it.
-      warm_start: ``directions`` of a call with the same ``k`` and ``k_max``, for other parameters or another batch. None: a random
-        start.
+      preconditioner: The diagonal of ``P``, positive, a pytree like ``params``; None: ones. Or a function of no
+        arguments that returns it. Under jit it is then computed where it is used, so a loop holds the optimizer's state
+        and no array beside it.
+      warm_start: ``directions`` of a call with the same ``k`` and ``k_max``, for other parameters or another batch.
+        None: a random start.
       tol: Relative error allowed to each tracked eigenvalue.
       failure: Probability that a bound does not hold, above 0 and below 1.
-      max_products: Limit on the products. It does not count those of the given directions and of the next ones, which are at most one
-        and a half for each of ``k_max``. None: ``k + 32``, or 2 where products are unrolled, see below.
-      reuse_bound: Calls in a row that may reuse the bound on the eigenvalues below; 0: none. Use it only if the batch stays the same.
-      above: Eigenvalues above this are tracked too, and the first one that is not above it, up to ``k_max``. A fraction of
-        ``2 / lr`` gives all eigenvalues that are critical or nearly so. None: only the first ``k``.
+      max_products: Limit on the products. It does not count those of the given directions and of the next ones, which
+        are at most one and a half for each of ``k_max``. None: ``k + 32``, or 2 where products are unrolled, see below.
+      reuse_bound: Calls in a row that may reuse the bound on the eigenvalues below; 0: none. Use it only if the batch
+        stays the same.
+      above: Eigenvalues above this are tracked too, and the first one that is not above it, up to ``k_max``. A fraction
+        of ``2 / lr`` gives all eigenvalues that are critical or nearly so. None: only the first ``k``.
       k_max: Length of the result; None: ``k``.
-      chunk_size: Examples that are linearised at a time. Each product then linearises them again, and memory does not grow with the
-        batch. None: all.
+      chunk_size: Examples that are linearised at a time. Each product then linearises them again, and memory does not
+        grow with the batch. None: all.
 
-    Outside of jit, the first call with an ``apply_fn`` compiles the search and later calls find it. With ``chunk_size`` each call
-    compiles it, so use jit there. Where XLA is slow in loops (convolutions on the CPU), Python drives the products outside of jit. Under
-    jit they are unrolled there: all ``max_products`` are computed, so choose few.
+    Outside of jit, the first call with an ``apply_fn`` compiles the search and later calls find it. With ``chunk_size``
+    each call compiles it, so use jit there. Where XLA is slow in loops (convolutions on the CPU), Python drives the
+    products outside of jit. Under jit they are unrolled there: all ``max_products`` are computed, so choose few.
 
     Returns:
-      Eigenvalues with bounds, eigenvectors, and the directions for the next call. Units of eigenvalues: inverse learning rate.
+      Eigenvalues with bounds, eigenvectors, and the directions for the next call. Units of eigenvalues: inverse
+      learning rate.
 
     Raises:
-      ValueError: ``k``, ``k_max``, ``tol``, ``failure``, ``max_products``, ``reuse_bound`` or ``chunk_size`` out of range; a
-        preconditioner or directions of another structure; unknown loss; shapes that do not fit.
+      ValueError: ``k``, ``k_max``, ``tol``, ``failure``, ``max_products``, ``reuse_bound`` or ``chunk_size`` out of
+        range; a preconditioner or directions of another structure; unknown loss; shapes that do not fit.
       CoupledExamplesError: The outputs of one example depend on other examples.
 
     Source: see :mod:`catapult_jax.tangent.rayleigh_ritz`. The bound from one product is our rearrangement of Temple's.
@@ -311,9 +316,9 @@ def _images(search: Search, vectors: Array, tracked: Array) -> tuple[Any, Any]:
 def _from_one_direction(search: Search, warm: Directions, space: Space) -> Eigenpairs:
     """The largest eigenpair from one product if the reused bound allows it, otherwise from a search that starts there.
 
-    For a unit ``w`` in the parameter space let ``mu = ||A w||^2`` and ``theta = ||A^T A w||^2 / mu``. If all eigenvalues but the
-    largest are at most ``c``, then ``lambda_1 <= theta + c (theta - mu) / (mu - c)``. Proof: ``(lambda_1 - lambda) (lambda - c) <= 0`` for
-    all other ``lambda``, averaged over ``w``.
+    For a unit ``w`` in the parameter space let ``mu = ||A w||^2`` and ``theta = ||A^T A w||^2 / mu``. If all
+    eigenvalues but the largest are at most ``c``, then ``lambda_1 <= theta + c (theta - mu) / (mu - c)``. Proof:
+    ``(lambda_1 - lambda) (lambda - c) <= 0`` for all other ``lambda``, averaged over ``w``.
     """
     A, settings, dtype = search.A, search.settings, space.basis.dtype
     u = jax.tree.map(lambda a: a[0], warm.vectors)

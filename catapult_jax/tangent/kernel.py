@@ -50,11 +50,12 @@ def tangent_kernel(
 
     With cotangents ``C`` and a preconditioner ``P`` it is ``K = C^T J P^(-1) J^T C``.
 
-    A layer that is linear in its weights has ``J_l[i] = sum_p H[i, p] (x) D[i, p]``. ``H`` are the inputs of the layer. ``D`` are the
-    derivatives of the outputs in its pre-activations. One forward and one backward pass give both. A layer that is applied once per
-    example needs no weight gradients: ``K_l = (H H^T) * (D D^T)``. The calls of Flax modules are intercepted to find these layers
-    (Dense, DenseGeneral, Conv, Embed). A parameter is covered only if nothing else in the model uses it. Every other parameter
-    is taken by its per-example Jacobian, so the kernel is exact for any model.
+    A layer that is linear in its weights has ``J_l[i] = sum_p H[i, p] (x) D[i, p]``. ``H`` are the inputs of the layer.
+    ``D`` are the derivatives of the outputs in its pre-activations. One forward and one backward pass give both. A
+    layer that is applied once per example needs no weight gradients: ``K_l = (H H^T) * (D D^T)``. The calls of Flax
+    modules are intercepted to find these layers (Dense, DenseGeneral, Conv, Embed). A parameter is covered only if
+    nothing else in the model uses it. Every other parameter is taken by its per-example Jacobian, so the kernel is
+    exact for any model.
 
     Matrix products run at the highest precision, whatever the default is. Call it under ``jax.jit``.
 
@@ -62,21 +63,24 @@ def tangent_kernel(
       apply_fn: ``apply_fn(params, x) -> (b, ...)``. It must treat each example alone.
       params: Parameters; floating-point leaves.
       x: ``(b, ...)`` inputs.
-      method: ``"auto"``: layers where they have a rule, Jacobians elsewhere; the choice is logged. ``"structured"``: the same, but an error
-        where a parameter is not covered; scales and biases of normalisation layers may use their Jacobian, which is small.
-        ``"jacobian"``: per-example Jacobians for every parameter. ``"neural_tangents"``: Jacobian contraction by that package, as a reference.
-      cotangents: ``C``, ``r`` combinations of the outputs of each example. None: the outputs themselves. A loss whose Hessian has rank
-        ``r < o`` needs only ``r`` of them.
-      preconditioner: The diagonal of ``P``, positive, a pytree like ``params``. None: ones. Every weight then needs its per-example
-        gradients, because the product form holds only without ``P``. :func:`top_eigenpairs` gives a few eigenvalues for less.
-      chunk_size: Examples per chunk; None: all at once. Memory then depends on the chunk and the kernel alone, and derivatives are
-        computed again for every pair of chunks. Where XLA is slow in loops (convolutions on the CPU), up to eight chunks are unrolled.
-        With more chunks, the derivatives of all examples are computed once and kept.
-      mesh: A device mesh with one axis, whose size divides ``b``. Each device computes, and keeps, the rows of its own examples.
+      method: ``"auto"``: layers where they have a rule, Jacobians elsewhere; the choice is logged. ``"structured"``:
+        the same, but an error where a parameter is not covered; scales and biases of normalisation layers may use their
+        Jacobian, which is small. ``"jacobian"``: per-example Jacobians for every parameter. ``"neural_tangents"``:
+        Jacobian contraction by that package, as a reference.
+      cotangents: ``C``, ``r`` combinations of the outputs of each example. None: the outputs themselves. A loss whose
+        Hessian has rank ``r < o`` needs only ``r`` of them.
+      preconditioner: The diagonal of ``P``, positive, a pytree like ``params``. None: ones. Every weight then needs its
+        per-example gradients, because the product form holds only without ``P``. :func:`top_eigenpairs` gives a few
+        eigenvalues for less.
+      chunk_size: Examples per chunk; None: all at once. Memory then depends on the chunk and the kernel alone, and
+        derivatives are computed again for every pair of chunks. Where XLA is slow in loops (convolutions on the CPU),
+        up to eight chunks are unrolled. With more chunks, the derivatives of all examples are computed once and kept.
+      mesh: A device mesh with one axis, whose size divides ``b``. Each device computes, and keeps, the rows of its own
+        examples.
 
     Returns:
-      ``(b*r, b*r)``, example-major: row ``i*r + j`` is combination (output) ``j`` of example ``i``. Units: squared output per squared
-      parameter.
+      ``(b*r, b*r)``, example-major: row ``i*r + j`` is combination (output) ``j`` of example ``i``. Units: squared
+      output per squared parameter.
 
     Raises:
       ValueError: Unknown method; a parameter that is not floating point; outputs whose first axis is not the batch;
@@ -161,8 +165,9 @@ def kernel_and_pullback(
 ) -> tuple[Float[Array, "b *o"], Float[Array, "br br"], Callable[[Float[Array, "b r"]], PyTree]]:
     """Outputs, kernel of ``basis^T f`` and its pullback, ``a -> grad_params sum_ij a[i, j] (basis^T f_i)_j``.
 
-    One forward pass and ``r`` backward passes to the pre-activations serve all three. The pullback adds only the gradients of the
-    weights, ``sum_i H[i] (x) (a_i D[i])``. A training step whose gradient has this form computes no pass twice.
+    One forward pass and ``r`` backward passes to the pre-activations serve all three. The pullback adds only the
+    gradients of the weights, ``sum_i H[i] (x) (a_i D[i])``. A training step whose gradient has this form computes no
+    pass twice.
 
     Args:
       apply_fn, params, x: As in :func:`tangent_kernel`.
@@ -360,7 +365,7 @@ def _taps_by_place(calls: list[layers.Call], inputs: list, taps: list, entries: 
 
 
 def _row_products(calls: list[layers.Call], dtype) -> Callable | None:
-    """The cheap inner products of rows, where the layer has them. Two calls of one weight have products between them, and so none."""
+    """Cheap inner products of rows, if the layer has them and the weight has one call: there are none between two calls."""
     if len(calls) > 1 or (products := calls[0].inputs.products) is None:
         return None
     floating = lambda h: h.astype(dtype) if jnp.issubdtype(h.dtype, jnp.floating) else h
@@ -373,8 +378,8 @@ def _row_products(calls: list[layers.Call], dtype) -> Callable | None:
 def _kernel_in_chunks(derivatives, block, x, cotangents, size: int, *, slow_loops: bool):
     """The kernel in strips, each from its diagonal block on. Each strip computes the derivatives of its chunks again.
 
-    Where loops are slow, up to ``UNROLLED_KERNEL_CHUNKS`` chunks are unrolled. With more chunks, the derivatives of all examples are
-    computed once, outside of the loops.
+    Where loops are slow, up to ``UNROLLED_KERNEL_CHUNKS`` chunks are unrolled. With more chunks, the derivatives of all
+    examples are computed once, outside of the loops.
     """
     b, r = len(x), cotangents.shape[2]
     count = math.ceil(b / size)
@@ -412,7 +417,7 @@ def _kernel_in_chunks(derivatives, block, x, cotangents, size: int, *, slow_loop
 
 
 def _kernel_on_mesh(derivatives, block, x, cotangents, mesh: Mesh):
-    """Each device computes the derivatives of its examples. These go round the ring, and each device pairs them with its own."""
+    """Each device computes the derivatives of its examples. They go round the ring and meet those of each device."""
     (axis,) = mesh.axis_names
     devices = mesh.size
     mesh = Mesh(mesh.devices, mesh.axis_names)  # a mesh may have explicit axis types; here the compiler places the arrays

@@ -30,15 +30,16 @@ def weight_gram(
 ) -> Float[Array, "ar br"]:
     """Inner products ``<J[i, o], J[j, q]>`` of the gradients ``J[i, o] = scale * sum_p rows[i, p] (x) d[i, o, p]``.
 
-    ``p`` is a place where the weight is applied, ``g`` a group of channels. Three orders of the sums give the same matrix: gradients
-    first, the inner products of ``d`` first, or last. The shapes decide which one is cheapest.
+    ``p`` is a place where the weight is applied, ``g`` a group of channels. Three orders of the sums give the same
+    matrix: gradients first, the inner products of ``d`` first, or last. The shapes decide which one is cheapest.
 
     Args:
       left: Inputs of ``a`` examples, and ``d``, the derivatives in their pre-activations.
       right: The same for ``b`` examples.
-      rows_of: ``rows_of(inputs) -> (n, p, g, m)``. Rows may be larger than inputs, so they are computed where they are used.
-      products: ``products(inputs, others) -> (a, p, b, p)``, the inner products of the rows where these cost less than the rows; it may
-        return None. None: the layer has none.
+      rows_of: ``rows_of(inputs) -> (n, p, g, m)``. Rows may be larger than inputs, so they are computed where they are
+        used.
+      products: ``products(inputs, others) -> (a, p, b, p)``, the inner products of the rows where these cost less than
+        the rows; it may return None. None: the layer has none.
       scale: Factors of the entries of the weight. None: ones.
       same: Left and right are the same examples.
 
@@ -73,7 +74,7 @@ def weight_gram(
 
 
 def _symmetric_in_strips(pairs: Callable, examples, strips: int):
-    """``pairs(examples, examples)``, which is symmetric: strips, each from its diagonal block on. Four are 10/16 of the work."""
+    """``pairs(examples, examples)``, which is symmetric, in strips from the diagonal on. Four are 10/16 of the work."""
     _, d = examples
     b, r = d.shape[:2]
     upper, edges = jnp.zeros((b, r, b, r), d.dtype), [b * s // strips for s in range(strips + 1)]
@@ -126,7 +127,11 @@ def _by_gradients(left, right, rows_of, scale, *, same: bool):
 
 
 def _by_pairs(left, right, *, rows_of, products, outer_first: bool):
-    """``sum_pq <rows[i, p], rows[j, q]> <d[i, o, p], d[j, r, q]>``. ``outer_first``: both inner products come before the sums."""
+    """``sum_pq <rows[i, p], rows[j, q]> <d[i, o, p], d[j, r, q]>``.
+
+    ``outer_first``: both inner products are computed before the sums over places. Otherwise the sum over ``q`` comes
+    before the inner product of ``d``.
+    """
     (inputs, d), (other_inputs, other_d) = left, right
     inner = products(inputs, other_inputs) if products is not None else None
     if inner is None:

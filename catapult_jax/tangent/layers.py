@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import flax.core.tracers
 import flax.linen as nn
@@ -14,6 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.dtypes import promote_dtype
 from jax import lax
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, PyTree
 
 _CUSTOM = ("dot_general", "dot_general_cls", "mask", "conv_general_dilated", "conv_general_dilated_cls")
 
@@ -27,7 +30,8 @@ class Inputs(NamedTuple):
     """How the inputs of a layer enter its weights."""
 
     rows: Callable  # (b, *input) -> (b, rows, groups, inputs): one row per application of the weights
-    # (a, *input), (b, *input) -> (a, rows, b, rows), inner products of the rows, where these cost less than the rows; or None
+    # (a, *input), (b, *input) -> (a, rows, b, rows), inner products of the rows, where these cost less than the rows;
+    # or None
     products: Callable | None = None
 
 
@@ -79,7 +83,7 @@ def _conv(module: nn.Conv, ndim: int) -> Inputs | None:
         padding = tuple((p, p) if isinstance(p, int) else tuple(p) for p in padding)
 
     def geometry(h):
-        """Shape of the space, its padding, the strided slices of it (one per place in the window), and the number of windows."""
+        """Shape of the space, padding, strided slices (one per place in the window), and number of windows."""
         space = h.shape[h.ndim - len(size) - 1 : -1]
         dilated = tuple((n - 1) * d + 1 for n, d in zip(space, input_dilation, strict=True))
         window = tuple((k - 1) * d + 1 for k, d in zip(size, dilation, strict=True))
@@ -118,7 +122,8 @@ def _conv(module: nn.Conv, ndim: int) -> Inputs | None:
     return Inputs(rows, products)
 
 
-# For each kind of layer: the name of its weight, and its rule (module, axes of its input) -> Inputs, or None if this layer has none.
+# For each kind of layer: the name of its weight, and its rule (module, axes of its input) -> Inputs, or None if this
+# layer has none.
 _RULES = {
     nn.Dense: ("kernel", _dense),
     nn.DenseGeneral: ("kernel", _dense_general),
@@ -136,7 +141,6 @@ class Call(NamedTuple):
     bias: int | None  # the same for the bias
     shape: tuple[int, ...]  # of the pre-activations of one example
     dtype: np.dtype  # of the pre-activations
-    groups: int  # of channels, in a convolution; 1 elsewhere
     inputs: Inputs  # how its inputs enter the weight
     linear: Callable  # (weight, inputs) -> pre-activations, without the bias
 
@@ -206,11 +210,12 @@ def intercept_calls(on_call: Callable, kinds: Iterable[type] = tuple(_RULES)) ->
             nn.module._global_interceptor_stack.pop()
 
 
-def plan(apply_fn: Callable, params, x) -> Plan:
-    """Finds the calls that have a rule and the leaves that they cover, from shapes alone.
+def plan(apply_fn: Callable, params: PyTree, x: Array) -> Plan:
+    """Find the calls that have a rule and the leaves that they cover, from shapes alone.
 
-    The model is traced with two copies of the parameters. A call with a rule gets the second copy. A leaf of the first copy that the
-    program still reads has another use too (shared, tied, cast, or read outside a module), so it needs the Jacobian.
+    The model is traced with two copies of the parameters. A call with a rule gets the second copy. A leaf of the first
+    copy that the program still reads has another use too (shared, tied, cast, or read outside a module), so it needs
+    the Jacobian.
 
     Args:
       apply_fn: ``apply_fn(params, x) -> (b, ...)``.
@@ -245,8 +250,7 @@ def plan(apply_fn: Callable, params, x) -> Plan:
             if bias is not None:
                 weights["bias"] = copies[bias]
             y = module.clone(parent=None).apply({"params": weights}, h)
-            groups = getattr(module, "feature_group_count", 1)
-            calls.append(Call(kernel, bias, y.shape, y.dtype, groups, inputs, _linear(module, name, weights)))
+            calls.append(Call(kernel, bias, y.shape, y.dtype, inputs, _linear(module, name, weights)))
             return y
 
         with intercept_calls(on_call, (*_RULES, *_NORMS)):

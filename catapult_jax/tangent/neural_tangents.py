@@ -1,9 +1,9 @@
 """The tangent kernel by the package neural_tangents, as a reference.
 
-neural_tangents 0.6.5 (2023) is the last release of a dormant project. It imports names that JAX has moved, so these names are lent to it
-during the import and removed again. Its third implementation (structured derivatives) needs four of its own functions
-replaced, because the JAX internals that they call are gone. This module has all of that, and one test for each implementation against
-``J J^T``.
+neural_tangents 0.6.5 (2023) is the last release of a dormant project. It imports names that JAX has moved, so these
+names are lent to it during the import and removed again. Its third implementation (structured derivatives) needs four
+of its own functions replaced, because the JAX internals that they call are gone. This module has all of that, and one
+test for each implementation against ``J J^T``.
 """
 
 from __future__ import annotations
@@ -178,8 +178,8 @@ def empirical_kernel(
       apply_fn: ``apply_fn(params, x) -> outputs``.
       params: Parameters.
       x: ``(b, ...)`` inputs.
-      implementation: 1 Jacobian contraction, 2 NTK-vector products, 3 structured derivatives, as the package numbers them. Its 0,
-        automatic, counts FLOPs wrongly and is not allowed.
+      implementation: 1 Jacobian contraction, 2 NTK-vector products, 3 structured derivatives, as the package numbers
+        them. Its 0, automatic, counts FLOPs wrongly and is not allowed.
 
     Returns:
       ``(b*o, b*o)``, example-major: row ``i*o + j`` is output ``j`` of example ``i``.

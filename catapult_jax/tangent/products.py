@@ -1,6 +1,7 @@
 """The loss-weighted kernel as a linear map: ``A u`` and ``A^T v``, with ``K_L = A A^T``.
 
-``A = b^(-1/2) B^T J P^(-1/2)``, with the factor ``B`` of the loss Hessian. One product with ``K_L`` is one vjp and one jvp of the model.
+``A = b^(-1/2) B^T J P^(-1/2)``, with the factor ``B`` of the loss Hessian. One product with ``K_L`` is one vjp and one
+jvp of the model.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ def loop_kind(apply_fn: Callable, params: PyTree, x: Array, arrays: PyTree) -> s
       arrays: All arrays that the products depend on.
 
     Returns:
-      ``"compiled"``: in a loop of XLA. Where XLA is slow in loops (convolutions on the CPU): ``"unrolled"`` if ``arrays`` are traced,
-      else ``"python"``.
+      ``"compiled"``: in a loop of XLA. Where XLA is slow in loops (convolutions on the CPU): ``"unrolled"`` if
+      ``arrays`` are traced, else ``"python"``.
 
     >>> loop_kind(lambda w, x: x @ w, jnp.ones(2), jnp.ones((3, 2)), ())
     'compiled'
@@ -188,9 +189,10 @@ def _backward(apply_fn, loss, b, params, diagonal, x, targets, v):
 
 
 class Traced:
-    """The program of a function for given shapes. It is compiled once, because programs of one function with the same text are equal.
+    """The program of a function for given shapes.
 
-    Arrays that the function closes over are arguments of the program, so new values of them are seen.
+    Programs of one function with the same text are equal, so that each is compiled once. Arrays that the function
+    closes over are arguments of the program, so new values of them are seen.
     """
 
     def __init__(self, apply_fn: Callable, jaxpr):

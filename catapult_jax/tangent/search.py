@@ -1,7 +1,8 @@
 """The search for eigenpairs: which vector comes next into the space, and when to stop.
 
-The loop runs in one of three ways, see :func:`catapult_jax.tangent.products.loop_kind`: ``"compiled"`` in a loop of XLA, ``"python"`` step by
-step from Python, ``"unrolled"`` as a fixed number of steps, of which those that are not needed have no effect.
+The loop runs in one of three ways, see :func:`catapult_jax.tangent.products.loop_kind`: ``"compiled"`` in a loop of
+XLA, ``"python"`` step by step from Python, ``"unrolled"`` as a fixed number of steps, of which those that are not
+needed have no effect.
 """
 
 from __future__ import annotations
@@ -176,7 +177,8 @@ def _propose(search: Search, state: State) -> tuple[Array, Array, Array]:
     room = state.residuals < _FIRST_RESIDUALS * state.tracked
     first_residual = (space.steps == 0) & (space.count > 0) & room & (relative.max() > _LARGE_RESIDUAL)
 
-    # The open pair with the worst bound needs one of three: a bound on what is outside, a gap to that bound, or a smaller residual.
+    # The open pair with the worst bound needs one of three: a bound on what is outside, a gap to that bound, or a
+    # smaller residual.
     over = jnp.where(state.open, (pairs.above[:k_max] - theta) / jnp.where(theta > 0, theta, 1), -1)
     worst = jnp.where(first_residual, jnp.argmax(relative), jnp.argmax(over))
     outside = pairs.above[-1]
@@ -205,8 +207,8 @@ def _select(condition, new, old):
 def if_needed(search: Search, needed: Array, have: PyTree, make: Callable) -> PyTree:
     """Return ``make(have)`` if ``needed``, else ``have``.
 
-    A compiled search uses a loop instead of a branch: under ``vmap`` a branch computes both sides for every member, and a loop runs
-    only if a member needs it. An unrolled search always returns ``make(have)``.
+    A compiled search uses a loop instead of a branch: under ``vmap`` a branch computes both sides for every member, and
+    a loop runs only if a member needs it. An unrolled search always returns ``make(have)``.
 
     Args:
       search: Its ``A.loop`` decides how to branch.
