@@ -1,7 +1,13 @@
-"""Catapults of neural networks: critical learning rates, loss spikes, eigenspaces, features."""
+"""Catapults of neural networks: critical learning rates, loss spikes, eigenspaces, features.
+
+>>> import jax.numpy as jnp
+>>> linear, batch = lambda w, x: x @ w, (jnp.array([[3.0, 4.0]]), jnp.array([1.0]))
+>>> round(float(critical_lr(linear, jnp.zeros(2), batch, loss="mse")), 6)  # 1 / |x|^2
+0.04
+"""
 
 from catapult_jax._version import __version__
-from catapult_jax.critical import critical_lr, critical_lr_from_lambda, loss_weighted_kernel
+from catapult_jax.critical import critical_lr, critical_lr_from_lambda
 from catapult_jax.eigenspace import LossSplit, split_loss
 from catapult_jax.events import (
     KINDS,
@@ -25,6 +31,7 @@ from catapult_jax.tangent import (
     Directions,
     Eigenpairs,
     NeuralTangentsMissing,
+    loss_weighted_kernel,
     tangent_kernel,
     top_eigenpairs,
 )
@@ -69,7 +76,7 @@ __all__ = [
 
 
 def _warn_of_broken_jax() -> None:
-    """JAX releases that are wrong or unusable on the CPU (jax issues 39103, 40412; quadratic scan in 0.11.1)."""
+    """Warn of a JAX release that is wrong or unusable on the CPU: jax issues 39103 and 40412; in 0.11.1 a quadratic scan."""
     import warnings
 
     import jax

@@ -25,7 +25,7 @@ from catapult_jax import (
     tangent_kernel,
     top_eigenpairs,
 )
-from catapult_jax.critical import weighted_kernel_and_gradient, weighted_tangent_kernel
+from catapult_jax.tangent.weighted import weighted_kernel_and_gradient, weighted_tangent_kernel
 from catapult_jax.testing import explicit_kernel, relative_error
 from tests.zoo import QUICK
 

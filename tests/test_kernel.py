@@ -9,12 +9,12 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from catapult_jax import CNN, FCN, critical_lr, tangent_kernel, top_eigenpairs
-from catapult_jax.critical import weighted_kernel_and_gradient
 from catapult_jax.eigenspace import split_weighted_loss
 from catapult_jax.tangent import kernel as kernel_module
 from catapult_jax.tangent import neural_tangents
 from catapult_jax.tangent.coupling import refuse_coupled_examples
 from catapult_jax.tangent.kernel import kernel_and_pullback
+from catapult_jax.tangent.weighted import weighted_kernel_and_gradient
 from catapult_jax.testing import explicit_jacobian, explicit_kernel, relative_error
 from tests.zoo import QUICK, ZOO, build, widen
 

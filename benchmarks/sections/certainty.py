@@ -121,8 +121,8 @@ def chain(loss: str, optimizer: str, lr: float, batch: int, steps: int, seeds: i
     from sklearn.datasets import load_digits
 
     from catapult_jax import FCN, batch_loss, critical_lr, preconditioner_from_state, top_eigenpairs
-    from catapult_jax.critical import weighted_tangent_kernel
     from catapult_jax.tangent.eigenpairs import no_directions
+    from catapult_jax.tangent.weighted import weighted_tangent_kernel
 
     digits = load_digits()
     x_all = jnp.asarray(digits.data / np.linalg.norm(digits.data, axis=1, keepdims=True) * 8, jnp.float32)

@@ -86,8 +86,8 @@ def calls(model: str, batch: int, loss: str, scale: str, names: list[str]) -> di
     import jax.numpy as jnp
 
     from catapult_jax import agop_alignment, batch_loss, critical_lr_from_lambda, input_jacobian, top_eigenpairs
-    from catapult_jax.critical import weighted_kernel_and_gradient, weighted_tangent_kernel
     from catapult_jax.eigenspace import split_weighted_loss
+    from catapult_jax.tangent.weighted import weighted_kernel_and_gradient, weighted_tangent_kernel
     from catapult_jax.xla import loops_are_slow
 
     outputs = 2 if loss == "softmax_cross_entropy" else 1

@@ -16,12 +16,13 @@ from jax import lax
 from jax.tree_util import Partial
 
 from catapult_jax import outer_product
-from catapult_jax.critical import critical_lr_from_lambda, weighted_kernel_and_gradient, weighted_tangent_kernel
+from catapult_jax.critical import critical_lr_from_lambda
 from catapult_jax.eigenspace import fraction_of, split_weighted_loss
 from catapult_jax.losses import batch_loss, weighted_residual
 from catapult_jax.preconditioners import PLAIN, smallest_entry
 from catapult_jax.tangent import Directions, top_eigenpairs
 from catapult_jax.tangent.eigenpairs import no_directions
+from catapult_jax.tangent.weighted import weighted_kernel_and_gradient, weighted_tangent_kernel
 from catapult_jax.xla import at_least_float32
 
 

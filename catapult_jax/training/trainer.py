@@ -12,11 +12,12 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 
-from catapult_jax.critical import critical_lr_from_lambda, weighted_tangent_kernel
+from catapult_jax.critical import critical_lr_from_lambda
 from catapult_jax.data import Data
 from catapult_jax.events import Detector
 from catapult_jax.schedules import Schedule
 from catapult_jax.tangent import top_eigenpairs
+from catapult_jax.tangent.weighted import weighted_tangent_kernel
 from catapult_jax.training.chunks import State, make_chunk
 from catapult_jax.training.instruments import Instrument, Moment, check_instruments
 from catapult_jax.training.step import SERIES, MemberState, Problem, plain_gradient, preconditioner_of
