@@ -15,6 +15,7 @@ from tests.zoo import ZOO, build
 def test_follow_proves_every_model_of_the_zoo(name):
     apply_fn, params, x = build(name)
     programs = {b: jax.make_jaxpr(apply_fn)(params, jax.ShapeDtypeStruct((b, *x.shape[1:]), x.dtype)) for b in (2, 5)}
+
     assert batch_axis.follow(programs[5], len(jax.tree.leaves(params)), 5) is None
     assert same_program(programs[5], programs[2], 5, 2)
 
@@ -53,7 +54,9 @@ def test_follow_places_the_examples(name):
 
     depends = (np.asarray(jax.jacfwd(function)(h)) != 0).any(-1)  # (*outputs, examples)
     by_entry = np.moveaxis(depends, place.axis, 0).reshape(depends.shape[place.axis], -1, b).any(1)
+
     expected = (np.arange(len(by_entry)) // place.inner % b)[:, None] == np.arange(b)
+
     assert not (by_entry & ~expected).any() and by_entry.any(0).all()
 
 

@@ -155,7 +155,9 @@ def test_refuse_coupled_examples_accepts_padding_masks(model, jitted):
     params = model.init(jax.random.key(0), ids)
     jacobian = explicit_jacobian(model.apply, params, ids)
     lr = lambda p, ids: critical_lr(model.apply, p, (ids, y), loss="mse")
+
     expected = 4 / np.linalg.eigvalsh(jacobian @ jacobian.T)[-1]
+
     assert float((jax.jit(lr) if jitted else lr)(params, ids)) == pytest.approx(expected, rel=1e-4)
 
 
@@ -199,7 +201,7 @@ def test_refuse_coupled_examples_evaluates_a_flax_module_once_per_shape(monkeypa
     assert 0 < counts[0] == counts[1] < counts[2]
     centred = _Centred()
     variables = centred.init(jax.random.key(0), x)
-    for _ in range(2):  # what is refused stays refused
+    for _ in range(2):  # a refusal is not cached
         with pytest.raises(CoupledExamplesError):
             tangent_kernel(centred.apply, variables, x)
 
@@ -214,6 +216,7 @@ class _Centred(nn.Module):
 def test_refuse_coupled_examples_with_traced_values_closed_over():
     x = jnp.ones((4, 3))
     f = lambda scale, w: tangent_kernel(lambda w, x: (x * scale) @ w, w, x)
+
     assert relative_error(jax.jit(f)(jnp.float32(2), jnp.ones((3, 1))), 12 * np.ones((4, 4))) <= 1e-6
 
 

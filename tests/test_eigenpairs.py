@@ -43,7 +43,9 @@ def test_top_eigenpairs_bound_for_random_spectra(values, seed):
     spectrum = np.sort(values)[::-1]
     x = inputs(spectrum, seed)
     pairs = _search(jnp.zeros((12, 12)).at[: len(x), : len(x)].set(x * np.sqrt(12 / len(x))))
+
     theta, bound = float(pairs.eigenvalues[0]), float(pairs.bounds[0])
+
     assert bool(pairs.converged) and bound <= 0.0501 * theta + 1e-30
     assert -1e-5 * spectrum[0] <= spectrum[0] - theta <= bound + 1e-6 * spectrum[0]
 
@@ -80,6 +82,7 @@ def test_top_eigenpairs_bound_from_one_product():
         products.append(float(pairs.products))
 
     check()
+
     assert 10 <= products.count(1.0) <= len(products) - 10  # some end after one product, others go on
 
 
@@ -145,7 +148,9 @@ def test_top_eigenpairs_with_a_function_that_returns_the_preconditioner(name, ji
     searches = [partial(search, function=function) for function in (True, False)]
     if jit:
         searches = [jax.jit(f, compiler_options=QUICK) for f in searches]
+
     by_function, by_tree = (f(params, moments) for f in searches)
+
     np.testing.assert_allclose(by_function, by_tree, rtol=1e-6)
 
 
@@ -184,9 +189,11 @@ def test_top_eigenpairs_finds_another_eigenvalue_that_overtakes(reuse_bound):
     options = dict(k=1, loss="mse", reuse_bound=reuse_bound)
     call = jax.jit(lambda x, warm: top_eigenpairs(linear, zeros, (x, zeros), warm_start=warm, **options))
     warm = top_eigenpairs(linear, zeros, (jnp.diag(jnp.array([3.0, 1.0, 0.5])), zeros), **options).directions
+
     for _ in range(reuse_bound + 1):
         pairs = call(jnp.diag(jnp.array([3.0, 6.0, 0.5])), warm)
         warm = pairs.directions
+
     assert float(pairs.eigenvalues[0]) == pytest.approx(24, rel=1e-3)  # (2/3) 36
 
 
@@ -245,7 +252,9 @@ def _check_zero_kernel(search, params, directions):
 def test_top_eigenpairs_of_two_outputs_takes_two_products():
     batch = (inputs([3.0, 2.9]), jnp.zeros(2))
     call = jax.jit(lambda d: top_eigenpairs(linear, jnp.zeros(2), batch, k=1, loss="mse", tol=1e-4, warm_start=d))
+
     pairs = call(no_directions(jnp.zeros(2), 1, jnp.float32))
+
     assert bool(pairs.converged) and float(pairs.products) == 2 + 0.5  # half for the next direction
     assert float(pairs.eigenvalues[0]) == pytest.approx(3.0, rel=1e-5) and float(pairs.bounds[0]) <= 1e-4
 
@@ -266,7 +275,9 @@ def test_top_eigenpairs_from_directions_of_zeros(k):
 def test_top_eigenpairs_of_one_output_takes_one_product():
     linear, batch = (lambda w, x: x @ w), (jnp.ones((1, 3)), jnp.zeros(1))
     call = lambda warm: top_eigenpairs(linear, jnp.zeros(3), batch, k=1, loss="mse", warm_start=warm)
+
     second = call(call(None).directions)
+
     assert float(second.products) == 1 + 1.0 and float(second.eigenvalues[0]) == pytest.approx(6)
 
 
@@ -276,7 +287,7 @@ def test_top_eigenpairs_from_a_warm_direction_takes_fewer_products():
     search = jax.jit(lambda p, batch, warm: top_eigenpairs(apply_fn, p, batch, warm_start=warm, **options))
     cold = top_eigenpairs(apply_fn, params, (x, y), tol=1e-3, **options)
     again = search(params, (x, y), cold.directions)
-    assert float(again.products) <= 1.5 < float(cold.products)  # half of it for the residual, where the next eigenvalue is near
+    assert float(again.products) <= 1.5 < float(cold.products)  # half of one for the next direction
     np.testing.assert_allclose(again.eigenvalues, cold.eigenvalues, rtol=1e-3)
     other = x + 0.5 * jax.random.normal(jax.random.key(9), x.shape)
     moved = search(jax.tree.map(lambda p: 1.1 * p, params), (other, y), cold.directions)
@@ -312,13 +323,16 @@ def test_top_eigenpairs_under_vmap_runs_more_products_only_where_a_member_needs_
     cold = top_eigenpairs(linear, jnp.zeros(8), batch, tol=1e-4, **options).directions
     two = jax.tree.map(lambda a: jnp.stack([a, a]), cold)
     warm = jax.vmap(lambda d: top_eigenpairs(linear, jnp.zeros(8), batch, warm_start=d, **options).products)
+
     outside = [eqn.primitive.name for eqn in jax.make_jaxpr(warm)(two).jaxpr.eqns]
-    assert outside.count("while") == 1  # the search that goes on stands inside it, with every product but the first
+
+    assert outside.count("while") == 1  # every product but the first is inside it
 
 
 def test_top_eigenpairs_stops_on_nan():
     batch = (jnp.full((4, 4), jnp.nan), jnp.zeros(4))
     pairs = top_eigenpairs(linear, jnp.zeros(4), batch, k=1, loss="mse")
+
     assert not bool(pairs.converged) and float(pairs.products) <= 2
 
 
@@ -344,6 +358,7 @@ def test_top_eigenpairs_above_a_threshold():
 def test_top_eigenpairs_that_do_not_converge():
     batch = (inputs(SPECTRA["slow"]), jnp.zeros(40))
     pairs = top_eigenpairs(linear, jnp.zeros(40), batch, k=2, loss="mse", tol=1e-4, max_products=4)
+
     assert not bool(pairs.converged)
     assert (pairs.bounds > 1e-4 * pairs.eigenvalues).any()
     assert float(pairs.products) == 4 + 1  # and a direction (half a product) for each of two
@@ -417,8 +432,10 @@ def test_top_eigenpairs_keeps_no_preconditioner_for_the_update():
         for with_p in (False, True)
     ]
     without, with_p = (program.memory_analysis().temp_size_in_bytes for program in planned)
+
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     # 0.0005 of the weights more on JAX 0.10, 0.8 on 0.12, which computes all quotients at once.
+
     assert with_p < without + weights
 
 
@@ -455,7 +472,9 @@ def test_top_eigenpairs_of_parameters_without_entries(where):
     params, batch = {named[0]: jnp.zeros(8), named[1]: jnp.zeros((0, 2))}, (inputs(SPECTRA["spread"]), jnp.zeros(8))
     ones = jax.tree.map(jnp.ones_like, params)
     cold = top_eigenpairs(apply_fn, params, batch, k=1, loss="mse", preconditioner=ones)
+
     warm = top_eigenpairs(apply_fn, params, batch, k=1, loss="mse", preconditioner=ones, warm_start=cold.directions)
+
     np.testing.assert_allclose([cold.eigenvalues[0], warm.eigenvalues[0]], 10, rtol=0.01)
 
 
@@ -499,7 +518,9 @@ def test_top_eigenpairs_rate_of_wrong_answers_along_sequences(kind):
     theta, bound, converged = (np.asarray(a) for a in _follow(jnp.asarray(batches, jnp.float32)))
 
     error = np.linalg.svd(batches, compute_uv=False)[..., 0] ** 2 * 2 / b - theta
+
     relative = error / (theta + error)
+
     assert converged.mean() >= 0.9
     assert (relative[converged] > 0.0101).sum() <= 0.01 * converged.sum()
     assert (error > bound + 1e-5 * theta).sum() <= 0.01 * error.size
@@ -588,6 +609,8 @@ def test_top_eigenpairs_under_strict_promotion(strict, dtype):
     labels = jnp.arange(8) % 3
     options = dict(k=2, k_max=3, above=1.0, loss="softmax_cross_entropy", reuse_bound=1)
     cold = top_eigenpairs(linear, w, (x, labels), **options)
+
     warm = top_eigenpairs(linear, w, (x, labels), warm_start=cold.directions, **options)
     # p = 1/3 everywhere: S = (1/3) (I - 1/3); two equal eigenvalues of the kernel for each of x x^T / 8 = spectrum / 2
+
     np.testing.assert_allclose(warm.eigenvalues[:2], [10 / 6, 10 / 6], rtol=0.02)

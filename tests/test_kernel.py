@@ -43,6 +43,7 @@ def test_tangent_kernel_agrees_with_jacobian_and_neural_tangents(name):
 def test_tangent_kernel_by_jacobians_agrees(name):
     apply_fn, params, x = build(name)
     kernel = jax.jit(lambda p: tangent_kernel(apply_fn, p, x, method="jacobian"), compiler_options=QUICK)(params)
+
     assert relative_error(kernel, explicit_kernel(apply_fn, params, x)) <= 1e-5
 
 
@@ -135,7 +136,9 @@ def test_tangent_kernel_of_an_array_that_is_two_parameters():
     apply_fn, params, x = build("fcn")
     shared = params["hidden_1"]["kernel"]
     aliased = params | {"hidden_1": {"kernel": shared}, "unused": {"kernel": shared}}
+
     use = lambda p, x: apply_fn({k: p[k] for k in params}, x)
+
     assert relative_error(tangent_kernel(use, aliased, x), explicit_kernel(apply_fn, params, x)) <= 1e-5
 
 
@@ -170,7 +173,9 @@ def test_kernel_arithmetic_is_at_highest_precision(function):
     with jax.default_matmul_precision("default"):
         jaxpr = str(jax.make_jaxpr(lambda p, x: function(model.apply, p, x))(params, _BATCH[0]))
     precisions = re.findall(r"\bprecision=(.*)", jaxpr)
+
     products = len(re.findall(r"= (?:dot_general|conv_general_dilated)\[", jaxpr))
+
     assert len(precisions) == products > 0
     assert all(p.count("Precision.HIGHEST") == 2 for p in precisions), precisions
 
@@ -214,7 +219,9 @@ def test_tangent_kernel_of_convolutions_in_chunks(monkeypatch, unrolled):
     monkeypatch.setattr(kernel_module, "UNROLLED_KERNEL_CHUNKS", unrolled)
     apply_fn, params, x = build("cnn strided, average, outputs")
     whole = tangent_kernel(apply_fn, params, x)
+
     chunks = jax.jit(lambda p, x: tangent_kernel(apply_fn, p, x, chunk_size=1), compiler_options=QUICK)(params, x)
+
     assert relative_error(chunks, whole) <= 1e-6
 
 
@@ -225,7 +232,9 @@ def test_tangent_kernel_in_chunks_takes_memory_that_does_not_grow():
     for n in (16, 32):
         apply_fn, params, x = _conv_net(n)
         plans.append(_planned_bytes(lambda p, x, f=apply_fn: tangent_kernel(f, p, x, chunk_size=8), params, x))
+
     whole = _planned_bytes(lambda p, x: tangent_kernel(apply_fn, p, x), params, x)
+
     assert plans[1] <= 1.1 * plans[0] < 0.7 * whole
 
 
@@ -235,7 +244,9 @@ def test_tangent_kernel_reuses_memory_from_layer_to_layer(monkeypatch):
     apply_fn, params, x = _conv_net(16)
     kernel = lambda p, x: tangent_kernel(apply_fn, p, x)
     ordered = _planned_bytes(kernel, params, x)
+
     monkeypatch.setattr(kernel_module, "after", lambda done, tree: tree)
+
     assert ordered <= 0.8 * _planned_bytes(lambda p, x: kernel(p, x), params, x)
 
 
@@ -246,6 +257,8 @@ def test_tangent_kernel_auto_logs_and_warns(caplog):
     with pytest.warns(UserWarning, match="takes 0 of 1 parameters layer by layer, 1 by per-example Jacobians"):
         tangent_kernel(plain, w, x)
     model = FCN(depth=2, width=300)
+
     with caplog.at_level("INFO", "catapult_jax"):
         tangent_kernel(model.apply, model.init(jax.random.key(0), x), x)  # a warning is an error here
+
     assert "takes 2 of 2 parameters layer by layer, 0 by per-example Jacobians" in caplog.text

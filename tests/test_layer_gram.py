@@ -39,18 +39,22 @@ def test_weight_gram_orders(monkeypatch, shape, expected, same):
     monkeypatch.setattr(layer_gram, "_by_pairs", pairs)
     gradients = lambda rows, d: np.einsum("ipgm,iopgc->iogmc", *(np.asarray(v, np.float64) for v in (rows, d)))
     oracle = np.einsum("iogmc,jrgmc->iojr", gradients(*left), gradients(*right)).reshape(a * r, b * r)
+
     for room in (layer_gram.HELD_NUMBERS, 2000) if same else (layer_gram.HELD_NUMBERS,):
         monkeypatch.setattr(layer_gram, "HELD_NUMBERS", room)
         gram = lambda left, right: layer_gram.weight_gram(left, left if same else right, lambda rows: rows, same=same)
         kernel = jax.jit(gram, compiler_options=QUICK)(left, right)
         assert relative_error(kernel, oracle) <= 1e-5
+
     assert set(orders) == {expected} - {"product of two kernels"}
 
 
 def test_weight_gram_in_slices(monkeypatch):
     apply_fn, params, x = build("cnn strided, average, outputs")
     monkeypatch.setattr(layer_gram, "HELD_NUMBERS", 200)
+
     kernel = jax.jit(lambda p, x: tangent_kernel(apply_fn, p, x), compiler_options=QUICK)(params, x)
+
     assert relative_error(kernel, explicit_kernel(apply_fn, params, x)) <= 1e-5
 
 
@@ -66,6 +70,8 @@ def test_weight_gram_by_pixels(monkeypatch):
         return by_pairs(left, right, rows_of=rows_of, products=products, outer_first=outer_first)
 
     monkeypatch.setattr(layer_gram, "_by_pairs", spy)
+
     kernel = jax.jit(lambda p, x: tangent_kernel(model.apply, p, x), compiler_options=QUICK)(params, x)
+
     assert relative_error(kernel, explicit_kernel(model.apply, params, x)) <= 1e-5
     assert by_pixels == [True] * 8  # two layers, four strips

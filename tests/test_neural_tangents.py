@@ -16,11 +16,13 @@ def test_empirical_kernel_by_each_implementation(implementation, name):
     """It fails on a JAX where the names that the package is lent are not enough."""
     apply_fn, params, x = build(name)
     oracle = explicit_kernel(apply_fn, params, x)
+
     with jax.enable_x64():
         params, x = widen((params, x))
         kernel = jax.jit(lambda p, x: neural_tangents.empirical_kernel(apply_fn, p, x, implementation=implementation))(
             params, x
         )
+
     assert relative_error(kernel, oracle) <= 1e-9
 
 

@@ -34,6 +34,7 @@ def test_linear_map_agrees_with_jacobian(loop, chunk_size):
         apply_fn, params, batch, loss="softmax_cross_entropy", preconditioner=lambda: preconditioner,
         chunk_size=chunk_size, loop=loop,
     )  # fmt: skip
+
     image = A.backward(jnp.asarray(v, jnp.float32))
 
     np.testing.assert_allclose(A.forward(image), K @ v, rtol=1e-4, atol=1e-5 * np.abs(K @ v).max())
@@ -49,6 +50,7 @@ def test_loop_kind_inside_and_outside_of_jit(name, inside, outside):
     kinds = []
 
     jax.eval_shape(lambda p: kinds.append(loop_kind(apply_fn, p, x, p)), params)
+
     kinds.append(loop_kind(apply_fn, params, x, params))
 
     assert kinds == [inside, outside]
@@ -58,10 +60,12 @@ def test_linear_map_in_chunks_driven_by_python_is_compiled_once():
     """Other weights find the programs of the first call."""
     apply_fn, params, batch = batch_of("cnn strided, average, outputs", "mse")
     compiled = []
+
     for scale in (1.0, 1.1, 1.2):
         scaled = jax.tree.map(lambda p, scale=scale: scale * p, params)
         top_eigenpairs(apply_fn, scaled, batch, k=1, loss="mse", chunk_size=2, max_products=3)
         compiled.append([program._cache_size() for program in products._COMPILED])
+
     assert compiled[0] == compiled[1] == compiled[2] and all(compiled[0])
 
 
@@ -75,4 +79,5 @@ def test_linear_map_of_a_function_without_a_hash():
             return apply_fn(params, x)
 
     search = partial(top_eigenpairs, params=params, batch=batch, k=1, loss="mse", max_products=3)
+
     np.testing.assert_allclose(search(Unhashable()).eigenvalues, search(apply_fn).eigenvalues, rtol=1e-6)

@@ -26,6 +26,7 @@ def test_upper_bounds_hold_for_every_rank(spectrum, m, seed):
     above = rr.upper_bounds(*arguments, jnp.ones(m, bool), jnp.float32(c))
 
     truth = np.sort(spectrum)[::-1]
+
     assert (truth[: m + 1] <= np.asarray(above) + 1e-5).all()
 
 
@@ -52,7 +53,7 @@ SPECTRA = {
 @pytest.mark.parametrize("steps", [1, 3, 6])
 @pytest.mark.parametrize("name", SPECTRA)
 def test_outside_bound_fails_as_rarely_as_it_says(name, steps):
-    """Over random starts; with a large probability of failure, so that a rate can be seen."""
+    """The rate over random starts. The probability of failure is large, so that failures occur."""
     failure, samples = 0.2, 1000
     K = jnp.asarray(symmetric_with_spectrum(SPECTRA[name])[0], jnp.float32)
 

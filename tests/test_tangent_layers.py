@@ -67,6 +67,8 @@ def test_conv_products_of_patches(kwargs):
     inputs = layers._conv(nn.Conv(2, (3, 3), **kwargs), 4)
     h = jax.random.normal(jax.random.key(0), (3, 1, 7, 7, 4))
     rows = np.asarray(inputs.rows(h), np.float64)
+
     products = inputs.products(h, h)
+
     assert products is not None
     assert relative_error(products, np.einsum("ipgm,jqgm->ipjq", rows, rows)) <= 1e-5

@@ -173,7 +173,7 @@ def _while(eqn, states, b):
     cond_consts, body_consts, carry = _split(states, p["cond_nconsts"], p["body_nconsts"])
     run = lambda key, states: _run(p[key].jaxpr, [_constant(c) for c in p[key].consts], states, b)
     carry, _ = _fixed_point(lambda carry: run("body_jaxpr", [*body_consts, *carry]), carry)
-    if not isinstance(run("cond_jaxpr", [*cond_consts, *carry])[0], Fixed):  # a vmap of a loop also ends so, but mixes nothing
+    if not isinstance(run("cond_jaxpr", [*cond_consts, *carry])[0], Fixed):  # as under vmap, where nothing is mixed
         raise Unfollowed("ends when all examples are done")
     return carry
 

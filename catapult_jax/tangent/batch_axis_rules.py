@@ -162,7 +162,7 @@ def _only(states) -> Placed:
     return states[0]
 
 
-def _along(axes_of):
+def _works_along(axes_of):
     """Rule of an operation that keeps all axes and works along some of them: these must not hold the examples."""
 
     def rule(eqn, states, b):
@@ -368,20 +368,20 @@ RULES = {
     "conv_general_dilated": _convolution,
     "dot_general": _dot_general,
     "dynamic_update_slice": _dynamic_update_slice,
-    "fft": _along(lambda eqn: range(len(eqn.invars[0].aval.shape))[-len(eqn.params["fft_lengths"]) :]),
+    "fft": _works_along(lambda eqn: range(len(eqn.invars[0].aval.shape))[-len(eqn.params["fft_lengths"]) :]),
     "gather": _gather,
     "pad": _pad,
     "reshape": _reshape,
-    "rev": _along(lambda eqn: eqn.params["dimensions"]),
-    "sort": _along(lambda eqn: (eqn.params["dimension"],)),
+    "rev": _works_along(lambda eqn: eqn.params["dimensions"]),
+    "sort": _works_along(lambda eqn: (eqn.params["dimension"],)),
     **dict.fromkeys(
         [f"scatter{what}" for what in ("", "_add", "-add", "_sub", "_mul", "_min", "_max")],
         _scatter,
     ),
-    "split": _along(lambda eqn: (eqn.params["axis"],)),
+    "split": _works_along(lambda eqn: (eqn.params["axis"],)),
     "squeeze": _squeeze,
-    "tile": _along(lambda eqn: [axis for axis, times in enumerate(eqn.params["reps"]) if times > 1]),
-    "top_k": _along(lambda eqn: (len(eqn.invars[0].aval.shape) - 1,)),
+    "tile": _works_along(lambda eqn: [axis for axis, times in enumerate(eqn.params["reps"]) if times > 1]),
+    "top_k": _works_along(lambda eqn: (len(eqn.invars[0].aval.shape) - 1,)),
     "transpose": _transpose,
 }
 FIXED_RULES |= dict.fromkeys(_ELEMENTWISE, _fixed_elementwise)
