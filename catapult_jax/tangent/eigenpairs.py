@@ -91,8 +91,9 @@ def top_eigenpairs(
 ) -> Eigenpairs:
     r"""Top eigenpairs of the loss-weighted kernel of a batch, from kernel-vector products only.
 
-    ``K_L = A A^T`` with ``A = b^(-1/2) B^T J P^(-1/2)``, the Gauss-Newton matrix seen from the outputs. A product is
-    one vjp and one jvp of the model, which is linearised once.
+    ``K_L = A A^T`` with ``A = b^(-1/2) B^T J P^(-1/2)``. Its non-zero eigenvalues are those of ``A^T A``, the
+    (preconditioned) Gauss-Newton matrix, and the largest one is its (preconditioned) sharpness. A product is one vjp
+    and one jvp of the model, which is linearised once.
 
     The method is Rayleigh-Ritz in a growing space. First come the images ``A w`` of the directions of the last call,
     and a few residuals until these pairs are nearly right. Then comes a random start, orthogonal to them, with Lanczos

@@ -46,7 +46,7 @@ def tangent_kernel(
     chunk_size: int | None = None,
     mesh: Mesh | None = None,
 ) -> Float[Array, "br br"]:
-    r"""Tangent kernel of a batch, ``K = J J^T`` with ``J = d f / d params``.
+    r"""Tangent kernel of a batch (empirical NTK), ``K = J J^T`` with ``J = d f / d params``.
 
     With cotangents ``C`` and a preconditioner ``P`` it is ``K = C^T J P^(-1) J^T C``.
 
