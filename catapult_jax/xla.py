@@ -11,12 +11,12 @@ In this file:
 - :func:`loops_are_slow`. Inside loops and branches XLA leaves the convolutions of a gradient in a layout for which it has no fast routine.
   jax issue 12868 (open); all four releases. Four steps of a small CNN take 25 times as long in a scan (``benchmarks --only loops``).
   Test: ``test_loops_are_slow_for_convolutions``. What goes with it: the trainer drives such nets by Python, products are driven by
-  Python or unrolled (``tangent/products.py``), and chunks are unrolled (``tangent/exact.py``, ``outer_product.py``).
+  Python or unrolled (``tangent/products.py``), and chunks are unrolled (``tangent/kernel.py``, ``outer_product.py``).
 - :func:`after`. XLA works on what is independent at the same time, so that buffers are not reused, and drops ``lax.optimization_barrier``
   before it orders the program. No public issue known; openxla/xla issue 20440 (open) is near. Planned memory of the kernel of a CNN: 36 MiB,
   82 without. From 0.11.2 on the barrier does as well for the kernel, but not for chunks that are calls of a compiled function, as those
   of ``input_jacobian`` are. Tests: ``test_after_orders_what_is_independent``, ``test_after_orders_calls``, and two of
-  ``tests/test_tangent.py`` and one of ``tests/test_outer_product.py``.
+  ``tests/test_kernel.py`` and one of ``tests/test_outer_product.py``.
 - :func:`computed_after`, :func:`entry`. XLA merges equal computations, and holds the result, as large as the weights, from the first use
   to the last. No public issue known; all four releases. A measured step with Adam took 26.3 ms and planned 73 MiB, now 21.9 and 33.
   Tests: ``test_computed_after_holds_no_diagonal``, ``test_entry_keeps_readings_apart``.

@@ -19,7 +19,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from catapult_jax import checkpoints, records, training
-from catapult_jax.tangent.exact import method_taken
+from catapult_jax.tangent.kernel import describe_method
 from experiments import (
     analysis,
     build,
@@ -139,7 +139,7 @@ def _announce(config: ConfigDict, title: str, built: build.Built, state, start: 
     print(f"{title}; {len(members.seed)} members; data: {built.data.source}")
     first = jax.tree.map(lambda a: a[0], state.members.params)
     check = check_kernel(model, first, x)
-    print(f"exact kernel: {method_taken(model.apply, first, x)}")
+    print(f"exact kernel: {describe_method(model.apply, first, x)}")
     print(f"kernel against neural_tangents on {check['examples']} examples: {check['text']}")
     published = f" (published: {config.published_critical_lr})" if config.published_critical_lr else ""
     within = f" (from products, to within {start.error.max():.1%})" if start.error.any() else ""

@@ -15,9 +15,6 @@ _MOST_LINES = {"file": 450, "function": 80}
 _LONG_FILES = {
     "catapult_jax/events.py": "the detector and the events of a saved series share one definition",
     "catapult_jax/records.py": "one file format: writing, checking, repairing",
-    "catapult_jax/tangent/batch_axis.py": "one rule for each primitive of a traced program",
-    "catapult_jax/tangent/eigenpairs.py": "most of it is the docstring of top_eigenpairs",
-    "catapult_jax/tangent/exact.py": "the three ways to an exact kernel share their passes",
 }
 
 _LONG_FUNCTIONS = {

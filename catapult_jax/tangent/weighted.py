@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from catapult_jax.losses import curvature_columns, curvature_factor, hessian_range, output_gradient
 from catapult_jax.tangent.checks import check_arguments, check_batch, check_loss
-from catapult_jax.tangent.exact import kernel_and_pullback, tangent_kernel
+from catapult_jax.tangent.kernel import kernel_and_pullback, tangent_kernel
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, PyTree
