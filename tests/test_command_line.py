@@ -32,7 +32,7 @@ def command(*arguments, cwd=ROOT):
             ["--config=configs/quickstart.py", "--config.optimizer.lr_relativ=2"],
             "no field 'optimizer.lr_relativ'; nearest: 'optimizer.lr_unit'",
         ),
-        (["--config=configs/quickstart.py", "--config.steps=many"], "config.steps=many"),
+        (["--config=configs/quickstart.py", "--config.steps=many"], "config.steps=many; allowed: a whole number"),
         (["--config=configs/quickstart.py:huge"], "variant 'huge'; allowed: full, smoke"),
         (["--config=configs/quickstart.py", "--config.model.depth=0"], "model.depth=0; allowed: 1 or more"),
         ([], "--config is missing"),
@@ -88,9 +88,9 @@ def test_parse_of_a_value_that_is_taken_away():
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-def test_parse_flags_of_an_argument_that_is_no_flag():
+def test_parse_flags_of_an_argument_that_is_not_a_flag():
     for argument, allowed in {"steps=3": "--config.steps=3", "quickstart": "flags, which begin with --"}.items():
-        with pytest.raises(ConfigError, match=f"argument '{argument}' is no flag; allowed: {allowed}"):
+        with pytest.raises(ConfigError, match=f"argument '{argument}' is not a flag; allowed: {allowed}"):
             parsed("--config=configs/quickstart.py:smoke", argument)
 
 
@@ -137,7 +137,7 @@ def test_compiled_programs_are_kept_where_asked(tmp_path, monkeypatch):
     command_line.keep_compiled(str(tmp_path / "a" / "b"))
     assert updated["jax_compilation_cache_dir"] == str(tmp_path / "a" / "b") and not (tmp_path / "a").exists()
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"compilation_cache='.*file' can't be made"):
+    with pytest.raises(ConfigError, match=r"compilation_cache='.*file' can't be created"):
         command_line.keep_compiled(str(tmp_path / "file"))
 
 

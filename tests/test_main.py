@@ -100,7 +100,7 @@ def test_smoke_on_real_cifar(tmp_path, real_data, plain_figures):
 def test_strict_refuses_a_fallback_and_writes_nothing(tmp_path, no_data):
     config = cifar_gd.get_config("smoke")
     config.data.strict = True
-    with pytest.raises(configs.ConfigError, match=r"data.name='cifar10' can't be had.*Ways out"):
+    with pytest.raises(configs.ConfigError, match=r"data.name='cifar10' .*cifar10.npz"):
         main.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -360,13 +360,15 @@ def test_a_workdir_that_can_not_be_made_is_refused_first(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "load_data", None)
     (tmp_path / "file").touch()
     for workdir in (tmp_path / "file" / "run", tmp_path / ("x" * 300), Path("/proc/run")):
-        with pytest.raises(configs.ConfigError, match=r"workdir=.* can't be made .*; allowed: a directory to write in"):
+        with pytest.raises(
+            configs.ConfigError, match=r"workdir=.* can't be created .*; allowed: a directory that you can write to"
+        ):
             main.run(smoke(), workdir)
 
 
-def test_name_of_a_long_text_can_be_a_name(tmp_path):
-    name = directory.name_of("ü" * 200, "0123abcd")
-    assert len(name.encode()) <= 255 and name.endswith("ü-0123abcd") and directory.name_of("short", "1") == "short-1"
+def test_directory_name_of_a_long_text(tmp_path):
+    name = directory.directory_name("ü" * 200, "0123abcd")
+    assert len(name.encode()) <= 255 and name.endswith("ü-0123abcd") and directory.directory_name("short", "1") == "short-1"
     (tmp_path / name).mkdir()
 
 
@@ -385,6 +387,6 @@ def test_progress_tells_of_every_tenth_where_there_is_no_terminal(capsys):
     out = capsys.readouterr().out.splitlines()
     assert (
         len(out) == 10
-        and out[0] == "step 20 of 200 (10%), loss 0.25, events 2"
+        and out[0] == "step 20 of 200 (10%), loss 0.25, spikes 2"
         and out[-1].startswith("step 200 of 200 (100%)")
     )

@@ -50,7 +50,7 @@ def test_a_preset_finds_its_cadences_prints_and_keeps_them(tmp_path, capsys, mon
     assert plan["expected_overhead"] == pytest.approx(1 + 0.15 + 0.1 + 0.15)
     printed = capsys.readouterr().out
     assert "lambda_max_batch (matrix_free; exact 0.90, matrix_free 0.30): 0.30, every 2 steps" in printed
-    assert "expected to cost 1.40 bare ones" in printed
+    assert "expected cost of a measured step: 1.40 bare steps" in printed
     assert found == []
     assert "Not tested at the cadences of this preset: first_catapult" in (tmp_path / "run" / "report.html").read_text()
 
