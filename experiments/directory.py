@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from catapult_jax import records
 from experiments import config as configs
 
@@ -88,6 +90,27 @@ def check_writable(workdir: Path) -> None:
             pass
     except OSError as error:
         raise _not_creatable(workdir, error) from error
+
+
+def directory_of_run(workdir: Path, point: dict[str, Any], config: ConfigDict) -> Path:
+    """The directory of one run of a sweep.
+
+    Args:
+      workdir: directory of the sweep.
+      point: values of the run on the axes of the sweep.
+      config: of the run.
+    """
+    label = "-".join(f"{name.rsplit('.', 1)[-1]}={value}" for name, value in point.items()).replace("/", "_")
+    return workdir / directory_name(label or "run", configs.identity(config))
+
+
+def is_complete(run_dir: Path) -> bool:
+    """Whether the run has ended, its report is written, which comes last, and its record is not damaged."""
+    try:
+        has_ended = records.read_json(run_dir / "run.json")["status"] != "running"
+    except (FileNotFoundError, records.DamagedFile, KeyError):  # the run itself reports a damaged file
+        return False
+    return has_ended and (run_dir / "report.html").is_file() and not records.damage(run_dir)
 
 
 @contextlib.contextmanager

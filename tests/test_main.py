@@ -22,7 +22,6 @@ from configs import (
     cifar_gd,
     cifar_gd_multi,
     cifar_sgd,
-    default,
     mnist_adagrad,
     optimizers_agop,
     quickstart,
@@ -30,10 +29,9 @@ from configs import (
     suppressed,
     synthetic_sgd_b1,
 )
-from experiments import build, directory, main, progress, report
+from experiments import build, main, report
 from experiments import config as configs
 from experiments.build import checks, programs
-from experiments.directory import earlier_run
 from experiments.verdicts import OF_RUN
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
@@ -140,16 +138,6 @@ def test_interrupted_and_resumed_is_the_same_record(tmp_path, monkeypatch, capsy
     shutil.rmtree(tmp_path / "parts" / "checkpoints")
     main.run(config, tmp_path / "parts")
     assert catapult_jax.open_record(tmp_path / "parts").sizes["step"] == 6
-
-
-def test_the_other_runs_of_a_sweep_do_not_make_another_run(tmp_path):
-    config = default.get_config()
-    (tmp_path / "config.json").write_text(config.to_json())
-    config.sweep = ("steps=1,2",)
-    assert earlier_run(tmp_path, json.loads(config.to_json())) is None
-    config.steps += 1
-    with pytest.raises(configs.ConfigError, match="holds a run with steps="):
-        earlier_run(tmp_path, json.loads(config.to_json()))
 
 
 def test_a_directory_with_another_run_or_other_files_is_left_alone(tmp_path, plain_figures):
@@ -366,27 +354,8 @@ def test_a_workdir_that_can_not_be_made_is_refused_first(tmp_path, monkeypatch):
             main.run(smoke(), workdir)
 
 
-def test_directory_name_of_a_long_text(tmp_path):
-    name = directory.directory_name("ü" * 200, "0123abcd")
-    assert len(name.encode()) <= 255 and name.endswith("ü-0123abcd") and directory.directory_name("short", "1") == "short-1"
-    (tmp_path / name).mkdir()
-
-
 def test_text_is_utf8_whatever_the_locale(tmp_path):
     code = "import sys; from catapult_jax import records; records.write_text(sys.argv[1], 'Gr\\u00f6\\u00dfe')"
     environment = os.environ | {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "text")], env=environment, check=True, timeout=60)
     assert (tmp_path / "text").read_bytes() == "Größe".encode()
-
-
-def test_progress_tells_of_every_tenth_where_there_is_no_terminal(capsys):
-    told = progress.Progress(200, 0)
-    for at in range(5, 201, 5):
-        told.update(at, {"loss_batch": np.full((2, 5), 0.25), "spikes": np.ones((2, 5), int)})
-    told.close()
-    out = capsys.readouterr().out.splitlines()
-    assert (
-        len(out) == 10
-        and out[0] == "step 20 of 200 (10%), loss 0.25, spikes 2"
-        and out[-1].startswith("step 200 of 200 (100%)")
-    )
