@@ -11,6 +11,7 @@ def get_config() -> ConfigDict:
     c.seed = 0  # of initialisation and batches, where members.seed is None
 
     # None means not given. On the command line: --config.FIELD=None.
+
     # Members of one vmapped program: every seed with every lr. None: the single value of seed, optimizer, schedule.
     c.members = ConfigDict()
     c.members.seed = placeholder(tuple)  # replaces seed
@@ -82,9 +83,7 @@ def get_config() -> ConfigDict:
     c.schedule.decay = 0.999  # exponential_cyclic: factor of the height of the cycles in a step
     c.schedule.raises = 2  # staircase: number of raises
     c.schedule.raise_to = 1.67  # staircase: multiple of the critical lr of that step
-    c.schedule.settle_fraction = (
-        0.6  # staircase: the loss has settled when it is below this fraction of the loss after the last raise
-    )
+    c.schedule.settle_fraction = 0.6  # staircase: the loss has settled below this fraction of the loss after the last raise
     c.schedule.settle_steps = 20  # staircase: fewest steps between two raises
 
     # Fields that end in _every are the cadence of an instrument in steps; 0: off. A preset sets them.
@@ -114,9 +113,7 @@ def get_config() -> ConfigDict:
     c.measure.agop_size = 256  # AGOPs are taken on so many training examples, the first ones
     # closed_form (synthetic targets), or the model.npz of a run with run.save_model
     c.measure.agop_reference = placeholder(str)
-    c.measure.probe_size = placeholder(
-        int
-    )  # examples for lambda_max_train and for the critical lr at initialisation; None: all
+    c.measure.probe_size = placeholder(int)  # examples for lambda_max_train and for critical_lr0; None: all
 
     c.events = ConfigDict()
     c.events.factor = 1.5  # a listed spike rises above this multiple of its level; counts are always on a grid of factors

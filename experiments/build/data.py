@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from catapult_jax import data
@@ -71,7 +72,10 @@ def _synthetic(c: ConfigDict) -> data.Arrays:
 def _fallback_sizes(c: ConfigDict, arrays: data.Arrays) -> dict[str, int | None]:
     """The sizes of the config, or less where the fallback data have fewer examples."""
     most = data.most_examples(arrays.y_train, c.fallback_classes)
-    validation_size = min(c.validation_size, most // 4)
+    classes = len(c.fallback_classes or np.unique(arrays.y_train))
+    validation_size = min(
+        c.validation_size, most // 4 // classes * classes
+    )  # equal shares, so that the rest has equal shares too
     test_size = None if c.test_size is None else min(c.test_size, data.most_examples(arrays.y_test, c.fallback_classes))
     train_size = min(c.train_size, most - validation_size)
     return {"train_size": train_size, "validation_size": validation_size, "test_size": test_size}
