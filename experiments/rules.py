@@ -53,7 +53,7 @@ def _foreign_settings(optimizer: str) -> list[Rule]:
     return [
         Rule(
             ("optimizer.name", f"optimizer.{name}"),
-            f"allowed for it: {allowed}",
+            f"allowed for {optimizer}: {allowed}",
             lambda f, name=name: f["optimizer.name"] == optimizer and f[f"optimizer.{name}"],
             of=optimizer,
         )
@@ -65,7 +65,7 @@ def _target_encoding_of(loss: str) -> Rule:
     target_encodings = TARGET_ENCODINGS_OF_LOSS[loss]
     return Rule(
         ("loss", "data.target_encoding"),
-        f"allowed for this loss: {', '.join(target_encodings)}",
+        f"allowed for {loss}: {', '.join(target_encodings)}",
         lambda f: f["loss"] == loss and f["data.target_encoding"] not in target_encodings,
         of=loss,
     )
@@ -95,7 +95,7 @@ def _critical_lr_for_cap(name: str) -> Rule:
 def _end_is_measured(name: str) -> Rule:
     return Rule(
         ("run.stop_loss", "run.chunk_steps", name),
-        "allowed with a loss to stop at: chunks no shorter than the cadences, so that the end is measured",
+        "allowed with a stop_loss: chunks as long as the cadences or longer, so that the end is measured",
         lambda f: not f["measure.preset"] and f["run.stop_loss"] and f["run.chunk_steps"] < f[name],
     )
 
@@ -142,17 +142,17 @@ _BEFORE_CLAIMS = (
     ),
     Rule(
         ("measure.preset", "measure.preconditioner_min_every"),
-        "allowed with a preset: 0, since none measures it",
+        "allowed with a preset: 0, since no preset measures it",
         lambda f: f["measure.preset"] and f["measure.preconditioner_min_every"],
     ),
     Rule(
         ("measure.top_k_max", "measure.method"),
-        "allowed with a largest k: matrix_free, since the exact kernel gives all eigenvalues at once",
+        "allowed with a top_k_max: matrix_free, since the exact kernel gives all eigenvalues at once",
         lambda f: f["measure.top_k_max"] and f["measure.method"] != "matrix_free",
     ),
     Rule(
         ("measure.top_k_max", "measure.lambda_max_batch_every"),
-        "allowed with a largest k: a cadence of 1 or more, or a preset",
+        "allowed with a top_k_max: a cadence of 1 or more, or a preset",
         lambda f: f["measure.top_k_max"] and not f["measure.lambda_max_batch_every"] and not f["measure.preset"],
     ),
     Rule(
@@ -234,7 +234,7 @@ _BEFORE_CLAIMS = (
     ),
     Rule(
         ("data.name", "data.fallback"),
-        "allowed: no fallback data for embedded data",
+        "allowed for embedded data: no fallback data",
         lambda f: f["data.fallback"] and f["data.name"] in EMBEDDED,
     ),
     Rule(
@@ -261,12 +261,12 @@ _BEFORE_CLAIMS = (
     *map(_critical_lr_for_cap, ("schedule.cap", "members.cap")),
     Rule(
         ("schedule.name", "members.raises"),
-        "allowed: raises with the schedule staircase",
+        "allowed with schedules other than staircase: no raises",
         lambda f: f["schedule.name"] != "staircase" and f["members.raises"],
     ),
     Rule(
         ("measure.agop_alignment_every", "measure.agop_reference"),
-        "allowed: both, or none of them",
+        "allowed: both of them, or neither",
         lambda f: bool(f["measure.agop_alignment_every"]) != bool(f["measure.agop_reference"]) and not f["measure.preset"],
     ),
     Rule(
@@ -282,8 +282,8 @@ _BEFORE_CLAIMS = (
     ),
     Rule(
         ("optimizer.batch_size", "measure.lambda_max_batch_every", "measure.loss_train_every"),
-        "allowed with batches: 0 or 1, since the critical lr of one batch does not explain a spike later, "
-        "or no training loss and so no spikes",
+        "allowed with batches: 0 or 1, since the critical lr of a batch does not explain a later spike; "
+        "or no training loss, so that there are no spikes",
         lambda f: (
             not _full_batch(f)
             and f["measure.lambda_max_batch_every"] > 1
@@ -296,7 +296,7 @@ _BEFORE_CLAIMS = (
 _AFTER_CLAIMS = (
     Rule(
         ("claims", "members.cap"),
-        "allowed with the claim forbidding_catapults_hurts: None, no cap, and one below 1",
+        "allowed with the claim forbidding_catapults_hurts: None, which is no cap, and a cap below 1",
         lambda f: (
             "forbidding_catapults_hurts" in f["claims"]
             and (None not in (f["members.cap"] or ()) or not any(cap and cap < 1 for cap in f["members.cap"]))
@@ -304,17 +304,17 @@ _AFTER_CLAIMS = (
     ),
     Rule(
         ("claims", "measure.probe_size"),
-        "allowed with the claim sgd_spikes_are_catapults: None, since its split is of the whole training loss",
+        "allowed with the claim sgd_spikes_are_catapults: None, since it needs the split of the whole training loss",
         lambda f: "sgd_spikes_are_catapults" in f["claims"] and f["measure.probe_size"],
     ),
     Rule(
         ("optimizer.batch_size", "measure.loss_train_every"),
-        "allowed with batches: 1, since events are spikes of the training loss, or 0: no events",
+        "allowed with batches: 1, since events are spikes of the training loss; or 0, without events",
         lambda f: not _full_batch(f) and f["measure.loss_train_every"] > 1 and not f["measure.preset"],
     ),
     Rule(
         ("optimizer.batch_size", "run.stop_loss", "measure.loss_train_every"),
-        "allowed with batches and a loss to stop at: 1",
+        "allowed with batches and a stop_loss: 1",
         lambda f: not _full_batch(f) and f["run.stop_loss"] and f["measure.loss_train_every"] != 1 and not f["measure.preset"],
     ),
 )
@@ -349,7 +349,7 @@ def refusal(rule: Rule, fields: Fields) -> str:
       ``field=value, field=value; allowed...``
 
     >>> refusal(RULES[0], flat(default.get_config()))
-    "optimizer.name='sgd', optimizer.b1=None; allowed for it: momentum, nesterov"
+    "optimizer.name='sgd', optimizer.b1=None; allowed for sgd: momentum, nesterov"
     """
     numbers = {name: number(fields) for name, (_, number) in NUMBERS.items()}
     return ", ".join(f"{name}={fields[name]!r}" for name in rule.fields) + f"; {rule.allowed.format(**numbers)}"
