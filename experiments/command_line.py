@@ -87,16 +87,16 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[s
     except (AttributeError, KeyError) as error:
         raise ConfigError(_unknown_field(argv) or one_line(error)) from error
     except (flags.Error, ValueError, TypeError, OSError) as error:
-        raise ConfigError(_missing_file(values) or one_line(error)) from error
+        raise ConfigError(_missing_file(argv) or one_line(error)) from error
     return rest
 
 
-def _missing_file(values: flags.FlagValues) -> str | None:
-    """The message for a config file that does not exist, or None."""
-    file = (config_flags.get_config_filename(values["config"]) or "").partition(":")[0]
-    if Path(file).is_file():
+def _missing_file(argv: Sequence[str]) -> str | None:
+    """The message for a config on the command line that is not a file, or None."""
+    files = [match[1] for a in argv if (match := re.match(r"--?config=([^:]*)", a))]
+    if not files or Path(files[-1]).expanduser().is_file():
         return None
-    return f"config={file!r} does not exist; allowed: a config file, for example configs/cifar_gd.py"
+    return f"config={files[-1]!r} is not a file; allowed: a config file, for example configs/cifar_gd.py"
 
 
 def _set_none(config: ConfigDict, argv: Sequence[str]) -> None:

@@ -48,7 +48,8 @@ def test_parse_errors_are_one_line(arguments, message, tmp_path):
 
 def test_parse_of_a_missing_file_and_an_unknown_flag(tmp_path):
     for arguments, message in (
-        (["--config=configs/none.py"], "error: config='configs/none.py' does not exist; allowed: a config file, for example"),
+        (["--config=configs/none.py"], "error: config='configs/none.py' is not a file; allowed: a config file, for example"),
+        (["--config=configs/none.py:smoke", "--config.steps=3"], "error: config='configs/none.py' is not a file; allowed"),
         (["--config=configs/quickstart.py", "--worker=1"], "error: Unknown command line flag 'worker'"),
     ):
         done = command(*arguments)
