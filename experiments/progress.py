@@ -48,8 +48,10 @@ class Progress:
 
 
 def _text(measured: dict[str, np.ndarray]) -> str:
-    """Medians over the members at the last step of a chunk, and the spikes of all members up to there."""
+    """Medians over the members at the last measured step of a chunk, and the spikes of all members up to there."""
     text = f"loss {np.median(measured['loss_batch'][:, -1]):.3g}"
     if "critical_lr_batch" in measured:
-        text += f", lr / critical lr {np.median(measured['lr'][:, -1] / measured['critical_lr_batch'][:, -1]):.2f}"
+        ratios = measured["lr"] / measured["critical_lr_batch"]
+        steps = np.flatnonzero(np.isfinite(ratios).any(0))  # NaN where it is not due, or the member has stopped
+        text += f", lr / critical lr {np.nanmedian(ratios[:, steps[-1]]):.2f}" if len(steps) else ""
     return f"{text}, spikes {measured['spikes'][:, -1].sum()}"

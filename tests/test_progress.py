@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pytest
 
 from experiments import progress
 
@@ -39,6 +40,21 @@ def test_progress_shows_medians_over_members(capsys):
     )
 
     assert capsys.readouterr().out == "step 2 of 2 (100%), loss 2, lr / critical lr 1.50, spikes 3\n"
+
+
+@pytest.mark.parametrize(
+    ("critical", "text"),
+    [([[1.0, np.nan], [2.0, np.nan]], ", lr / critical lr 2.25"), ([[np.nan, 1.0], [np.nan, np.nan]], ", lr / critical lr 3.00"),
+     ([[np.nan, np.nan]] * 2, "")],
+    ids=["not due", "a member stopped", "never"],
+)  # fmt: skip
+def test_progress_shows_the_last_measured_step(critical, text, capsys):
+    display = progress.Progress(2, 0)
+
+    measured = {"loss_batch": np.ones((2, 2)), "lr": np.full((2, 2), 3.0), "spikes": np.zeros((2, 2), int)}
+    display.update(2, measured | {"critical_lr_batch": np.array(critical)})
+
+    assert capsys.readouterr().out == f"step 2 of 2 (100%), loss 1{text}, spikes 0\n"
 
 
 def test_progress_on_a_terminal_is_a_bar(monkeypatch, capsys):
