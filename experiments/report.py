@@ -83,7 +83,7 @@ def main(argv: list[str]) -> int:
     try:
         if not Path(argv[1], "run.json").is_file():
             raise FileNotFoundError(f"no run in {argv[1]}")
-        with directory.held(Path(argv[1])), directory.written(Path(argv[1])):
+        with directory.lock(Path(argv[1])), directory.explain_write_errors(Path(argv[1])):
             verdicts = build(argv[1])
     except (FileNotFoundError, ConfigError, RunError, records.DamagedFile) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -113,7 +113,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_says_so_and_is_the_same_run(tm
     capsys.readouterr()
     main.run(config, tmp_path / "parts")
     said = capsys.readouterr()
-    assert "WARNING: the checkpoint of step 9 is damaged" in said.err and "going on from step 6" in said.err
+    assert "WARNING: the checkpoint of step 9 is damaged" in said.err and "resuming from step 6" in said.err
     assert "resuming at step 6 of 9" in said.out
     assert reproduce.compare(tmp_path / "whole", tmp_path / "parts").same
 
@@ -185,13 +185,13 @@ def test_a_region_written_twice_is_written_once(tmp_path):
 
 
 def test_a_second_process_is_refused(tmp_path, capsys):
-    with directory.held(tmp_path / "run"):
+    with directory.lock(tmp_path / "run"):
         for attempt in (lambda: main.run(tiny(), tmp_path / "run"), lambda: sweep.run_sweep(tiny(), [], tmp_path / "run", 1)):
             with pytest.raises(configs.ConfigError, match="is in use by another process; allowed: another workdir"):
                 attempt()
     assert [path.name for path in (tmp_path / "run").iterdir()] == [directory.LOCK]
     main.run(tiny(), tmp_path / "run")  # what it leaves behind is no obstacle
-    with directory.held(tmp_path / "run"):
+    with directory.lock(tmp_path / "run"):
         assert report.main(["report", str(tmp_path / "run")]) == 2
     assert "is in use by another process" in capsys.readouterr().err
 
@@ -202,7 +202,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_elsewhere_and_on_eight_devi
     limited = ["bash", "-c", 'ulimit -f 10; exec "$@"', "bash", *program]
     done = subprocess.run(limited, cwd=soak.ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
-    assert "can't be written" in done.stderr and "what it holds is whole: the same command goes on" in done.stderr
+    assert "can't be written" in done.stderr and "the files in it are whole; allowed: the same command again" in done.stderr
     # Nothing is written outside of the run, but for Matplotlib's list of fonts in the temporary folder.
     for name in ("home", "cwd", "tmp"):
         (tmp_path / name).mkdir()
@@ -235,7 +235,7 @@ def test_a_disk_that_is_full_in_the_middle_of_the_record(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(records, "write", fails)
-        with pytest.raises(configs.RunError, match=r"can't be written .No space left on device.; what it holds is whole"):
+        with pytest.raises(configs.RunError, match=r"can't be written .No space left on device.; the files in it are whole"):
             main.run(config, tmp_path / "run")
     main.run(config, tmp_path / "run")
     assert reproduce.compare(tmp_path / "whole", tmp_path / "run").same
@@ -369,7 +369,7 @@ def test_random_models():
     [
         ({"events__horizon": 10**12}, "events.horizon=1000000000000; allowed: whole numbers up to 2147483647"),
         ({"members__seed": (0, 10**12)}, "members.seed"),
-        ({"data__name": "x" * 300}, "data.name='x+' can't be had .*File name too long"),
+        ({"data__name": "x" * 300}, "data.name='x+' is not available .*File name too long"),
         ({"measure__agop_alignment_every": 1, "measure__agop_reference": "."}, "is no saved model"),
         (
             {
@@ -547,13 +547,13 @@ def whole_run(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("file", "damage", "said"),
     [
-        ("record.zarr/lr/c/0/1", "one bit", "steps 4 to 7 of the record are made again, from step 0 on"),
-        ("record.zarr/spikes/c/0/3", "deleted", "steps 12 to 13 of the record are made again, from step 12 on"),
+        ("record.zarr/lr/c/0/1", "one bit", "computing steps 4 to 7 of the record again, from step 0"),
+        ("record.zarr/spikes/c/0/3", "deleted", "computing steps 12 to 13 of the record again, from step 12"),
         ("record.zarr/diverged/zarr.json", "deleted", "resuming at step 14 of 14"),
         ("record.zarr/zarr.json", "truncated", "resuming at step 14 of 14"),
         ("record.zarr/seed/c/0", "deleted", "resuming at step 14 of 14"),
         ("progress.json", "emptied", "resuming at step 14 of 14"),
-        ("record.zarr", "deleted", "the run is made again from step 0"),
+        ("record.zarr", "deleted", "the run starts again from step 0"),
     ],
 )
 def test_the_same_command_makes_a_damaged_record_again(tmp_path, whole_run, capsys, file, damage, said):
@@ -572,7 +572,7 @@ def test_the_same_command_makes_a_damaged_record_again(tmp_path, whole_run, caps
 def test_steps_that_come_out_otherwise_are_not_mixed_into_a_record(tmp_path, whole_run):
     zarr.open_group(str(tmp_path / "run" / "record.zarr"), mode="r+")["loss_batch"][0, 5] *= 2  # as of another machine
     spoil(tmp_path / "run" / "record.zarr" / "lr" / "c" / "0" / "1", "one bit")
-    with pytest.raises(configs.RunError, match=r"lr/c/0/1 is damaged: .* loss_batch comes out otherwise than on record"):
+    with pytest.raises(configs.RunError, match=r"lr/c/0/1 is damaged: .* loss_batch differs from the record"):
         main.run(whole_run, tmp_path / "run")
 
 
@@ -643,7 +643,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, monkeypatch, caps
 
 def test_a_second_signal_ends_the_process_at_once():
     code = (
-        "import os, signal, time\nfrom experiments import signals\nwith signals.kept() as received:\n"
+        "import os, signal, time\nfrom experiments import signals\nwith signals.collect() as received:\n"
         "  for _ in range(2): os.kill(os.getpid(), signal.SIGTERM); print(received, flush=True)\nprint('not reached')"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=soak.ROOT, capture_output=True, text=True, timeout=60)

@@ -16,7 +16,7 @@ from catapult_jax import records
 from catapult_jax.events import DEFINITION
 from catapult_jax.report import page
 from configs import quickstart
-from experiments import analysis, build, main, sections, sweep, verdicts
+from experiments import analysis, build, main, sections, summary, verdicts
 from experiments.verdicts import registry
 
 SCRIPT = "<script>alert('x')</script>\"&"
@@ -100,7 +100,7 @@ def test_summary_escapes_axes_settings_runs_and_failures(tmp_path, plain_figures
     }
     rows = [row | {"run": "width=<script>\"'?#%41"}, row | {"run": "other", "finished": False, "dead_from": 3}]
     about = {"name": SCRIPT, "fallback_for": SCRIPT}
-    sweep.write_summary(rows, ["axis <script>"], quickstart.get_config(), tmp_path, SCRIPT, {"run <script>": SCRIPT}, about)
+    summary.write_summary(rows, ["axis <script>"], quickstart.get_config(), tmp_path, SCRIPT, {"run <script>": SCRIPT}, about)
     found = safe((tmp_path / "summary.html").read_text())
     assert "axis <script>" in found.words and f"run <script>: {SCRIPT}" in found.words
     assert [unquote(link) for link in found.attributes["href"]] == [f"./{row['run']}/report.html" for row in rows]

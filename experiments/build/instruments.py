@@ -1,4 +1,4 @@
-"""What a run measures, how and how often."""
+"""The instruments of a run: which series it measures, with which method, and how often."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from catapult_jax import data, training
@@ -15,12 +16,17 @@ from experiments.build.reference import CHUNK
 from experiments.build.trainer import LARGEST, build_trainer, rows_of
 from experiments.values import CADENCES, PRESETS, RELATIVE
 
-KERNELS = ("lambda_max_batch", "lambda_max_train")  # instruments that have a method, exact or matrix_free
-_REUSE = 5  # measurements of the same examples that reuse a bound on the eigenvalues below the tracked ones
+KERNELS = ("lambda_max_batch", "lambda_max_train")  # the instruments with two methods, exact and matrix_free
+_REUSE = 5  # so many measurements on the same examples reuse one bound on the eigenvalues below the tracked ones
 
 
 def cadences_of(config: ConfigDict) -> dict[str, int]:
-    """Cadence of each instrument that the config asks for; what a preset asks for, at every step."""
+    """The instruments that a config asks for, each with its cadence in steps. With a preset the cadences are 1 at first.
+
+    >>> from configs import quickstart
+    >>> cadences_of(quickstart.get_config("smoke"))
+    {'lambda_max_batch': 1, 'loss_test': 10}
+    """
     m = config.measure
     cadences = {name: m[f"{name}_every"] for name in CADENCES}
     if m.preset:
@@ -28,16 +34,33 @@ def cadences_of(config: ConfigDict) -> dict[str, int]:
         if m.agop_reference is None:
             cadences.pop("agop_alignment", None)
     if _is_full_batch(config):
-        cadences.pop("loss_train", None)  # it is the batch loss
+        cadences.pop("loss_train", None)  # the batch loss is the training loss
     if cadences.get("loss_test") and config.data.validation_size:
         cadences["loss_val"] = cadences["loss_test"]
     return {name: every for name, every in cadences.items() if every}
 
 
 def build_instruments(
-    config: ConfigDict, model, arrays: data.Data, reference, cadences: dict[str, int], methods: dict[str, str]
+    config: ConfigDict,
+    model: Any,
+    arrays: data.Data,
+    reference: np.ndarray | None,
+    cadences: dict[str, int],
+    methods: dict[str, str],
 ) -> dict[str, instruments.Instrument]:
-    """The instruments with these cadences. ``methods``: exact or matrix_free, for each of ``KERNELS``."""
+    """Build the instruments.
+
+    Args:
+      config: of the run.
+      model: from that config.
+      arrays: data of the run.
+      reference: input Jacobian of the AGOP reference, or None.
+      cadences: name -> steps between two measurements.
+      methods: name -> exact or matrix_free, for each of ``KERNELS`` that has a cadence.
+
+    Returns:
+      Name -> instrument.
+    """
     m, apply_fn, rows = config.measure, model.apply, rows_of(config, arrays)
     k = 1 if m.preset == "economy" else m.top_k
     reuse_bound = _REUSE if _is_full_batch(config) else 0
@@ -74,11 +97,21 @@ def build_instruments(
     return {name: maker(name)(every=every) for name, every in sorted(cadences.items())}
 
 
-def choose_instruments(config: ConfigDict, model, arrays: data.Data, members: training.Members, reference) -> dict[str, Any]:
-    """What is measured, how and how often: as the config says, or as found from the cost of each instrument in the first steps.
+def choose_instruments(
+    config: ConfigDict, model: Any, arrays: data.Data, members: training.Members, reference: np.ndarray | None
+) -> dict[str, Any]:
+    """Choose cadences and methods: those of the config, or, with a preset or the method auto, from the measured cost of each instrument.
+
+    Args:
+      config: of the run.
+      model: from that config.
+      arrays: data of the run.
+      members: of the run.
+      reference: input Jacobian of the AGOP reference, or None.
 
     Returns:
-      ``cadences`` and ``methods``; where costs were measured, ``costs`` over the bare step and the ``expected_overhead`` too.
+      ``cadences`` and ``methods``. If costs were measured also ``costs``, in bare steps, and ``expected_overhead``, the cost of a
+      measured step over that of a bare step.
     """
     m, cadences = config.measure, cadences_of(config)
     kernels = [name for name in KERNELS if name in cadences]
@@ -89,7 +122,7 @@ def choose_instruments(config: ConfigDict, model, arrays: data.Data, members: tr
     build = lambda chosen: build_trainer(config, model, arrays, {name.split(",")[0]: i for name, i in chosen.items()})
     all_costs = overhead.measure(build, _candidates(make, cadences, methods_of, bool(m.preset)), members)
     methods = {
-        name: min(tried, key=lambda method, name=name: all_costs[f"{name}, {method}"]) for name, tried in methods_of.items()
+        name: min(names, key=lambda method, name=name: all_costs[f"{name}, {method}"]) for name, names in methods_of.items()
     }
     costs = {name: all_costs[f"{name}, {methods[name]}" if name in methods else name] for name in cadences}
     apart = {
@@ -112,25 +145,27 @@ def _is_full_batch(config: ConfigDict) -> bool:
 
 
 def _methods_to_try(config: ConfigDict, rows: int) -> tuple[str, ...]:
-    """The methods for a kernel of so many rows: that of the config, or those to choose from."""
+    """The methods to choose from, for a kernel of so many rows. The method of the config is the only choice, if there is one."""
     if config.measure.method not in (None, "auto"):
         return (config.measure.method,)
     return ("matrix_free",) if rows > LARGEST else ("exact", "matrix_free")
 
 
 def _candidates(make, cadences: dict[str, int], methods_of: dict[str, tuple[str, ...]], preset: bool) -> dict:
-    """Instruments to measure the costs of, by name and method."""
+    """The instruments whose costs are measured, by "NAME" or "NAME, METHOD"."""
     candidates = {name: make({name: 1}, {})[name] for name in cadences if name not in methods_of}
     for name, methods in methods_of.items():
         candidates |= {f"{name}, {method}": make({name: 1}, {name: method})[name] for method in methods}
     batch = "lambda_max_batch"
-    if preset and "exact" in methods_of.get(batch, ()):  # at every step it shares the step's derivatives; at others it can't
+    if preset and "exact" in methods_of.get(
+        batch, ()
+    ):  # at a cadence of 1 it shares the derivatives of the step, at others it can't
         candidates[f"{batch}, exact, apart"] = make({batch: 2}, {batch: "exact"})[batch]
     return candidates
 
 
 def _needed_at_every_step(config: ConfigDict) -> set[str]:
-    """With a preset: instruments that the run needs at every step, whatever they cost."""
+    """With a preset: the instruments that the run needs at every step, at any cost."""
     if not config.measure.preset:
         return set()
     needed = set() if _is_full_batch(config) else {"lambda_max_batch", "loss_train"}
@@ -139,14 +174,14 @@ def _needed_at_every_step(config: ConfigDict) -> set[str]:
 
 
 def _print_costs(max_overhead, costs, cadences, methods_of, methods, all_costs, expected, always) -> None:
-    print("cost of each instrument over the bare step, measured in the first steps:")
+    print("cost of each measurement in bare steps, from the first steps:")
     for name, cost in costs.items():
         tried = ", ".join(f"{method} {all_costs[f'{name}, {method}']:.2f}" for method in methods_of.get(name, ()))
-        how = f" ({methods[name]}; {tried})" if tried else ""
+        how = f" ({methods[name]})" if len(methods_of.get(name, ())) == 1 else f" ({methods[name]}; {tried})" if tried else ""
         print(f"  {name}{how}: {cost:.2f}, {'every step' if cadences[name] == 1 else f'every {cadences[name]} steps'}")
-    over = (
-        f", above measure.max_overhead={max_overhead}: the run needs at every step: {', '.join(sorted(always))}"
+    reason = (
+        f"; this is above measure.max_overhead={max_overhead}, since the run needs {', '.join(sorted(always))} at every step"
         if always and expected > max_overhead * 1.05
         else ""
     )
-    print(f"  a measured step is expected to cost {expected:.2f} bare ones{over}")
+    print(f"  expected cost of a measured step: {expected:.2f} bare steps{reason}")

@@ -1,4 +1,4 @@
-"""Compiled programs that the runs of a sweep share."""
+"""Compiled programs that the runs of a sweep share, and the trainer of a run, which may be one of them."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from experiments import config as configs
 from experiments.build.instruments import build_instruments
 from experiments.build.trainer import build_trainer
 
-# Fields that the compiled programs depend on, beside the shapes of the data.
+# Fields that change the compiled programs. So do the shapes of the data.
 _IN_PROGRAM = re.compile(
     r"(model|loss|optimizer(?!\.lr)|schedule|measure|events)\b|data\.(target_encoding|train_size)$|run\.stop_loss$"
 )
 
 
 _PROGRAMS: dict[Any, Any] | None = None  # compiled functions of the last runs of a sweep, the newest last; None: not shared
-_MOST_PROGRAMS = 8  # so that a long sweep does not grow
+_MOST_PROGRAMS = 8  # bounds the memory of a long sweep
 
 
 @contextlib.contextmanager
 def shared_programs() -> Iterator[None]:
-    """In here runs that differ only in data, members and length share their compiled programs, see :func:`shared`."""
+    """Share the compiled programs among runs that differ only in data, members and length, see :func:`shared`."""
     global _PROGRAMS
     before, _PROGRAMS = _PROGRAMS, {}
     try:
@@ -38,23 +38,42 @@ def shared_programs() -> Iterator[None]:
         _PROGRAMS = before
 
 
-def shared(key, make: Callable[[], Any]) -> Any:
-    """``make()``, or within :func:`shared_programs` what it gave for the same key."""
+def shared(key: Any, make: Callable[[], Any]) -> Any:
+    """Return ``make()``; within :func:`shared_programs`, return the same object for the same key.
+
+    Args:
+      key: anything hashable. Only the last few keys are kept.
+      make: builds the object.
+
+    >>> with shared_programs():
+    ...     [shared("key", lambda: 1), shared("key", lambda: 2)]
+    [1, 1]
+    """
     if _PROGRAMS is None:
         return make()
-    found = _PROGRAMS.pop(key) if key in _PROGRAMS else make()
-    _PROGRAMS[key] = found
+    program = _PROGRAMS.pop(key) if key in _PROGRAMS else make()
+    _PROGRAMS[key] = program
     while len(_PROGRAMS) > _MOST_PROGRAMS:
         del _PROGRAMS[next(iter(_PROGRAMS))]
-    return found
+    return program
 
 
-def trainer_of(config: ConfigDict, model, arrays: data.Data, reference, plan: dict) -> training.Trainer:
-    """The trainer of a run; ``plan``: its instruments, see :func:`choose_instruments`."""
+def trainer_of(
+    config: ConfigDict, model: Any, arrays: data.Data, reference: np.ndarray | None, plan: dict[str, Any]
+) -> training.Trainer:
+    """The trainer of a run, with its instruments. Within :func:`shared_programs` it may be that of another run, with other data.
+
+    Args:
+      config: of the run.
+      model: from that config.
+      arrays: data of the run.
+      reference: input Jacobian of the AGOP reference, or None.
+      plan: cadences and methods, see :func:`experiments.build.instruments.choose_instruments`.
+    """
 
     def make():
-        chosen = build_instruments(config, model, arrays, reference, plan["cadences"], plan["methods"])
-        return build_trainer(config, model, arrays, chosen)
+        instruments = build_instruments(config, model, arrays, reference, plan["cadences"], plan["methods"])
+        return build_trainer(config, model, arrays, instruments)
 
     if _PROGRAMS is None:
         return make()

@@ -1,6 +1,8 @@
-"""The trainer of a run with its instruments."""
+"""The trainer of a run, from its config and instruments."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -8,11 +10,15 @@ from catapult_jax import data, events, training
 from catapult_jax.training import instruments
 from experiments import optimizers, schedules
 
-LARGEST = 8192  # rows of an exact kernel that is tried without being asked for: it alone takes 268 MB
+LARGEST = 8192  # most rows of an exact kernel, unless measure.method asks for it: such a kernel takes 268 MB
 
 
 def rows_of(config: ConfigDict, arrays: data.Data) -> dict[str, int]:
-    """Rows of the kernels: one for each output of each example."""
+    """The rows of each kernel: one for each output of each example.
+
+    Returns:
+      Name of the instrument -> rows.
+    """
     n, m = len(arrays.x_train), config.measure
     return {
         "lambda_max_batch": (config.optimizer.batch_size or n) * arrays.outputs,
@@ -20,8 +26,17 @@ def rows_of(config: ConfigDict, arrays: data.Data) -> dict[str, int]:
     }
 
 
-def build_trainer(config: ConfigDict, model, arrays: data.Data, chosen: dict[str, instruments.Instrument]) -> training.Trainer:
-    """The trainer of a config with these instruments."""
+def build_trainer(
+    config: ConfigDict, model: Any, arrays: data.Data, chosen: dict[str, instruments.Instrument]
+) -> training.Trainer:
+    """Build the trainer of a config.
+
+    Args:
+      config: of the run.
+      model: from that config.
+      arrays: data of the run.
+      chosen: instruments by name.
+    """
     m, momentum = config.measure, optimizers.momentum(config.optimizer)
     rows = rows_of(config, arrays)["lambda_max_train"]
     e = config.events
