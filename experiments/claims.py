@@ -23,8 +23,9 @@ from ml_collections import ConfigDict
 
 from catapult_jax import records
 from catapult_jax.events import DEFINITION
+from catapult_jax.report.members import until_diverged
 from configs import default
-from experiments import analysis, command_line, sweep, verdicts
+from experiments import command_line, sweep, verdicts
 from experiments import config as configs
 from experiments import main as single
 
@@ -210,8 +211,8 @@ def results(experiment: Experiment, scale: str, workdir: Path) -> tuple[list[ver
         found = sweep.find_verdicts(rows, config, experiment.claims, records.read_json(directories[0] / "run.json")["data"])
         figures = [directory / "summary.png"]
     else:
-        record = analysis.until_diverged(records.open_record(directory).load())
-        found = [verdicts.of_run(name, record, config.to_dict()) for name in experiment.claims]
+        run = verdicts.read_run(until_diverged(records.open_record(directory).load()), config.to_dict())
+        found = [verdicts.of_run(name, run) for name in experiment.claims]
         figures = [directory / "figures" / f"{name}.png" for name in experiment.figure.split(",")]
     about = [records.read_json(d / "run.json") for d in directories]
     only = lambda values: ", ".join(sorted(set(values)))

@@ -19,9 +19,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from catapult_jax import checkpoints, records, training
+from catapult_jax.report.members import dead_members, diverged_members
 from catapult_jax.tangent.exact import method_taken
 from experiments import (
-    analysis,
     build,
     command_line,
     directory,
@@ -37,6 +37,7 @@ from experiments import (
 from experiments import config as configs
 from experiments.build.checks import check_kernel
 from experiments.build.trainer import rows_of
+from experiments.settings import settings_of
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; default: runs/CONFIG-IDENTITY.")
 _REPRODUCE = flags.DEFINE_string(
@@ -207,7 +208,8 @@ def _attributes(config: ConfigDict, title: str, built: build.Built, check: dict)
 def _ended(workdir: Path, config: dict, state) -> tuple[dict[str, Any], np.ndarray]:
     """Status, diverged and dead members of a run at its end, and which members end with usable parameters."""
     record, finite = records.open_record(workdir).load(), outputs.finite(state)
-    gone, dead = analysis.diverged_members(record, config), analysis.dead_members(record, config)
+    settings = settings_of(config)
+    gone, dead = diverged_members(record, settings), dead_members(record, settings)
     diverged = np.asarray(state.members.diverged)
     usable = finite & ~diverged
     usable[[one["member"] for one in dead]] = False

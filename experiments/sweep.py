@@ -24,14 +24,17 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from catapult_jax import records
-from catapult_jax.report import page
-from experiments import analysis, build, command_line, figures, rules, signals, statistics, verdicts
+from catapult_jax.report import analysis, figures, members, page, statistics
+from catapult_jax.report.sections import END_SERIES
+from experiments import build, command_line, rules, signals, verdicts
 from experiments import config as configs
 from experiments.build import programs
 from experiments.config import ConfigError, RunError
 from experiments.directory import check_writable, held, is_new, name_of, written
+from experiments.figures import SWEEP_CAPTION, sweep_figure
 from experiments.main import default_workdir, run
-from experiments.sections import ENDS, fallback, verdict_block
+from experiments.sections import fallback_warning, verdict_block
+from experiments.settings import settings_of
 
 _GRID = flags.DEFINE_multi_string("grid", [], "FIELD=v1,v2,...; may be given several times. Default: the config's own sweep.")
 _PROCESSES = flags.DEFINE_integer("processes", 1, "Runs at a time.", lower_bound=1)
@@ -217,23 +220,25 @@ def summary(runs: list[tuple[dict, ConfigDict]], workdir: Path) -> list[dict]:
         if not is_complete(directory):
             continue
         record, config = (
-            analysis.until_diverged(records.open_record(directory).load()),
+            members.until_diverged(records.open_record(directory).load()),
             records.read_json(directory / "config.json"),
         )
-        ends = {name: analysis.last(record, config, name) for name in ENDS if name in record}
+        settings = settings_of(config)
+        events = analysis.run_events(record, settings)
+        ends = {name: members.last(record, settings, name) for name in END_SERIES if name in record}
         critical = "critical_lr_batch" in record
         predicted = critical and "loss_batch_after" in record
-        catapults, ok = analysis.catapult_counts(record, config), analysis.finished(record, config)
-        spikes = [len(found) for found in analysis.run_events(record, config)]
-        looked = analysis.has_events(record, config)
-        label = {m: name for name, members in analysis.by_setting(record, config) for m in members}
-        active, dead = analysis.active(record, config)[:, -1], analysis.dead_steps(record, config)
+        catapults, ok = analysis.catapult_counts(events), members.finished(record, settings)
+        spikes = [len(row) for row in events]
+        looked = members.has_events(record, settings)
+        label = {m: name for name, numbers in members.by_setting(record, settings) for m in numbers}
+        active, dead = members.active(record, settings)[:, -1], members.dead_steps(record, settings)
         coordinates = [name for name in ("seed", "lr_given", "lr0", "raises", "cap") if name in record.coords]
         for m in range(record.sizes["member"]):
             # A member that stopped ends at the first step at which it did.
             stopped = record["stopped"].values[m] if "stopped" in record else np.zeros(1, bool)
             steps = int(stopped.argmax()) if stopped.any() else record.sizes["step"]
-            found = analysis.batch_prediction(record, config, m) if predicted else None
+            found = analysis.batch_prediction(record, settings, m) if predicted else None
             rows.append(
                 chosen
                 | {name: _short(record[name].values[m].item()) for name in coordinates}
@@ -246,7 +251,7 @@ def summary(runs: list[tuple[dict, ConfigDict]], workdir: Path) -> list[dict]:
                 }
                 | ({"catapults": int(catapults[m])} if looked and critical else {})
                 | ({"spikes": spikes[m]} if looked else {})
-                | ({"critical_steps": analysis.critical_fraction(record, config, m)} if critical else {})
+                | ({"critical_steps": analysis.critical_fraction(record, settings, m)} if critical else {})
                 | ({name: getattr(found, name) for name in (*analysis.CONFUSION, *_PREDICTION)} if found else {})
                 | {name: float(values[m]) for name, values in ends.items()}
                 | {"run": directory.name}
@@ -277,17 +282,17 @@ def write_summary(
     records.write_text(workdir / "summary.csv", file.getvalue())
     found = find_verdicts(rows, config, config.claims, about)
     dead = [row for row in rows if row["dead_from"] >= 0]
-    top = [*fallback(about), *(page.warning(f"{name}: {why}") for name, why in failures.items())]
+    top = [*fallback_warning(about), *(page.warning(f"{name}: {why}") for name, why in failures.items())]
     if dead:
         names = (*axes, "setting", "seed")
         top.append(page.warning(f"The network of {len(dead)} of {len(rows)} members is dead; they did not finish:"))
         top.append(page.table((*names, "dead from step"), [(*(r[a] for a in names), r["dead_from"]) for r in dead]))
     tables = [v.table for v in found]
     top += [verdict_block(v._replace(table=() if v.table in tables[:i] else v.table)) for i, v in enumerate(found)]
-    picture = figures.save(figures.sweep_figure(rows, tuple(axes) or ("lr_given",), title), workdir / "summary")
-    top.append(page.image(picture, figures.sweep_figure.__doc__))
+    picture = figures.save(sweep_figure(rows, tuple(axes) or ("lr_given",), title), workdir / "summary")
+    top.append(page.image(picture, SWEEP_CAPTION))
     settings = list(dict.fromkeys(tuple(row[name] for name in (*axes, "setting")) for row in rows))
-    metrics = ("catapults", "spikes", "steps", "critical_steps", *_PREDICTION, *ENDS)
+    metrics = ("catapults", "spikes", "steps", "critical_steps", *_PREDICTION, *END_SERIES)
     metrics = [name for name in metrics if name in _columns(rows)]
     table = []
     for setting in settings:

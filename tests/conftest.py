@@ -63,10 +63,9 @@ _PIXEL = bytes.fromhex(
 @pytest.fixture
 def plain_figures(monkeypatch):
     """Figures are drawn but not rendered, which takes most of the time of a small run. Other tests look at them in full."""
-    from experiments import figures
+    from catapult_jax.report import figures
 
     def save(figure, path):
-        figures.plt.close(figure)
         path.with_suffix(".png").write_bytes(_PIXEL)
         return path.with_suffix(".png")
 
