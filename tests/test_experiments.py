@@ -46,6 +46,8 @@ def test_matplotlib_keeps_to_the_place_that_the_user_named(tmp_path):
     environment = os.environ | {"MPLCONFIGDIR": str(tmp_path / "mine")}
     root = Path(__file__).parents[1]
 
-    process = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True, check=True)
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True, check=True
+    )
 
     assert process.stdout.strip() == str(tmp_path / "mine")

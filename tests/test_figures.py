@@ -6,7 +6,19 @@ from PIL import Image
 
 from catapult_jax.report import analysis, figures
 from catapult_jax.report.members import Settings
-from tests.small_records import BATCHES, BEFORE, DEAD_KERNEL, DIES, DROPS, FULL, SPIKE, TO_A_LOSS, members_with, record, sgd_record
+from tests.small_records import (
+    BATCHES,
+    BEFORE,
+    DEAD_KERNEL,
+    DIES,
+    DROPS,
+    FULL,
+    SPIKE,
+    TO_A_LOSS,
+    members_with,
+    record,
+    sgd_record,
+)
 
 
 def line(axis, label):

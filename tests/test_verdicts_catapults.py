@@ -53,7 +53,10 @@ def test_spikes_are_catapults_counts_them():
     finding = finding_of(catapults.spikes_are_catapults, record(loss, 1.5, critical), FIG3)
 
     assert finding.effect.startswith("1 of 2 spikes are catapults, 1 of them with an exceedance at the onset")
-    assert "onset of the others median 0.167 (from 0.167 to 0.167, n = 1); 0 divergences, 0 deaths; 1 start before" in finding.effect
+    assert (
+        "onset of the others median 0.167 (from 0.167 to 0.167, n = 1); 0 divergences, 0 deaths; 1 start before"
+        in finding.effect
+    )
 
 
 def test_catapult_follows_raise():

@@ -29,7 +29,9 @@ def test_claim_registers_a_function_of_a_run(empty_registry):
     assert verdicts.NEEDS_SOME["lr_is_positive"] == ("run.stop_loss",)
 
     verdict_of = lambda data: verdicts.of_run("lr_is_positive", read_run(data, FIG3))
-    assert verdict_of(record(SPIKE, 1.5, DROPS)) == verdicts.Verdict("lr_is_positive", "lr > 0", verdicts.REPRODUCED, "all steps")
+    assert verdict_of(record(SPIKE, 1.5, DROPS)) == verdicts.Verdict(
+        "lr_is_positive", "lr > 0", verdicts.REPRODUCED, "all steps"
+    )
     assert verdict_of(record(SPIKE, -1.5, DROPS)).verdict == verdicts.NOT_REPRODUCED
     assert verdict_of(record(SPIKE, 1.5, [np.nan] * 6)).verdict == verdicts.NOT_TESTED  # it needs the critical lr of every step
 

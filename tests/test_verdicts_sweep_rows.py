@@ -27,7 +27,9 @@ def test_tuned_arms_take_the_lr_of_the_smallest_mean():
 
 def test_tuned_arms_need_every_seed_of_an_lr():
     unfinished = [row | {"finished": (row["lr_given"], row["seed"]) != (0.1, 1)} for row in ROWS]
-    diverged = [row | {"active": row["lr_given"] != 0.2, "loss": row["loss"] if row["lr_given"] > 0.1 else np.nan} for row in ROWS]
+    diverged = [
+        row | {"active": row["lr_given"] != 0.2, "loss": row["loss"] if row["lr_given"] > 0.1 else np.nan} for row in ROWS
+    ]
 
     lr_of = lambda rows, **options: sweep_rows.tuned_arms(rows, ("arm",), "loss", **options)[("a",)][0]["lr_given"]
 

@@ -64,6 +64,7 @@ def run_events(record: xarray.Dataset, settings: Settings, *, factor: float | No
         return [[] for _ in range(record.sizes["member"])]
     split = "loss_train" if is_stochastic(settings) else "loss"
     series = {"lambda_max": lambda_series(record, settings), "loss_top": f"{split}_top", "loss_rest": f"{split}_rest"}
+    loss, lr = record[spike_series(record)].values, series_or_nan(record, "lr")
     critical_lr = series_or_nan(record, "critical_lr_batch")
     if "lambda_max_batch" in record:  # weight decay makes the critical lr of a kernel of zero finite
         critical_lr = np.where(record["lambda_max_batch"].values == 0, np.inf, critical_lr)
@@ -78,11 +79,11 @@ def run_events(record: xarray.Dataset, settings: Settings, *, factor: float | No
     events = []
     for m in range(record.sizes["member"]):
         steps = _measured_steps(record, m)
-        loss, lr = (values[m, steps] for values in (record[spike_series(record)].values, series_or_nan(record, "lr")))
         more = {key: record[name].values[m, steps] for key, name in series.items() if name is not None and name in record}
+        arrays: Any = loss[m, steps], lr[m, steps], critical_lr[m, steps]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="the loss changes by")  # it is the training loss
-            events.append(find_events(loss, lr, critical_lr[m, steps], **more, **options))
+            events.append(find_events(*arrays, **more, **options))
     return events
 
 
@@ -280,7 +281,7 @@ def rise_predictions(record: xarray.Dataset, settings: Settings, events: list[li
         tables["batch loss"].append(batch_prediction(record, settings, m))
         steps = np.isfinite(critical_lr[:-1]) & np.isfinite(loss[:-1]) & ~np.isnan(loss[1:]) & is_running[:-1]
         tables["full training loss"].append(prediction(above[:-1][steps], (loss[1:] > loss[:-1])[steps]))
-        climbing = np.zeros(len(loss), bool)
+        climbing: Any = np.zeros(len(loss), bool)
         for event in events[m]:
             climbing[event.onset : event.peak] = True
         tables["spikes of the full training loss"].append(prediction(above[:-1][steps], climbing[:-1][steps]))
@@ -299,4 +300,4 @@ def pooled(tables: list[Prediction]) -> Prediction:
     >>> pooled([scores(1, 0, 0, 1), scores(0, 1, 0, 0)]).precision
     0.5
     """
-    return scores(*(sum(table[i] for table in tables) for i in range(4)))
+    return scores(*(sum(int(table[i]) for table in tables) for i in range(4)))

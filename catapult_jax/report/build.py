@@ -46,7 +46,7 @@ def build_report(record: xarray.Dataset, settings: Settings | None = None, *, ti
         if not record.sizes.get(axis, 0):
             raise ValueError(f"record.sizes={dict(record.sizes)!r}; allowed: one {axis} or more")
     settings, folder = settings or Settings(), Path(folder)
-    record = until_diverged(record.load())
+    record = until_diverged(record.compute())
     events = run_events(record, settings)
     folder.mkdir(parents=True, exist_ok=True)
     records.write_json_lines(folder / "events.jsonl", event_rows(record, settings, events))

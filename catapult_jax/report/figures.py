@@ -79,9 +79,9 @@ def loss_figure(record: xarray.Dataset, settings: Settings, title: str, events: 
                 plot_finite(axis, record, values, color=color, label=label, lw=1.1)
         stages = record["stage"].values[m] if "stage" in record else np.zeros(0)
         for step in np.flatnonzero(np.diff(stages)) + 1:
-            axis.axvline(step, color="0.3", ls=":", lw=1, label="lr raised")
+            axis.axvline(float(step), color="0.3", ls=":", lw=1, label="lr raised")
         if dead[m] >= 0:
-            axis.axvline(dead[m], color=COLORS["death"], lw=1.5, label="dead from here")
+            axis.axvline(float(dead[m]), color=COLORS["death"], lw=1.5, label="dead from here")
         mark_events(axis, events[m], record)
         log_scale(axis)
         add_legend(axis, fontsize=7, loc="lower left")
