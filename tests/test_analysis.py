@@ -110,6 +110,14 @@ def test_run_events_with_momentum_look_at_the_steps_before():
     assert kinds(data, FULL._replace(momentum=0.5)) == [["catapult"]]
 
 
+def test_run_events_need_the_loss_of_every_step():
+    """A loss that is measured at every second step is not one that diverges at the first."""
+    data = record([1.0, np.nan, 0.9, np.nan, 0.8, np.nan], 1.5, DROPS)
+
+    assert kinds(data, FULL) == [[]]
+    assert kinds(record([1.0, np.nan, np.nan], 1.5, 1.0), FULL) == [["divergence"]]
+
+
 def test_run_events_end_where_a_member_diverged():
     loss = [1.0, 3.0, 1.0, 3.0, 1.0]
     data = record(loss, 1.5, 1.0, diverged=np.array([[False, False, True, True, True]]))

@@ -7,7 +7,7 @@ import xarray as xr
 from catapult_jax.report import sections
 from catapult_jax.report.analysis import run_events
 from catapult_jax.report.members import Settings
-from tests.small_records import DEAD_KERNEL, DIES, DROPS, FALLING, FULL, SPIKE, TO_A_LOSS, members_with, record
+from tests.small_records import BATCHES, DEAD_KERNEL, DIES, DROPS, FALLING, FULL, SPIKE, TO_A_LOSS, members_with, record
 
 
 def table_of(section):
@@ -76,6 +76,14 @@ def test_spikes_beyond_the_limit_are_counted(monkeypatch):
     section = sections.spikes(data, FULL, run_events(data, FULL))
 
     assert len(table_of(section)[1]) == 1 and "The first 1 of 2; all are in events.jsonl." in words_of(section)
+
+
+def test_spikes_of_random_batches_are_not_looked_for():
+    data = record(SPIKE, 1.5, DROPS).drop_vars("loss_train")
+
+    section = sections.spikes(data, BATCHES, run_events(data, BATCHES))
+
+    assert "Not looked for: this needs the training loss of every step." in words_of(section)
 
 
 def test_counts_have_scores_above_six_standard_deviations():

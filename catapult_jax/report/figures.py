@@ -427,8 +427,7 @@ def save(figure: Figure, path: Path) -> Path:
     figure.tight_layout()
     for suffix in ("pdf", "png"):
         buffer = io.BytesIO()
-        figure.savefig(
-            buffer, format=suffix, dpi=130
-        )  # on a full disk Matplotlib raises what is no OSError; write_bytes raises one
+        # Into memory: on a full disk Matplotlib does not raise OSError, and write_bytes does.
+        figure.savefig(buffer, format=suffix, dpi=130)
         records.write_bytes(path.with_suffix(f".{suffix}"), buffer.getbuffer())
     return path.with_suffix(".png")

@@ -144,19 +144,24 @@ def spike_series(record: xarray.Dataset) -> str:
 
 
 def has_events(record: xarray.Dataset, settings: Settings) -> bool:
-    """Whether spikes can be looked for. This needs the training loss, or the loss of a batch that holds all examples.
+    """Whether spikes can be looked for. This needs the training loss of every step, or that of a batch that holds all examples.
 
     Args:
       record: series over (member, step).
       settings: of the run.
 
     Returns:
-      Whether that loss is on record.
+      Whether that loss is on record, without NaN before a finite value.
 
-    >>> has_events({"loss_batch": 1.0}, Settings()), has_events({"loss_batch": 1.0}, Settings(examples=128, batch_size=32))
+    >>> import xarray
+    >>> record = xarray.Dataset({"loss_batch": (("member", "step"), [[1.0, 0.5, 0.2]])})
+    >>> has_events(record, Settings()), has_events(record, Settings(examples=128, batch_size=32))
     (True, False)
     """
-    return "loss_train" in record or ("loss_batch" in record and not is_stochastic(settings))
+    if "loss_train" not in record and ("loss_batch" not in record or is_stochastic(settings)):
+        return False
+    loss = record[spike_series(record)].values
+    return not (np.isnan(loss[:, :-1]) & np.isfinite(loss[:, 1:])).any()  # such a step was not measured
 
 
 def by_setting(record: xarray.Dataset, settings: Settings) -> list[tuple[str, np.ndarray]]:

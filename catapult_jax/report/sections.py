@@ -271,7 +271,8 @@ def spikes(record: xarray.Dataset, settings: Settings, events: list[list[Event]]
     )  # fmt: skip
     pairs = [(m, event) for m, row in enumerate(events) for event in row]
     rows = [(m, *_event_row(event), *alignment_around(record, m, event).values()) for m, event in pairs[:_MOST_EVENTS]]
-    blocks = [text(DEFINITION), table(header, rows) if rows else text("None.")]
+    nothing = "None." if has_events(record, settings) else "Not looked for: this needs the training loss of every step."
+    blocks = [text(DEFINITION), table(header, rows) if rows else text(nothing)]
     if len(pairs) > len(rows):
         blocks.append(text(f"The first {len(rows)} of {len(pairs)}; all are in events.jsonl."))
     if pairs:

@@ -59,9 +59,9 @@ def exceedance_predicts_for_every_optimizer(rows: list[dict], config) -> Finding
     """For every optimizer, lr above its own critical lr predicts a rise of the loss of the batch better than chance."""
     axis = "optimizer.name"
     statement = (
-        "For every optimizer, over all steps of its grid of learning rates, each member until it diverged or stopped: the precision of lr > "
-        f"critical_lr_batch as a predictor of a rise of that batch's loss in the step is above what chance gives ({BEYOND}; the steps of a seed are "
-        "counted together; chance: the same number of predictions in each member, at random, so that rates at which all steps are critical gain nothing)"
+        "For every optimizer, the precision of lr > critical_lr_batch as a predictor of a rise of that batch's loss in the step is above chance "
+        f"({BEYOND}). The steps of all learning rates of a seed count together, those of a member until it diverged or stopped. Chance: as many "
+        "predictions in each member, at random, so that a learning rate at which all steps are critical gains nothing"
     )
     names = {row.get(axis) for row in rows}
     if len(names) < 3 or len({row["run"] for row in rows}) > len(names):

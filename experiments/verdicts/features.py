@@ -57,9 +57,9 @@ def forbidding_catapults_hurts(run: Run) -> Finding:
     """The causal test: the same run with catapults forbidden from one step on, compared at equal training loss."""
     record, settings, start = run.record, run.settings, run.config["schedule"]["cap_from"]
     statement = (
-        f"At equal training loss ({SAME_LOSS} to 1 times {settings.stop_loss:g}), a run that may have catapults has more of them "
-        f"from step {start} on, a higher AGOP alignment and a lower test loss than the same run (seed, batches, first {start} steps) held "
-        f"below the critical lr: {BEYOND} on the paired differences"
+        f"At equal training loss ({SAME_LOSS} to 1 times {settings.stop_loss:g}), a member that may have catapults has more of them "
+        f"from step {start} on, a higher AGOP alignment and a lower test loss than the same member (seed, batches, first {start} steps) held "
+        f"below the critical lr ({BEYOND} on the paired differences)"
     )
     ok = finished(record, settings)
     late_catapults = lambda events: sum(event.kind == "catapult" and event.onset >= start for event in events)
@@ -121,10 +121,10 @@ def small_batches_help(rows: list[dict], config) -> Finding:
     """Smaller batches: more catapults, higher alignment, lower test loss; at one shared lr, and at lrs tuned on validation."""
     axis = "optimizer.batch_size"
     statement = (
-        f"Trained to the same loss ({SAME_LOSS} to 1 times {config['run']['stop_loss']:g}), the rank correlation, within a seed, of the "
-        f"batch size with the test loss is positive, with the AGOP alignment and the number of catapults negative ({BEYOND}), (a) at "
-        "the largest lr of the grid at which every seed of every batch size ends there, and (b) at the lr of each batch size that has "
-        "the smallest mean validation loss over seeds, the same grid for all"
+        f"Among members trained to the same loss ({SAME_LOSS} to 1 times {config['run']['stop_loss']:g}), the rank correlation, within a seed, "
+        f"of the batch size with the test loss is positive, and with the AGOP alignment and the number of catapults negative ({BEYOND}). This "
+        "holds (a) at the largest lr of the grid at which every seed of every batch size ends there, and (b) at the lr of the same grid at "
+        "which this batch size has the smallest mean validation loss over seeds"
     )
     sizes = list(dict.fromkeys(row.get(axis) for row in rows))
     if len(sizes) < 3 or len({row["run"] for row in rows}) > len(sizes):
