@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from catapult_jax import records
 from catapult_jax.events import DEFINITION
+from catapult_jax.report.members import until_diverged
 from configs import default
-from experiments import analysis, directory, summary, sweep, verdicts
 from experiments import config as configs
+from experiments import directory, summary, sweep, verdicts
 from experiments.catalogue import EXPERIMENTS, Experiment, config_name, config_of, reference_dir
 
 
@@ -58,8 +59,8 @@ def results(experiment: Experiment, scale: str, workdir: Path) -> Results | str:
         verdicts_of_claims = summary.find_verdicts(rows, config, tuple(experiment.claims), infos[0]["data"])
         figures = [top / "summary.png"]
     else:
-        record = analysis.until_diverged(records.open_record(top).load())
-        verdicts_of_claims = [verdicts.of_run(name, record, config.to_dict()) for name in experiment.claims]
+        run = verdicts.read_run(until_diverged(records.open_record(top).load()), config.to_dict())
+        verdicts_of_claims = [verdicts.of_run(name, run) for name in experiment.claims]
         figures = [top / "figures" / f"{name}.png" for name in experiment.figure.split(",")]
     join = lambda values: ", ".join(sorted(set(values)))
     reference = infos[0].get("agop_reference") or {}

@@ -18,9 +18,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from catapult_jax import records, training
+from catapult_jax.report.members import dead_members, diverged_members
 from catapult_jax.tangent.kernel import describe_method
 from experiments import (
-    analysis,
     build,
     command_line,
     directory,
@@ -35,6 +35,7 @@ from experiments import (
 from experiments import config as configs
 from experiments.build.checks import check_kernel
 from experiments.build.trainer import rows_of
+from experiments.settings import settings_of
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; default: runs/CONFIG-IDENTITY.")
 _REPRODUCE = flags.DEFINE_string(
@@ -215,17 +216,16 @@ def _attributes(config: ConfigDict, title: str, built: build.Built, check: dict)
 def _outcome(workdir: Path, config: dict, state: training.State) -> tuple[dict[str, Any], np.ndarray]:
     """What run.json says at the end: status, diverged and dead members; and which members have usable parameters."""
     record, finite = records.open_record(workdir).load(), outputs.finite(state)
-    diverged_members, dead = analysis.diverged_members(record, config), analysis.dead_members(record, config)
+    settings = settings_of(config)
+    lost, dead = diverged_members(record, settings), dead_members(record, settings)
     diverged = np.asarray(state.members.diverged)
     usable = finite & ~diverged
     usable[[member["member"] for member in dead]] = False
     cause = "the parameters were not finite after the last step"
-    diverged_members += [
-        {"member": int(m), "step": int(state.step), "cause": cause} for m in np.flatnonzero(~finite & ~diverged)
-    ]
+    lost += [{"member": int(m), "step": int(state.step), "cause": cause} for m in np.flatnonzero(~finite & ~diverged)]
     n = len(diverged)
-    status = "diverged" if len(diverged_members) == n else "dead" if len(diverged_members) + len(dead) >= n else "complete"
-    return {"status": status, "lost": diverged_members, "dead": dead}, usable
+    status = "diverged" if len(lost) == n else "dead" if len(lost) + len(dead) >= n else "complete"
+    return {"status": status, "lost": lost, "dead": dead}, usable
 
 
 def default_workdir(config: ConfigDict, kind: str = "") -> Path:

@@ -6,15 +6,14 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from catapult_jax import schedules
+from catapult_jax.report.figures import save
 from configs import default
-from experiments import figures
 
 
 def build(s: ConfigDict) -> schedules.Schedule:
@@ -46,7 +45,8 @@ def figure() -> Figure:
     """Draw the learning rate of each schedule along an invented run, whose critical lr rises slowly."""
     steps, peak = np.arange(200), 1.0
     critical = 1.2 + 0.6 * steps / len(steps) + 0.15 * np.sin(steps / 9)
-    result, axes = plt.subplots(2, 3, figsize=(11, 5), sharex=True, sharey=True)
+    result = Figure(figsize=(11, 5))
+    axes = result.subplots(2, 3, sharex=True, sharey=True)
     for axis, name in zip(axes.flat, schedules.SCHEDULES, strict=True):
         s = default.get_config().schedule
         s.name, s.raise_to, s.settle_fraction, s.decay = name, 1.3, 0.7, 0.99
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
     if len(argv) != 2:
         print("usage: python -m experiments.schedules PATH", file=sys.stderr)
         return 2
-    print(figures.save(figure(), Path(argv[1]).with_suffix("")))
+    print(save(figure(), Path(argv[1]).with_suffix("")))
     return 0
 
 

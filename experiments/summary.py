@@ -13,9 +13,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from catapult_jax import records
-from catapult_jax.report import page
-from experiments import analysis, directory, figures, statistics, verdicts
-from experiments.sections import ENDS, fallback, verdict_block
+from catapult_jax.report import analysis, figures, members, page, statistics
+from catapult_jax.report.sections import END_SERIES
+from experiments import directory, verdicts
+from experiments.figures import SWEEP_CAPTION, sweep_figure
+from experiments.sections import fallback_warning, verdict_block
+from experiments.settings import settings_of
 
 Rows = list[dict[str, Any]]
 
@@ -39,23 +42,24 @@ def member_rows(runs: Sequence[tuple[dict, ConfigDict]], workdir: Path) -> Rows:
 
 
 def _rows_of_run(point: dict, run_dir: Path) -> Rows:
-    record = analysis.until_diverged(records.open_record(run_dir).load())
-    config = records.read_json(run_dir / "config.json")
-    ends = {name: analysis.last(record, config, name) for name in ENDS if name in record}
+    record = members.until_diverged(records.open_record(run_dir).load())
+    settings = settings_of(records.read_json(run_dir / "config.json"))
+    events = analysis.run_events(record, settings)
+    ends = {name: members.last(record, settings, name) for name in END_SERIES if name in record}
     has_critical_lr = "critical_lr_batch" in record
     has_prediction = has_critical_lr and "loss_batch_after" in record
-    catapults, finished = analysis.catapult_counts(record, config), analysis.finished(record, config)
-    spikes = [len(events) for events in analysis.run_events(record, config)]
-    has_events = analysis.has_events(record, config)
-    setting = {m: name for name, members in analysis.by_setting(record, config) for m in members}
-    active, dead = analysis.active(record, config)[:, -1], analysis.dead_steps(record, config)
+    catapults, finished = analysis.catapult_counts(events), members.finished(record, settings)
+    spikes = [len(events_of_member) for events_of_member in events]
+    has_events = members.has_events(record, settings)
+    setting = {m: name for name, numbers in members.by_setting(record, settings) for m in numbers}
+    active, dead = members.active(record, settings)[:, -1], members.dead_steps(record, settings)
     coordinates = [name for name in ("seed", "lr_given", "lr0", "raises", "cap") if name in record.coords]
     rows = []
     for m in range(record.sizes["member"]):
         # A member that stopped ends at the first such step.
         stopped = record["stopped"].values[m] if "stopped" in record else np.zeros(1, bool)
         steps = int(stopped.argmax()) if stopped.any() else record.sizes["step"]
-        prediction = analysis.batch_prediction(record, config, m) if has_prediction else None
+        prediction = analysis.batch_prediction(record, settings, m) if has_prediction else None
         rows.append(
             point
             | {name: _short(record[name].values[m].item()) for name in coordinates}
@@ -68,7 +72,7 @@ def _rows_of_run(point: dict, run_dir: Path) -> Rows:
             }
             | ({"catapults": int(catapults[m])} if has_events and has_critical_lr else {})
             | ({"spikes": spikes[m]} if has_events else {})
-            | ({"critical_steps": analysis.critical_fraction(record, config, m)} if has_critical_lr else {})
+            | ({"critical_steps": analysis.critical_fraction(record, settings, m)} if has_critical_lr else {})
             | ({name: getattr(prediction, name) for name in (*analysis.CONFUSION, *_PREDICTION)} if prediction else {})
             | {name: float(values[m]) for name, values in ends.items()}
             | {"run": run_dir.name}
@@ -125,11 +129,15 @@ def write_summary(
     """
     _write_csv(rows, workdir)
     results = find_verdicts(rows, config, config.claims, about)
-    blocks = [*fallback(about), *(page.warning(f"{name}: {error}") for name, error in failures.items()), *_dead(rows, axes)]
+    blocks = [
+        *fallback_warning(about),
+        *(page.warning(f"{name}: {error}") for name, error in failures.items()),
+        *_dead(rows, axes),
+    ]
     tables = [v.table for v in results]
     blocks += [verdict_block(v._replace(table=() if v.table in tables[:i] else v.table)) for i, v in enumerate(results)]
-    picture = figures.save(figures.sweep_figure(rows, tuple(axes) or ("lr_given",), title), workdir / "summary")
-    blocks.append(page.image(picture, figures.sweep_figure.__doc__))
+    picture = figures.save(sweep_figure(rows, tuple(axes) or ("lr_given",), title), workdir / "summary")
+    blocks.append(page.image(picture, SWEEP_CAPTION))
     links = page.links({name: f"./{quote(name)}/report.html" for name in dict.fromkeys(row["run"] for row in rows)})
     sections = [
         page.Section("", blocks),
@@ -164,11 +172,13 @@ def _means(rows: Rows, axes: Sequence[str]) -> page.Block:
     """A table with one row for each setting: means over the seeds that finished."""
     setting_of = lambda row: tuple(row[name] for name in (*axes, "setting"))
     columns = _columns(rows)
-    metrics = [name for name in ("catapults", "spikes", "steps", "critical_steps", *_PREDICTION, *ENDS) if name in columns]
+    metrics = [
+        name for name in ("catapults", "spikes", "steps", "critical_steps", *_PREDICTION, *END_SERIES) if name in columns
+    ]
     table = []
     for setting in dict.fromkeys(map(setting_of, rows)):
-        members = [row for row in rows if setting_of(row) == setting]
-        finished = [row for row in members if row["finished"]]
+        of_setting = [row for row in rows if setting_of(row) == setting]
+        finished = [row for row in of_setting if row["finished"]]
         means = (statistics.text_of([row[name] for row in finished if name in row]) for name in metrics)
-        table.append((*setting, f"{len(finished)} of {len(members)}", *means))
+        table.append((*setting, f"{len(finished)} of {len(of_setting)}", *means))
     return page.table((*axes, "setting", "finished", *metrics), table)

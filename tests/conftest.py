@@ -68,10 +68,9 @@ _PIXEL = bytes.fromhex(
 @pytest.fixture
 def plain_figures(monkeypatch):
     """Draw figures but do not render them: rendering takes most of the time of a small run. Other tests check whole figures."""
-    from experiments import figures
+    from catapult_jax.report import figures
 
     def save(figure, path):
-        figures.plt.close(figure)
         path.with_suffix(".png").write_bytes(_PIXEL)
         return path.with_suffix(".png")
 

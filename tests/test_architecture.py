@@ -75,6 +75,26 @@ def test_imports_make_no_cycle_and_point_downwards():
             assert all(floor(other) is None or floor(other) <= floor(name) for other in needed), name
 
 
+def test_report_imports_records_and_events_only():
+    known = modules()
+    for name, path in known.items():
+        needed = imports(path, known)
+        if name.startswith("catapult_jax.report"):
+            allowed = ("catapult_jax.report", "catapult_jax.records", "catapult_jax.events")
+            assert all(other == "catapult_jax" or other.startswith(allowed) for other in needed), name
+        elif name.startswith("catapult_jax"):
+            assert not any(other.startswith("catapult_jax.report") for other in needed), name
+
+
+def test_the_library_needs_no_package_of_the_programs():
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            needed = [node.module] if isinstance(node, ast.ImportFrom) else []
+            needed += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            tops = {str(module).partition(".")[0] for module in needed}
+            assert not (name.startswith("catapult_jax") and tops & {"experiments", "configs", "absl", "ml_collections"}), name
+
+
 def test_files_are_short():
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in modules().values()}
     assert {name for name, lines in lengths.items() if lines > _MOST_LINES["file"]} == set(_LONG_FILES)

@@ -26,6 +26,7 @@ _BLOCKED = (
     "jaxtyping",
     "sklearn",
     "matplotlib",
+    "jinja2",
     "tqdm",
 )
 
@@ -47,6 +48,30 @@ assert catapult_jax.tangent_kernel(model.apply, params, jnp.ones((2, 3))).shape 
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
 
     assert run.returncode == 0, run.stderr
+
+
+def test_report_imports_with_its_extra_only():
+    code = """
+import sys
+class Block:
+    blocked = {blocked!r}
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in self.blocked:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Block())
+import catapult_jax.report, numpy, tempfile, xarray
+record = xarray.Dataset({{"loss_train": (("member", "step"), numpy.ones((1, 3)))}})
+print(catapult_jax.report.build_report(record, title="mine", folder=tempfile.mkdtemp()).name)
+"""
+    run = lambda *blocked: subprocess.run(
+        [sys.executable, "-c", code.format(blocked=blocked)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+
+    programs = run("experiments", "configs", "ml_collections", "tensorflow_datasets", "sklearn", "tqdm", "frozendict")
+    without = run("jinja2")
+
+    assert programs.stdout.strip() == "report.html", programs.stderr
+    assert without.returncode == 1 and without.stderr.strip().endswith("ModuleNotFoundError: jinja2")
 
 
 def test_missing_neural_tangents_names_the_line_to_install(monkeypatch):

@@ -19,11 +19,13 @@ from absl.testing import flagsaver
 
 import catapult_jax
 from catapult_jax import checkpoints, data, records
+from catapult_jax.report.analysis import run_events, uncertain_steps
+from catapult_jax.report.members import until_diverged
 from configs import quickstart
 from experiments import build, directory, main, report, reproduce, sweep
 from experiments import config as configs
-from experiments.analysis import run_events, uncertain_steps, until_diverged
 from experiments.command_line import parse
+from experiments.settings import settings_of
 from tests import fuzz, soak
 
 pytestmark = pytest.mark.usefixtures("plain_figures", "shared_programs")
@@ -280,7 +282,7 @@ def test_a_member_that_does_not_come_back_is_frozen_too(tmp_path):
     assert np.isfinite(shown[0]).all() and np.isfinite(shown[1, : last + 1]).all() and np.isnan(shown[1, last + 1 :]).all()
     settings = json.loads((tmp_path / "run" / "config.json").read_text())
     for one in (record, until_diverged(record)):
-        (event,) = run_events(one, settings)[1]
+        (event,) = run_events(one, settings_of(settings))[1]
         assert (event.kind, event.end) == ("divergence", -1)
 
 
