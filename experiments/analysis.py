@@ -8,17 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from catapult_jax.events import (
-    FACTORS,
-    Event,
-    Prediction,
-    count_spikes,
-    dead_from,
-    find_events,
-    momentum_horizon,
-    prediction,
-    scores,
-)
+from catapult_jax.detection import momentum_horizon
+from catapult_jax.events import Event
+from catapult_jax.metrics import Prediction, prediction, scores
+from catapult_jax.spikes import FACTORS, count_spikes, dead_from, find_events
 from experiments import optimizers
 
 if TYPE_CHECKING:
@@ -146,7 +139,7 @@ _MOST_SERIES = 4096  # a report has members x factors of them; the events of one
 
 
 def spike_counts(record, config: dict[str, Any]) -> list[dict[float, int]]:
-    """Number of spikes of each member for each factor of :data:`catapult_jax.events.FACTORS`; as :func:`run_events`, of the same series."""
+    """Number of spikes of each member for each factor of :data:`catapult_jax.spikes.FACTORS`; as :func:`run_events`, of the same series."""
     if not has_events(record, config):
         return [dict.fromkeys(FACTORS, 0) for _ in range(record.sizes["member"])]
     settings, loss = config["events"], record[spike_series(record)].values

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from catapult_jax.events import DEFINITION, FACTORS, SPIKE_SCORE, Event, spike_score
+from catapult_jax.criteria import SPIKE_SCORE, spike_score
+from catapult_jax.events import DEFINITION, Event
 from catapult_jax.report.page import Block, Section, image, items, preformatted, table, text, verdict, warning
+from catapult_jax.spikes import FACTORS
 from experiments.analysis import (
     by_setting,
     catapult_counts,

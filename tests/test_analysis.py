@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from catapult_jax.events import find_events
+from catapult_jax import find_events
 from experiments import analysis, verdicts
 from tests.small_records import AGOP, DEAD_KERNEL, DIES, DROPS, FALLING, FIG3, SGD, SMALL_BATCHES, SPIKE, members_with, record
 

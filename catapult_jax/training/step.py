@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
-from catapult_jax.events import KINDS, Detector, DetectorState, Event
+from catapult_jax.detection import Detector, DetectorState
+from catapult_jax.events import KINDS, Event
 from catapult_jax.losses import batch_loss
 from catapult_jax.preconditioners import Preconditioner, preconditioner_from_state
 from catapult_jax.schedules import Schedule, ScheduleState

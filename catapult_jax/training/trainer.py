@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 
 from catapult_jax.critical import critical_lr_from_lambda, weighted_tangent_kernel
 from catapult_jax.data import Data
-from catapult_jax.events import Detector
+from catapult_jax.detection import Detector
 from catapult_jax.schedules import Schedule
 from catapult_jax.tangent import top_eigenpairs
 from catapult_jax.training.chunks import State, make_chunk

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from catapult_jax.events import FACTORS, momentum_horizon
+from catapult_jax.detection import momentum_horizon
+from catapult_jax.spikes import FACTORS
 from experiments import optimizers
 from experiments.analysis import active, by_setting, critical_fraction, lambda_series, run_events, running
 from experiments.statistics import BEYOND, beyond_zero, spread_text, text_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from catapult_jax.events import Prediction, scores
+from catapult_jax.metrics import Prediction, scores
 from experiments.analysis import CONFUSION, active, by_setting, pooled, rise_predictions
 from experiments.statistics import BEYOND, beyond_zero, known_text, number_text
 from experiments.verdicts.registry import NOT_REPRODUCED, NOT_TESTED, REPRODUCED, RUN, SWEEP, Finding, claim, decide
