@@ -6,28 +6,25 @@ True
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 if TYPE_CHECKING:
-    import jax
     from jaxtyping import Float
-
-    Array = jax.Array | np.ndarray
 
 SPIKE_SCORE = 6.0  # a higher score is a spike in the codes that spike_score names
 
 
-def spike_score(values: Float[Array, " t"] | Sequence[float], *, window: int = 128) -> Float[np.ndarray, " t"]:
+def spike_score(values: ArrayLike, *, window: int = 128) -> Float[np.ndarray, " t"]:
     """Number of standard deviations by which a value exceeds the mean of the values before it.
 
     ``score_t = (x_t - mean) / std`` over the ``window`` values before ``t`` (sample standard deviation). A score above ``SPIKE_SCORE = 6``
     is a spike. The score needs neither a level nor a critical learning rate. It works on the loss of batches and on the norm of gradients.
 
     Args:
-      values: a series, for example the loss.
+      values: a series, ``(t,)``, for example the loss.
       window: number of values before each value; at least 2.
 
     Returns:

@@ -6,16 +6,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import jax
-    from jaxtyping import Bool
-
-    Array = jax.Array | np.ndarray
+from numpy.typing import ArrayLike
 
 
 class Prediction(NamedTuple):
@@ -31,7 +25,7 @@ class Prediction(NamedTuple):
     base_rate: float  # fraction of all steps at which it happened: the precision of a random guess
 
 
-def prediction(predicted: Bool[Array, "..."] | Sequence[bool], happened: Bool[Array, "..."] | Sequence[bool]) -> Prediction:
+def prediction(predicted: ArrayLike, happened: ArrayLike) -> Prediction:
     """Confusion table, precision, recall and F1 of a predictor, beside the base rate.
 
     Args:

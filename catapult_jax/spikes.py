@@ -11,19 +11,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from catapult_jax.detection import DetectorSettings, detector_settings, detector_with
 from catapult_jax.events import Event, to_python
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
-
-    Array = jax.Array | np.ndarray
 
 FACTORS = (1.2, 1.5, 2.0, 3.0, 5.0)  # counts are always given on this grid, so that no result depends on one threshold
 # Training losses change less than this from step to step (median); fewer steps than these do not show it.
@@ -31,13 +26,13 @@ _NOISE, _NOISE_STEPS = 0.1, 100
 
 
 def find_events(
-    loss: Float[Array, " t"] | Sequence[float],
-    lr: Float[Array, " t"] | Sequence[float],
-    critical_lr: Float[Array, " t"] | Sequence[float],
+    loss: ArrayLike,
+    lr: ArrayLike,
+    critical_lr: ArrayLike,
     *,
-    lambda_max: Float[Array, " t"] | Sequence[float] | None = None,
-    loss_top: Float[Array, " t"] | Sequence[float] | None = None,
-    loss_rest: Float[Array, " t"] | Sequence[float] | None = None,
+    lambda_max: ArrayLike | None = None,
+    loss_top: ArrayLike | None = None,
+    loss_rest: ArrayLike | None = None,
     factor: float = 1.5,
     delta: float = 0.1,
     horizon: int = 1000,
@@ -58,7 +53,7 @@ def find_events(
     them. If the loss changes by more than 10 % from one step to the next (median), a warning says so.
 
     Args:
-      loss, lr, critical_lr: series of one length; a loss is 0 or more, or not finite.
+      loss, lr, critical_lr: series of one length, ``(t,)``; a loss is 0 or more, or not finite.
       lambda_max: of the training set, of a fixed probe, or of the one batch that every step takes; never of different batches. None: not
         measured.
       loss_top, loss_rest: parts of the loss inside and outside the top eigenspace. For ``mse`` they add up to the loss, for other losses
@@ -100,16 +95,14 @@ def find_events(
     return _with_later_steps(events, np.asarray(smoothed), losses, series, 1 + np.float32(delta), dead_steps)
 
 
-def dead_from(
-    lambda_max: Float[Array, " t"] | Sequence[float], loss: Float[Array, " t"] | Sequence[float], *, steps: int = 1
-) -> int:
+def dead_from(lambda_max: ArrayLike, loss: ArrayLike, *, steps: int = 1) -> int:
     """First step from which on a network is dead.
 
     A network is dead if ``lambda_max`` is exactly zero at every later step at which it was measured, up to the end of the series. Then
     the gradient is zero. If the loss at the end is exactly zero, the network is not dead: then the loss has no curvature.
 
     Args:
-      lambda_max: largest eigenvalue of the kernel; NaN: not measured at that step.
+      lambda_max: largest eigenvalue of the kernel, ``(t,)``; NaN: not measured at that step.
       loss: of the same steps.
       steps: smallest number of measured zeros. 1 for the kernel of the training set or of a probe. One random batch may have a kernel of
         zero by chance: for kernels of batches give the number of steps of an epoch.
@@ -131,7 +124,7 @@ def dead_from(
 
 
 def count_spikes(
-    loss: Float[Array, " t"] | Sequence[float],
+    loss: ArrayLike,
     *,
     factors: Sequence[float] = FACTORS,
     delta: float = 0.1,
@@ -143,7 +136,7 @@ def count_spikes(
     These are the numbers of events that :func:`find_events` finds with ``delta`` at most half of ``factor - 1``.
 
     Args:
-      loss: series; each value is 0 or more, or not finite.
+      loss: series, ``(t,)``; each value is 0 or more, or not finite.
       factors: a spike opens above a factor times the level.
       delta, horizon, smoothing: see :func:`catapult_jax.detector`.
 

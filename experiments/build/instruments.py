@@ -88,7 +88,9 @@ def choose_instruments(config: ConfigDict, model, arrays: data.Data, members: tr
     make = partial(build_instruments, config, model, arrays, reference)
     build = lambda chosen: build_trainer(config, model, arrays, {name.split(",")[0]: i for name, i in chosen.items()})
     all_costs = overhead.measure(build, _candidates(make, cadences, methods_of, bool(m.preset)), members)
-    methods = {name: min(tried, key=lambda method, name=name: all_costs[f"{name}, {method}"]) for name, tried in methods_of.items()}
+    methods = {
+        name: min(tried, key=lambda method, name=name: all_costs[f"{name}, {method}"]) for name, tried in methods_of.items()
+    }
     costs = {name: all_costs[f"{name}, {methods[name]}" if name in methods else name] for name in cadences}
     apart = {
         name: max(all_costs.get(f"{name}, {methods.get(name)}, apart", 0.0), costs[name])
