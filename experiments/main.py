@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from catapult_jax import checkpoints, records, training
+from catapult_jax import checkpoints, provenance, records, training
 from catapult_jax.tangent.exact import method_taken
 from experiments import (
     analysis,
@@ -160,7 +160,7 @@ def _announce(config: ConfigDict, title: str, built: build.Built, state, start: 
 
 def _about(built: build.Built, check: dict, earlier: dict | None) -> dict:
     """What run.json says while the run goes on."""
-    environment = records.environment()
+    environment = provenance.environment()
     if earlier:  # what the first steps were made with stays on record
         return earlier | {"resumed_with": [*earlier.get("resumed_with", []), environment], "status": "running"}
     arrays = built.data

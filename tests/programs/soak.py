@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from catapult_jax import records
+from catapult_jax import provenance, records
 from experiments import reproduce
 from tests.programs.dying import ENDS
 
@@ -139,7 +139,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=150)
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
-    results: dict = {"environment": records.environment(), "kills": {}}
+    results: dict = {"environment": provenance.environment(), "kills": {}}
     for seed, (name, command) in enumerate(COMMANDS.items()):
         with tempfile.TemporaryDirectory() as directory:
             begin = time.monotonic()
