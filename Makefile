@@ -43,7 +43,7 @@ test: $(READY)
 	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
 soak: $(READY)
-	@$(BIN)/python -m tests.soak --write
+	@$(BIN)/python -m tests.programs.soak --write
 
 lint: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -111,9 +111,10 @@ def run_experiment(config: str, workdir: Path, *flags: str) -> tuple[float, floa
 
 
 def environment() -> dict[str, Any]:
-    from catapult_jax import records
 
-    return records.environment()
+    from catapult_jax import provenance
+
+    return provenance.environment()
 
 
 if __name__ == "__main__":

@@ -7,25 +7,18 @@
 """
 
 from catapult_jax._version import __version__
+from catapult_jax.criteria import spike_score
 from catapult_jax.critical import critical_lr, critical_lr_from_lambda
+from catapult_jax.detection import Detector, detector
 from catapult_jax.eigenspace import LossSplit, split_loss
-from catapult_jax.events import (
-    KINDS,
-    Detector,
-    Event,
-    count_spikes,
-    dead_from,
-    detector,
-    find_events,
-    prediction,
-    spike_score,
-    to_python,
-)
+from catapult_jax.events import KINDS, Event, to_python
 from catapult_jax.losses import batch_loss
+from catapult_jax.metrics import prediction
 from catapult_jax.models import CNN, FCN, ViT, WideResNet
 from catapult_jax.outer_product import agop, agop_alignment, agop_eigenvectors, agop_pearson, input_jacobian
 from catapult_jax.preconditioners import Preconditioner, preconditioner_from_state
 from catapult_jax.records import open_record
+from catapult_jax.spikes import count_spikes, dead_from, find_events
 from catapult_jax.tangent import (
     CoupledExamplesError,
     Directions,

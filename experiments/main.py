@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from catapult_jax import records, training
+from catapult_jax import provenance, records, training
 from catapult_jax.report.members import dead_members, diverged_members
 from catapult_jax.tangent.kernel import describe_method
 from experiments import (
@@ -169,7 +169,7 @@ def _announce(config: ConfigDict, title: str, built: build.Built, state: trainin
 
 def _about(built: build.Built, check: dict, earlier: dict | None) -> dict[str, Any]:
     """The contents of run.json during the run."""
-    environment = records.environment()
+    environment = provenance.environment()
     if earlier:  # keep the environment of the first steps
         return earlier | {"resumed_with": [*earlier.get("resumed_with", []), environment], "status": "running"}
     arrays = built.data

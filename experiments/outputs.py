@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from catapult_jax import checkpoints, data, records, training
 from catapult_jax.outer_product import agop_eigenvectors, input_jacobian
 from catapult_jax.training import instruments
+from catapult_jax.training.measurement import Moment
 from experiments import build
 from experiments.build.reference import CHUNK
 
@@ -40,7 +41,7 @@ def write_model(workdir: Path, model: Any, state: training.State, arrays: data.D
     config = about["config"]
     scores = instruments.loss_test(model.apply, loss=config["loss"], every=1, target_encoding=config["data"]["target_encoding"])
     x_test, y_test = jax.numpy.asarray(arrays.x_test), jax.numpy.asarray(arrays.y_test)
-    moment = instruments.Moment(params, params, None, None, {"x_test": x_test, "y_test": y_test})
+    moment = Moment(params, params, None, None, {"x_test": x_test, "y_test": y_test})
     measured = {name: float(value) for name, value in jax.jit(scores.measure)(moment).items()}
     checkpoints.save_model(workdir / "model.npz", params, about | measured)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from catapult_jax.events import prediction
+from catapult_jax.metrics import prediction
 from catapult_jax.report import analysis
 from catapult_jax.report.members import Settings
 from tests.small_records import BATCHES, DEAD_KERNEL, DIES, DROPS, FALLING, FULL, SPIKE, TWO_BATCHES, record

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from catapult_jax.training.instruments import Instrument
+from catapult_jax.training.measurement import Instrument
 from configs import quickstart
 from experiments import build, main
 from experiments.build import overhead

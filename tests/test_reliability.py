@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import zarr
@@ -18,26 +17,17 @@ from absl import flags
 from absl.testing import flagsaver
 
 import catapult_jax
-from catapult_jax import checkpoints, data, records
+from catapult_jax import data, records
 from catapult_jax.report.analysis import run_events, uncertain_steps
 from catapult_jax.report.members import until_diverged
-from configs import quickstart
 from experiments import build, directory, main, report, reproduce, sweep
 from experiments import config as configs
 from experiments.command_line import parse
 from experiments.settings import settings_of
-from tests import fuzz, soak
+from tests.helpers_runs import spoil, tiny
+from tests.programs import fuzz, soak
 
 pytestmark = pytest.mark.usefixtures("plain_figures", "shared_programs")
-
-
-def tiny(**fields):
-    config = quickstart.get_config("smoke")
-    config.data.name = "digits"
-    config.model.width = 16
-    config.claims = ()
-    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
-    return config
 
 
 def test_killed_at_random_moments_it_is_the_same_run_bit_for_bit(tmp_path):
@@ -50,59 +40,6 @@ def test_killed_at_random_moments_it_is_the_same_run_bit_for_bit(tmp_path):
     ]
     counts = soak.kill_and_resume(command, tmp_path, kills=3, seed=1)
     assert counts["kills"] == 3 and counts["runs_compared"] >= 1
-
-
-def states():
-    first = {"a": jnp.arange(5.0), "b": (jnp.int32(3), jnp.asarray(True)), "c": jnp.ones((2, 3), jnp.bfloat16)}
-    return first, {"a": first["a"] + 1, "b": (jnp.int32(4), jnp.asarray(False)), "c": 2 * first["c"]}
-
-
-def spoil(file, damage):
-    content = bytearray(file.read_bytes())
-    if damage == "one bit":
-        content[len(content) // 2] ^= 1
-    file.write_bytes({"truncated": content[: len(content) // 2], "emptied": b""}.get(damage, content))
-
-
-@pytest.mark.parametrize("damage", ["truncated", "emptied", "one bit", "another state"])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
-    first, second = states()
-    for step, state in ((5, first), (10, second)):
-        checkpoints.save(tmp_path, step, state)
-    found, damaged = checkpoints.restore(tmp_path, first)
-    assert checkpoints.checksum(found) == checkpoints.checksum(second) and not damaged
-
-    if damage == "another state":
-        checkpoints.save(tmp_path, 10, second | {"a": jnp.arange(6.0)})
-    else:
-        spoil(tmp_path / "10.npz", damage)
-    found, damaged = checkpoints.restore(tmp_path, first)
-    assert checkpoints.checksum(found) == checkpoints.checksum(first)
-    assert len(damaged) == 1 and damaged[0].startswith("the checkpoint of step 10 is damaged: ") and "\n" not in damaged[0]
-    checkpoints.save(tmp_path, 10, second)  # in the place of the damaged one
-    assert checkpoints.checksum(checkpoints.restore(tmp_path, first)[0]) == checkpoints.checksum(second)
-    for step in (5, 10):
-        spoil(tmp_path / f"{step}.npz", "emptied")
-    found, damaged = checkpoints.restore(tmp_path, first)
-    assert found is None and len(damaged) == 2
-
-
-def test_save_keeps_the_newest_two_and_refuses_an_older_one(tmp_path):
-    first, second = states()
-    for step in (5, 10, 15):
-        checkpoints.save(tmp_path, step, first)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["10.npz", "15.npz"]
-    with pytest.raises(OSError, match="the checkpoint of step 7 would be older than one that is there, of step 15"):
-        checkpoints.save(tmp_path, 7, second)
-    found, _ = checkpoints.restore(tmp_path, first, at_most=14)
-    assert checkpoints.checksum(found) == checkpoints.checksum(first)
-
-
-def test_restore_of_a_checkpoint_of_an_earlier_version_is_damaged(tmp_path):
-    """It was a folder. A run must not begin again over it."""
-    (tmp_path / "10").mkdir()
-    found, damaged = checkpoints.restore(tmp_path, states()[0])
-    assert found is None and len(damaged) == 1 and damaged[0].startswith("the checkpoint of step 10 is damaged")
 
 
 def test_a_run_whose_newest_checkpoint_is_damaged_says_so_and_is_the_same_run(tmp_path, capsys):
@@ -133,21 +70,6 @@ def test_a_run_that_ended_early_and_was_killed_after_that_takes_no_further_step(
     assert reproduce.compare(tmp_path / "whole", tmp_path / "parts").same
 
 
-def test_after_damage_new_checkpoints_are_made_at_once(tmp_path):
-    """Else those that are damaged would stand in the way of the ones before them. They are kept, in another folder."""
-    directory = tmp_path / "checkpoints"
-    first, second = states()
-    for step in (90, 100):
-        checkpoints.save(directory, step, second)
-    for _ in range(2):
-        spoil(directory / "100.npz", "emptied")
-        checkpoints.set_aside(directory, after=90)
-        checkpoints.save(directory, 100, first)
-    found, damaged = checkpoints.restore(directory, first)
-    assert checkpoints.checksum(found) == checkpoints.checksum(first) and not damaged
-    assert sorted(path.name for path in (tmp_path / "checkpoints-damaged").iterdir()) == ["100-1.npz", "100.npz"]
-
-
 def test_a_run_without_a_readable_checkpoint_is_left_alone(tmp_path):
     """It may be whole, and the versions or the machine others: beginning again would destroy it."""
     config = tiny(steps=9)
@@ -164,26 +86,6 @@ def test_a_run_without_a_readable_checkpoint_is_left_alone(tmp_path):
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     main.run(config, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "complete"
-
-
-def test_a_checkpoint_of_another_device_is_read(tmp_path):
-    first, _ = states()
-    checkpoints.save(tmp_path, 5, jax.device_put(first, jax.devices()[3]))
-    found, damaged = checkpoints.restore(tmp_path, first)
-    assert checkpoints.checksum(found) == checkpoints.checksum(first) and not damaged
-    assert found["a"].devices() == {jax.devices()[0]}
-
-
-def test_a_region_written_twice_is_written_once(tmp_path):
-    values = {"loss_batch": np.arange(12, dtype=np.float32).reshape(2, 6), "diverged": np.zeros((2, 6), bool)}
-    part = lambda a, b: {name: value[:, a:b] for name, value in values.items()}
-    records.create(tmp_path, members={"seed": np.arange(2)}, steps=6, shapes=part(0, 2), chunk=4, about={})
-    for first, last in ((0, 2), (2, 5), (2, 5), (3, 6), (0, 6)):
-        records.write(tmp_path, first, part(first, last))
-        assert records.steps_done(tmp_path) == last
-    record = catapult_jax.open_record(tmp_path)
-    for name, value in values.items():
-        np.testing.assert_array_equal(record[name], value)
 
 
 def test_a_second_process_is_refused(tmp_path, capsys):
@@ -450,91 +352,6 @@ def test_a_bad_file_leaves_nothing_behind(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["given.npz"]
 
 
-def small_record(run_dir):
-    """Ten steps of two members in chunks of four, half of them the fill value."""
-    values = {"lr": np.arange(20, dtype=np.float32).reshape(2, 10), "spikes": np.full((2, 10), -1, np.int32)}
-    values["lr"][:, 4:8] = np.nan
-    records.create(run_dir, members={"seed": np.zeros(2, np.int32)}, steps=12, shapes=values, chunk=4, about={"title": "small"})
-    records.write(run_dir, 0, values)
-    return values
-
-
-def files_of(run_dir):
-    return sorted(path for path in [*run_dir.rglob("*")] if path.is_file())
-
-
-def test_create_makes_few_long_files(tmp_path):
-    shapes = {"lr": np.zeros((2, 1), np.float32)}
-    for steps, files in ((20_000, 5), (1_000_000, 50)):
-        records.create(tmp_path, members={"seed": np.arange(2)}, steps=steps, shapes=shapes, about={})
-        chunks = zarr.open_group(str(tmp_path / "record.zarr"), mode="r")["lr"].chunks
-        assert -(-steps // chunks[1]) == files
-
-
-def test_open_record_notices_each_damaged_and_each_missing_file(tmp_path):
-    values = small_record(tmp_path)
-    assert not records.damage(tmp_path)
-    np.testing.assert_array_equal(records.open_record(tmp_path)["lr"], values["lr"])
-    draw = np.random.default_rng(0)
-    paths = files_of(tmp_path)
-    assert len(paths) == 2 + 4 + 2 + 2 * 3  # progress and whole; arrays; coordinates; three chunks of two series
-    for path in paths:
-        content = path.read_bytes()
-        for damage in ("deleted", "emptied", "truncated", *(["flipped"] * 8)):
-            changed = bytearray(content)
-            if damage == "flipped":
-                changed[draw.integers(len(content))] ^= 1 << draw.integers(8)
-            if damage == "deleted":
-                path.unlink()
-            else:
-                path.write_bytes({"emptied": b"", "truncated": content[: len(content) // 2]}.get(damage, bytes(changed)))
-            try:
-                found = records.open_record(tmp_path).load()
-            except records.DamagedFile as error:
-                assert str(path) in str(error) and "is damaged: " in str(error) and "\n" not in str(error)
-            else:  # white space in JSON
-                assert path.suffix == ".json" and damage == "flipped"
-                np.testing.assert_array_equal(found["lr"], values["lr"])
-            path.write_bytes(content)
-
-
-def test_damage_names_array_and_steps(tmp_path):
-    small_record(tmp_path)
-    spoil(tmp_path / "record.zarr" / "lr" / "c" / "0" / "1", "one bit")
-    (tmp_path / "record.zarr" / "spikes" / "c" / "0" / "2").unlink()
-    assert [str(found) for found in records.damage(tmp_path)] == [
-        "record.zarr/lr/c/0/1 is damaged: its checksum differs (array lr, steps 4 to 7)",
-        "record.zarr/spikes/c/0/2 is damaged: it is missing (array spikes, steps 8 to 9)",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [('"steps_done": 6', '"steps_done": 7'), ("sha256", "sha257"), ("false", "true"), ("{", ""), ("}", "} x")],
-)
-def test_read_json_of_a_changed_file(tmp_path, old, new):
-    path = tmp_path / "progress.json"
-    records.write_json(path, {"steps_done": 6, "over": False, "lr": float("nan"), "nested": {"a": (1, 2.5)}})
-    assert records.read_json(path) == {"steps_done": 6, "over": False, "lr": None, "nested": {"a": [1, 2.5]}}
-    path.write_text(path.read_text().replace(old, new, 1))
-    with pytest.raises(records.DamagedFile, match=r"progress.json is damaged: "):
-        records.read_json(path)
-
-
-def test_read_json_of_an_earlier_version_has_no_checksum(tmp_path):
-    (tmp_path / "run.json").write_text('{"status": "complete"}')
-    assert records.read_json(tmp_path / "run.json") == {"status": "complete"}
-
-
-def test_read_json_lines_of_a_changed_file(tmp_path):
-    path = tmp_path / "events.jsonl"
-    records.write_json_lines(path, [{"onset": 3}, {"onset": 5}])
-    assert records.read_json_lines(path) == [{"onset": 3}, {"onset": 5}]
-    path.write_text(path.read_text().replace("5", "6"))
-    with pytest.raises(records.DamagedFile, match=r"events.jsonl is damaged: its checksum differs"):
-        records.read_json_lines(path)
-
-
 @pytest.fixture
 def whole_run(tmp_path, monkeypatch, capsys):
     """A finished run of 14 steps in chunks of four, with checkpoints at 12 and 14; a second one to be damaged."""
@@ -671,23 +488,3 @@ def test_nan_in_the_loss_is_found_where_jax_is_asked_to(tmp_path):
         with pytest.raises(configs.RunError, match=r"JAX_DEBUG_NANS: the loss of member 1 is NaN at step \d"):
             main.run(tiny(steps=12, members__lr=(0.5, 1e30)), tmp_path / "sick")
     assert records.read_json(tmp_path / "healthy" / "run.json")["status"] == "complete"
-
-
-def test_environment_names_what_changes_numbers(monkeypatch):
-    before = records.environment()
-    monkeypatch.setenv("JAX_DEFAULT_PRNG_IMPL", "rbg")
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/somewhere")
-    with jax.enable_x64(True):
-        changed = reproduce.differences(before, records.environment())
-    assert changed == {"variables.JAX_DEFAULT_PRNG_IMPL": [None, "rbg"], "jax_config.enable_x64": [False, True]}
-    assert all(len(digest) == 64 for digest in before["code"].values())
-
-
-def test_environment_tells_edited_code_apart(tmp_path, monkeypatch):
-    shutil.copytree(Path(catapult_jax.__file__).parent, tmp_path / "catapult_jax", ignore=shutil.ignore_patterns("__pycache__"))
-    before = records.environment()["code"]["catapult_jax"]
-    monkeypatch.setattr(catapult_jax, "__file__", str(tmp_path / "catapult_jax" / "__init__.py"))
-    assert records.environment()["code"]["catapult_jax"] == before
-    with (tmp_path / "catapult_jax" / "losses.py").open("a") as file:
-        file.write("# edited\n")
-    assert records.environment()["code"]["catapult_jax"] != before

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from catapult_jax.events import find_events
 from catapult_jax.report import analysis
+from catapult_jax.spikes import find_events
 from experiments import verdicts
 from experiments.verdicts import catapults, read_run, registry
 from tests.small_records import DROPS, FIG3, SPIKE, record

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from catapult_jax.events import FACTORS, Event, Prediction, count_spikes, find_events, momentum_horizon, prediction, scores
+from catapult_jax.detection import momentum_horizon
+from catapult_jax.events import Event
+from catapult_jax.metrics import Prediction, prediction, scores
 from catapult_jax.report.members import (
     Settings,
     flags,
@@ -22,6 +24,7 @@ from catapult_jax.report.members import (
     spike_series,
     steps_of_an_epoch,
 )
+from catapult_jax.spikes import FACTORS, count_spikes, find_events
 
 if TYPE_CHECKING:
     import xarray

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from catapult_jax.events import dead_from
+from catapult_jax.spikes import dead_from
 
 if TYPE_CHECKING:
     import xarray

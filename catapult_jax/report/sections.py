@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from catapult_jax.events import DEFINITION, FACTORS, SPIKE_SCORE, Event, spike_score
+from catapult_jax.criteria import SPIKE_SCORE, spike_score
+from catapult_jax.events import DEFINITION, Event
 from catapult_jax.report.analysis import (
     alignment_around,
     catapult_counts,
@@ -31,6 +32,7 @@ from catapult_jax.report.members import (
 )
 from catapult_jax.report.page import Section, image, table, text
 from catapult_jax.report.statistics import text_of
+from catapult_jax.spikes import FACTORS
 
 if TYPE_CHECKING:
     import xarray

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from catapult_jax import data, training
 from catapult_jax.training import instruments
+from catapult_jax.training.measurement import Instrument
 from experiments.build import overhead
 from experiments.build.reference import CHUNK
 from experiments.build.trainer import LARGEST, build_trainer, rows_of
@@ -47,7 +48,7 @@ def build_instruments(
     reference: np.ndarray | None,
     cadences: dict[str, int],
     methods: dict[str, str],
-) -> dict[str, instruments.Instrument]:
+) -> dict[str, Instrument]:
     """Build the instruments.
 
     Args:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from catapult_jax import training
-from catapult_jax.training.instruments import Instrument
+from catapult_jax.training.measurement import Instrument
 
 _SECONDS = 0.3  # of a timing, at least
 _ROUNDS = 3

@@ -6,8 +6,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from catapult_jax import data, events, training
-from catapult_jax.training import instruments
+from catapult_jax import data, detection, training
+from catapult_jax.training.measurement import Instrument
 from experiments import optimizers, schedules
 
 LARGEST = 8192  # most rows of an exact kernel, unless measure.method asks for it: such a kernel takes 268 MB
@@ -26,9 +26,7 @@ def rows_of(config: ConfigDict, arrays: data.Data) -> dict[str, int]:
     }
 
 
-def build_trainer(
-    config: ConfigDict, model: Any, arrays: data.Data, chosen: dict[str, instruments.Instrument]
-) -> training.Trainer:
+def build_trainer(config: ConfigDict, model: Any, arrays: data.Data, chosen: dict[str, Instrument]) -> training.Trainer:
     """Build the trainer of a config.
 
     Args:
@@ -46,8 +44,8 @@ def build_trainer(
         loss=config.loss,
         optimizer=optimizers.build(config.optimizer),
         schedule=schedules.build(config.schedule),
-        detector=events.detector(
-            factor=e.factor, delta=e.delta, horizon=e.horizon, momentum_horizon=events.momentum_horizon(momentum)
+        detector=detection.detector(
+            factor=e.factor, delta=e.delta, horizon=e.horizon, momentum_horizon=detection.momentum_horizon(momentum)
         ),
         instruments=chosen,
         batch_size=config.optimizer.batch_size,

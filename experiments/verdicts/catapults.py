@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from catapult_jax.events import FACTORS, momentum_horizon
+from catapult_jax.detection import momentum_horizon
 from catapult_jax.report.analysis import critical_fraction
 from catapult_jax.report.members import active, by_setting, lambda_series, running
 from catapult_jax.report.statistics import BEYOND, beyond_zero, spread_text, text_of
+from catapult_jax.spikes import FACTORS
 from experiments.verdicts.registry import MIN_SPIKES, NOT_REPRODUCED, NOT_TESTED, REPRODUCED, RUN, Finding, Run, claim, decide
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from catapult_jax.events import Prediction, scores
+from catapult_jax.metrics import Prediction, scores
 from catapult_jax.report.analysis import CONFUSION, pooled, rise_predictions
 from catapult_jax.report.members import active, by_setting
 from catapult_jax.report.statistics import BEYOND, beyond_zero, finite_text, number_text

@@ -1,4 +1,4 @@
-"""The long versions of the tests of reliability: python -m tests.soak [--kills=60] [--files=3000] [--configs=3000] [--runs=150] [--write].
+"""The long versions of the tests of reliability: python -m tests.programs.soak [--kills=60] [--files=3000] [--configs=3000] [--runs=150] [--write].
 
 ``--write`` puts the counts into docs/soak.json, with the environment; without it they are printed alone.
 """
@@ -15,11 +15,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from catapult_jax import records
+from catapult_jax import provenance, records
 from experiments import reproduce
-from tests.dying import ENDS
+from tests.programs.dying import ENDS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 _BASE = ["--config=configs/quickstart.py:smoke", "--config.model.width=16", "--config.data.name=digits", "--config.claims=()"]
 _OFTEN = ["--config.steps=600", "--config.run.chunk_steps=2", "--config.run.checkpoint_every=4"]  # most of the time is writing
 COMMANDS = {
@@ -37,9 +37,9 @@ COMMANDS = {
 
 
 def _start(command: list[str], workdir: Path, cache: Path, dies: str = "") -> subprocess.Popen:
-    """``dies``: where, see :mod:`tests.dying`; empty: not by itself."""
+    """``dies``: where, see :mod:`tests.programs.dying`; empty: not by itself."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache)}
-    dying = ["tests.dying", dies] if dies else []
+    dying = ["tests.programs.dying", dies] if dies else []
     return subprocess.Popen(
         [sys.executable, "-m", *dying, *command, f"--workdir={workdir}"],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
@@ -139,14 +139,14 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=150)
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
-    results: dict = {"environment": records.environment(), "kills": {}}
+    results: dict = {"environment": provenance.environment(), "kills": {}}
     for seed, (name, command) in enumerate(COMMANDS.items()):
         with tempfile.TemporaryDirectory() as directory:
             begin = time.monotonic()
             found = kill_and_resume(command, Path(directory), -(-arguments.kills // len(COMMANDS)), seed)
             results["kills"][name] = found | {"seconds": round(time.monotonic() - begin)}
         print(name, results["kills"][name], flush=True)
-    from tests import fuzz
+    from tests.programs import fuzz
 
     counts = {"files": arguments.files, "models": arguments.files, "configs": arguments.configs, "runs": arguments.runs}
     for name, try_so_many in (

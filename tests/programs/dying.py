@@ -1,5 +1,5 @@
 """Runs a program that kills itself where the Nth file of a record, or the Nth checkpoint, is written but not yet in its place:
-python -m tests.dying (record|checkpoint):N MODULE ARGS..."""
+python -m tests.programs.dying (record|checkpoint):N MODULE ARGS..."""
 
 import os
 import runpy
