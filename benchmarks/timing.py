@@ -14,7 +14,7 @@ from benchmarks.child import MIB_LIMIT
 
 ROUNDS = {"cpu": 7, "gpu": 30, "smoke": 2}
 SLOW_SECONDS, SLOW_ROUNDS = 2.0, 3
-FAST_SECONDS, FAST_TIMES = 0.1, 3  # a faster call is timed three times in each round
+FAST_SECONDS, FAST_TIMES = 0.1, 3  # a faster call is timed three times in each round after the first
 SETTLED_SECONDS = 0.5  # a faster call is first called once without timing
 
 Call = Callable[[], Any]

@@ -1,4 +1,4 @@
-"""Cost of a preconditioner: in a kernel-vector product, in a warm search of one product, and in a step of Adam that measures its critical lr.
+"""Cost of a preconditioner: in a product, in a warm search of one product, and in a step of Adam with its critical lr.
 
 mse, random data. A product is one vjp, a scaling and one jvp; its time is that of a search from a random start, over the number of
 products. A warm search of one product also takes the norms of two directions, each as large as the weights.
