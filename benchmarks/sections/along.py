@@ -1,8 +1,8 @@
 """Warm-started lambda_max at every step of SGD through its catapults (configs/cifar_sgd.py), against the exact one.
 
-``spike``: the steps inside an event of ``catapult_jax.find_events`` at which the full training loss is above 1.5 times its level.
-The first step of a run is cold and counts. Where loops are slow (convolutions on the CPU) it runs outside of jit, as
-``top_eigenpairs`` asks for.
+``spike``: the steps inside an event of ``catapult_jax.find_events`` at which the full training loss is above 1.5 times
+its level. The first step of a run is cold and counts. Where loops are slow (convolutions on the CPU) it runs outside of
+jit, as ``top_eigenpairs`` asks for.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
 """How often ``top_eigenpairs`` converges to a wrong largest eigenvalue, and how often the error exceeds its bound.
 
-Each step is warm-started (``k = 1``, ``tol = 0.01``) and compared with eigvalsh of the exact kernel, or with the singular values of
-the inputs.
+Each step is warm-started (``k = 1``, ``tol = 0.01``) and compared with eigvalsh of the exact kernel, or with the singular
+values of the inputs.
 
-Chains: SGD and Adam on the 8x8 digits that scikit-learn ships, FCN of width 32. ``mse`` has one output, a digit below five or
-not; ``softmax`` has ten.
+Chains: SGD and Adam on the 8x8 digits that scikit-learn ships, FCN of width 32. ``mse`` has one output, a digit below
+five or not; ``softmax`` has ten.
 
-Sequences: a linear model with prescribed spectrum and eigenvectors. In each step the eigenvectors turn by ``turn``: the Frobenius
-norm of the generator of a random rotation, in units of the root of the dimension.
+Sequences: a linear model with prescribed spectrum and eigenvectors. In each step the eigenvectors turn by ``turn``: the
+Frobenius norm of the generator of a random rotation, in units of the root of the dimension.
 
-Promises: at most 0.1 % of the converged steps are wrong along chains, and 1 % along sequences. The error exceeds the bound at most
-as often as ``failure`` says, 0.1 %.
+Promises: at most 0.1 % of the converged steps are wrong along chains, and 1 % along sequences. The error exceeds the
+bound at most as often as ``failure`` says, 0.1 %.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _measured(function: str, arguments, case, series: list, limit: float) -> lis
 
 
 def _row(series: list[dict[str, list]], limit: float) -> dict[str, Any]:
-    """Rates of all series. A promise is broken if chance gives as many failures at the promised rate in fewer than 0.1 % of rows."""
+    """Rates of all series. A promise is broken if chance gives as many failures at that rate in fewer than 0.1 % of rows."""
     import numpy as np
     from scipy.stats import binom
 

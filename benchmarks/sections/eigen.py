@@ -1,11 +1,13 @@
-"""Largest eigenvalues without a kernel, to one percent: our search, Lanczos of matfree, and eigsh of scipy; mse, random data.
+"""Largest eigenvalues without a kernel, to one percent: our search, Lanczos of matfree, and eigsh of scipy; mse, random
+data.
 
-Cold: from a random start. Warm: from the eigenvectors of one step of SGD (half the critical lr) earlier. ``error`` is the largest
-of the ``k`` relative errors, against eigvalsh of the exact kernel. A product takes at least four forward passes of the batch.
+Cold: from a random start. Warm: from the eigenvectors of one step of SGD (half the critical lr) earlier. ``error`` is the
+largest of the ``k`` relative errors, against eigvalsh of the exact kernel. A product takes at least four forward passes
+of the batch.
 
-Our search stops at its own bound, and eigsh at its tolerance. The Lanczos method of matfree has no stopping rule; it gets the
-smallest number of products that reaches one percent. Where loops are slow (convolutions on the CPU) our search runs outside of
-jit, as it asks for, and once more under jit with only the products that it needs.
+Our search stops at its own bound, and eigsh at its tolerance. The Lanczos method of matfree has no stopping rule; it gets
+the smallest number of products that reaches one percent. Where loops are slow (convolutions on the CPU) our search runs
+outside of jit, as it asks for, and once more under jit with only the products that it needs.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ def compare(model: str, batch: int, k: int, scale: str) -> list[dict[str, Any]]:
     error = lambda eigenvalues: float(np.max(np.abs(np.asarray(eigenvalues) / truth - 1)))
 
     def pairs(most: int | None):
-        """Our search, compiled anew. ``most``: products under jit where loops are slow; None: the call that its docstring asks for."""
+        """Our search, compiled anew. ``most``: products under jit where loops are slow; None: outside of jit there."""
         limit = {} if most is None else {"max_products": most}
         search = lambda params, x, y, start: top_eigenpairs(
             f, params, (x, y), k=k, loss="mse", warm_start=start, tol=TOLERANCE, **limit

@@ -2,10 +2,10 @@
 
 Each competitor takes turns with our kernel in a process of its own, and ``ratio`` is its seconds over ours there.
 
-- ``above``: peak resident memory during one call of the compiled program, minus that of the process before the call, which holds
-  program, parameters and inputs.
-- ``forward passes``: how many forward passes of the same examples take as long. ``limit``: one, and one more for the derivatives
-  of each output.
+- ``above``: peak resident memory during one call of the compiled program, minus that of the process before the call,
+  which holds program, parameters and inputs.
+- ``forward passes``: how many forward passes of the same examples take as long. ``limit``: one, and one more for the
+  derivatives of each output.
 - ``plan``: the memory that XLA plans for temporary arrays.
 
 A competitor stops if it needs more than 12 GiB, or more than 40 s without a promise. Its row says so.

@@ -1,7 +1,7 @@
 """lambda_max without a kernel: 10,000 examples with 10 outputs, and a vision transformer of 25 million parameters.
 
-mse, random data, one eigenpair to one percent. Warm: from the eigenvectors of one step of SGD (half the critical lr) earlier. The
-seconds are those of one call after the first.
+mse, random data, one eigenpair to one percent. Warm: from the eigenvectors of one step of SGD (half the critical lr)
+earlier. The seconds are those of one call after the first.
 """
 
 from __future__ import annotations

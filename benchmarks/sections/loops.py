@@ -1,8 +1,8 @@
 """Time saved on the CPU by work-arounds for XLA; catapult_jax/xla.py lists them.
 
-XLA runs convolutions slowly in loops. The first rows measure this effect, and the kernel and the AGOP in chunks. Chunks of both are
-unrolled, one after the other in the same memory. The last rows measure work-arounds that have no other test: with a ratio near one
-or below one, the work-around can go.
+XLA runs convolutions slowly in loops. The first rows measure this effect, and the kernel and the AGOP in chunks. Chunks
+of both are unrolled, one after the other in the same memory. The last rows measure work-arounds that have no other test:
+with a ratio near one or below one, the work-around can go.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Cost of a preconditioner: in a product, in a warm search of one product, and in a step of Adam with its critical lr.
 
-mse, random data. A product is one vjp, a scaling and one jvp; its time is that of a search from a random start, over the number of
-products. A warm search of one product also takes the norms of two directions, each as large as the weights.
+mse, random data. A product is one vjp, a scaling and one jvp; its time is that of a search from a random start, over the
+number of products. A warm search of one product also takes the norms of two directions, each as large as the weights.
 
-The critical lr is that of a run with ``measure.method=matrix_free``: one eigenvalue to one percent, from the directions of the
-step before. The learning rate is so small that every call does the same. A NaN critical lr stops the update. So the update waits
-for the measurement, as in training, and XLA needs no copy of the weights.
+The critical lr is that of a run with ``measure.method=matrix_free``: one eigenvalue to one percent, from the directions
+of the step before. The learning rate is so small that every call does the same. A NaN critical lr stops the update. So
+the update waits for the measurement, as in training, and XLA needs no copy of the weights.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Cost of a measured training step over the bare one (value, gradient and SGD update), random data.
 
-``forward passes``: what a measurement adds, in forward passes of the same batch. ``limit``: what the measurement needs by itself.
+``forward passes``: what a measurement adds, in forward passes of the same batch. ``limit``: what the measurement needs by
+itself.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ FIVE, OTHERS, SCORES = (
 )
 APART = "exact critical lr, a pass of its own"  # as at every other step or in chunks, without the step's derivatives
 VARIANTS = ("bare step", EXACT, APART, SPLIT, MATRIX_FREE, AGOP, AFTER)
-# Forward passes without sharing by XLA: 0 where the step's derivatives serve, 4 (a vjp and a jvp) for the product of each eigenvector.
+# Forward passes without sharing by XLA: 0 where the step's derivatives serve, 4 (a vjp and a jvp) for each product.
 LIMITS = {EXACT: 0, APART: 2, SPLIT: 0, MATRIX_FREE: 4, AGOP: 2, AFTER: 1, FIVE: 20, OTHERS: 2, SCORES: 1}
 REST, REST_BATCH = (FIVE, OTHERS, SCORES), (4, 32)  # the other instruments, at these batches
 # (model, variant) -> promised most bare steps, and the batch sizes of the promise
