@@ -3,8 +3,8 @@
 Each entry says what XLA does, the public issue, the releases of JAX that do it, what the work-around saves, and what fails once it is
 needed no longer. Tried: 0.9.2, 0.10.1, 0.11.2 and 0.12.0.1, on the CPU. ``pytest -m xla`` runs all the tests; they are in
 ``tests/test_xla.py`` where no file is named. A test that fails on a new release says that its entry can go, once the oldest allowed
-release of JAX does without it too (``test_oldest_jax_needs_every_workaround``). Numbers are of two cores with JAX 0.10.1, from
-``docs/performance.md`` where nothing else is said.
+release of JAX does without it too (``test_oldest_jax_needs_every_workaround``). Numbers are of two cores with JAX 0.10.1, each from
+one script where no command is named.
 
 In this file:
 
@@ -31,7 +31,8 @@ In this file:
 - ``QUICK``. Compilation for a program that runs a few times. No public issue known; 0.9.2 and 0.10.1, and less later. A Wide ResNet compiles in
   0.3 s, 0.5 without. Only time shows it, in two rows of ``benchmarks --only loops``.
 - :func:`warn_of_lapack_threads`. Threads of LAPACK and of XLA wait for each other. jax issue 39292 (open), which is of a crash by the
-  same cause; all four releases. 400 steps of ``cifar_gd``: 28 s, 40 without. Only time shows it, in the last two rows of
+  same cause; all four releases. 400 steps of ``cifar_gd``: 28 s, 40 without (``python -m experiments.main
+  --config=configs/cifar_gd.py --config.members.seed="(0,)" --config.steps=400``). Only time shows it, in the last two rows of
   ``benchmarks --only loops``.
 
 In other files, of which each is a part:
