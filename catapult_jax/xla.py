@@ -59,6 +59,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import jax
+import jax.core
+import jax.extend.core
 import jax.numpy as jnp
 from jax import lax
 
@@ -156,14 +158,14 @@ def computed_after(make: Callable[[], PyTree]) -> Callable[[Array], PyTree]:
     2.0
     """
     closed, shapes = fresh_jaxpr(make)
-    taken = {i: c for i, c in enumerate(closed.consts) if isinstance(c, jax.core.Tracer)}
+    traced = {i: c for i, c in enumerate(closed.consts) if isinstance(c, jax.core.Tracer)}
 
-    def made_after(done):
-        later = after(done, taken)
-        found = jax.core.eval_jaxpr(closed.jaxpr, [later.get(i, c) for i, c in enumerate(closed.consts)])
-        return jax.tree.unflatten(jax.tree.structure(shapes), found)
+    def make_after(done):
+        later = after(done, traced)
+        leaves = jax.core.eval_jaxpr(closed.jaxpr, [later.get(i, c) for i, c in enumerate(closed.consts)])
+        return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
-    return made_after
+    return make_after
 
 
 def entry(tree: PyTree, i: int) -> Array:
@@ -191,7 +193,8 @@ def sum_of_products(a: Array, b: Array) -> Array:
     many_rows = products.ndim > 1 and products.size >= SUM_ROWS * products.shape[-1] > 0
     products = products.reshape(-1, products.shape[-1]) if many_rows else products.reshape(-1)
     part = len(products) // SUM_PARTS
-    return sum(products[i * part : (i + 1) * part] for i in range(SUM_PARTS)).sum() + products[SUM_PARTS * part :].sum()
+    parts = [products[i * part : (i + 1) * part] for i in range(SUM_PARTS)]
+    return functools.reduce(jnp.add, parts).sum() + products[SUM_PARTS * part :].sum()
 
 
 def every_precision_is_highest() -> bool:

@@ -135,7 +135,7 @@ def mark_events(axis: Axes, events: Sequence[Event], record: xarray.Dataset) -> 
         label = f"{kind}, open" if is_open else kind
         style: dict[str, Any] = dict(hatch="///", fill=False) if is_open else dict(lw=0)
         style |= {} if label in labels else {"label": label}
-        axis.axvspan(event.onset, max(end, event.onset + 1), color=COLORS[kind], alpha=0.12, **style)
+        axis.axvspan(int(event.onset), max(int(end), int(event.onset) + 1), color=COLORS[kind], alpha=0.12, **style)
         labels.add(label)
 
 
