@@ -175,15 +175,15 @@ def test_lambda_max_matrix_free_equals_the_exact_kernel(model):
         chosen["lambda_max_train"] = instruments.lambda_max_train_matrix_free(
             model.apply, every=4, probe_size=None, chunk_size=3, **shared | {"max_products": 8}
         )
-    made = make_trainer(
+    trainer = make_trainer(
         model, arrays, loss="mse", optimizer=optax.sgd, schedule=schedules.following(optax.constant_schedule(1.0)), detector=detector(),
         instruments=chosen, batch_size=4, matrix_free=True,
     )  # fmt: skip
-    state, start = made.init(of)
+    state, start = trainer.init(of)
     exact_start = exact.init(of)[1]
     np.testing.assert_allclose(start.critical_lr, exact_start.critical_lr, rtol=0.011)
     state = state._replace(members=state.members._replace(schedule=exact.init(of)[0].members.schedule))  # the same rates
-    state, series = made.run(state, 8)
+    state, series = trainer.run(state, 8)
     np.testing.assert_allclose(series["loss_batch"], expected["loss_batch"], rtol=1e-5)
     is_converged = series["converged"] == 1
     assert (
@@ -232,11 +232,11 @@ def test_lambda_max_batch_matrix_free_follows_critical_eigenvalues():
     assert int(series["tracked"]) == 4
 
     def measured(kernel):
-        made = make_trainer(
+        trainer = make_trainer(
             model, arrays, loss="mse", optimizer=optax.sgd, schedule=schedules.following(optax.constant_schedule(0.1)),
             detector=detector(), instruments={"lambda_max_batch": kernel}, batch_size=None,
         )  # fmt: skip
-        return run(made, members((0,), (1.0, 9.0)), 3)[1]
+        return run(trainer, members((0,), (1.0, 9.0)), 3)[1]
 
     exact = measured(instruments.lambda_max_batch(model.apply, loss="mse", every=1, k=8, follow=False))
     split = measured(instruments.lambda_max_batch(model.apply, loss="mse", every=1, k=1, follow=False))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from catapult_jax import data, events, training
+from catapult_jax import data, detection, training
 from catapult_jax.training import instruments
 from experiments import optimizers, schedules
 
@@ -31,8 +31,8 @@ def build_trainer(config: ConfigDict, model, arrays: data.Data, chosen: dict[str
         loss=config.loss,
         optimizer=optimizers.build(config.optimizer),
         schedule=schedules.build(config.schedule),
-        detector=events.detector(
-            factor=e.factor, delta=e.delta, horizon=e.horizon, momentum_horizon=events.momentum_horizon(momentum)
+        detector=detection.detector(
+            factor=e.factor, delta=e.delta, horizon=e.horizon, momentum_horizon=detection.momentum_horizon(momentum)
         ),
         instruments=chosen,
         batch_size=config.optimizer.batch_size,
