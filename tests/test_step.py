@@ -120,7 +120,7 @@ def test_step_of_full_batch_names_its_series_for_train_too():
 
 
 def test_step_ignores_the_labels_of_instruments():
-    """Neither when an instrument measures nor whether the training loss is known hangs on what a caller names it."""
+    """Labels decide neither when an instrument measures nor whether the training loss is known."""
     f = FCN(depth=2, width=16).apply
     late, train = instruments.loss_batch_after(f, loss="mse", every=1), instruments.loss_train(f, loss="mse", every=1)
     usual, other = trained({"loss_batch_after": late, "loss_train": train}), trained({"x": late, "y": train})
