@@ -55,10 +55,12 @@ def test_chunk_of_arms_together_equals_each_alone():
 def test_chunk_keeps_the_cadence(model):
     trainer, _ = build(model, every=2, batch_size=3)
     measured = run(trainer, members((0,), (0.4,)), 8)[1]
-    known = {name: np.isfinite(measured[name][0]).tolist() for name in ("lambda_max_batch", "loss_test", "lambda_max_train")}
-    assert known["lambda_max_batch"] == [True, False] * 4
-    assert known["loss_test"] == [True, False, False, True, False, False, True, False]
-    assert known["lambda_max_train"] == [True, False, False, False] * 2
+    is_measured = {
+        name: np.isfinite(measured[name][0]).tolist() for name in ("lambda_max_batch", "loss_test", "lambda_max_train")
+    }
+    assert is_measured["lambda_max_batch"] == [True, False] * 4
+    assert is_measured["loss_test"] == [True, False, False, True, False, False, True, False]
+    assert is_measured["lambda_max_train"] == [True, False, False, False] * 2
 
 
 class _Counted(FCN):
@@ -99,8 +101,8 @@ def test_chunk_that_is_short_is_the_beginning_of_a_long_one():
     trainer, _ = build(batch_size=4, every=1)
     whole_state, whole = run(trainer, of, 7)
     state, _ = trainer.init(of)
-    state, one = trainer.run(state, 3, 5)
-    state, two = trainer.run(state, 4, 5)
+    state, first_steps = trainer.run(state, 3, 5)
+    state, last_steps = trainer.run(state, 4, 5)
     for name, values in whole.items():
-        np.testing.assert_array_equal(np.concatenate([one[name], two[name]], 1), values)
+        np.testing.assert_array_equal(np.concatenate([first_steps[name], last_steps[name]], 1), values)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(whole_state))

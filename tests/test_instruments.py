@@ -16,41 +16,115 @@ from catapult_jax import (
     input_jacobian,
     schedules,
 )
+from catapult_jax.testing import explicit_jacobian, explicit_kernel
 from catapult_jax.training import instruments, make_trainer
-from tests.helpers_training import build, members, run, trained
+from tests.helpers_training import build, members, run
+
+_MODEL = FCN(depth=2, width=8)
 
 
-def test_check_instruments_refuses_two_that_write_one_series():
-    f = FCN(depth=2, width=16).apply
-    one, two = (instruments.loss_test(f, loss="mse", every=every, target_encoding="value") for every in (1, 2))
-    with pytest.raises(
-        ValueError, match="instruments 'a' and 'b' both write the series 'loss_test'; allowed: one for each series"
-    ):
-        trained({"a": one, "b": two})
-    own = instruments.Instrument(("lr",), 1, lambda now: {"lr": now.lr})
-    with pytest.raises(ValueError, match="instrument 'mine' and the step itself write the series 'lr'"):
-        trained({"mine": own})
-    with pytest.raises(ValueError, match="instrument 'mine': every=0; allowed: 1 or more"):
-        trained({"mine": one._replace(every=0)})
+def moment(**fields):
+    """Six training examples, the first four of them as the batch, and three test examples."""
+    draw = np.random.default_rng(0)
+    x, y = draw.standard_normal((9, 5)).astype(np.float32), draw.choice([-1.0, 1.0], (9, 1)).astype(np.float32)
+    params = _MODEL.init(jax.random.key(0), x[:1])
+    arrays = {"x_train": x[:6], "y_train": y[:6], "x_test": x[6:], "y_test": y[6:]}
+    now = instruments.Moment(
+        params, jax.tree.map(lambda a: 0.5 * a, params), (x[:4], y[:4]), _MODEL.apply(params, x[:4]), arrays
+    )
+    return now._replace(**fields)
 
 
-def test_measure_refuses_an_instrument_that_writes_other_series_than_it_says():
-    other = instruments.Instrument(("a", "b"), 1, lambda now: {"a": now.lr})
-    with pytest.raises(ValueError, match=r"instrument 'mine' writes \['a'\]; allowed: its series \['a', 'b'\]"):
-        trained({"mine": other})
+def mse(params, x, y):
+    return ((np.asarray(_MODEL.apply(params, x), np.float64) - y) ** 2).sum(1).mean()
 
 
-def test_measure_after_the_update_carries_on():
-    """What it carries: how often it was run. It reads the weights after the update."""
+def top_space(params, x, y, k):
+    """Largest eigenvalue of the kernel, weighted for ``mse``, and the loss inside the top eigenspace, in float64."""
+    values, vectors = np.linalg.eigh(2 / len(x) * explicit_kernel(_MODEL.apply, params, x))
+    residual = (np.asarray(_MODEL.apply(params, x), np.float64) - y).reshape(-1)
+    return values[-1], ((vectors[:, -k:].T @ residual) ** 2).sum() / len(x)
 
-    def count(now, carried):
-        moved = jax.tree.map(lambda a, b: jnp.abs(a - b).sum(), now.params, now.new_params)
-        return {"count": carried, "moved": sum(jax.tree.leaves(moved))}, carried + 1
 
-    counting = instruments.Instrument(("count", "moved"), 2, count, lambda now: jnp.float32(0), after_update=True)
-    measured = trained({"n": counting}, steps=5)
-    np.testing.assert_array_equal(measured["count"][0], [0, np.nan, 1, np.nan, 2])
-    assert (measured["moved"][0, ::2] > 0).all()
+def test_lambda_max_batch_against_the_float64_kernel():
+    now = moment()
+    values = instruments.lambda_max_batch(_MODEL.apply, loss="mse", every=1, k=2, follow=False).measure(now)
+
+    lambda_max, top = top_space(now.params, *now.batch, k=2)
+    assert values["lambda_max_batch"] == pytest.approx(lambda_max, rel=1e-5)
+    assert values["critical_lr_batch"] == pytest.approx(2 / lambda_max, rel=1e-5)
+    assert values["loss_top"] == pytest.approx(top, rel=1e-4)
+    assert values["loss_rest"] == pytest.approx(mse(now.params, *now.batch) - top, rel=1e-3)
+
+
+@pytest.mark.parametrize(("probe_size", "name"), [(None, "train"), (3, "probe")])
+def test_lambda_max_train_against_the_float64_kernel(probe_size, name):
+    now = moment()
+    exact = instruments.lambda_max_train(_MODEL.apply, loss="mse", every=1, probe_size=probe_size, k=2)
+    free = instruments.lambda_max_train_matrix_free(
+        _MODEL.apply, loss="mse", every=1, probe_size=probe_size, k=2, tol=1e-4, max_products=20
+    )
+    rows = [exact.measure(now), free.measure(now, free.start(now))[0]]
+
+    x, y = now.data["x_train"][:probe_size], now.data["y_train"][:probe_size]
+    lambda_max, top = top_space(now.params, x, y, k=2)
+    for values in rows:
+        assert values[f"lambda_max_{name}"] == pytest.approx(lambda_max, rel=1e-3)
+        assert values[f"critical_lr_{name}"] == pytest.approx(2 / lambda_max, rel=1e-3)
+        assert values[f"loss_{name}_top"] == pytest.approx(top, rel=1e-2)
+    assert rows[0][f"lambda_max_{name}"] == pytest.approx(lambda_max, rel=1e-5)
+
+
+def test_preconditioner_min_bounds_the_critical_lr_from_below():
+    now = moment()
+    diagonal = jax.tree.map(lambda a: 0.5 + jnp.abs(a), now.params)
+    rule = jax.tree_util.Partial(lambda diagonal: Preconditioner(diagonal, gain=0.5, decay=0.1), diagonal)
+    now = now._replace(preconditioner=rule)
+    values = instruments.preconditioner_min(_MODEL.apply, loss="mse", every=1).measure(now)
+
+    least = min(float(np.min(leaf)) for leaf in jax.tree.leaves(diagonal))
+    lambda_max, _ = top_space(now.params, *now.batch, k=1)
+    flat = np.concatenate([np.asarray(leaf, np.float64).reshape(-1) for leaf in jax.tree.leaves(diagonal)])
+    jacobian = explicit_jacobian(_MODEL.apply, now.params, now.batch[0])
+    preconditioned = np.linalg.eigvalsh(2 / len(now.batch[0]) * (jacobian / flat) @ jacobian.T)[-1]
+    assert values["preconditioner_min"] == pytest.approx(least)
+    assert values["lambda_max_plain_batch"] == pytest.approx(lambda_max, rel=1e-5)
+    assert values["critical_lr_bound_batch"] == pytest.approx(2 / (0.5 * lambda_max / least + 0.1), rel=1e-5)
+    assert values["critical_lr_bound_batch"] <= 2 / (0.5 * preconditioned + 0.1)
+
+
+def test_loss_train_against_numpy():
+    now = moment()
+    values = instruments.loss_train(_MODEL.apply, loss="mse", every=1).measure(now)
+    assert values["loss_train"] == pytest.approx(mse(now.params, now.data["x_train"], now.data["y_train"]), rel=1e-5)
+
+
+def test_loss_batch_after_reads_the_new_weights():
+    now = moment()
+    values = instruments.loss_batch_after(_MODEL.apply, loss="mse", every=1).measure(now)
+    assert values["loss_batch_after"] == pytest.approx(mse(now.new_params, *now.batch), rel=1e-5)
+    assert values["loss_batch_after"] != pytest.approx(mse(now.params, *now.batch), rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("target_encoding", "loss", "targets"),
+    [
+        ("sign", "mse", [[1.0], [-1.0], [1.0]]),
+        ("binary", "logistic", [[1.0], [0.0], [1.0]]),
+        ("one_hot", "mse", [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]),
+        ("integer", "softmax_cross_entropy", [0, 0, 1]),
+    ],
+)
+def test_loss_test_error_of_each_encoding(target_encoding, loss, targets):
+    """The outputs are the inputs: two of three answers are right."""
+    outputs = [[2.0, -1.0], [-1.0, 1.0], [-3.0, 1.0]] if target_encoding in ("one_hot", "integer") else [[2.0], [-1.0], [-3.0]]
+    dtype = jnp.int32 if target_encoding == "integer" else jnp.float32
+    now = moment(data={"x_test": jnp.array(outputs), "y_test": jnp.array(targets, dtype)})
+    instrument = instruments.loss_test(lambda params, x: x, loss=loss, every=1, target_encoding=target_encoding)
+    assert instrument.measure(now)["error_test"] == pytest.approx(1 / 3)
+
+    now = moment(data={"x_test": jnp.array(outputs).at[0, 0].set(jnp.nan), "y_test": jnp.array(targets, dtype)})
+    assert np.isnan(instrument.measure(now)["error_test"])
 
 
 def test_agop_alignment_and_validation_against_direct_values():
@@ -101,15 +175,15 @@ def test_lambda_max_matrix_free_equals_the_exact_kernel(model):
         chosen["lambda_max_train"] = instruments.lambda_max_train_matrix_free(
             model.apply, every=4, probe_size=None, chunk_size=3, **shared | {"max_products": 8}
         )
-    made = make_trainer(
+    trainer = make_trainer(
         model, arrays, loss="mse", optimizer=optax.sgd, schedule=schedules.following(optax.constant_schedule(1.0)), detector=detector(),
         instruments=chosen, batch_size=4, matrix_free=True,
     )  # fmt: skip
-    state, start = made.init(of)
+    state, start = trainer.init(of)
     exact_start = exact.init(of)[1]
     np.testing.assert_allclose(start.critical_lr, exact_start.critical_lr, rtol=0.011)
     state = state._replace(members=state.members._replace(schedule=exact.init(of)[0].members.schedule))  # the same rates
-    state, series = made.run(state, 8)
+    state, series = trainer.run(state, 8)
     np.testing.assert_allclose(series["loss_batch"], expected["loss_batch"], rtol=1e-5)
     is_converged = series["converged"] == 1
     assert (
@@ -158,11 +232,11 @@ def test_lambda_max_batch_matrix_free_follows_critical_eigenvalues():
     assert int(series["tracked"]) == 4
 
     def measured(kernel):
-        made = make_trainer(
+        trainer = make_trainer(
             model, arrays, loss="mse", optimizer=optax.sgd, schedule=schedules.following(optax.constant_schedule(0.1)),
             detector=detector(), instruments={"lambda_max_batch": kernel}, batch_size=None,
         )  # fmt: skip
-        return run(made, members((0,), (1.0, 9.0)), 3)[1]
+        return run(trainer, members((0,), (1.0, 9.0)), 3)[1]
 
     exact = measured(instruments.lambda_max_batch(model.apply, loss="mse", every=1, k=8, follow=False))
     split = measured(instruments.lambda_max_batch(model.apply, loss="mse", every=1, k=1, follow=False))

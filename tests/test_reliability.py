@@ -122,9 +122,9 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_elsewhere_and_on_eight_devi
     # That process had one device, this one has eight. The sums may be divided otherwise: equal to 1e-5, a hundred roundings.
     main.run(reproduce.stored_config(tmp_path / "run"), tmp_path / "on eight")
     assert jax.device_count() == 8
-    one, eight = (catapult_jax.open_record(tmp_path / name) for name in ("run", "on eight"))
-    for name in one.data_vars:
-        np.testing.assert_allclose(eight[name], one[name], rtol=1e-5, err_msg=name)
+    single, eight = (catapult_jax.open_record(tmp_path / name) for name in ("run", "on eight"))
+    for name in single.data_vars:
+        np.testing.assert_allclose(eight[name], single[name], rtol=1e-5, err_msg=name)
 
 
 def test_a_disk_that_is_full_in_the_middle_of_the_record(tmp_path, monkeypatch):
@@ -183,8 +183,8 @@ def test_a_member_that_does_not_come_back_is_frozen_too(tmp_path):
     shown = until_diverged(record)["loss_batch"].values
     assert np.isfinite(shown[0]).all() and np.isfinite(shown[1, : last + 1]).all() and np.isnan(shown[1, last + 1 :]).all()
     settings = json.loads((tmp_path / "run" / "config.json").read_text())
-    for one in (record, until_diverged(record)):
-        (event,) = run_events(one, settings_of(settings))[1]
+    for shown in (record, until_diverged(record)):
+        (event,) = run_events(shown, settings_of(settings))[1]
         assert (event.kind, event.end) == ("divergence", -1)
 
 
@@ -192,12 +192,12 @@ def test_seeds_side_by_side_are_those_alone_up_to_rounding(tmp_path):
     """Another batch layout of the same arithmetic: equal to 1e-4 over these steps (rounding, which training lets grow), not bit for bit."""
     main.run(tiny(members__seed=(0, 1, 2)), tmp_path / "three")
     main.run(tiny(members__seed=(1,)), tmp_path / "one")
-    three, one = (catapult_jax.open_record(tmp_path / name) for name in ("three", "one"))
-    settings = len(one.member)
+    three, alone = (catapult_jax.open_record(tmp_path / name) for name in ("three", "one"))
+    settings = len(alone.member)
     mine = np.flatnonzero(three["seed"].values == 1)
     assert len(mine) == settings
     for name in ("loss_batch", "critical_lr_batch", "lr"):
-        np.testing.assert_allclose(three[name].values[mine], one[name].values, rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(three[name].values[mine], alone[name].values, rtol=1e-4, err_msg=name)
 
 
 def test_reproduced_or_not(tmp_path, capsys, monkeypatch):
@@ -209,9 +209,9 @@ def test_reproduced_or_not(tmp_path, capsys, monkeypatch):
     assert "reproduced: " in capsys.readouterr().out
     assert json.loads((tmp_path / "again" / "reproduction.json").read_text())["same"] is True
     zarr.open_group(str(tmp_path / "run" / "record.zarr"), mode="r+")["lr"][0, 4] *= 1 + 1e-6
-    found = reproduce.compare(tmp_path / "run", tmp_path / "again")
-    assert not found.same and re.match(
-        r"lr differs from step 4 on, by (9|1)\.\de-0[67] relative at most", reproduce.lines(found)[0]
+    comparison = reproduce.compare(tmp_path / "run", tmp_path / "again")
+    assert not comparison.same and re.match(
+        r"lr differs from step 4 on, by (9|1)\.\de-0[67] relative at most", reproduce.lines(comparison)[0]
     )
     events = (tmp_path / "again" / "events.jsonl").read_text()
     (tmp_path / "again" / "events.jsonl").write_text(events + "{}\n")
@@ -252,10 +252,10 @@ def test_steps_too_near_to_tell_are_marked(tmp_path):
     assert f"not significant within {margin:.1e} of the critical lr" in (tmp_path / "run" / "report.html").read_text()
     assert not uncertain_steps(record).any()
     record.attrs["critical_lr_margin"] = margin = 1e-4
-    known = np.isfinite(record["critical_lr_batch"].values)
+    is_measured = np.isfinite(record["critical_lr_batch"].values)
     for distance, expected in ((0.5, True), (-0.5, True), (2.0, False), (-2.0, False)):
         record["lr"][:] = record["critical_lr_batch"].astype(np.float64) * (1 + distance * margin)
-        assert known.any() and (uncertain_steps(record)[known] == expected).all(), distance
+        assert is_measured.any() and (uncertain_steps(record)[is_measured] == expected).all(), distance
 
 
 def test_random_runs():
@@ -438,14 +438,14 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, monkeypatch, caps
     whole_trainer, handlers = build.trainer_of, [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
 
     def trainer(*arguments, **keywords):
-        made = whole_trainer(*arguments, **keywords)
+        trained = whole_trainer(*arguments, **keywords)
 
         def run(state, *rest):
             if int(state.step) == 3:
                 os.kill(os.getpid(), number)
-            return made.run(state, *rest)
+            return trained.run(state, *rest)
 
-        return made._replace(run=run)
+        return trained._replace(run=run)
 
     with monkeypatch.context() as patched:
         patched.setattr(build, "trainer_of", trainer)

@@ -58,13 +58,13 @@ def test_measure_before_takes_the_adam_state_of_the_step():
     batch = arrays.x_train, arrays.y_train
     gradient_of = jax.jit(jax.grad(lambda p: batch_loss(model.apply(p, batch[0]), batch[1], loss="mse")))
     for make in (instruments.lambda_max_batch, partial(instruments.lambda_max_batch_matrix_free, tol=1e-3, max_products=30)):
-        made = make_trainer(
+        trainer = make_trainer(
             model, arrays, loss="mse", optimizer=adam, schedule=schedules.following(optax.constant_schedule(1.0)), detector=detector(),
             instruments={"lambda_max_batch": make(model.apply, loss="mse", every=1, k=1)}, batch_size=None,
         )  # fmt: skip
-        begun, _ = made.init(of)
+        begun, _ = trainer.init(of)
         params = jax.tree.map(lambda a: np.asarray(a[0]), begun.members.params)
-        found = made.run(begun, 4)[1]["critical_lr_batch"][0]
+        rates = trainer.run(begun, 4)[1]["critical_lr_batch"][0]
         optimizer, expected = adam(0.01), []
         state = optimizer.init(params)
         for _ in range(4):
@@ -72,7 +72,7 @@ def test_measure_before_takes_the_adam_state_of_the_step():
             rule = preconditioner_from_state(adam, params, state)
             expected.append(float(critical_lr(model.apply, params, batch, loss="mse", preconditioner=rule, method="jacobian")))
             params = optax.apply_updates(params, updates)
-        np.testing.assert_allclose(found, expected, rtol=2e-3)
+        np.testing.assert_allclose(rates, expected, rtol=2e-3)
     assert max(expected) > 1.2 * min(expected)  # P moves
 
 
@@ -107,8 +107,8 @@ def test_detect_counts_the_spikes_of_the_record():
     trainer, _ = build()
     measured = run(trainer, members((0, 1, 2), (1.5,)), 30)[1]
     for m in range(3):
-        found = find_events(measured["loss_train"][m], measured["lr"][m], measured["critical_lr_batch"][m])
-        assert measured["spikes"][m, -1] == len(found)
+        spikes = find_events(measured["loss_train"][m], measured["lr"][m], measured["critical_lr_batch"][m])
+        assert measured["spikes"][m, -1] == len(spikes)
 
 
 def test_step_of_full_batch_names_its_series_for_train_too():
@@ -120,10 +120,10 @@ def test_step_of_full_batch_names_its_series_for_train_too():
 
 
 def test_step_ignores_the_labels_of_instruments():
-    """Neither when an instrument measures nor whether the training loss is known hangs on what a caller names it."""
+    """Labels decide neither when an instrument measures nor whether the training loss is known."""
     f = FCN(depth=2, width=16).apply
-    late, known = instruments.loss_batch_after(f, loss="mse", every=1), instruments.loss_train(f, loss="mse", every=1)
-    usual, other = trained({"loss_batch_after": late, "loss_train": known}), trained({"x": late, "y": known})
+    late, train = instruments.loss_batch_after(f, loss="mse", every=1), instruments.loss_train(f, loss="mse", every=1)
+    usual, other = trained({"loss_batch_after": late, "loss_train": train}), trained({"x": late, "y": train})
     assert usual.keys() == other.keys() and (usual["loss_batch_after"] != usual["loss_batch"]).all()
     for name, values in usual.items():
         np.testing.assert_array_equal(values, other[name], err_msg=name)
@@ -139,11 +139,11 @@ def test_freeze_needs_the_training_loss_at_every_step_for_divergence(label):
     )
     for every, diverged in ((1, True), (2, False)):
         grows = schedules.following(lambda step: 2.0**-step)
-        made = make_trainer(
+        trainer = make_trainer(
             FCN(depth=2, width=16), build()[1], loss="mse", optimizer=optax.sgd, schedule=grows, detector=detector(horizon=2),
             instruments={label: rising(every)}, batch_size=3,
         )  # fmt: skip
-        assert run(made, members((0,), (0.01,)), 12)[1]["diverged"][0, -1] == diverged
+        assert run(trainer, members((0,), (0.01,)), 12)[1]["diverged"][0, -1] == diverged
 
 
 @pytest.mark.parametrize("batch_size", [None, 4])
@@ -166,7 +166,7 @@ def test_freeze_stops_a_member_at_the_loss(batch_size):
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_step_with_momentum_moves_the_critical_lr(momentum):
     f = FCN(depth=2, width=32).apply
-    made, arrays = build()
+    plain, arrays = build()
     chosen = {"lambda_max_batch": instruments.lambda_max_batch(f, loss="mse", every=1, k=2)}
     trainer = make_trainer(
         FCN(depth=2, width=32), arrays, loss="mse", optimizer=partial(optax.sgd, momentum=momentum or None),
@@ -174,6 +174,6 @@ def test_step_with_momentum_moves_the_critical_lr(momentum):
     )  # fmt: skip
     of = members((0,), (0.3,))
     start = trainer.init(of)[1]
-    assert start.critical_lr[0] == pytest.approx((1 + momentum) * made.init(of)[1].critical_lr[0], rel=1e-5)
+    assert start.critical_lr[0] == pytest.approx((1 + momentum) * plain.init(of)[1].critical_lr[0], rel=1e-5)
     measured = run(trainer, of, 3)[1]
     np.testing.assert_allclose(measured["critical_lr_batch"] * measured["lambda_max_batch"], 2 * (1 + momentum), rtol=1e-5)

@@ -84,7 +84,7 @@ class MemberState(NamedTuple):
 
 
 class _Gradient(NamedTuple):
-    """Result of one pass over the batch."""
+    """Result of one forward and backward pass over the batch."""
 
     outputs: Array
     kernel: Float[Array, "n n"] | None  # loss-weighted; None: no instrument asked for it
@@ -117,12 +117,12 @@ def step(
       instrument says otherwise.
     """
     batch, order = draw_batch(problem, number, state, data)
-    taken = take_gradient(problem, state.params, batch)
-    now, measured, carried = measure_before(problem, number, state, batch, taken, data, wanted, due)
+    backward = take_gradient(problem, state.params, batch)
+    now, measured, carried = measure_before(problem, number, state, batch, backward, data, wanted, due)
     schedule = next_lr(problem, number, state, measured)
     detector, event = detect(problem, state, schedule, measured)
-    params, opt_state = update(problem, state, taken.gradient, schedule.lr)
-    late, carried = measure_after(problem, number, now._replace(new_params=params), taken, carried, wanted, due)
+    params, opt_state = update(problem, state, backward.gradient, schedule.lr)
+    late, carried = measure_after(problem, number, now._replace(new_params=params), backward, carried, wanted, due)
     measured |= late
     after = state._replace(
         params=params, opt_state=opt_state, schedule=schedule, detector=detector, carried=carried, order=order
@@ -199,7 +199,7 @@ def measure_before(
     number: Int[Array, ""],
     state: MemberState,
     batch: tuple[Array, Array],
-    taken: _Gradient,
+    backward: _Gradient,
     data: dict[str, Array],
     wanted: Bool[Array, ""] | bool,
     due: frozenset[str] | None,
@@ -211,7 +211,7 @@ def measure_before(
       number: of the step.
       state: of the member.
       batch: ``(x, y)``.
-      taken: gradient of the batch.
+      backward: outputs, kernel and gradient of the batch.
       data: all examples.
       wanted: False: nothing with a cadence is due.
       due: labels of the instruments that are due; None: decide at run time.
@@ -222,14 +222,14 @@ def measure_before(
     # The preconditioner of this step comes from the optimizer's state after it, which does not depend on the lr. The schedule needs the
     # critical lr, so the state is computed here, and again in `update` once the lr is known. XLA merges the two calls: the compiled step
     # of a network with Adam has as many operations as with one call.
-    _, after = problem.transformation.update(taken.gradient, state.opt_state, state.params)
+    _, after = problem.transformation.update(backward.gradient, state.opt_state, state.params)
     # Holds the two states, not the gradient, so that a measurement with a loop carries less.
     preconditioner = Partial(partial(preconditioner_from_state, problem.optimizer), state.params, after, state.opt_state)
-    now = Moment(state.params, state.params, batch, taken.outputs, data, preconditioner, taken.kernel, state.schedule.lr)
+    now = Moment(state.params, state.params, batch, backward.outputs, data, preconditioner, backward.kernel, state.schedule.lr)
     early = {name: i for name, i in problem.instruments.items() if not i.after_update}
     with _highest(every_precision_is_highest()):
         measured, carried = measure(early, now, state.carried, _clock(number, wanted), due=due)
-    measured = {"loss_batch": batch_loss(taken.outputs, batch[1], loss=problem.loss)} | measured
+    measured = {"loss_batch": batch_loss(backward.outputs, batch[1], loss=problem.loss)} | measured
     if problem.is_full_batch:
         same = {name: measured[other] for name, other in _SAME_AS_BATCH.items() if other in measured}
         measured = same | measured
@@ -240,7 +240,7 @@ def measure_after(
     problem: Problem,
     number: Int[Array, ""],
     now: Moment,
-    taken: _Gradient,
+    backward: _Gradient,
     carried: dict[str, PyTree],
     wanted: Bool[Array, ""] | bool,
     due: frozenset[str] | None,
@@ -251,7 +251,7 @@ def measure_after(
       problem: what is fixed.
       number: of the step.
       now: what the instruments see, with the new weights.
-      taken: gradient of the batch.
+      backward: outputs, kernel and gradient of the batch.
       carried: what each instrument carries from the measurement before.
       wanted: False: nothing with a cadence is due.
       due: labels of the instruments that are due; None: decide at run time.
@@ -260,7 +260,7 @@ def measure_after(
       The measurements by series, and what each instrument carries on.
     """
     late = {name: i for name, i in problem.instruments.items() if i.after_update}
-    with _highest(taken.at_highest or every_precision_is_highest()):  # as for the loss before the update
+    with _highest(backward.at_highest or every_precision_is_highest()):  # as for the loss before the update
         return measure(late, now, carried, _clock(number, wanted), due=due)
 
 

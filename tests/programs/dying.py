@@ -1,4 +1,4 @@
-"""Runs a program that kills itself where the Nth file of a record, or the Nth checkpoint, is written but not yet in its place:
+"""Runs a program and kills it when the Nth file of a record, or the Nth checkpoint, is written but not yet in its place:
 python -m tests.programs.dying (record|checkpoint):N MODULE ARGS..."""
 
 import os
@@ -7,7 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
-ENDS = {"record": ".partial", "checkpoint": ".npz.tmp"}  # so Zarr, and a checkpoint, name a file until it is whole
+ENDS = {"record": ".partial", "checkpoint": ".npz.tmp"}  # end of the name of a file that is not yet whole
 _move, _replace = Path.replace, os.replace
 _end, _left = "", 0
 
@@ -22,7 +22,7 @@ def _die_at(path) -> None:
 
 def _dying_move(self: Path, target):
     _die_at(self)
-    os.replace = _replace  # which Path.replace calls: the file is counted once
+    os.replace = _replace  # Path.replace calls it; so the file is counted once
     try:
         return _move(self, target)
     finally:

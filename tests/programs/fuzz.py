@@ -1,4 +1,4 @@
-"""Random data files and random command lines. Each either works or is refused in one line; nothing else is allowed to happen."""
+"""Random data files and random command lines. Each either works or is refused in one line."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def outcome_of_command_line(arguments: list[str]) -> str:
     return "allowed"
 
 
-# Small enough to run in seconds, and otherwise any value with any other.
+# Values of runs that take seconds, in any combination.
 _TO_RUN = {
     "steps": (1, 4, 7),
     "members.seed": (None, (0, 3)),
@@ -196,7 +196,7 @@ _TO_RUN = {
 
 
 def config_to_run(seed: int) -> dict[str, object]:
-    """Three to ten fields of a run of seconds; the target encoding mostly one that the loss allows, since else nearly all are refused for that."""
+    """Three to ten fields of a run of seconds; the target encoding is mostly one that the loss allows, since nearly all configs would be refused otherwise."""
     draw = random.Random(seed)
     fields = {name: draw.choice(_TO_RUN[name]) for name in draw.sample(sorted(_TO_RUN), draw.randint(3, 10))}
     if draw.random() < 0.9:

@@ -37,7 +37,7 @@ COMMANDS = {
 
 
 def _start(command: list[str], workdir: Path, cache: Path, dies: str = "") -> subprocess.Popen:
-    """``dies``: where, see :mod:`tests.programs.dying`; empty: not by itself."""
+    """``dies``: where it kills itself, see :mod:`tests.programs.dying`; empty: nowhere."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache)}
     dying = ["tests.programs.dying", dies] if dies else []
     return subprocess.Popen(
@@ -55,7 +55,7 @@ def _to_the_end(command: list[str], workdir: Path, cache: Path) -> str:
 
 
 def _progress(workdir: Path) -> dict[Path, int]:
-    """When each file that a run writes at every chunk was last written."""
+    """Time of the last change of each file that a run writes at every chunk."""
     return {path: path.stat().st_mtime_ns for pattern in ("progress.json", "*/progress.json") for path in workdir.glob(pattern)}
 
 
@@ -63,19 +63,19 @@ _HALVES = (ENDS["record"], ENDS["checkpoint"])
 
 
 def _half_written(workdir: Path, halves) -> set[str]:
-    """Files and folders with such an end, while others come and go."""
-    found = ((folder, name) for folder, *names in os.walk(workdir) for name in (*names[0], *names[1]))
-    return {os.path.join(folder, name) for folder, name in found if name.endswith(tuple(halves))}
+    """Files and folders whose names end in one of ``halves``. Others may come and go meanwhile."""
+    paths = ((folder, name) for folder, *names in os.walk(workdir) for name in (*names[0], *names[1]))
+    return {os.path.join(folder, name) for folder, name in paths if name.endswith(tuple(halves))}
 
 
 def kill_and_resume(command: list[str], directory: Path, kills: int, seed: int) -> dict[str, int]:
     """Runs a command to its end once, and again with ``kill -9`` at random moments; the two must be the same, bit for bit.
 
-    Every other kill comes up to a second after the first chunk of its sitting, the others where some file of the record, or some
-    checkpoint, is half written. A command that ends before all were made is run again from nothing.
+    Every other kill comes up to a second after the first chunk of its start. The others come when a file of the record, or a checkpoint,
+    is half written. A command that ends before the last kill runs again from an empty directory.
 
     Raises:
-      AssertionError: they differ, or a sitting failed.
+      AssertionError: the runs differ, or a command failed.
     """
     draw, cache = random.Random(seed), directory / "compiled"
     counts = {
@@ -122,11 +122,11 @@ def _compare(whole: Path, parts: Path, counts: dict[str, int]) -> None:
     runs = [path.parent.relative_to(whole) for path in sorted(whole.rglob("run.json"))]
     assert runs, whole
     for run in runs:
-        found = reproduce.compare(whole / run, parts / run)
-        assert found.same, (run, found.differing)
+        comparison = reproduce.compare(whole / run, parts / run)
+        assert comparison.same, (run, comparison.differing)
         assert (whole / run / "config.json").read_text() == (parts / run / "config.json").read_text(), run
         counts["runs_compared"] += 1
-        counts["numbers_compared"] += found.numbers
+        counts["numbers_compared"] += comparison.numbers
     if (whole / "summary.csv").is_file():
         assert (whole / "summary.csv").read_text() == (parts / "summary.csv").read_text()
 
@@ -143,8 +143,8 @@ def main() -> int:
     for seed, (name, command) in enumerate(COMMANDS.items()):
         with tempfile.TemporaryDirectory() as directory:
             begin = time.monotonic()
-            found = kill_and_resume(command, Path(directory), -(-arguments.kills // len(COMMANDS)), seed)
-            results["kills"][name] = found | {"seconds": round(time.monotonic() - begin)}
+            counts = kill_and_resume(command, Path(directory), -(-arguments.kills // len(COMMANDS)), seed)
+            results["kills"][name] = counts | {"seconds": round(time.monotonic() - begin)}
         print(name, results["kills"][name], flush=True)
     from tests.programs import fuzz
 
@@ -158,7 +158,7 @@ def main() -> int:
         results[name] = tried = try_so_many(counts[name])
         print(name, tried, flush=True)
     for kind in ("in_checkpoint", "in_record"):
-        assert not arguments.kills or sum(found[kind] for found in results["kills"].values()), f"no kill {kind}"
+        assert not arguments.kills or sum(counts[kind] for counts in results["kills"].values()), f"no kill {kind}"
     if arguments.write:
         records.write_json(ROOT / "docs" / "soak.json", results, checksum=False)
     return 0
