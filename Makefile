@@ -20,7 +20,7 @@ help:
 	@echo "make test   make the environment, then run the tests"
 	@echo "make env    only the environment, in $(VENV)"
 	@echo "make soak   the long tests of reliability, into docs/soak.json"
-	@echo "make lint   ruff"
+	@echo "make lint   ruff, and basedpyright on the library"
 	@echo "make bench  the benchmarks, into benchmarks/results"
 	@echo "make clean  remove the environment"
 
@@ -43,10 +43,10 @@ test: $(READY)
 	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
 soak: $(READY)
-	@$(BIN)/python -m tests.soak --write
+	@$(BIN)/python -m tests.programs.soak --write
 
 lint: $(READY)
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/basedpyright
 
 bench: $(READY)
 	@$(BIN)/python -m benchmarks.run

@@ -1,4 +1,4 @@
-"""Benchmarks: what the measurements cost, as ratios within one process."""
+"""Benchmarks of the cost of measurements; ratios are taken within one process."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Runs one function in a process of its own, within limits of time and of memory: so that its peak memory is its own."""
+"""Runs one function in its own process, within limits of time and memory, so that its peak memory can be measured."""
 
 from __future__ import annotations
 
@@ -30,13 +30,19 @@ def call(
     cache: str | None = None,
     variables: dict[str, str] | None = None,
 ) -> Any:
-    """Result of ``function`` ("module:name"), whose arguments and result are JSON. ``cache``: folder of compiled programs;
-    ``variables``: of its environment, beside those of this process.
+    """Result of ``function``, run in a process of its own.
+
+    Args:
+      function: "module:name".
+      arguments: keyword arguments; they and the result are JSON.
+      seconds, mib: limits of time and of resident memory.
+      cache: folder of compiled programs; None: no cache.
+      variables: environment variables to set.
 
     Raises:
-      Failed: it raised an error, took longer than ``seconds``, or its resident memory grew above ``mib``.
+      Failed: the function raised an error or exceeded a limit.
     """
-    # A cache of compiled programs would make compile seconds say nothing.
+    # With a cache of compiled programs the compile seconds would mean nothing.
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     if cache is not None:
         environment |= {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
@@ -53,7 +59,7 @@ def call(
         err.seek(0)
         if process.returncode:
             last = (err.read().strip().splitlines() or [""])[-1][:300]
-            # An error of Python ends with its own line; a signal leaves whatever was printed before it.
+            # A Python error ends with its message; after a signal the last line may be anything.
             raise Failed(last if process.returncode == 1 and last else f"ended with status {process.returncode}: {last}")
         return json.loads(out.read().splitlines()[-1])
 
@@ -72,7 +78,7 @@ def _watch(process: subprocess.Popen, seconds: float, mib: float) -> None:
 
 
 def _resident_mib(pid: int) -> float:
-    """Resident MiB of a process; 0 on systems that do not tell."""
+    """Resident MiB of a process; 0 on systems without /proc."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -81,7 +87,7 @@ def _resident_mib(pid: int) -> float:
 
 
 def rows_or_reason(identity: dict[str, Any], make: Callable[[], Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The rows that ``make`` makes, each beginning with ``identity``; one row with the reason where they can't be had."""
+    """The rows of ``make``, each with ``identity`` first; one row with the reason if ``make`` fails."""
     try:
         return [identity | row for row in make()]
     except Failed as error:
@@ -89,17 +95,17 @@ def rows_or_reason(identity: dict[str, Any], make: Callable[[], Iterable[dict[st
 
 
 def run_experiment(config: str, workdir: Path, *flags: str) -> tuple[float, float]:
-    """Seconds and peak resident MiB of a whole process that runs a config, as a user starts it: imports, compilation, steps, report.
+    """Seconds and peak resident MiB of a process that runs a config as a user starts it: imports, compilation, steps, report.
 
     Raises:
-      Failed: it ended with an error.
+      Failed: the process ended with an error.
     """
     command = [sys.executable, "-m", "experiments.main", f"--config=configs/{config}", f"--workdir={workdir}", *flags]
     start = time.monotonic()
     with tempfile.TemporaryFile("w+") as err:
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=err)
         try:
-            _, status, usage = os.wait4(process.pid, 0)  # the usage of this child alone
+            _, status, usage = os.wait4(process.pid, 0)  # the usage of this child only
         except BaseException:
             process.kill()
             raise
@@ -111,9 +117,10 @@ def run_experiment(config: str, workdir: Path, *flags: str) -> tuple[float, floa
 
 
 def environment() -> dict[str, Any]:
-    from catapult_jax import records
 
-    return records.environment()
+    from catapult_jax import provenance
+
+    return provenance.environment()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The networks that are measured, and random data of the size of CIFAR-10: speed does not depend on the content."""
+"""Networks to measure, and random data of the size of CIFAR-10; the speed does not depend on the content."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NETWORKS = {
     "wrn": ("WideResNet", dict(depth=10, width=16, stem_stride=2)),
     "vit": ("ViT", dict(depth=2, width=64, activation="gelu", patch_size=8)),
 }
-# The same families, small: only to see that the benchmarks run.
+# Small networks of the same families, to test that the benchmarks run.
 SMOKE = {
     "fcn": dict(depth=3, width=32),
     "cnn": dict(depth=3, width=8, strides=(4, 2)),
@@ -23,7 +23,7 @@ SMOKE = {
 
 
 def network(name: str, scale: str, **changes: Any):
-    """A Flax model; ``changes`` of its arguments have the last word."""
+    """A Flax model; ``changes`` override its arguments."""
     from catapult_jax import models
 
     kind, arguments = NETWORKS[name]
@@ -60,8 +60,10 @@ def initialised(model, x, seed: int = 2):
 
 
 def at_one_precision(step: Callable) -> Callable:
-    """A step whose own passes have, on the CPU, the precision of the kernel's, which costs nothing there: so that XLA sees which are
-    the same, as in training."""
+    """The step with the precision of the kernel on the CPU, where that is free.
+
+    As in training, XLA then recognises the passes that step and kernel share.
+    """
     import jax
 
     def named(*arguments):

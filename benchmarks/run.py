@@ -1,9 +1,9 @@
-"""Measures what the project costs, and whether it keeps its promises: python -m benchmarks.run [--only SECTION ...] [--scale SCALE].
+"""Measures costs and checks the promises: python -m benchmarks.run [--only SECTION ...] [--scale SCALE].
 
-Each group of measurements runs in a process of its own; within one, variants take turns, and ratios are taken there. Results go
-to benchmarks/results/performance.json (with every round) and performance.md (one table for each section); a section that is
-not run keeps the results that it has. ``--scale=smoke`` shows in about ten minutes that everything runs, on networks too small to
-tell anything, and writes elsewhere.
+Each group of measurements runs in its own process. Within a process the variants take turns, and ratios are taken there.
+Results go to benchmarks/results: performance.json has every round, performance.md one table for each section. A section that
+does not run keeps its results. ``--scale=smoke`` tests in about ten minutes that everything runs. Its networks are too small
+for meaningful numbers, so it writes to a temporary folder.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ def section_of(name: str):
 
 
 def measure(name: str, scale: str) -> dict[str, Any]:
-    """One section: its rows, the seconds that it took, and what it ran on."""
+    """One section: its rows, seconds, scale and environment."""
     section, rows, start = section_of(name), [], time.monotonic()
     for row in section.run(scale):
         rows.append(row)
-        said = "  ".join(tables.cell(row.get(key)) for key in section.COLUMNS)
-        print(f"[{name} {time.monotonic() - start:.0f} s] {said}", file=sys.stderr, flush=True)
+        cells = "  ".join(tables.cell(row.get(key)) for key in section.COLUMNS)
+        print(f"[{name} {time.monotonic() - start:.0f} s] {cells}", file=sys.stderr, flush=True)
     seconds = time.monotonic() - start
     return {"rows": rows, "seconds": seconds, "scale": scale, "environment": child.call("benchmarks.child:environment", {})}
 
 
 def report(results: dict[str, Any]) -> str:
-    """All sections that were ever measured, in their order."""
+    """All measured sections as Markdown, in the order of ``SECTIONS``."""
     parts = ["# Performance\n\nMade by `python -m benchmarks.run`; ratios are taken within one run."]
     for name in (name for name in SECTIONS if name in results):
         result, section = results[name], section_of(name)
@@ -73,18 +73,18 @@ def main() -> None:
     parser.add_argument("--only", choices=SECTIONS, nargs="+", action="extend", help="default: all")
     parser.add_argument("--scale", choices=("cpu", "gpu", "smoke"), default="cpu", help="default: cpu")
     parser.add_argument("--out", type=Path, help="folder; default: benchmarks/results, and a temporary one for smoke")
-    given = parser.parse_args()
-    out = given.out or (Path(tempfile.mkdtemp(prefix="benchmarks-")) if given.scale == "smoke" else RESULTS)
+    options = parser.parse_args()
+    out = options.out or (Path(tempfile.mkdtemp(prefix="benchmarks-")) if options.scale == "smoke" else RESULTS)
     out.mkdir(parents=True, exist_ok=True)
-    # Numbers of different machines do not share a file.
-    stem = "performance_gpu" if given.scale == "gpu" else "performance"
+    # CPU and GPU numbers go to different files.
+    stem = "performance_gpu" if options.scale == "gpu" else "performance"
     stored = out / f"{stem}.json"
     results = json.loads(stored.read_text()) if stored.is_file() else {}
-    for name in given.only or SECTIONS:
-        results[name] = measure(name, given.scale)
+    for name in options.only or SECTIONS:
+        results[name] = measure(name, options.scale)
         records.write_json(stored, results, checksum=False)
         (out / f"{stem}.md").write_text(report(results))
-    print(report({name: results[name] for name in given.only or SECTIONS}))
+    print(report({name: results[name] for name in options.only or SECTIONS}))
     print(f"written: {stored}", file=sys.stderr)
 
 

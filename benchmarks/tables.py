@@ -1,4 +1,4 @@
-"""Rows of results: their promises, and how they are laid out as Markdown."""
+"""Promises of a row, and rows as a Markdown table."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def promise(text: str, met: bool | None) -> dict[str, str]:
-    """The two columns of a promise; ``met`` is None where nothing was measured."""
+    """The two columns of a promise; ``met`` is None if nothing was measured."""
     return {"promise": text, "met": "-" if met is None else "yes" if met else "NO"}
 
 

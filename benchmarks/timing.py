@@ -1,4 +1,4 @@
-"""Seconds and memory of calls: variants take turns, so that a slow minute of the machine falls on all of them."""
+"""Seconds and memory of calls; variants take turns, so that a slow minute of the machine slows all of them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from benchmarks.child import MIB_LIMIT
 
 ROUNDS = {"cpu": 7, "gpu": 30, "smoke": 2}
 SLOW_SECONDS, SLOW_ROUNDS = 2.0, 3
-FAST_SECONDS, FAST_TIMES = 0.1, 3  # faster calls are timed so many times as often
-SETTLED_SECONDS = 0.5  # faster calls are called once more before they are timed
+FAST_SECONDS, FAST_TIMES = 0.1, 3  # a faster call is timed three times in each round after the first
+SETTLED_SECONDS = 0.5  # a faster call is first called once without timing
 
 Call = Callable[[], Any]
 
@@ -29,11 +29,14 @@ def seconds_of(call: Call) -> float:
 
 
 def take_turns(calls: dict[str, Call], *, rounds: int, memory: bool = True) -> dict[str, dict[str, Any]]:
-    """For each call its median seconds, those of every round, the seconds of compilation (first call minus median), and with
-    ``memory`` the peak of one more call, above what the process held before it.
+    """Times each call in ``rounds`` rounds, in turns.
 
-    A fast call is timed as in a loop of its own, after one that is not timed: otherwise it would pay for what the variant before
-    it left, caches that are full of other arrays and memory that was given back.
+    A fast call follows an untimed call of the same variant. Otherwise it would pay for the variant before it, which fills the
+    caches with other arrays and frees memory.
+
+    Returns:
+      For each call: median seconds, the seconds of every round, and the seconds of compilation (first call minus median). With
+      ``memory`` also the memory of one more call, see :func:`peak_of`.
     """
     first = {name: seconds_of(call) for name, call in calls.items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -53,7 +56,7 @@ def take_turns(calls: dict[str, Call], *, rounds: int, memory: bool = True) -> d
 
 
 def planned(function: Callable, *arguments: Any) -> Callable[[], Any]:
-    """The compiled function, made when it is first asked for; MemoryError where XLA plans for more memory than a process may have."""
+    """A function that compiles at its first call; MemoryError if XLA plans for more memory than a process may have."""
     import jax
 
     @functools.cache
@@ -68,13 +71,13 @@ def planned(function: Callable, *arguments: Any) -> Callable[[], Any]:
 
 
 def plan_mib(program) -> float | None:
-    """Temporary arrays of a compiled program by XLA's own account; None where the backend gives none."""
+    """MiB of temporary arrays that XLA plans for a compiled program; None if the backend does not say."""
     analysis = program.memory_analysis()
     return None if analysis is None else analysis.temp_size_in_bytes / 2**20
 
 
 def peak_mib() -> float:
-    """Peak MiB of this process so far: of the accelerator's memory where there is one, resident otherwise."""
+    """Peak MiB of this process so far: memory of the accelerator if there is one, else resident memory."""
     import resource
     import sys
 
@@ -87,20 +90,21 @@ def peak_mib() -> float:
 
 
 def peak_of(call: Call) -> dict[str, float]:
-    """MiB of this process before one call, the peak until its end, and the difference: of what is compiled before, the call alone.
+    """MiB of this process before one call, the peak until its end, and the difference.
 
-    On Linux the peak so far is forgotten first, and memory that was freed is given back, so that it hides nothing.
+    Compile the call first, so that its compilation does not count. On Linux the peak is reset before the call, and freed memory
+    goes back to the system, so that it hides nothing.
     """
     import jax
 
-    before = _forget_peak()
+    before = _reset_peak()
     jax.block_until_ready(call())
     peak = peak_mib() if before is None else _status_mib("VmHWM")
     return {"before_mib": before, "peak_mib": peak, "above_mib": None if before is None else peak - before}
 
 
-def _forget_peak() -> float | None:
-    """Resident MiB now, from where the peak is counted anew; None where that can't be had."""
+def _reset_peak() -> float | None:
+    """Resets the peak and returns the resident MiB; None if the system does not allow it."""
     import ctypes
 
     import jax

@@ -1,3 +1,3 @@
-"""The version, readable without importing JAX."""
+"""The version of the package. This module imports nothing, so setuptools can read it."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Checkpoints of a run's state, each one file; a trained model as one file."""
+"""Checkpoints of the state of a run, one file each; a trained model as one file."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ from flax import traverse_util
 from catapult_jax.data.npz import npz_arrays
 from catapult_jax.records import write_bytes
 
-_KEPT = 2  # newest checkpoints
+_KEPT = 2  # number of newest checkpoints that stay
 
 
 def save(directory: str | Path, step: int, state: Any) -> None:
-    """Saves a state with its checksum to ``DIRECTORY/STEP.npz``; the newest two are kept. One of that step is replaced.
+    """Saves a state with its checksum to ``DIRECTORY/STEP.npz``. The newest two checkpoints stay; one of the same step is replaced.
+
+    Args:
+      directory: where the checkpoints are.
+      step: number of steps that the state has taken.
+      state: a pytree of arrays.
 
     Raises:
-      OSError: it could not be written, or is older than one that is there; the ones before it are as they were.
+      OSError: the file can't be written, or a later checkpoint is there. The other checkpoints stay as they are.
     """
     directory = Path(directory)
     newest = max(_steps(directory), default=step)
@@ -40,24 +45,26 @@ def save(directory: str | Path, step: int, state: Any) -> None:
 
 
 def restore(directory: str | Path, like: Any, *, at_most: int | None = None) -> tuple[Any | None, list[str]]:
-    """The newest state that is whole, in the structure, shapes and dtypes of ``like``, and a line for each newer one that is not.
+    """Reads the newest undamaged state, onto the default device. Nothing is deleted.
 
-    A state is whole if it can be read and has the checksum that it was saved with. It is put on the default device, wherever it was
-    saved. None where there is none; nothing is deleted.
+    A state is undamaged if it can be read, has its checksum, and has the structure, shapes and dtypes of ``like``.
 
     Args:
       directory: where the checkpoints are.
-      like: a state of that structure.
+      like: a state of the same structure.
       at_most: the last step to look at; None: the newest.
+
+    Returns:
+      The state, None if there is none; and a line for each newer checkpoint that is damaged.
     """
     damaged = []
-    wanted, structure = _leaves(like), jax.tree.structure(like)
+    expected, structure = _leaves(like), jax.tree.structure(like)
     for step in reversed(_steps(Path(directory))):
         if at_most is not None and step > at_most:
             continue
         try:
             leaves, _ = _read(_path(Path(directory), step))
-            if [(name, a.dtype, a.shape) for name, a in leaves] != [(name, a.dtype, a.shape) for name, a in wanted]:
+            if [(name, a.dtype, a.shape) for name, a in leaves] != [(name, a.dtype, a.shape) for name, a in expected]:
                 raise ValueError("it holds another state")
         except (OSError, ValueError) as error:
             damaged.append(f"the checkpoint of step {step} is damaged: {error}")
@@ -68,7 +75,7 @@ def restore(directory: str | Path, like: Any, *, at_most: int | None = None) -> 
 
 
 def _path(directory: Path, step: int) -> Path:
-    """That of an earlier version was a folder, which is no checkpoint that can be read."""
+    """File of a checkpoint. In an earlier version it was a folder, which can't be read."""
     old = directory / str(step)
     return old if old.is_dir() else directory / f"{step}.npz"
 
@@ -81,7 +88,7 @@ def _steps(directory: Path) -> list[int]:
 
 
 def _leaves(state: Any) -> list[tuple[str, Any]]:
-    """Arrays of a state by name; those of the host where the state is there."""
+    """Leaves of a state by name; Python numbers become arrays."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return [(jax.tree_util.keystr(path), leaf if hasattr(leaf, "dtype") else np.asarray(leaf)) for path, leaf in leaves]
 
@@ -110,8 +117,12 @@ def _read(path: Path) -> tuple[list[tuple[str, np.ndarray]], str]:
 
 
 def set_aside(directory: str | Path, *, after: int) -> None:
-    """Moves the checkpoints of later steps to ``DIRECTORY-damaged``, before they are made again: else the record would go back and they
-    would not."""
+    """Moves the checkpoints after a step to ``DIRECTORY-damaged``, so that they can be made again like the record.
+
+    Args:
+      directory: where the checkpoints are.
+      after: later checkpoints than this step are moved.
+    """
     directory, aside = Path(directory), Path(f"{directory}-damaged")
     aside.mkdir(exist_ok=True)
     for step in _steps(directory):
@@ -124,9 +135,15 @@ def set_aside(directory: str | Path, *, after: int) -> None:
 def newest_checksum(directory: str | Path) -> str:
     """Checksum that the newest state was saved with.
 
+    Args:
+      directory: where the checkpoints are.
+
+    Returns:
+      SHA-256 in hexadecimal.
+
     Raises:
-      FileNotFoundError: there is none.
-      ValueError: it is damaged.
+      FileNotFoundError: there is no checkpoint.
+      ValueError: the newest checkpoint is damaged.
     """
     steps = _steps(Path(directory))
     if not steps:
@@ -139,32 +156,54 @@ def newest_checksum(directory: str | Path) -> str:
 
 
 def checksum(state: Any) -> str:
-    """SHA-256 of the leaves of a state: names, dtypes, shapes and bytes."""
+    """SHA-256 of the leaves of a state: names, dtypes, shapes and bytes.
+
+    Args:
+      state: a pytree of arrays.
+
+    Returns:
+      SHA-256 in hexadecimal.
+
+    >>> checksum({"a": np.zeros(2)}) == checksum({"a": np.zeros(2)}), checksum({"a": np.zeros(2)}) == checksum({"b": np.zeros(2)})
+    (True, False)
+    """
     return _digest(_leaves(jax.device_get(state)))
 
 
 def _digest(leaves: list[tuple[str, np.ndarray]]) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, array in leaves:
-        found.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        found.update(np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def save_model(path: str | Path, params: Any, about: dict[str, Any]) -> None:
-    """Writes parameters and what they are to one ``.npz`` file, whole or not at all."""
+    """Writes parameters and their description to one ``.npz`` file, whole or not at all.
+
+    Args:
+      path: of the file.
+      params: nested dictionaries of arrays.
+      about: description, as JSON.
+    """
     arrays = {name: np.asarray(leaf) for name, leaf in traverse_util.flatten_dict(params, sep="/").items()}
     buffer = io.BytesIO()
-    np.savez(buffer, about=np.array(json.dumps(about)), **arrays)
+    np.savez(buffer, about=np.array(json.dumps(about)), **arrays)  # pyright: ignore[reportArgumentType]  # no array is allow_pickle
     write_bytes(path, buffer.getbuffer())
 
 
 def load_model(path: str | Path) -> tuple[dict, dict[str, Any], str]:
-    """``(params, about, SHA-256 of the file)`` of a model that :func:`save_model` wrote.
+    """Reads a model that :func:`save_model` wrote.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      Parameters, description, and the SHA-256 of the file.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: a file that is not of that form.
+      FileNotFoundError: there is no such file.
+      ValueError: the file is no saved model.
     """
     try:
         content = Path(path).read_bytes()

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from catapult_jax.critical import loss_weighted_kernel
 from catapult_jax.losses import curvature_columns, weighted_residual
+from catapult_jax.tangent.weighted import loss_weighted_kernel
 from catapult_jax.xla import warn_of_lapack_threads
 
 if TYPE_CHECKING:
@@ -16,15 +16,16 @@ if TYPE_CHECKING:
 
 
 class LossSplit(NamedTuple):
-    """What :func:`split_loss` returns."""
+    """The loss split over the top-``k`` eigenspace of the loss-weighted kernel, and the eigenpairs of that space."""
 
     top: Float[Array, ""]  # part of the loss in the top-k eigenspace
     rest: Float[Array, ""]  # part outside it
     lambda_max: Float[Array, ""]  # largest eigenvalue of the loss-weighted kernel
-    # Largest over smallest, on the range of the loss Hessian; infinite where the smallest is lost in rounding
-    condition_number: Float[Array, ""]
+    condition_number: Float[
+        Array, ""
+    ]  # largest over smallest eigenvalue, on the range of the loss Hessian; inf: smallest is rounding
     eigenvalues: Float[Array, " k"]  # of the loss-weighted kernel, in the order of the eigenvectors
-    eigenvectors: Float[Array, "n k"]  # columns, aligned to the previous ones if those are given
+    eigenvectors: Float[Array, "n k"]  # columns, aligned with the previous ones if there are any
 
 
 def split_loss(
@@ -36,23 +37,27 @@ def split_loss(
     k: int = 5,
     previous: Float[Array, "bo k"] | None = None,
 ) -> LossSplit:
-    """Splits the loss of a batch over the top-``k`` eigenspace of the loss-weighted kernel.
+    """Split the loss of a batch over the top-``k`` eigenspace of the loss-weighted kernel.
 
-    With ``U_k`` the top eigenvectors and ``r`` the loss-weighted residual of :func:`catapult_jax.losses.weighted_residual`,
-    ``top = ||U_k^T r||^2 / b`` and ``rest = (||r||^2 - ||U_k^T r||^2) / b``. For ``mse`` this is ``||U_k^T (f - y)||^2 / b``,
-    and ``top + rest`` is the loss; for other losses the sum is half the Newton decrement, not the loss.
+    ``top = ||U_k^T r||^2 / b`` and ``rest = (||r||^2 - ||U_k^T r||^2) / b``, with ``U_k`` the top eigenvectors and ``r`` the
+    loss-weighted residual of :func:`catapult_jax.losses.weighted_residual`.
+    For ``mse``, ``r = f - y`` and ``top + rest`` is the loss.
+    For other losses the sum is half the Newton decrement, not the loss.
 
     Args:
       kernel: tangent kernel ``(b*o, b*o)``, example-major, not loss-weighted.
       outputs: ``(b,)`` or ``(b, o)``.
-      targets: as the loss wants them.
+      targets: as the loss takes them.
       loss: ``"mse"``, ``"softmax_cross_entropy"`` or ``"logistic"``.
-      k: size of the eigenspace; at most ``b*o`` vectors exist, and a larger ``k`` takes them all.
-      previous: eigenvectors of the step before. The new ones are put in the order and sign that overlap most with them, so
-        that curves do not jump when two eigenvalues cross; the space itself is always that of the ``k`` largest.
+      k: size of the eigenspace; a ``k`` above ``b*o`` takes all eigenvectors.
+      previous: eigenvectors of the previous step. The new ones take the order and signs that overlap most with them, so curves
+        do not jump where two eigenvalues cross. The space is always that of the ``k`` largest eigenvalues.
+
+    Returns:
+      A :class:`LossSplit`; ``top`` and ``rest`` in units of the loss, eigenvalues in units of an inverse learning rate.
 
     Raises:
-      ValueError: ``k`` below 1, unknown loss, or shapes that don't fit.
+      ValueError: ``k`` below 1, unknown loss, or shapes that do not fit.
 
     Source: Zhu et al. (2024), arXiv 2306.04815, for the split; the loss-weighted form is the Gauss-Newton one.
 
@@ -73,12 +78,19 @@ def split_weighted_loss(
     k: int = 5,
     previous: Float[Array, "bo k"] | None = None,
 ) -> LossSplit:
-    """:func:`split_loss` from a kernel that is loss-weighted already.
+    """:func:`split_loss` of a kernel that is loss-weighted already.
 
     Args:
-      weighted: from :func:`loss_weighted_kernel`, or from :func:`weighted_tangent_kernel`, in as many directions of the outputs as
-        the loss has curvature in; eigenvectors are those of the former.
-      outputs, targets, loss, k, previous: as in :func:`split_loss`; for ``softmax_cross_entropy`` the latter has ``b*(o-1)`` vectors.
+      weighted: from :func:`catapult_jax.loss_weighted_kernel`, ``(b*o, b*o)``, or from
+        :func:`catapult_jax.tangent.weighted_tangent_kernel`, ``(b*r, b*r)`` with ``r`` the rank of the loss Hessian.
+      outputs: ``(b,)`` or ``(b, o)``.
+      targets: as the loss takes them.
+      loss: ``"mse"``, ``"softmax_cross_entropy"`` or ``"logistic"``.
+      k: size of the eigenspace; a ``k`` above the size of ``weighted`` takes all eigenvectors.
+      previous: eigenvectors of the previous step, as in :func:`split_loss`.
+
+    Returns:
+      A :class:`LossSplit`. Its eigenvectors have ``b*o`` entries for both kinds of ``weighted``.
 
     Raises:
       ValueError: as :func:`split_loss`.
@@ -99,23 +111,27 @@ def split_weighted_loss(
                 f"previous has shape {jnp.shape(previous)}; allowed: {expected}, eigenvectors of the same batch size and k"
             )
         if len(weighted) == residual.size:
-            null = b if loss == "softmax_cross_entropy" else 0  # one direction of each example
-            return _split(weighted, residual.reshape(-1), b, k, previous, null)
+            zeros = b if loss == "softmax_cross_entropy" else 0  # one direction per example
+            return _split(weighted, residual.reshape(-1), b, k, previous, zeros)
         _, Q = curvature_columns(outputs, targets, loss=loss)
-        inside = lambda v: jnp.einsum("bor,bok->brk", Q, v.reshape(*residual.shape, -1)).reshape(len(weighted), -1)
-        previous = None if previous is None else inside(previous)
-        split = _split(weighted, inside(residual)[:, 0], b, k, previous, 0)
+        to_rows = lambda v: jnp.einsum("bor,bok->brk", Q, v.reshape(*residual.shape, -1)).reshape(len(weighted), -1)
+        previous = None if previous is None else to_rows(previous)
+        split = _split(weighted, to_rows(residual)[:, 0], b, k, previous, 0)
         vectors = jnp.einsum("bor,brk->bok", Q, split.eigenvectors.reshape(b, Q.shape[2], -1))
         return split._replace(eigenvectors=vectors.reshape(residual.size, -1))
 
 
-def _split(weighted, residual, b: int, k: int, previous, null: int) -> LossSplit:
-    """``null``: eigenvalues that are zero whatever the model, since the loss has no curvature there."""
+def _split(weighted, residual, b: int, k: int, previous, zeros: int) -> LossSplit:
+    """The split in the space of ``weighted``; ``zeros`` eigenvalues are zero for every model, as the loss has no curvature there."""
     warn_of_lapack_threads()
     values, vectors = jnp.linalg.eigh(weighted)
-    least, lambda_max = values[null], values[-1]
-    known = least > len(values) * jnp.finfo(values.dtype).eps * lambda_max
-    condition = jnp.where(known, lambda_max / jnp.where(known, least, 1), jnp.where(jnp.isnan(lambda_max), jnp.nan, jnp.inf))
+    lambda_min, lambda_max = values[zeros], values[-1]
+    is_resolved = lambda_min > len(values) * jnp.finfo(values.dtype).eps * lambda_max
+    condition = jnp.where(
+        is_resolved,
+        lambda_max / jnp.where(is_resolved, lambda_min, 1),
+        jnp.where(jnp.isnan(lambda_max), jnp.nan, jnp.inf),
+    )
     values, vectors = values[::-1][:k], vectors[:, ::-1][:, :k]
     if previous is not None:
         order, sign = _alignment(previous.T @ vectors)
@@ -126,22 +142,37 @@ def _split(weighted, residual, b: int, k: int, previous, null: int) -> LossSplit
 def fraction_of(
     vectors: Float[Array, "n k"], residual: Float[Array, " n"], b: int
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """``(top, rest)``: the part of ``||residual||^2 / b`` in the space of orthonormal columns, and outside it."""
-    # The part outside is projected, not subtracted, so that it keeps its digits when almost all is in the top space.
+    """Split ``||residual||^2 / b`` over a space and its complement.
+
+    Args:
+      vectors: orthonormal columns that span the space.
+      residual: loss-weighted residual, flat.
+      b: number of examples.
+
+    Returns:
+      ``(top, rest)``: the part in the space, and the part outside it, in units of the loss.
+
+    Source: Pythagoras.
+
+    >>> top, rest = fraction_of(jnp.array([[1.0], [0.0]]), jnp.array([3.0, 1.0]), 2)
+    >>> float(top), float(rest)
+    (4.5, 0.5)
+    """
+    # ``rest`` comes from a projection, not a difference: it keeps its digits when almost all of the loss is in the space.
     components = vectors.T @ residual
     outside = residual - vectors @ components
     return jnp.sum(components**2) / b, jnp.sum(outside**2) / b
 
 
 def _alignment(overlap: Float[Array, "k k"]):
-    """Order and sign of the new vectors (columns): the largest overlap is matched first, then the largest of those left."""
+    """Order and sign of the new vectors (columns). Greedy: match the largest overlap, then the largest of the remaining ones."""
     k = overlap.shape[0]
 
     def match(_, carry):
-        left, order = carry
-        row, column = jnp.unravel_index(jnp.argmax(left), left.shape)
-        left = left.at[row, :].set(-1).at[:, column].set(-1)
-        return left, order.at[row].set(column.astype(order.dtype))
+        remaining, order = carry
+        row, column = jnp.unravel_index(jnp.argmax(remaining), remaining.shape)
+        remaining = remaining.at[row, :].set(-1).at[:, column].set(-1)
+        return remaining, order.at[row].set(column.astype(order.dtype))
 
     _, order = jax.lax.fori_loop(0, k, match, (jnp.abs(overlap), jnp.zeros(k, jnp.int32)))
     sign = jnp.where(overlap[jnp.arange(k), order] < 0, -1, 1).astype(overlap.dtype)

@@ -1,5 +1,4 @@
-"""Average Gradient Outer Product (AGOP): which directions of the input a model has learnt to use, and how well they agree
-with a reference."""
+"""Average Gradient Outer Product (AGOP): the input directions that a model uses, and their alignment with a reference."""
 
 from __future__ import annotations
 
@@ -20,22 +19,25 @@ if TYPE_CHECKING:
 def input_jacobian(
     apply_fn: Callable, params: PyTree, x: Float[Array, "n *d"], *, chunk_size: int | None = None
 ) -> Float[Array, "no d"]:
-    """Jacobians of the outputs in the inputs, one row for each example and output: ``J_x f(x_i)``, example-major.
+    """Jacobian of the outputs in the inputs, ``J_x f(x_i)``: one row per example and output, example-major.
 
-    Every function below works on these rows, so that no ``d x d`` matrix is needed.
+    The functions for alignment and eigenvectors work on these rows, so they need no ``d x d`` matrix.
 
     Args:
-      apply_fn: ``apply_fn(params, x) -> (n, ...)``; must treat each example alone.
+      apply_fn: ``apply_fn(params, x) -> (n, ...)``; the outputs of an example must depend on that example only.
       params: parameters.
-      x: ``(n, ...)`` floating-point inputs; ``d`` is the number of entries of one.
-      chunk_size: examples that are differentiated at a time; None: all. Bounds the memory of the backward pass; the rows
-        themselves take ``n * o * d`` numbers. With convolutions on the CPU up to 32 chunks are unrolled; more go in a loop, in which
-        XLA takes three times as long for them.
+      x: ``(n, ...)`` floating-point inputs, with ``d`` entries each.
+      chunk_size: examples per backward pass; None: all. It bounds the memory of the backward pass; the rows themselves take
+        ``n * o * d`` numbers. For convolutions on the CPU up to 32 chunks are unrolled; more run in a loop, which takes three
+        times as long there.
 
-    Units: output per input.
+    Returns:
+      ``(n*o, d)``, in units of output per input.
 
     Raises:
       ValueError: integer inputs, no examples, a chunk size below 1.
+
+    Source: the definition of a Jacobian.
 
     >>> linear = lambda w, x: x @ w
     >>> input_jacobian(linear, jnp.array([[3.0], [4.0]]), jnp.ones((2, 2))).tolist()
@@ -49,35 +51,44 @@ def input_jacobian(
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size!r}; allowed: None, or 1 or more")
 
-    def one_example(example):
-        rows = jax.jacrev(lambda z: apply_fn(params, z[None]).reshape(-1))(example)
-        return rows.reshape(rows.shape[0], -1)
+    def example_rows(example):
+        jacobian = jax.jacrev(lambda z: apply_fn(params, z[None]).reshape(-1))(example)
+        return jacobian.reshape(jacobian.shape[0], -1)
 
     with jax.default_matmul_precision("highest"):
         if chunk_size is None or chunk_size >= len(x):
-            rows = jax.vmap(one_example)(x)
+            rows = jax.vmap(example_rows)(x)
         elif len(x) <= UNROLLED_JACOBIAN_CHUNKS * chunk_size and loops_are_slow(apply_fn, params, x):
-            rows = _one_by_one(jax.jit(jax.vmap(one_example)), x, chunk_size)
+            rows = _unrolled(jax.jit(jax.vmap(example_rows)), x, chunk_size)
         else:
-            rows = lax.map(one_example, x, batch_size=chunk_size)
+            rows = lax.map(example_rows, x, batch_size=chunk_size)
     return rows.reshape(-1, math.prod(x.shape[1:]))
 
 
-def _one_by_one(function: Callable, x: Array, size: int) -> Array:
-    found = [function(x[:size])]
+def _unrolled(function: Callable, x: Array, size: int) -> Array:
+    """``function`` of chunks of ``x``. Each chunk depends on the one before it, so that XLA holds one of them in memory at a time."""
+    results = [function(x[:size])]
     for start in range(size, len(x), size):
-        found.append(function(after(found[-1], x[start : start + size])))
-    return jnp.concatenate(found)
+        results.append(function(after(results[-1], x[start : start + size])))
+    return jnp.concatenate(results)
 
 
 def agop(apply_fn: Callable, params: PyTree, x: Float[Array, "n *d"], *, chunk_size: int | None = None) -> Float[Array, "d d"]:
     """Average Gradient Outer Product, ``G = (1/n) sum_i J_x f(x_i)^T J_x f(x_i)``, summed over outputs.
 
-    For inputs of many dimensions use :func:`agop_alignment` and :func:`agop_eigenvectors`, which never form it.
+    For inputs of many dimensions use :func:`agop_alignment` and :func:`agop_eigenvectors`: they do not form ``G``.
 
-    Args, Raises: as :func:`input_jacobian`.
+    Args:
+      apply_fn: ``apply_fn(params, x) -> (n, ...)``; the outputs of an example must depend on that example only.
+      params: parameters.
+      x: ``(n, ...)`` floating-point inputs, with ``d`` entries each.
+      chunk_size: examples per backward pass; None: all.
 
-    Units: squared output per squared input.
+    Returns:
+      ``(d, d)``, in units of squared output per squared input.
+
+    Raises:
+      ValueError: as :func:`input_jacobian`.
 
     Source: Radhakrishnan et al. (2024), arXiv 2212.13881; Zhu et al. (2024), arXiv 2306.04815.
 
@@ -93,15 +104,15 @@ def agop(apply_fn: Callable, params: PyTree, x: Float[Array, "n *d"], *, chunk_s
 def agop_alignment(jacobian: Float[Array, "m d"], reference: Float[Array, "r d"]) -> Float[Array, ""]:
     """Alignment of two AGOPs, the uncentred cosine ``<G_f, G_g>_F / (||G_f||_F ||G_g||_F)``, between 0 and 1.
 
-    From the rows ``A``, ``B`` of the two Jacobians it is ``||A B^T||_F^2 / (||A A^T||_F ||B B^T||_F)``: no ``d x d`` matrix is
-    formed, except where ``d`` is smaller than the number of rows and it is the smaller one.
+    With ``A`` and ``B`` the rows of the two Jacobians, it equals ``||A B^T||_F^2 / (||A A^T||_F ||B B^T||_F)``.
+    So a ``d x d`` matrix is formed only if ``d`` is smaller than the number of rows.
 
     Args:
-      jacobian: rows of the model, from :func:`input_jacobian`.
-      reference: rows of the reference, on the same points.
+      jacobian: ``(m, d)`` rows of the model, from :func:`input_jacobian`.
+      reference: ``(r, d)`` rows of the reference, at the same points.
 
     Returns:
-      A scalar without units; NaN where one of the AGOPs is zero.
+      A scalar without units; NaN if one of the AGOPs is zero.
 
     Raises:
       ValueError: rows of different length.
@@ -116,12 +127,21 @@ def agop_alignment(jacobian: Float[Array, "m d"], reference: Float[Array, "r d"]
 
 
 def agop_pearson(jacobian: Float[Array, "m d"], reference: Float[Array, "r d"]) -> Float[Array, ""]:
-    """Pearson correlation of the entries of two AGOPs: as :func:`agop_alignment`, with the mean entry taken from each.
+    """Pearson correlation of the entries of two AGOPs: :func:`agop_alignment` after the mean entry is subtracted from each.
 
     The mean entry of ``G = A^T A / n`` is ``||A 1||^2 / (n d^2)``, so this needs no ``d x d`` matrix either.
 
+    Args:
+      jacobian: ``(m, d)`` rows of the model, from :func:`input_jacobian`.
+      reference: ``(r, d)`` rows of the reference, at the same points.
+
+    Returns:
+      A scalar without units, between -1 and 1; NaN if all entries of an AGOP are equal.
+
     Raises:
       ValueError: rows of different length.
+
+    Source: Pearson's correlation coefficient, with the Gram form of :func:`agop_alignment`.
 
     >>> rows = jnp.array([[1.0, 0.0], [0.0, 1.0]])
     >>> round(float(agop_pearson(rows, rows[:1])), 4)
@@ -130,12 +150,13 @@ def agop_pearson(jacobian: Float[Array, "m d"], reference: Float[Array, "r d"]) 
     return _cosine(jacobian, reference, centred=True)
 
 
-def _cosine(a, b, *, centred: bool):
+def _cosine(a, b, *, centred: bool) -> Array:
+    """The cosine of ``a^T a`` and ``b^T b``; ``centred``: after their mean entries are subtracted."""
     if jnp.ndim(a) != 2 or jnp.ndim(b) != 2 or a.shape[1] != b.shape[1]:
         raise ValueError(f"reference has shape {jnp.shape(b)}; allowed for a jacobian {jnp.shape(a)}: rows of the same length")
     d = a.shape[1]
     with jax.default_matmul_precision("highest"):
-        # Both are brought to size one, so that no square overflows or vanishes.
+        # Scaled to norm one, so that no square overflows or vanishes.
         a, b = (rows / jnp.linalg.norm(rows) for rows in (a, b))
 
         if d < max(len(a), len(b)):
@@ -154,16 +175,21 @@ def _cosine(a, b, *, centred: bool):
 def agop_eigenvectors(jacobian: Float[Array, "m d"], n: int, *, k: int) -> tuple[Float[Array, " k"], Float[Array, "d k"]]:
     """Largest eigenvalues of the AGOP, in descending order, and their eigenvectors, from the rows of the Jacobian.
 
-    With ``A = U s V^T`` the singular value decomposition of the rows, ``G = V (s^2 / n) V^T``. Signs are such that the entry of the
-    largest size is positive.
+    ``G = V (s^2 / n) V^T``, with ``A = U s V^T`` the singular value decomposition of the rows.
+    The largest entry of each eigenvector, by size, is positive.
 
     Args:
-      jacobian: rows, from :func:`input_jacobian`.
-      n: number of examples that they are of.
-      k: how many; at most the smaller side of ``jacobian``.
+      jacobian: ``(m, d)`` rows, from :func:`input_jacobian`.
+      n: number of examples in these rows.
+      k: number of eigenvectors, at most the smaller side of ``jacobian``.
+
+    Returns:
+      ``(eigenvalues, eigenvectors)``: ``(k,)``, in units of squared output per squared input, and ``(d, k)``, one column each.
 
     Raises:
-      ValueError: ``k`` out of its range.
+      ValueError: ``k`` is out of its range.
+
+    Source: the singular value decomposition.
 
     >>> values, vectors = agop_eigenvectors(jnp.array([[2.0, 0.0], [0.0, 1.0]]), 1, k=1)
     >>> values.tolist(), vectors.tolist()

@@ -1,25 +1,20 @@
-"""A run on disk: labelled arrays over (member, step), events as JSON lines, configuration and environment."""
+"""A run on disk: labelled arrays over (member, step), and small files that are written whole and have a checksum."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
-import platform
-import re
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import numpy as np
 
 if TYPE_CHECKING:
     import xarray
+    import zarr
 
 _ARRAYS, _PROGRESS, _METADATA = "record.zarr", "progress.json", "zarr.json"
 _CHUNK, _MOST_CHUNKS = 4096, 50  # steps in one file of an array; files of an array
@@ -31,41 +26,20 @@ UNITS = {
     "eigenvalues": "1 / learning rate",
     "eigenvalue_bounds": "1 / learning rate",
 }
-_PACKAGES = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "numpy",
-    "neural-tangents",
-    "xarray",
-    "zarr",
-    "tensorflow-datasets",
-    "scipy",
-    "scikit-learn",
-    "matplotlib",
-)
-
-# The cache of compiled programs has no effect on results.
-_VARIABLES = re.compile(r"(JAX_(?!COMPILATION_CACHE|PERSISTENT_CACHE)|XLA_|LIBTPU_|NVIDIA_TF32)")
-_JAX_CONFIG = (
-    "enable_x64", "default_prng_impl", "default_matmul_precision", "threefry_partitionable", "random_seed_offset",
-    "numpy_dtype_promotion", "numpy_rank_promotion", "default_dtype_bits", "disable_jit", "softmax_custom_jvp",
-)  # fmt: skip
 
 
 class DamagedFile(ValueError):
-    """A file of a run that is not as the run wrote it; the message is one line that names it."""
+    """A file of a run is not as the run wrote it. The message is one line that names the file."""
 
 
 class Damage(NamedTuple):
-    """A file of a record that is not as it was written."""
+    """A damaged or missing file of a record."""
 
     file: str  # below the directory of the run
-    array: str | None  # None: progress.json, or the metadata of the whole
-    first_step: int  # steps whose numbers are lost; none, where both are 0
-    end_step: int
-    reason: str
+    array: str | None  # None: progress.json, or the metadata of the whole record
+    first_step: int  # first step whose numbers are lost
+    end_step: int  # the step after the last one whose numbers are lost; 0: no numbers are lost
+    reason: str  # in words
 
     def __str__(self) -> str:
         steps = f", steps {self.first_step} to {self.end_step - 1}" if self.end_step else ""
@@ -81,27 +55,28 @@ def create(
     about: dict[str, str],
     chunk: int | None = None,
 ) -> None:
-    """Creates the arrays of a run, empty: NaN (-1 for integers) where nothing is written yet.
+    """Creates the empty arrays of a run: NaN (-1 for integers, False for booleans) where nothing is written yet.
 
-    Each chunk ends with its CRC-32C. All chunks up to the last step that was written are on disk, so that a missing one is damage.
+    Each chunk ends with its CRC-32C. All chunks up to the last written step are on disk, so that a missing chunk is damage.
 
     Args:
       run_dir: directory of the run.
       members: coordinates of the member axis, each ``(m,)``.
       steps: length of the step axis.
       shapes: name -> anything with ``shape`` (m, n, ...) and ``dtype``.
-      about: attributes of the whole: what the run is, on which data.
-      chunk: steps in one file; None: 4096, and in a long run so many that no array has more than 50 files.
+      about: attributes of the whole record: what the run is, on which data.
+      chunk: steps in one file; None: 4096, or more in a long run, so that no array has more than 50 files.
     """
     import zarr
+    from zarr.codecs import Crc32cCodec, ZstdCodec
 
     count = len(next(iter(members.values())))
     chunk = chunk or max(_CHUNK, -(-steps // _MOST_CHUNKS))
-    _write_progress(run_dir, 0, over=False, metadata=None)  # first: what may be there already is no more
+    _write_progress(run_dir, 0, over=False, metadata=None)  # first, so that an older record there no longer counts
     group = zarr.open_group(str(Path(run_dir, _ARRAYS)), mode="w", zarr_format=3)
 
     def add(name, shape, dtype, dims, fill, chunks, **attributes):
-        compressors = [zarr.codecs.ZstdCodec(), zarr.codecs.Crc32cCodec()]
+        compressors = [ZstdCodec(), Crc32cCodec()]
         return group.create_array(
             name, shape=shape, dtype=dtype, chunks=chunks, dimension_names=dims, fill_value=fill, attributes=attributes,
             compressors=compressors,
@@ -123,22 +98,23 @@ def create(
 
 
 def _write_about(run_dir: str | Path, members, about: dict[str, str]) -> None:
-    """Attributes of the whole, and the metadata of all arrays beside them: the file that is read."""
+    """Attributes of the whole record, and the metadata of all arrays beside them, in the one file that is read."""
     import zarr
+    from zarr.errors import ZarrUserWarning
 
     path = str(Path(run_dir, _ARRAYS))
-    # xarray takes the arrays named under "coordinates" as such.
+    # xarray takes the arrays named under "coordinates" as coordinates.
     zarr.open_group(path, mode="r+", zarr_format=3, use_consolidated=False).attrs.update(
         about | {"coordinates": " ".join(members)}
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)  # that other software may not know of it
+        warnings.simplefilter("ignore", ZarrUserWarning)  # it warns that other software may not read this
         zarr.consolidate_metadata(path)
 
 
 def _write_coordinates(run_dir: str | Path, members: dict[str, np.ndarray]) -> None:
     group = _open(run_dir)
-    _put(group, {"step": np.arange(group["step"].shape[0])} | members, slice(None))
+    _put(group, {"step": np.arange(_array(group, "step").shape[0])} | members, slice(None))
 
 
 def _open(run_dir: str | Path):
@@ -147,17 +123,26 @@ def _open(run_dir: str | Path):
     return zarr.open_group(str(Path(run_dir, _ARRAYS)), mode="r+", zarr_format=3)
 
 
+def _array(group, name: str) -> zarr.Array:
+    """The array of that name; :func:`create` makes no groups below the record."""
+    return group[name]
+
+
 def _put(group, arrays: dict[str, np.ndarray], *where: slice) -> None:
-    for name, values in arrays.items():  # also where all is the fill value: a chunk that is not there is damage
-        group[name].with_config({"write_empty_chunks": True})[where] = values
+    for name, values in arrays.items():  # a chunk of fill values is written too, since a missing chunk is damage
+        _array(group, name).with_config({"write_empty_chunks": True})[where] = values
 
 
 def write(run_dir: str | Path, start: int, measured: dict[str, np.ndarray], *, over: bool = False) -> None:
-    """Writes measurements ``(m, n, ...)`` from step ``start`` on; writing the same region again changes nothing.
+    """Writes measurements from step ``start`` on. Writing the same region again changes nothing.
 
-    Killed at any moment it leaves the steps before ``start`` as they were: each file is replaced by a whole one.
+    A kill at any moment leaves the steps before ``start`` as they were: each file is replaced by a whole one.
 
-    ``over``: the run ends here, before its last step.
+    Args:
+      run_dir: directory of the run.
+      start: first step of the measurements.
+      measured: name -> values ``(m, n, ...)`` of n steps.
+      over: True: the run ends here, before its last step.
     """
     end = start + next(iter(measured.values())).shape[1]
     _put(_open(run_dir), measured, slice(None), slice(start, end))
@@ -170,14 +155,20 @@ def _write_progress(run_dir: str | Path, steps_done: int, *, over: bool, metadat
 
 def _progress(run_dir: str | Path) -> dict[str, Any]:
     path = Path(run_dir, _PROGRESS)
-    found = read_json(path)
-    if not isinstance(found.get("steps_done"), int) or not isinstance(found.get("over"), bool):
+    progress = read_json(path)
+    if not isinstance(progress.get("steps_done"), int) or not isinstance(progress.get("over"), bool):
         raise DamagedFile(f"{path} is damaged: steps_done or over is missing")
-    return found
+    return progress
 
 
 def steps_done(run_dir: str | Path) -> int:
-    """Steps that are on record; 0 where there is no record.
+    """Number of steps on record; 0 without a record.
+
+    Args:
+      run_dir: directory of the run.
+
+    Returns:
+      Number of steps.
 
     Raises:
       DamagedFile: progress.json is not as it was written.
@@ -186,37 +177,50 @@ def steps_done(run_dir: str | Path) -> int:
 
     if Path(run_dir, _PROGRESS).is_file():
         return _progress(run_dir)["steps_done"]
-    # A record of an earlier version has it among its attributes.
+    # A record of an earlier version has the number among its attributes.
     path = Path(run_dir, _ARRAYS)
     if not path.is_dir():
         return 0
     try:
-        return zarr.open_group(str(path), mode="r", zarr_format=3).attrs["steps_done"]
+        return int(str(zarr.open_group(str(path), mode="r", zarr_format=3).attrs["steps_done"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedFile(f"{Path(run_dir, _PROGRESS)} is damaged: it is missing") from error
 
 
 def is_over(run_dir: str | Path) -> bool:
-    """Whether the run ended with the last step that is on record, before the last one of its config."""
+    """Whether the run ended with the last step on record, before the last step of its config.
+
+    Args:
+      run_dir: directory of the run.
+
+    Returns:
+      False without a record.
+    """
     return Path(run_dir, _PROGRESS).is_file() and _progress(run_dir)["over"]
 
 
 def open_record(run_dir: str | Path) -> xarray.Dataset:
-    """Opens the arrays of a run as an xarray Dataset over (member, step), up to the last step that was written.
+    """Opens the arrays of a run as an xarray Dataset over (member, step), up to the last written step.
+
+    Args:
+      run_dir: directory of the run.
+
+    Returns:
+      The dataset; numbers are read from disk when they are used.
 
     Raises:
-      FileNotFoundError: no record there.
-      DamagedFile: a file of the record is missing, or is not as it was written.
+      FileNotFoundError: there is no record.
+      DamagedFile: a file of the record is missing or damaged.
     """
     import xarray
 
     path = Path(run_dir, _ARRAYS)
     if not path.is_dir():
         raise FileNotFoundError(f"run_dir={str(run_dir)!r} holds no {_ARRAYS}; allowed: the directory of a run")
-    found = damage(run_dir)
-    if found:
-        more = f", and {len(found) - 1} other files" if len(found) > 1 else ""
-        raise DamagedFile(f"{Path(run_dir, str(found[0]))}{more}; the command of the run makes it again")
+    damaged = damage(run_dir)
+    if damaged:
+        more = f", and {len(damaged) - 1} other files" if len(damaged) > 1 else ""
+        raise DamagedFile(f"{Path(run_dir, str(damaged[0]))}{more}; the command of the run makes it again")
     done = steps_done(run_dir)
     try:
         dataset = xarray.open_zarr(path, consolidated=None, chunks=None)
@@ -226,19 +230,25 @@ def open_record(run_dir: str | Path) -> xarray.Dataset:
 
 
 def damage(run_dir: str | Path) -> list[Damage]:
-    """The files of a record that are missing, or not as they were written, as their checksums tell. Reads every file once.
+    """Missing and damaged files of a record, by their checksums. Reads every file once.
 
-    A record of an earlier version has no checksums: none of its files is looked at.
+    A record of an earlier version has no checksums, so its files are not checked.
+
+    Args:
+      run_dir: directory of the run.
+
+    Returns:
+      One entry for each file.
     """
     try:
         done, metadata = steps_done(run_dir), _progress(run_dir).get("metadata") if Path(run_dir, _PROGRESS).is_file() else None
     except DamagedFile as error:
         done, metadata = 0, ""
-        found = [Damage(_PROGRESS, None, 0, 0, str(error).partition(" is damaged: ")[2])]
+        damaged = [Damage(_PROGRESS, None, 0, 0, str(error).partition(" is damaged: ")[2])]
     else:
-        found = []
+        damaged = []
         if metadata is None or not done:
-            return found
+            return damaged
     root = Path(run_dir, _ARRAYS, _METADATA)
     try:
         if metadata and metadata != _digest_of(root):
@@ -246,23 +256,23 @@ def damage(run_dir: str | Path) -> list[Damage]:
         arrays = json.loads(root.read_text("utf-8"))["consolidated_metadata"]["metadata"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = "it is missing" if isinstance(error, FileNotFoundError) else "its checksum differs"
-        return [*found, Damage(f"{_ARRAYS}/{_METADATA}", None, 0, 0, reason)]
+        return [*damaged, Damage(f"{_ARRAYS}/{_METADATA}", None, 0, 0, reason)]
     for name, about in sorted(arrays.items()):
-        found += _damage_of_array(run_dir, name, about, done)
-    return found
+        damaged += _damage_of_array(run_dir, name, about, done)
+    return damaged
 
 
 def _damage_of_array(run_dir: str | Path, name: str, about: dict, done: int) -> list[Damage]:
     import google_crc32c  # comes with zarr
 
-    found = []
+    damaged = []
     file = f"{_ARRAYS}/{name}/{_METADATA}"
     try:
         if json.loads(Path(run_dir, file).read_text("utf-8")) != about:
-            found.append(Damage(file, name, 0, 0, "it differs from what was written"))
+            damaged.append(Damage(file, name, 0, 0, "it differs from what was written"))
     except (OSError, ValueError) as error:
         missing = isinstance(error, FileNotFoundError)
-        found.append(Damage(file, name, 0, 0, "it is missing" if missing else "it can't be read"))
+        damaged.append(Damage(file, name, 0, 0, "it is missing" if missing else "it can't be read"))
     dims, chunks = about["dimension_names"], about["chunk_grid"]["configuration"]["chunk_shape"]
     axis = dims.index("step") if dims[0] == "member" and "step" in dims else None
     for i in range(-(-done // chunks[axis])) if axis is not None else (0,):
@@ -276,21 +286,21 @@ def _damage_of_array(run_dir: str | Path, name: str, about: dict, done: int) -> 
             whole, reason = False, "it is missing" if isinstance(error, FileNotFoundError) else "it can't be read"
         if not whole:
             first, end = (i * chunks[axis], min((i + 1) * chunks[axis], done)) if axis is not None else (0, 0)
-            found.append(Damage(file, name, first, end, reason))
-    return found
+            damaged.append(Damage(file, name, first, end, reason))
+    return damaged
 
 
 def repair(run_dir: str | Path, *, members: dict[str, np.ndarray], about: dict[str, str], steps: int) -> list[Damage] | None:
-    """Puts right what needs no training (progress.json, metadata, coordinates), and takes the record back to ``steps`` steps.
+    """Repairs what needs no training (progress.json, metadata, coordinates), and shortens the record to ``steps`` steps.
 
     Args:
       run_dir: directory of the run.
       members: as given to :func:`create`.
       about: as given to :func:`create`.
-      steps: steps that are certainly on record: those of a checkpoint.
+      steps: number of steps that are certainly on record: the step of a checkpoint.
 
     Returns:
-      The chunks that have to be made again, see :func:`write_again`; None: the metadata can't be had back.
+      The chunks that must be made again, see :func:`write_again`; None: the metadata can't be restored.
     """
     root = Path(run_dir, _ARRAYS, _METADATA)
     try:
@@ -318,40 +328,58 @@ def repair(run_dir: str | Path, *, members: dict[str, np.ndarray], about: dict[s
         return None
     progress["metadata"] = _digest_of(root)
     _write_progress(run_dir, **progress)
-    found = [d for d in damage(run_dir) if d.end_step]
-    for later in [d for d in found if d.first_step >= steps]:
+    damaged = [d for d in damage(run_dir) if d.end_step]
+    for later in [d for d in damaged if d.first_step >= steps]:
         Path(run_dir, later.file).unlink(missing_ok=True)
     if progress["steps_done"] > steps:
         _write_progress(run_dir, steps, over=False, metadata=progress["metadata"])
-    return [d._replace(end_step=min(d.end_step, steps)) for d in found if d.first_step < steps]
+    return [d._replace(end_step=min(d.end_step, steps)) for d in damaged if d.first_step < steps]
 
 
 def write_again(run_dir: str | Path, start: int, measured: dict[str, np.ndarray], damaged: list[Damage]) -> str | None:
-    """Writes damaged chunks again, from measurements that were made again: those of step ``start`` and after.
+    """Writes damaged chunks again, from measurements that were made again.
 
-    Returns the name of an array that is whole and holds other numbers than those that were made; nothing is changed then.
+    Args:
+      run_dir: directory of the run.
+      start: first step of the measurements.
+      measured: name -> values ``(m, n, ...)`` of n steps.
+      damaged: from :func:`repair`.
+
+    Returns:
+      None; or the name of an undamaged array whose numbers differ from the measurements, and then nothing is changed.
     """
     group = _open(run_dir)
     end = start + next(iter(measured.values())).shape[1]
-    lost = {d.array for d in damaged}
+    arrays = {d.array for d in damaged}
     for name, values in measured.items():
-        if name not in lost and group[name][:, start:end].tobytes() != np.ascontiguousarray(values).tobytes():
+        if (
+            name not in arrays
+            and np.asarray(_array(group, name)[:, start:end]).tobytes() != np.ascontiguousarray(values).tobytes()
+        ):
             return name
     for d in damaged:
         Path(run_dir, d.file).unlink(missing_ok=True)
-    _put(group, {name: values for name, values in measured.items() if name in lost}, slice(None), slice(start, end))
+    _put(group, {name: values for name, values in measured.items() if name in arrays}, slice(None), slice(start, end))
     return None
 
 
 def end(run_dir: str | Path) -> None:
-    """Notes that the run ended with the last step on record."""
-    _write_progress(run_dir, **_progress(run_dir) | {"over": True})
+    """Notes that the run ended with the last step on record.
+
+    Args:
+      run_dir: directory of the run.
+    """
+    progress = _progress(run_dir)
+    _write_progress(run_dir, progress["steps_done"], over=True, metadata=progress["metadata"])
 
 
 def write_json(path: str | Path, value: Any, *, checksum: bool = True) -> None:
-    """Writes JSON so that a reader sees the old file or the new one, never half of it.
+    """Writes JSON so that a reader sees the old file or the new file, never half of it.
 
-    ``checksum``: ``sha256`` is added to the fields; it is that of all others, see :func:`read_json`.
+    Args:
+      path: of the file.
+      value: fields; a number that is not finite becomes null.
+      checksum: True adds the field ``sha256``, the checksum of all other fields, see :func:`read_json`.
     """
     value = json.loads(json.dumps(_finite(value), allow_nan=False))
     if checksum:
@@ -361,11 +389,17 @@ def write_json(path: str | Path, value: Any, *, checksum: bool = True) -> None:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """The fields of a JSON file of a run, without its checksum. A file of an earlier version has none.
+    """The fields of a JSON file of a run, without its checksum. A file of an earlier version has no checksum.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      The fields.
 
     Raises:
-      FileNotFoundError: no such file.
-      DamagedFile: it is not as it was written.
+      FileNotFoundError: there is no such file.
+      DamagedFile: the file is not as it was written.
     """
     try:
         value = json.loads(Path(path).read_text("utf-8"))
@@ -376,7 +410,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DamagedFile(f"{path} is damaged: it holds no fields")
     stored = value.pop("sha256", None)
-    # A checksum whose name is damaged is not a file without one.
+    # If only the name of the checksum is damaged, the file still has a checksum.
     if stored is None and not any(isinstance(field, str) and len(field) == 64 for field in value.values()):
         return value
     if stored != _digest(value):
@@ -385,7 +419,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def _digest(value: Any) -> str:
-    """SHA-256 of what JSON holds, however it is set."""
+    """SHA-256 of a JSON value, whatever its layout in the file."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
@@ -394,10 +428,15 @@ def _digest_of(path: Path) -> str:
 
 
 def write_json_lines(path: str | Path, values: list[dict]) -> None:
-    """Writes JSON, one value a line, and ``PATH.sha256`` beside it, which ``sha256sum --check`` reads."""
+    """Writes JSON, one value on a line, and beside it ``PATH.sha256`` for ``sha256sum --check``.
+
+    Args:
+      path: of the file.
+      values: one for each line; a number that is not finite becomes null.
+    """
     text = "".join(json.dumps(_finite(value), allow_nan=False) + "\n" for value in values)
     beside = Path(f"{path}.sha256")
-    beside.unlink(missing_ok=True)  # killed between the two, the file has no checksum rather than a wrong one
+    beside.unlink(missing_ok=True)  # so that a kill between the two leaves no checksum rather than a wrong one
     write_text(path, text)
     write_text(beside, f"{hashlib.sha256(text.encode()).hexdigest()}  {Path(path).name}\n")
 
@@ -405,8 +444,14 @@ def write_json_lines(path: str | Path, values: list[dict]) -> None:
 def read_json_lines(path: str | Path) -> list[dict]:
     """The values of a file that :func:`write_json_lines` wrote.
 
+    Args:
+      path: of the file.
+
+    Returns:
+      One value for each line.
+
     Raises:
-      DamagedFile: it is not as it was written.
+      DamagedFile: the file is not as it was written.
     """
     beside = Path(f"{path}.sha256")
     if beside.is_file() and beside.read_bytes()[:64] != _digest_of(Path(path)).encode():
@@ -415,7 +460,7 @@ def read_json_lines(path: str | Path) -> list[dict]:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no word for a number that is not finite: null."""
+    """The value with None for each number that is not finite: JSON has no word for it."""
     if isinstance(value, dict):
         return {key: _finite(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -424,63 +469,22 @@ def _finite(value: Any) -> Any:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a file in UTF-8 so that a reader sees the old one or the new one, never half of it."""
+    """Writes a file in UTF-8 so that a reader sees the old file or the new file, never half of it.
+
+    Args:
+      path: of the file.
+      text: its content.
+    """
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: str | Path, content: bytes | memoryview) -> None:
-    """Writes a file so that a reader sees the old one or the new one, never half of it."""
+    """Writes a file so that a reader sees the old file or the new file, never half of it.
+
+    Args:
+      path: of the file.
+      content: its content.
+    """
     half = Path(f"{path}.tmp")
     half.write_bytes(content)
     os.replace(half, path)
-
-
-def environment() -> dict[str, Any]:
-    """Versions, devices, variables and settings of JAX and XLA, a checksum of the code, and its commit, where it is a checkout."""
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    from catapult_jax import __version__
-
-    return {
-        "catapult_jax": __version__,
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count(),
-        "backend": jax.default_backend(),
-        "devices": [device.device_kind for device in jax.devices()],
-        "openblas_num_threads": os.environ.get("OPENBLAS_NUM_THREADS", ""),
-        "variables": {name: value for name, value in sorted(os.environ.items()) if _VARIABLES.match(name)},
-        "jax_config": {name: getattr(jax.config, f"jax_{name}", None) for name in _JAX_CONFIG},
-        "code": {name: _code(name) for name in ("catapult_jax", "experiments", "configs")},
-        "packages": versions,
-    }
-
-
-def _code(package: str) -> str | None:
-    """SHA-256 of the sources of a package; None where it is not in use."""
-    module = sys.modules.get(package)
-    if module is None or not module.__file__:
-        return None
-    folder, found = Path(module.__file__).parent, hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        found.update(f"{path.relative_to(folder).as_posix()}\n".encode() + path.read_bytes())
-    return found.hexdigest()
-
-
-def _commit() -> str | None:
-    here = Path(__file__).resolve().parent
-
-    def git(*arguments):
-        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != here.parent:
-            return None  # installed somewhere inside another repository
-        return git("rev-parse", "HEAD") + (" with uncommitted changes" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -1,4 +1,4 @@
-"""Learning-rate schedules that listen to the run: they see the loss and the critical learning rate of each step."""
+"""Learning-rate schedules that see the loss and the critical learning rate of each step."""
 
 from __future__ import annotations
 
@@ -14,62 +14,85 @@ if TYPE_CHECKING:
 
 SCHEDULES = ("constant", "warm_up", "cyclic", "exponential_cyclic", "staircase", "relative_to_critical")
 
-_SPIKE, _BACK = 1.5, 1.1  # a raise is over when the loss has been above the first and is back below the second, times its level
-_PATIENCE = 5  # settling times that a raise is given to make its spike
+# The spike of a raise begins when the loss is above _SPIKE times its level, and ends when it is back at _BACK times the level.
+_SPIKE, _BACK = 1.5, 1.1
+_PATIENCE = 5  # a raise without a spike ends after this multiple of ``settle_steps``
 
 
 class ScheduleState(NamedTuple):
-    """What a schedule carries from one step to the next, for one member."""
+    """State of a schedule, for one member."""
 
     lr: Array  # learning rate of the step
-    uncapped_lr: Array  # the same before cap and raise
+    uncapped_lr: Array  # learning rate without cap and raise
     raise_lr: Array  # learning rate of the last raise
-    critical_lr: Array  # last one that was measured, NaN before the first
-    lr0: Array  # learning rate at the start
-    raises: Array  # most raises that this member makes
-    cap: Array  # multiple of the critical learning rate that is not exceeded; infinite: no cap
-    lr_over_critical: Array  # multiple of the critical learning rate that relative_to_critical holds
-    stage: Array  # raises so far
-    start: Array  # step at which the stage began
+    critical_lr: Array  # last measured critical learning rate; NaN before the first
+    lr0: Array  # learning rate at initialisation
+    raises: Array  # largest number of raises of this member
+    cap: Array  # largest multiple of the critical learning rate; infinite: no cap
+    lr_over_critical: Array  # multiple of the critical learning rate, for relative_to_critical
+    stage: Array  # number of raises so far
+    start: Array  # first step of the stage
     loss_start: Array  # loss at that step
     level: Array  # smallest loss of the stage
-    raised: Array  # a raise of a capped member is in force: its spike is not over
-    risen: Array  # that spike has begun
+    raised: Array  # a capped member is in a raise, whose spike has not ended
+    risen: Array  # the spike of that raise has begun
 
 
 class Schedule(NamedTuple):
-    """``init(lr, raises=0, cap=inf, lr_over_critical=1) -> state``; ``update(state, step, loss, critical_lr) -> state`` with the lr of this step.
+    """A schedule: two pure functions.
 
-    ``raises``, ``cap`` and ``lr_over_critical`` may differ from member to member of one program. A critical learning rate of NaN was not measured.
+    ``raises``, ``cap`` and ``lr_over_critical`` are data: members of one program may differ in them.
     """
 
-    init: Callable
-    update: Callable
+    init: Callable  # init(lr, raises=0, cap=inf, lr_over_critical=1) -> state
+    update: (
+        Callable  # update(state, step, loss, critical_lr) -> state with the lr of this step; NaN: no critical lr was measured
+    )
 
 
 def _init(lr, raises=0, cap=jnp.inf, lr_over_critical=1.0) -> ScheduleState:
-    number, infinite, no = jnp.float32, jnp.float32(jnp.inf), jnp.asarray(False)
-    lr, zero, unknown = jnp.asarray(lr, number), jnp.int32(0), number(jnp.nan)
-    raises, cap, relative = jnp.asarray(raises, jnp.int32), jnp.asarray(cap, number), jnp.asarray(lr_over_critical, number)
-    return ScheduleState(lr, lr, lr, unknown, lr, raises, cap, relative, zero, zero, infinite, infinite, no, no)
+    lr = jnp.asarray(lr, jnp.float32)
+    return ScheduleState(
+        lr=lr,
+        uncapped_lr=lr,
+        raise_lr=lr,
+        critical_lr=jnp.float32(jnp.nan),
+        lr0=lr,
+        raises=jnp.asarray(raises, jnp.int32),
+        cap=jnp.asarray(cap, jnp.float32),
+        lr_over_critical=jnp.asarray(lr_over_critical, jnp.float32),
+        stage=jnp.int32(0),
+        start=jnp.int32(0),
+        loss_start=jnp.float32(jnp.inf),
+        level=jnp.float32(jnp.inf),
+        raised=jnp.asarray(False),
+        risen=jnp.asarray(False),
+    )
 
 
-def _capped(state: ScheduleState, step, critical_lr, cap_from: int) -> ScheduleState:
-    """Sets the learning rate: that of the raise in force, otherwise ``uncapped_lr``, at most ``cap`` times the critical lr, which is
-    the last one known where none was measured."""
+def _with_lr(state: ScheduleState, step, critical_lr, cap_from: int) -> ScheduleState:
+    """Set the learning rate: ``raise_lr`` in a raise, else ``uncapped_lr`` under the cap.
+
+    Without a measured critical learning rate the cap refers to the last one.
+    """
     critical_lr = jnp.asarray(critical_lr, jnp.float32)
     critical_lr = jnp.where(jnp.isnan(critical_lr), state.critical_lr, critical_lr)
-    free = (jnp.asarray(step) < cap_from) | jnp.isinf(state.cap) | jnp.isnan(critical_lr)
-    held = jnp.where(free, state.uncapped_lr, jnp.minimum(state.uncapped_lr, state.cap * critical_lr))
-    return state._replace(lr=jnp.where(state.raised, state.raise_lr, held), critical_lr=critical_lr)
+    has_no_cap = (jnp.asarray(step) < cap_from) | jnp.isinf(state.cap) | jnp.isnan(critical_lr)
+    capped_lr = jnp.where(has_no_cap, state.uncapped_lr, jnp.minimum(state.uncapped_lr, state.cap * critical_lr))
+    return state._replace(lr=jnp.where(state.raised, state.raise_lr, capped_lr), critical_lr=critical_lr)
 
 
 def following(shape: optax.Schedule, *, cap_from: int = 0) -> Schedule:
-    """The learning rate of the start times ``shape(step)``, an Optax schedule: :func:`triangular`, ``optax.linear_schedule(0.1, 1, 50)`` for a
-    warm-up, ``optax.constant_schedule(1)``.
+    """The initial learning rate times an Optax schedule, ``lr = lr0 * shape(step)``.
 
-    With a cap it is no more than that multiple of the critical learning rate of each step, from step ``cap_from`` on. A cap below
-    one forbids catapults.
+    A member with a cap keeps ``lr <= cap * critical_lr``; a cap below one forbids catapults.
+
+    Args:
+      shape: :func:`triangular`, ``optax.linear_schedule(0.1, 1, 50)`` for a warm-up, ``optax.constant_schedule(1)``, ...
+      cap_from: first step with the cap.
+
+    Returns:
+      A :class:`Schedule`.
 
     >>> schedule = following(optax.linear_schedule(0.5, 1.0, 2))
     >>> [float(schedule.update(schedule.init(2.0), step, 1.0, 1.0).lr) for step in range(4)]
@@ -80,8 +103,8 @@ def following(shape: optax.Schedule, *, cap_from: int = 0) -> Schedule:
     """
 
     def update(state: ScheduleState, step, loss, critical_lr) -> ScheduleState:
-        rate = state.lr0 * jnp.asarray(shape(jnp.asarray(step)), jnp.float32)
-        return _capped(state._replace(uncapped_lr=rate), step, critical_lr, cap_from)
+        lr = state.lr0 * jnp.asarray(shape(jnp.asarray(step)), jnp.float32)
+        return _with_lr(state._replace(uncapped_lr=lr), step, critical_lr, cap_from)
 
     return Schedule(_init, update)
 
@@ -90,25 +113,24 @@ def triangular(*, low: float, period: int, decay: float = 1.0) -> optax.Schedule
     """Triangular cycles between ``low`` and one, ``low + (1 - low) decay^t (1 - |2 (t mod period) / period - 1|)``.
 
     Args:
-      low: fraction of the peak at which a cycle begins and ends; 0 to 1.
-      period: steps of a cycle, at least 2.
-      decay: of the height of the cycles, in a step: above 0, at most 1; 1: all are as high; below it they are the exponential cycles.
+      low: value at the beginning and the end of a cycle; 0 to 1.
+      period: steps in a cycle, at least 2.
+      decay: factor of the height per step; above 0, at most 1. 1 gives equal cycles, a smaller one exponential cycles.
+
+    Returns:
+      An Optax schedule, ``shape(step)``, a factor of the learning rate.
 
     Raises:
-      ValueError: an argument out of its range.
+      ValueError: an argument is out of its range.
 
     Source: Smith (2017), arXiv 1506.01186: ``triangular``, and ``exp_range`` with its ``gamma`` for the decay.
 
     >>> [float(triangular(low=0.5, period=4)(step)) for step in range(5)]
     [0.5, 0.75, 1.0, 0.75, 0.5]
     """
-    for name, value, allowed, good in (
-        ("low", low, "0 to 1", 0 <= low <= 1),
-        ("period", period, "2 or more", period >= 2),
-        ("decay", decay, "above 0, at most 1", 0 < decay <= 1),
-    ):
-        if not good:
-            raise ValueError(f"{name}={value!r}; allowed: {allowed}")
+    _check_range("low", low, "0 to 1", 0 <= low <= 1)
+    _check_range("period", period, "2 or more", period >= 2)
+    _check_range("decay", decay, "above 0, at most 1", 0 < decay <= 1)
 
     def shape(step):
         step = jnp.asarray(step, jnp.float32)
@@ -118,10 +140,16 @@ def triangular(*, low: float, period: int, decay: float = 1.0) -> optax.Schedule
 
 
 def relative_to_critical(*, cap_from: int = 0) -> Schedule:
-    """A member's multiple of the critical learning rate of each step: above one it induces catapults, below one it forbids them.
-    ``cap_from``: see :func:`following`.
+    """A multiple of the critical learning rate of each step, ``lr = lr_over_critical * critical_lr``.
 
-    Where no critical learning rate was measured, or it is infinite, the last one stays; before the first, the rate of the start.
+    A multiple above one induces catapults, one below one forbids them.
+    If the critical learning rate is NaN or infinite, the last learning rate stays; before the first that is the initial one.
+
+    Args:
+      cap_from: first step with the cap, see :func:`following`.
+
+    Returns:
+      A :class:`Schedule`.
 
     >>> schedule = relative_to_critical()
     >>> state = schedule.init(0.1, lr_over_critical=0.5)
@@ -135,30 +163,39 @@ def relative_to_critical(*, cap_from: int = 0) -> Schedule:
 
     def update(state: ScheduleState, step, loss, critical_lr) -> ScheduleState:
         critical_lr = jnp.asarray(critical_lr, jnp.float32)
-        rate = jnp.where(jnp.isfinite(critical_lr), state.lr_over_critical * critical_lr, state.uncapped_lr)
-        return _capped(state._replace(uncapped_lr=rate), step, critical_lr, cap_from)
+        lr = jnp.where(jnp.isfinite(critical_lr), state.lr_over_critical * critical_lr, state.uncapped_lr)
+        return _with_lr(state._replace(uncapped_lr=lr), step, critical_lr, cap_from)
 
     return Schedule(_init, update)
 
 
 def staircase(*, raise_to: float, settle_fraction: float, settle_steps: int, cap_from: int = 0) -> Schedule:
-    """Raises the learning rate, when the loss has settled, to a multiple of the critical learning rate of that moment.
+    """Raise the learning rate to a multiple of the critical learning rate each time the loss has settled.
 
-    The loss has settled when its stage is at least ``settle_steps`` old and the loss is at most ``settle_fraction`` times what
-    it was when the stage began, and is the smallest of the stage up to one percent: it came down, and is not in the middle
-    of a spike. The new rate is ``max(lr, raise_to * critical_lr)``. Each member makes as many raises as it was started with.
-    A capped member is raised to ``raise_to * critical_lr`` exactly, and goes back to what it had, held below its cap, once the
-    spike that follows (1.5 times the level) is back at 1.1 times the level: one raise above the critical learning rate, one
-    catapult. A raise that has made no spike in ``5 * settle_steps`` steps, at a new smallest loss, is over too.
+    A stage is the time between two raises. The loss has settled if
+
+    - the stage is at least ``settle_steps`` old,
+    - the loss is at most ``settle_fraction`` times the loss at the start of the stage,
+    - it is the smallest loss of the stage, up to one percent. So the loss is not inside a spike.
+
+    The new learning rate is ``max(lr, raise_to * critical_lr)``. Each member makes at most ``raises`` raises.
+
+    A member with a cap is raised to ``raise_to * critical_lr`` exactly, above its cap.
+    Its learning rate goes back under the cap after the spike that follows: the loss has been above 1.5 times the level, the
+    smallest loss of the stage, and is back at 1.1 times the level. So each raise gives one catapult.
+    Without a spike the raise ends at a new smallest loss after ``5 * settle_steps`` steps or more.
 
     Args:
-      raise_to: multiple of the current critical learning rate; above 0.
+      raise_to: multiple of the critical learning rate; above 0.
       settle_fraction: above 0, at most 1.
       settle_steps: at least 1.
-      cap_from: see :func:`following`.
+      cap_from: first step with the cap, see :func:`following`.
+
+    Returns:
+      A :class:`Schedule`.
 
     Raises:
-      ValueError: an argument out of its range.
+      ValueError: an argument is out of its range.
 
     >>> schedule = staircase(raise_to=2.0, settle_fraction=0.5, settle_steps=1)
     >>> state = schedule.init(0.1, raises=1)
@@ -170,27 +207,15 @@ def staircase(*, raise_to: float, settle_fraction: float, settle_steps: int, cap
     2.0 1
     2.0 1
     """
-    for name, value, allowed, good in (
-        ("raise_to", raise_to, "above 0", raise_to > 0),
-        ("settle_fraction", settle_fraction, "above 0, at most 1", 0 < settle_fraction <= 1),
-        ("settle_steps", settle_steps, "1 or more", settle_steps >= 1),
-    ):
-        if not good:
-            raise ValueError(f"{name}={value!r}; allowed: {allowed}")
+    _check_range("raise_to", raise_to, "above 0", raise_to > 0)
+    _check_range("settle_fraction", settle_fraction, "above 0, at most 1", 0 < settle_fraction <= 1)
+    _check_range("settle_steps", settle_steps, "1 or more", settle_steps >= 1)
 
     def update(state: ScheduleState, step, loss, critical_lr) -> ScheduleState:
         loss, critical_lr = jnp.asarray(loss, jnp.float32), jnp.asarray(critical_lr, jnp.float32)
         step = jnp.asarray(step, jnp.int32)
-        first = step == state.start
-        state = state._replace(
-            loss_start=jnp.where(first, loss, state.loss_start),
-            level=jnp.where(state.risen, state.level, jnp.minimum(state.level, loss)),
-        )
-        risen = state.raised & (state.risen | (loss > _SPIKE * state.level))
-        calm = (step - state.start >= _PATIENCE * settle_steps) & (loss <= state.level)
-        over = jnp.where(risen, loss <= _BACK * state.level, calm)
-        state = state._replace(risen=risen & ~over, raised=state.raised & ~over)
-        settled = (
+        state = _end_raise(state, step, loss, settle_steps)
+        has_settled = (
             (step - state.start >= settle_steps)
             & (loss <= settle_fraction * state.loss_start)
             & (loss <= 1.01 * state.level)
@@ -198,18 +223,35 @@ def staircase(*, raise_to: float, settle_fraction: float, settle_steps: int, cap
             & ~state.raised
             & jnp.isfinite(critical_lr)
         )
-        capped, target = jnp.isfinite(state.cap), raise_to * critical_lr
-        raised = state._replace(
-            uncapped_lr=jnp.where(capped, state.uncapped_lr, jnp.maximum(state.uncapped_lr, target)),
-            raise_lr=target,
+        has_cap, raise_lr = jnp.isfinite(state.cap), raise_to * critical_lr
+        next_stage = state._replace(
+            uncapped_lr=jnp.where(has_cap, state.uncapped_lr, jnp.maximum(state.uncapped_lr, raise_lr)),
+            raise_lr=raise_lr,
             stage=state.stage + 1,
             start=step,
             loss_start=loss,
             level=loss,
-            raised=capped,
+            raised=has_cap,
             risen=jnp.asarray(False),
         )
-        state = jax.tree.map(lambda a, b: jnp.where(settled, a, b), raised, state)
-        return _capped(state, step, critical_lr, cap_from)
+        state = jax.tree.map(lambda a, b: jnp.where(has_settled, a, b), next_stage, state)
+        return _with_lr(state, step, critical_lr, cap_from)
 
     return Schedule(_init, update)
+
+
+def _end_raise(state: ScheduleState, step, loss, settle_steps: int) -> ScheduleState:
+    """Update the level with the loss of the step, and end the raise after its spike or without one."""
+    state = state._replace(
+        loss_start=jnp.where(step == state.start, loss, state.loss_start),
+        level=jnp.where(state.risen, state.level, jnp.minimum(state.level, loss)),
+    )
+    risen = state.raised & (state.risen | (loss > _SPIKE * state.level))
+    has_no_spike = (step - state.start >= _PATIENCE * settle_steps) & (loss <= state.level)
+    ends = jnp.where(risen, loss <= _BACK * state.level, has_no_spike)
+    return state._replace(risen=risen & ~ends, raised=state.raised & ~ends)
+
+
+def _check_range(name: str, value: float, allowed: str, is_allowed: bool) -> None:
+    if not is_allowed:
+        raise ValueError(f"{name}={value!r}; allowed: {allowed}")

@@ -3,20 +3,20 @@
 Each entry says what XLA does, the public issue, the releases of JAX that do it, what the work-around saves, and what fails once it is
 needed no longer. Tried: 0.9.2, 0.10.1, 0.11.2 and 0.12.0.1, on the CPU. ``pytest -m xla`` runs all the tests; they are in
 ``tests/test_xla.py`` where no file is named. A test that fails on a new release says that its entry can go, once the oldest allowed
-release of JAX does without it too (``test_oldest_jax_needs_every_workaround``). Numbers are of two cores with JAX 0.10.1, from
-``docs/performance.md`` where nothing else is said.
+release of JAX does without it too (``test_oldest_jax_needs_every_workaround``). Numbers are of two cores with JAX 0.10.1, each from
+one script where no command is named.
 
 In this file:
 
 - :func:`loops_are_slow`. Inside loops and branches XLA leaves the convolutions of a gradient in a layout for which it has no fast routine.
   jax issue 12868 (open); all four releases. Four steps of a small CNN take 25 times as long in a scan (``benchmarks --only loops``).
   Test: ``test_loops_are_slow_for_convolutions``. What goes with it: the trainer drives such nets by Python, products are driven by
-  Python or unrolled (``tangent/products.py``), and chunks are unrolled (``tangent/exact.py``, ``outer_product.py``).
+  Python or unrolled (``tangent/products.py``), and chunks are unrolled (``tangent/kernel.py``, ``outer_product.py``).
 - :func:`after`. XLA works on what is independent at the same time, so that buffers are not reused, and drops ``lax.optimization_barrier``
   before it orders the program. No public issue known; openxla/xla issue 20440 (open) is near. Planned memory of the kernel of a CNN: 36 MiB,
   82 without. From 0.11.2 on the barrier does as well for the kernel, but not for chunks that are calls of a compiled function, as those
   of ``input_jacobian`` are. Tests: ``test_after_orders_what_is_independent``, ``test_after_orders_calls``, and two of
-  ``tests/test_tangent.py`` and one of ``tests/test_outer_product.py``.
+  ``tests/test_kernel.py`` and one of ``tests/test_outer_product.py``.
 - :func:`computed_after`, :func:`entry`. XLA merges equal computations, and holds the result, as large as the weights, from the first use
   to the last. No public issue known; all four releases. A measured step with Adam took 26.3 ms and planned 73 MiB, now 21.9 and 33.
   Tests: ``test_computed_after_holds_no_diagonal``, ``test_entry_keeps_readings_apart``.
@@ -31,7 +31,8 @@ In this file:
 - ``QUICK``. Compilation for a program that runs a few times. No public issue known; 0.9.2 and 0.10.1, and less later. A Wide ResNet compiles in
   0.3 s, 0.5 without. Only time shows it, in two rows of ``benchmarks --only loops``.
 - :func:`warn_of_lapack_threads`. Threads of LAPACK and of XLA wait for each other. jax issue 39292 (open), which is of a crash by the
-  same cause; all four releases. 400 steps of ``cifar_gd``: 28 s, 40 without. Only time shows it, in the last two rows of
+  same cause; all four releases. 400 steps of ``cifar_gd``: 28 s, 40 without (``python -m experiments.main
+  --config=configs/cifar_gd.py --config.members.seed="(0,)" --config.steps=400``). Only time shows it, in the last two rows of
   ``benchmarks --only loops``.
 
 In other files, of which each is a part:
@@ -58,6 +59,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import jax
+import jax.core
+import jax.extend.core
 import jax.numpy as jnp
 from jax import lax
 
@@ -155,14 +158,14 @@ def computed_after(make: Callable[[], PyTree]) -> Callable[[Array], PyTree]:
     2.0
     """
     closed, shapes = fresh_jaxpr(make)
-    taken = {i: c for i, c in enumerate(closed.consts) if isinstance(c, jax.core.Tracer)}
+    traced = {i: c for i, c in enumerate(closed.consts) if isinstance(c, jax.core.Tracer)}
 
-    def made_after(done):
-        later = after(done, taken)
-        found = jax.core.eval_jaxpr(closed.jaxpr, [later.get(i, c) for i, c in enumerate(closed.consts)])
-        return jax.tree.unflatten(jax.tree.structure(shapes), found)
+    def make_after(done):
+        later = after(done, traced)
+        leaves = jax.core.eval_jaxpr(closed.jaxpr, [later.get(i, c) for i, c in enumerate(closed.consts)])
+        return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
-    return made_after
+    return make_after
 
 
 def entry(tree: PyTree, i: int) -> Array:
@@ -190,7 +193,8 @@ def sum_of_products(a: Array, b: Array) -> Array:
     many_rows = products.ndim > 1 and products.size >= SUM_ROWS * products.shape[-1] > 0
     products = products.reshape(-1, products.shape[-1]) if many_rows else products.reshape(-1)
     part = len(products) // SUM_PARTS
-    return sum(products[i * part : (i + 1) * part] for i in range(SUM_PARTS)).sum() + products[SUM_PARTS * part :].sum()
+    parts = [products[i * part : (i + 1) * part] for i in range(SUM_PARTS)]
+    return functools.reduce(jnp.add, parts).sum() + products[SUM_PARTS * part :].sum()
 
 
 def every_precision_is_highest() -> bool:

@@ -1,12 +1,12 @@
-"""A first look on embedded data: below and above the critical lr, on crops of two photographs (no download).
+"""A first look on embedded data: an lr below and an lr above critical, on crops of two photographs (no download).
 
     python -m experiments.main --config=configs/quickstart.py
     python -m experiments.main --config=configs/quickstart.py:smoke      # seconds
 
-Measured on 2 CPU cores, 35 s: critical lr at the start 5.4 and 6.5. At 1.67 times that, both seeds have a catapult from step 0 or
-1 on, with 102 to 104 % of the rise in the top-5 eigenspace; at 0.5 times, none in 60 steps, while lambda_max rises to 2 / lr.
+At 1.67 times the critical lr both seeds have a catapult in the top-5 eigenspace. At 0.5 times they have none, and lambda_max rises
+towards 2 / lr.
 
-A small version of cifar_gd.py on data that is always there; nothing in it is a published setting.
+A small version of cifar_gd.py on data that come with scikit-learn. No setting in it is published.
 """
 
 from ml_collections import ConfigDict

@@ -1,15 +1,13 @@
-"""SGD with batch size one: the loss of a batch rises when the lr is critical for that batch (Fig. 5 of Zhu et al. 2024).
+"""SGD with batch size one on synthetic data (Zhu et al. 2024, Fig. 5).
+
+Claim: the loss of a batch rises in a step whose lr is above the critical lr of that batch. Results: docs/claims.md.
 
     python -m experiments.main --config=configs/synthetic_sgd_b1.py            # two-layer network, rank-2 target
     python -m experiments.main --config=configs/synthetic_sgd_b1.py:smoke      # seconds
 
-Measured on 2 CPU cores, 40 s, three rates (0.1, 0.15, 0.2) x five seeds, 2000 steps: as a predictor of a rise of that batch's loss,
-lr > critical_lr_batch has precision 0.95, 0.97, 0.96 and recall 1.00 at each rate, where 0.8, 7 and 11 % of the steps rise; as a
-predictor of a rise of the full training loss, precision 0.57 to 0.60 and recall 0.01 to 0.14 at a base rate of 0.49.
-
-From the published text: a two-layer network, synthetic data, SGD with batch size one. Everything else is our choice: y = x_1 x_2 in
-20 dimensions, 128 points, width 1024, and three learning rates, relative to the critical lr of the whole training set (the
-critical lr of a single example is about a fifth of it, and at 0.5 the run diverges).
+From the paper: a two-layer network, synthetic data, SGD with batch size one. Everything else is our choice: y = x_1 x_2 in 20
+dimensions, 128 points, width 1024, and three lrs, in multiples of the critical lr of the whole training set. The critical lr of a
+single example is about a fifth of it; at 0.5 the run diverges.
 """
 
 from ml_collections import ConfigDict

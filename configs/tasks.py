@@ -1,8 +1,9 @@
-"""The tasks that several configs share: data, and a network that learns them in seconds. Not a config of its own.
+"""The tasks that several configs share: data, and a network that learns them in seconds. This is not a config.
 
-Synthetic: ``x ~ N(0, I_20)``, 256 points, a two-layer network of width 512. Images: two classes (ten for USPS), few training
-examples, a three-layer network of width 256; the AGOP reference is the model that ``reference.py`` trains. All are our choices; the
-published text names CelebA, SVHN and CIFAR-10 and no sizes.
+Synthetic: ``x ~ N(0, I_20)``, 256 points, a two-layer network of width 512.
+Images: two classes (USPS: ten), few training examples, a three-layer network of width 256. The AGOP reference is the model that
+``reference.py`` trains.
+All settings are our choice: the paper (Zhu et al. 2024) names CelebA, SVHN and CIFAR-10, and no sizes.
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +21,7 @@ TASKS = (*SYNTHETIC, *IMAGES)
 
 
 def split(variant: str, flags: tuple[str, ...]) -> tuple[str, set[str]]:
-    """The task and the other words of a variant such as ``rank2,smoke``.
+    """Split a variant such as ``rank2,smoke`` into the task and the other words.
 
     Raises:
       ValueError: an unknown word, or not exactly one task.
@@ -35,7 +36,7 @@ def split(variant: str, flags: tuple[str, ...]) -> tuple[str, set[str]]:
 
 
 def images(c: ConfigDict, task: str) -> None:
-    """Sets the data of an image task."""
+    """Set the data of an image task."""
     c.data.name, c.data.classes, c.data.train_size, c.data.test_size = IMAGES[task]
     if task == "celeba":
         c.data.attribute, c.data.image_size = "Smiling", 96
@@ -45,7 +46,7 @@ def images(c: ConfigDict, task: str) -> None:
 
 
 def choose(c: ConfigDict, task: str) -> None:
-    """Sets data, model, AGOP reference of a task, and the loss at which training ends: higher for images, where it falls slowly."""
+    """Set data, model and AGOP reference of a task, and the loss at which training ends. Images have a higher one: they learn slowly."""
     c.run.stop_loss = 0.01 if task in SYNTHETIC else 0.05 if task == "usps" else 0.2
     c.model.depth, c.model.width = (2, 512) if task in SYNTHETIC else (3, 256)
     if task in SYNTHETIC:
@@ -59,7 +60,7 @@ def choose(c: ConfigDict, task: str) -> None:
 
 
 def smoke(c: ConfigDict) -> None:
-    """Makes any of these configs one of seconds."""
+    """Make any of these configs take seconds."""
     c.steps, c.model.width, c.members.seed = 12, 32, (0, 1)
     c.data.train_size, c.data.test_size = 20, 20
     c.run.chunk_steps = c.run.checkpoint_every = 6

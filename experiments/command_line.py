@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
@@ -15,31 +16,32 @@ from ml_collections import ConfigDict, config_flags
 from catapult_jax.records import DamagedFile
 from configs import default
 from experiments import signals
-from experiments.config import ConfigError, RunError, flat, no_field, one_line
+from experiments.config import TYPE_NAMES, ConfigError, RunError, flat, no_field, one_line, types_of_fields
 
 CACHE = flags.DEFINE_string(
     "compilation_cache",
     None,
-    "Directory in which compiled programs are kept and found again; default: none, or $JAX_COMPILATION_CACHE_DIR.",
+    "Directory that keeps compiled programs for later runs; default: $JAX_COMPILATION_CACHE_DIR, or none.",
 )
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, with a variant after a colon; --config.FIELD=VALUE changes one of its fields."
+    "config", None, "Config file, with a variant after a colon. --config.FIELD=VALUE changes a field."
 )
 _NONE = re.compile(r"--?config\.([\w.]+)=None$")
-FIELDS_HELP = "The fields of a config, their defaults and what they mean are in configs/default.py."
+FIELDS_HELP = "The fields of a config, with defaults and meanings, are in configs/default.py."
 
 
 def program(main: Callable, parser: Callable | None = None) -> None:
-    """Runs a program; an error is one line on stderr, and exit status 2 (config) or 1 (run).
+    """Run a program. An error becomes one line on stderr, and the exit status 2 (config) or 1 (run).
 
     Args:
-      main: of the program; gets what the parser returns.
+      main: the program; takes the result of the parser.
       parser: of the command line; None: :func:`parse`, for programs that run a config.
     """
-    logging.set_verbosity(logging.FATAL)  # TFDS tells of every file, and of what it raises as well
+    logging.set_verbosity(logging.FATAL)  # TFDS logs every file, and also the errors that it raises
     signals.end_in_one_line()
-    for stream in (sys.stdout, sys.stderr):  # a title may have letters that the terminal's encoding has not
-        stream.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):  # the terminal's encoding may lack letters of a title
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app.run(main, flags_parser=parser or parse)
     except ConfigError as error:
@@ -51,23 +53,26 @@ def program(main: Callable, parser: Callable | None = None) -> None:
 
 
 def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
-    """Parses the command line of a program that runs a config (for ``app.run(flags_parser=...)``).
+    """Parse the command line of a program that runs a config (for ``app.run(flags_parser=...)``).
 
     Args:
-      argv: the command line, with the name of the program first.
-      values: flags that take their values from it.
+      argv: the command line; the name of the program comes first.
+      values: flags that are set from it.
 
     Returns:
-      What is left of ``argv``: the name of the program.
+      The name of the program, which is left of ``argv``.
 
     Raises:
-      ConfigError: unknown flag, unknown field, wrong type, an argument that is no flag, a config file that can't be loaded.
+      ConfigError: an unknown flag or field, a value of the wrong type, an argument that is not a flag, or a config file that can't be
+        loaded.
     """
     try:
         rest = parse_flags([a for a in argv if not _NONE.match(a)], values)
         if "reproduce" in values and values.reproduce:
             if values.config is not None:
-                raise ConfigError("reproduce and config are both given; allowed: one, since a run has its config with it")
+                raise ConfigError(
+                    "--reproduce and --config are both given; allowed: one of them, since a run contains its config"
+                )
             keep_compiled(values.compilation_cache)
             return rest
         if values.config is None:
@@ -76,18 +81,26 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[s
             raise ConfigError(
                 "XLA_FLAGS has --xla_gpu_deterministic_ops other than true; allowed: true, so that a config gives the same bits"
             )
-        values.config.get("steps")  # a file that could not be loaded says so only when it is touched
+        values.config.get("steps")  # raises the error of a file that could not be loaded
         _set_none(values.config, argv)
         keep_compiled(values.compilation_cache)
     except (AttributeError, KeyError) as error:
         raise ConfigError(_unknown_field(argv) or one_line(error)) from error
     except (flags.Error, ValueError, TypeError, OSError) as error:
-        raise ConfigError(one_line(error)) from error
+        raise ConfigError(_missing_file(argv) or one_line(error)) from error
     return rest
 
 
+def _missing_file(argv: Sequence[str]) -> str | None:
+    """The message for a config on the command line that is not a file, or None."""
+    files = [match[1] for a in argv if (match := re.match(r"--?config=([^:]*)", a))]
+    if not files or Path(files[-1]).expanduser().is_file():
+        return None
+    return f"config={files[-1]!r} is not a file; allowed: a config file, for example configs/cifar_gd.py"
+
+
 def _set_none(config: ConfigDict, argv: Sequence[str]) -> None:
-    """Applies ``--config.FIELD=None``, which the flags of a config can't parse."""
+    """Apply ``--config.FIELD=None``, which ml_collections can't parse."""
     names = [match[1] for a in argv if (match := _NONE.match(a))]
     if missing := [name for name in names if name not in flat(config)]:
         raise ConfigError(no_field(missing[0]))
@@ -95,17 +108,17 @@ def _set_none(config: ConfigDict, argv: Sequence[str]) -> None:
 
 
 def parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
-    """Parses flags; ``--help`` prints them and ends the program.
+    """Parse flags. ``--help`` prints them and ends the program.
 
     Args:
-      argv: the command line, with the name of the program first.
-      values: flags that take their values from it.
+      argv: the command line; the name of the program comes first.
+      values: flags that are set from it.
 
     Returns:
-      What is left of ``argv``: the name of the program.
+      The name of the program, which is left of ``argv``.
 
     Raises:
-      ConfigError: an unknown flag, an argument that is no flag, a platform that is not available.
+      ConfigError: an unknown flag, a value of the wrong type, an argument that is not a flag, or a platform that is not available.
     """
     if any(re.fullmatch(r"--?(h|help|helpshort|helpfull)", argument) for argument in argv[1:]):
         print(help_text(values))
@@ -113,23 +126,23 @@ def parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> 
     try:
         rest = values([re.sub(r"^(--?config=)(~.*)", lambda m: m[1] + os.path.expanduser(m[2]), a) for a in argv])
     except flags.Error as error:
-        raise ConfigError(one_line(error)) from error
+        raise ConfigError(_wrong_type(error) or one_line(error)) from error
     if len(rest) > 1:
         field = rest[1].partition("=")[0]
         hint = f"--config.{rest[1]}" if field in flat(default.get_config()) else "flags, which begin with --; see --help"
-        raise ConfigError(f"argument {rest[1]!r} is no flag; allowed: {hint}")
+        raise ConfigError(f"argument {rest[1]!r} is not a flag; allowed: {hint}")
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
-            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r} can't be used ({one_line(error)[:200] or 'it is not there'}); "
-            "allowed: platforms of this machine, or none, so that JAX takes the best"
+            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r} can't be used ({one_line(error)[:200] or 'it is not available'}); "
+            "allowed: platforms of this machine, or none, so that JAX chooses"
         ) from error
     return rest
 
 
 def help_text(values: flags.FlagValues = flags.FLAGS) -> str:
-    """What the program does, and its flags.
+    """The text of ``--help``.
 
     Args:
       values: the flags of all modules.
@@ -139,17 +152,17 @@ def help_text(values: flags.FlagValues = flags.FLAGS) -> str:
     """
     script, modules = sys.modules["__main__"], values.flags_by_module_dict()
     listed = modules.get(sys.argv[0], [])
-    if not any(flag.name == "only" for flag in listed):  # the program of the claims brings its configs itself
+    if not any(flag.name == "only" for flag in listed):  # experiments.claims has its own configs
         listed = [*modules.get(__name__, []), *modules.get("experiments.main", []), *listed]
     lines = [f"  --{flag.name}: {' '.join(flag.help.split())}" for flag in listed]
     return "\n".join([(script.__doc__ or "").strip(), "", "Flags:", *lines, "", FIELDS_HELP])
 
 
 def keep_compiled(directory: str | None) -> None:
-    """Tells JAX to keep compiled programs in a directory. JAX creates it with the first program.
+    """Tell JAX to keep compiled programs in a directory. JAX creates it with the first program.
 
     Args:
-      directory: its path; None or empty: nothing is changed.
+      directory: its path; None or empty: no change.
 
     Raises:
       ConfigError: the directory can't be created.
@@ -161,9 +174,18 @@ def keep_compiled(directory: str | None) -> None:
     path = Path(directory).expanduser().resolve()
     nearest = next(folder for folder in (path, *path.parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise ConfigError(f"compilation_cache={directory!r} can't be made in {nearest}; allowed: a directory to write in")
+        raise ConfigError(
+            f"compilation_cache={directory!r} can't be created in {nearest}; allowed: a directory that you can write to"
+        )
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _wrong_type(error: flags.Error) -> str | None:
+    """The message for ``--config.FIELD=VALUE`` with a value of the wrong type, or None."""
+    match = re.match(r"flag --(config\.([\w.]+)=.*?): ", str(error))
+    types = types_of_fields(default.get_config())
+    return f"{match[1]}; allowed: {TYPE_NAMES[types[match[2]]]}" if match and match[2] in types else None
 
 
 def _unknown_field(argv: Sequence[str]) -> str | None:

@@ -1,4 +1,4 @@
-"""A config as a value: its errors, its fields by name, its identity, and the members that it describes.
+"""A config as a value: its errors, fields, identity and members.
 
 >>> from configs import quickstart
 >>> config = quickstart.get_config()
@@ -7,7 +7,7 @@
 >>> list(member_axes(config))
 ['lr', 'seed']
 
-What is allowed in a config is in :mod:`experiments.rules`, how it is read in :mod:`experiments.command_line`.
+The allowed configs are in :mod:`experiments.rules`. :mod:`experiments.command_line` reads a config.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from ml_collections import ConfigDict
 from configs import default
 from experiments.verdicts import NEEDS, NEEDS_SOME
 
+# The types of fields, in words.
+TYPE_NAMES = {bool: "True or False", str: "text", float: "a number", int: "a whole number", tuple: "a tuple"}
+
 
 class ConfigError(Exception):
     """A config that can't be run; the message is one line."""
@@ -39,7 +42,7 @@ def one_line(error: BaseException) -> str:
     """The message of an error on one line.
 
     Args:
-      error: one whose text carries a traceback gives the last line of that, without the name of its type.
+      error: any error. If its text has a traceback, only the last line of it counts, without the type of the error.
 
     Returns:
       The message, with single spaces.
@@ -58,7 +61,7 @@ def flat(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
 
     Args:
       config: a config, or a dict of dicts.
-      prefix: stands before every name.
+      prefix: comes before every name.
 
     Returns:
       Full names and values.
@@ -76,11 +79,11 @@ def flat(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
 
 
 def types_of_fields(config: ConfigDict, prefix: str = "") -> dict[str, type]:
-    """The types of the fields of a config by their full names, also of fields that are None.
+    """The types of the fields of a config by their full names. A field that is None has a type too.
 
     Args:
       config: a config.
-      prefix: stands before every name.
+      prefix: comes before every name.
 
     Returns:
       Full names and types.
@@ -88,23 +91,23 @@ def types_of_fields(config: ConfigDict, prefix: str = "") -> dict[str, type]:
     >>> types_of_fields(default.get_config())["optimizer.lr"]
     <class 'float'>
     """
-    kinds = {}
+    types = {}
     for name, value in config.items():
         if isinstance(value, ConfigDict):
-            kinds |= types_of_fields(value, f"{prefix}{name}.")
+            types |= types_of_fields(value, f"{prefix}{name}.")
         else:
-            kinds[prefix + name] = config.get_type(name)
-    return kinds
+            types[prefix + name] = config.get_type(name)
+    return types
 
 
 def no_field(name: str) -> str:
-    """What to say of a field that no config has.
+    """The error message for a field that no config has.
 
     Args:
-      name: the full name that was asked for.
+      name: full name of the field.
 
     Returns:
-      A message that gives the nearest field.
+      A message with the nearest field.
 
     >>> no_field("model.widht")
     "config has no field 'model.widht'; nearest: 'model.width'"
@@ -114,13 +117,13 @@ def no_field(name: str) -> str:
 
 
 def expanded(config: ConfigDict) -> ConfigDict:
-    """The config with ``~`` in its paths as the home directory.
+    """Replace ``~`` at the beginning of a path by the home directory.
 
     Args:
-      config: stays as it is.
+      config: is not changed.
 
     Returns:
-      A copy, or ``config`` itself if no path begins with ``~``.
+      A copy; or ``config`` itself, if no path begins with ``~``.
     """
     paths = {name: flat(config).get(name) for name in ("data.dir", "data.tfds_dir", "measure.agop_reference")}
     homes = {name: os.path.expanduser(path) for name, path in paths.items() if isinstance(path, str) and path.startswith("~")}
@@ -132,7 +135,7 @@ def expanded(config: ConfigDict) -> ConfigDict:
 
 
 def identity(config: ConfigDict) -> str:
-    """A hash of the fields of a run. It ignores ``sweep``, which says only what other runs there are.
+    """A hash of the fields of a run. It ignores the field ``sweep``, which only lists other runs.
 
     Args:
       config: of the run.
@@ -148,14 +151,14 @@ def identity(config: ConfigDict) -> str:
 
 
 def testable(claims: Sequence[str], fields: dict[str, Any]) -> list[str]:
-    """The claims whose measurements the fields ask for, at the cadence that they need.
+    """The claims that a run with these fields can test: it measures all that they need, often enough.
 
     Args:
       claims: names of claims.
       fields: of a config, by full name.
 
     Returns:
-      Those of ``claims`` that a run with these fields can test, in the same order.
+      The testable ones among ``claims``, in the same order.
 
     >>> testable(["first_catapult"], {"measure.lambda_max_batch_every": 2})
     []
@@ -166,14 +169,14 @@ def testable(claims: Sequence[str], fields: dict[str, Any]) -> list[str]:
 
 
 def member_axes(config: ConfigDict) -> dict[str, tuple]:
-    """Every axis along which the members of a run differ, slowest first.
+    """The axes along which the members of a run differ, slowest first.
 
     Args:
-      config: a tuple in ``members`` takes the place of the single value elsewhere.
+      config: a tuple in ``members`` replaces the single value in ``seed``, ``optimizer`` or ``schedule``.
 
     Returns:
-      Names and values: ``lr``, in the unit of ``optimizer.lr_unit``, ``raises`` and ``cap`` if the schedule has them, ``seed``.
-      A cap of None, which means no cap, is inf.
+      Names and values: ``lr``, in the unit of ``optimizer.lr_unit``; ``raises`` and ``cap``, if the schedule has them; ``seed``.
+      A cap of None, which means no cap, becomes inf.
     """
     axes = {"lr": tuple(map(float, config.members.lr or (config.optimizer.lr,)))}
     if config.schedule.name == "staircase":

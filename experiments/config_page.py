@@ -1,4 +1,4 @@
-"""Writes the page of the config: every field with its default, its allowed values and its meaning, and every rule.
+"""Write the page of the config: every field with its default, allowed values and meaning, and every rule.
 
 python -m experiments.config_page > docs/config.md
 """
@@ -11,11 +11,10 @@ import re
 from collections.abc import Iterable, Sequence
 
 from configs import default
-from experiments.config import flat, types_of_fields
+from experiments.config import TYPE_NAMES, flat, types_of_fields
 from experiments.rules import NUMBERS, RULES, Rule
 from experiments.values import VALUES
 
-_TYPES = {bool: "True or False", str: "text", float: "a number", int: "a whole number"}
 _FIELD = re.compile(r" *c\.([\w.]+) = (.*?)(?:  # (.*))?")
 _HEAD = """# Fields of a config
 
@@ -37,10 +36,10 @@ A row with `optimizer.name=...` lists settings that this optimizer does not have
 
 
 def meanings(source: str) -> dict[str, str]:
-    """What the comments of a config file say of its fields.
+    """The comments on the fields of a config file.
 
     Args:
-      source: of the file; a field is a line ``c.NAME = VALUE  # COMMENT``, after comments in lines of their own or not.
+      source: text of the file. A field is a line ``c.NAME = VALUE  # COMMENT``; lines of comment may stand above it.
 
     Returns:
       Full names of fields and groups, in the order of the file, with their comments.
@@ -60,14 +59,14 @@ def meanings(source: str) -> dict[str, str]:
 
 
 def page() -> str:
-    """The page docs/config.md."""
+    """The text of docs/config.md."""
     config, comments = default.get_config(), meanings(inspect.getsource(default))
     defaults, types = flat(config), types_of_fields(config)
     rows = []
     for name, meaning in comments.items():
         if name in defaults:
             rows.append((f"`{name}`", f"`{defaults[name]!r}`", _allowed(name, types[name]), meaning))
-        elif meaning:  # of a group
+        elif meaning:  # a group of fields
             rows.append((f"`{name}.*`", "", "", meaning))
     rules = [_row(list(group)) for _, group in itertools.groupby(RULES, lambda rule: (rule.of, rule.allowed))]
     return _HEAD + _table(("Field", "Default", "Allowed", "Meaning"), rows) + _RULES + _table(("Fields", "Allowed"), rules)
@@ -80,12 +79,12 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _allowed(name: str, kind: type) -> str:
     if name not in VALUES:
-        return _TYPES[kind]
+        return TYPE_NAMES[kind]
     return VALUES[name].allowed
 
 
 def _row(rules: Sequence[Rule]) -> tuple[str, str]:
-    """One row for rules that differ only in the field that they are about."""
+    """One row for several rules that differ only in a field."""
     names = dict.fromkeys(name for rule in rules for name in rule.fields)
     first = rules[0]
     words = re.sub(r"^allowed:? ", "", first.allowed).format(**{name: text for name, (text, _) in NUMBERS.items()})

@@ -1,4 +1,4 @@
-"""The directory of a run: what it must hold, and that one process has it at a time."""
+"""The directory of a run: what it may hold, and the lock that gives it to one process at a time."""
 
 from __future__ import annotations
 
@@ -9,18 +9,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from catapult_jax import records
 from experiments import config as configs
 
-LOCK = "lock"  # a file that is empty, and stays
-_LONGEST = 200  # bytes of a name, of the 255 that file systems take
+LOCK = "lock"  # name of the lock file, which is empty and is never removed
+_MOST_BYTES = 200  # of the text in a name; file systems allow 255 bytes for the whole name
 
 
 def earlier_run(workdir: Path, config: dict[str, Any]) -> dict[str, Any] | None:
-    """What run.json says of the run that is there; None: there is none yet.
+    """The contents of run.json, if the directory holds a run of this config.
+
+    Args:
+      workdir: directory of the run.
+      config: fields of the run, as JSON gives them.
+
+    Returns:
+      The contents of run.json, or None if there is no run yet.
 
     Raises:
-      ConfigError: the directory holds a run of another config, or files of something else.
+      ConfigError: the directory holds a run of another config, or other files, or a damaged file.
     """
     stored = workdir / "config.json"
     if stored.is_file():
@@ -33,61 +42,83 @@ def earlier_run(workdir: Path, config: dict[str, Any]) -> dict[str, Any] | None:
             )
     elif workdir.exists() and not is_new(workdir):
         raise configs.ConfigError(f"workdir={str(workdir)!r} is not empty and holds no run; allowed: a new directory")
-    about = workdir / "run.json"
-    return _read(about) if about.is_file() else None
+    run_json = workdir / "run.json"
+    return _read(run_json) if run_json.is_file() else None
 
 
 def _read(path: Path) -> Any:
+    """A JSON file of a run; one that can't be read is a ConfigError."""
     try:
         return records.read_json(path)
     except (OSError, records.DamagedFile) as error:
         raise configs.ConfigError(
-            f"{configs.one_line(error)}; allowed: a copy of that file from before, or another workdir, where the run is made anew"
+            f"{configs.one_line(error)}; allowed: a copy of that file that is not damaged, or another workdir for a new run"
         ) from error
 
 
-def name_of(text: str, identity: str) -> str:
-    """``TEXT-IDENTITY``, cut in its text where a file system would not take so long a name."""
-    return f"{text.encode()[:_LONGEST].decode(errors='ignore')}-{identity}"
+def directory_name(text: str, identity: str) -> str:
+    """``TEXT-IDENTITY``; a long text is cut, so that every file system takes the name.
+
+    >>> directory_name("quickstart-smoke", "0123abcd")
+    'quickstart-smoke-0123abcd'
+    """
+    return f"{text.encode()[:_MOST_BYTES].decode(errors='ignore')}-{identity}"
 
 
 def is_new(workdir: Path) -> bool:
-    """Not there, or empty but for what a run leaves that was killed before its first file was whole.
+    """Whether there is no run in a directory: it does not exist, is empty, or holds only what a run writes first.
 
     Raises:
-      ConfigError: a name that can't be.
+      ConfigError: no directory can have this path.
     """
-    ours = (LOCK, "config.json.tmp")
+    first_files = (LOCK, "config.json.tmp")  # left by a run that was killed before its first file was whole
     try:
-        return not workdir.exists() or (workdir.is_dir() and all(entry.name in ours for entry in workdir.iterdir()))
+        return not workdir.exists() or (workdir.is_dir() and all(entry.name in first_files for entry in workdir.iterdir()))
     except OSError as error:
-        raise configs.ConfigError(
-            f"workdir={str(workdir)!r} can't be made ({error.strerror}); allowed: a directory to write in"
-        ) from error
+        raise _not_creatable(workdir, error) from error
 
 
 def check_writable(workdir: Path) -> None:
-    """Whether a directory that is not there, or is empty, can be made and written in; nothing is left behind.
+    """Check that a new directory can be created and written to. Nothing is left behind.
 
     Raises:
       ConfigError: it can't.
     """
     try:
-        there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
-        with tempfile.TemporaryFile(dir=there):
+        parent = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError as error:
-        raise configs.ConfigError(
-            f"workdir={str(workdir)!r} can't be made ({error.strerror}); allowed: a directory to write in"
-        ) from error
+        raise _not_creatable(workdir, error) from error
+
+
+def directory_of_run(workdir: Path, point: dict[str, Any], config: ConfigDict) -> Path:
+    """The directory of one run of a sweep.
+
+    Args:
+      workdir: directory of the sweep.
+      point: values of the run on the axes of the sweep.
+      config: of the run.
+    """
+    label = "-".join(f"{name.rsplit('.', 1)[-1]}={value}" for name, value in point.items()).replace("/", "_")
+    return workdir / directory_name(label or "run", configs.identity(config))
+
+
+def is_complete(run_dir: Path) -> bool:
+    """Whether the run has ended, its report is written, which comes last, and its record is not damaged."""
+    try:
+        has_ended = records.read_json(run_dir / "run.json")["status"] != "running"
+    except (FileNotFoundError, records.DamagedFile, KeyError):  # the run itself reports a damaged file
+        return False
+    return has_ended and (run_dir / "report.html").is_file() and not records.damage(run_dir)
 
 
 @contextlib.contextmanager
-def held(workdir: Path) -> Iterator[None]:
-    """Keeps the directory, made if need be, to this process; the lock goes with the process, however it ends.
+def lock(workdir: Path) -> Iterator[None]:
+    """Create the directory if needed, and lock it for this process. The lock ends with the process, even if it is killed.
 
     Raises:
-      ConfigError: it can't be made, or another process has it.
+      ConfigError: the directory can't be created, or another process has the lock.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -96,18 +127,22 @@ def held(workdir: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise configs.ConfigError(
-                f"workdir={str(workdir)!r} is in use by another process; allowed: another workdir, or this one when that has ended"
+                f"workdir={str(workdir)!r} is in use by another process; allowed: another workdir, or this one after that process has ended"
             ) from error
         except OSError as error:
-            raise configs.ConfigError(
-                f"workdir={str(workdir)!r} can't be made ({error.strerror}); allowed: a directory to write in"
-            ) from error
+            raise _not_creatable(workdir, error) from error
         yield
 
 
+def _not_creatable(workdir: Path, error: OSError) -> configs.ConfigError:
+    return configs.ConfigError(
+        f"workdir={str(workdir)!r} can't be created ({error.strerror}); allowed: a directory that you can write to"
+    )
+
+
 @contextlib.contextmanager
-def written(workdir: Path) -> Iterator[None]:
-    """An error of the file system in here is one line that says how to go on.
+def explain_write_errors(workdir: Path) -> Iterator[None]:
+    """Turn an error of the file system into one line that says how to go on.
 
     Raises:
       RunError: a file could not be written.
@@ -116,6 +151,6 @@ def written(workdir: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise configs.RunError(
-            f"workdir={str(workdir)!r} can't be written ({error.strerror or error}); what it holds is whole: "
-            "the same command goes on from there once there is room"
+            f"workdir={str(workdir)!r} can't be written ({error.strerror or error}); the files in it are whole; allowed: "
+            "the same command again, which resumes the run, once there is room"
         ) from error

@@ -1,13 +1,12 @@
-"""Runs one config: python -m experiments.main --config=configs/cifar_gd.py[:VARIANT] [--config.FIELD=VALUE] [--workdir=DIR].
+"""Run one config: python -m experiments.main --config=configs/cifar_gd.py[:VARIANT] [--config.FIELD=VALUE] [--workdir=DIR].
 
-Again, to see whether the same comes out: python -m experiments.main --reproduce RUN_DIR [--workdir=DIR].
+Run a finished run again and compare the numbers: python -m experiments.main --reproduce RUN_DIR [--workdir=DIR].
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import math
 import sys
 import time
 from pathlib import Path
@@ -18,50 +17,54 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from catapult_jax import checkpoints, records, training
-from catapult_jax.tangent.exact import method_taken
+from catapult_jax import provenance, records, training
+from catapult_jax.report.members import dead_members, diverged_members
+from catapult_jax.tangent.kernel import describe_method
 from experiments import (
-    analysis,
     build,
     command_line,
     directory,
+    loop,
     outputs,
-    progress,
     recovery,
     report,
     reproduce,
     rules,
-    signals,
     verdicts,
 )
 from experiments import config as configs
 from experiments.build.checks import check_kernel
 from experiments.build.trainer import rows_of
+from experiments.settings import settings_of
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; default: runs/CONFIG-IDENTITY.")
 _REPRODUCE = flags.DEFINE_string(
-    "reproduce", None, "Directory of a finished run, to be run again (into --workdir, default RUN_DIR-again) and compared."
+    "reproduce", None, "Directory of a finished run. It is run again in --workdir (default: RUN_DIR-again) and compared."
 )
 
-_PRODUCTS_LIMIT = 0.02  # relative error allowed to a critical lr at initialisation that comes from products
-_ROUNDING = 1e-6  # relative error of an entry of a kernel, where it could not be found, and the least that is assumed
-
-_WRITE_SECONDS, _WRITE_STEPS = 10, 20_000  # the record is written at least so often
+_MOST_ERROR = 0.02  # largest relative error of a critical lr at initialisation, where it is matrix-free
+_ROUNDING = 1e-6  # relative error of an entry of a kernel: where it is not measured, and at least
 
 
-def run(config: ConfigDict, workdir: Path, like: dict | None = None) -> list[verdicts.Verdict]:
-    """Runs or resumes a config in a directory, and writes its report.
+def run(config: ConfigDict, workdir: Path, like: dict[str, Any] | None = None) -> list[verdicts.Verdict]:
+    """Run or resume a config in a directory, and write its report.
 
-    ``like``: what run.json says of a run that this one is to repeat: on the same data, with the cadences and methods that it found.
+    Args:
+      config: of the run.
+      workdir: its directory.
+      like: contents of run.json of a run to repeat: this run needs the same data, and takes over its cadences and methods.
+
+    Returns:
+      The verdicts of the report.
 
     Raises:
-      ConfigError: the config can't be run, or the directory holds another one, or another process has it.
+      ConfigError: the config can't be run, or the directory holds something else, or another process uses it.
       RunError: the run can't go on.
     """
     rules.check(config)
     config = configs.expanded(config)
     find_nans = bool(jax.config.jax_debug_nans)
-    # A measurement that is not due is NaN, which JAX would stop at: _find_nans looks for the others.
+    # JAX would stop at the NaN of a measurement that is not due. loop.check_nans looks for the others.
     with contextlib.ExitStack() as until_the_end, jax.debug_nans(False):
         return _run(config, workdir, like, until_the_end, find_nans)
 
@@ -71,82 +74,88 @@ def _run(
 ) -> list[verdicts.Verdict]:
     begin, as_json = time.monotonic(), json.loads(config.to_json())
     new = directory.is_new(workdir)
-    earlier, harm = _earlier(workdir, as_json, until_the_end, new)
+    earlier, damage = _earlier_run(workdir, as_json, until_the_end, new)
     loaded = build.load(config, earlier or like)
-    if earlier and earlier["status"] != "running" and not harm:
+    if earlier and earlier["status"] != "running" and not damage:
         print("already complete")
-        with directory.written(workdir):
+        with directory.explain_write_errors(workdir):
             return report.build(workdir)
     built = build.build(config, earlier or like, loaded)
-    with build.fitting():
+    with build.explain_misfit():
         state, start = built.trainer.init(built.members)
     title = report.title_of(as_json, {"data": {"name": built.data.name}})
     check = _announce(config, title, built, state, start)
     if new:
-        _take(workdir, until_the_end)
+        _lock_new_directory(workdir, until_the_end)
     about = _about(built, check, earlier)
     coordinates, attributes = _coordinates(built.members, start), _attributes(config, title, built, check)
-    restored = recovery.restore(config, workdir, built, state, coordinates, attributes, harm)
+    restored = recovery.restore(config, workdir, built, state, coordinates, attributes, damage)
     state = state if restored is None else restored
     if earlier:
         print(f"resuming at step {int(state.step)} of {config.steps}")
         for name, (then, now) in reproduce.differences(earlier["environment"], about["resumed_with"][-1]).items():
             print(f"WARNING: environment differs in {name}: {then} then, {now} now", file=sys.stderr)
-    with directory.written(workdir):
+    with directory.explain_write_errors(workdir):
         records.write_json(workdir / "config.json", as_json)
         records.write_json(workdir / "run.json", about)
-        state = _train(config, workdir, built.trainer, state, coordinates, attributes, find_nans)
-        ended, usable = _ended(workdir, as_json, state)
+        state = loop.train(config, workdir, built.trainer, state, coordinates, attributes, find_nans)
+        outcome, usable = _outcome(workdir, as_json, state)
         if config.run.save_model and usable[0]:
             outputs.write_model(workdir, built.model, state, built.data, {"config": as_json, "data": about["data"]})
         if "agop_alignment" in built.plan["cadences"]:
             outputs.write_directions(config, workdir, built, state, coordinates, usable)
-        records.write_json(workdir / "run.json", about | ended | {"seconds": about["seconds"] + time.monotonic() - begin})
-        found = report.build(workdir)
+        records.write_json(workdir / "run.json", about | outcome | {"seconds": about["seconds"] + time.monotonic() - begin})
+        verdicts_of_run = report.build(workdir)
     if config.run.save_model and not usable[0]:
         raise configs.RunError(
-            "run.save_model: the first member diverged or is dead, so that there is no model.npz; allowed: a run whose first member ends with finite parameters and a kernel that is not zero"
+            "run.save_model=True; the first member diverged or is dead, so no model.npz is written; allowed: a run whose first member "
+            "ends with finite parameters and a kernel that is not zero"
         )
-    return found
+    return verdicts_of_run
 
 
-def _earlier(workdir: Path, as_json: dict, until_the_end: contextlib.ExitStack, new: bool) -> tuple[dict | None, list]:
-    """What run.json says of the run that is in the directory, and the damage to its record. Locks a directory that holds a run."""
+def _earlier_run(
+    workdir: Path, as_json: dict, until_the_end: contextlib.ExitStack, new: bool
+) -> tuple[dict[str, Any] | None, list[records.Damage]]:
+    """The contents of run.json, and the damage to the record. Locks the directory if it holds a run."""
     if new:
         directory.check_writable(workdir)
         return None, []
-    directory.earlier_run(workdir, as_json)  # a directory of something else is not touched
-    until_the_end.enter_context(directory.held(workdir))
+    directory.earlier_run(workdir, as_json)  # refuse a directory of something else before a lock file is put there
+    until_the_end.enter_context(directory.lock(workdir))
     earlier = directory.earlier_run(workdir, as_json)
     return earlier, records.damage(workdir) if earlier else []
 
 
-def _take(workdir: Path, until_the_end: contextlib.ExitStack) -> None:
-    """Makes and locks a new directory, once everything that can be refused was."""
-    until_the_end.enter_context(directory.held(workdir))
+def _lock_new_directory(workdir: Path, until_the_end: contextlib.ExitStack) -> None:
+    """Create and lock the directory, after all checks, so that a run that is refused leaves nothing."""
+    until_the_end.enter_context(directory.lock(workdir))
     if not directory.is_new(workdir):
-        raise configs.ConfigError(f"workdir={str(workdir)!r} was taken by another process meanwhile; allowed: another workdir")
+        raise configs.ConfigError(f"workdir={str(workdir)!r} now holds a run of another process; allowed: another workdir")
 
 
-def _announce(config: ConfigDict, title: str, built: build.Built, state, start: training.Start) -> dict:
-    """Prints what is known before the first step; returns the comparison of the kernel with neural_tangents.
+def _announce(config: ConfigDict, title: str, built: build.Built, state: training.State, start: training.Start) -> dict:
+    """Print the facts before the first step, and check the kernel and the critical lr at initialisation.
+
+    Returns:
+      The comparison of the kernel with neural_tangents, for run.json.
 
     Raises:
-      RunError: the kernel differs from it, or the critical lr at initialisation is not known well enough.
-      ConfigError: a relative lr of a member whose critical lr is infinite or NaN.
+      RunError: the kernel differs from that of neural_tangents, or the error of the critical lr is too large.
+      ConfigError: a relative lr of a member whose critical lr is not finite.
     """
     members, model, x = built.members, built.model, built.data.x_train
-    print(f"{title}; {len(members.seed)} members; data: {built.data.source}")
+    print(f"{title}; members: {len(members.seed)}; data: {built.data.source}")
     first = jax.tree.map(lambda a: a[0], state.members.params)
     check = check_kernel(model, first, x)
-    print(f"exact kernel: {method_taken(model.apply, first, x)}")
+    print(f"exact kernel: {describe_method(model.apply, first, x)}")
     print(f"kernel against neural_tangents on {check['examples']} examples: {check['text']}")
     published = f" (published: {config.published_critical_lr})" if config.published_critical_lr else ""
-    within = f" (from products, to within {start.error.max():.1%})" if start.error.any() else ""
-    print(f"critical lr at initialisation: {', '.join(f'{v:.3g}' for v in np.unique(start.critical_lr))}{within}{published}")
-    if not (start.error <= _PRODUCTS_LIMIT).all():
+    error = f" (matrix-free, relative error up to {start.error.max():.1%})" if start.error.any() else ""
+    print(f"critical lr at initialisation: {', '.join(f'{v:.3g}' for v in np.unique(start.critical_lr))}{error}{published}")
+    if not (start.error <= _MOST_ERROR).all():
         raise configs.RunError(
-            f"the critical lr at initialisation is known to within {start.error.max():.1%} alone; allowed: {_PRODUCTS_LIMIT:.0%}"
+            f"the critical lr at initialisation has a relative error of up to {start.error.max():.1%}; allowed: {_MOST_ERROR:.0%}"
         )
     if not np.isfinite(start.lr).all():
         m = int(np.argmin(np.isfinite(start.lr)))
@@ -158,10 +167,10 @@ def _announce(config: ConfigDict, title: str, built: build.Built, state, start: 
     return check
 
 
-def _about(built: build.Built, check: dict, earlier: dict | None) -> dict:
-    """What run.json says while the run goes on."""
-    environment = records.environment()
-    if earlier:  # what the first steps were made with stays on record
+def _about(built: build.Built, check: dict, earlier: dict | None) -> dict[str, Any]:
+    """The contents of run.json during the run."""
+    environment = provenance.environment()
+    if earlier:  # keep the environment of the first steps
         return earlier | {"resumed_with": [*earlier.get("resumed_with", []), environment], "status": "running"}
     arrays = built.data
     return {
@@ -174,7 +183,7 @@ def _about(built: build.Built, check: dict, earlier: dict | None) -> dict:
         "kernel_check": check,
         "instruments": built.plan,
         "environment": environment,
-        "seconds": 0.0,  # of the sittings that were not interrupted
+        "seconds": 0.0,  # without parts of the run that were interrupted
     }  # fmt: skip
 
 
@@ -192,7 +201,7 @@ def _coordinates(members: training.Members, start: training.Start) -> dict[str, 
 
 def _attributes(config: ConfigDict, title: str, built: build.Built, check: dict) -> dict[str, Any]:
     """Attributes of the record."""
-    # By Weyl |d lambda| <= n max |d K|, and lambda_max >= max |K|: the error of an entry, n times, bounds that of the critical lr.
+    # By Weyl |d lambda| <= n max |d K|, and lambda_max >= max |K|. So n times the relative error of an entry bounds that of the critical lr.
     rows = rows_of(config, built.data)["lambda_max_batch"]
     return {
         "title": title,
@@ -204,117 +213,63 @@ def _attributes(config: ConfigDict, title: str, built: build.Built, check: dict)
     }
 
 
-def _ended(workdir: Path, config: dict, state) -> tuple[dict[str, Any], np.ndarray]:
-    """Status, diverged and dead members of a run at its end, and which members end with usable parameters."""
+def _outcome(workdir: Path, config: dict, state: training.State) -> tuple[dict[str, Any], np.ndarray]:
+    """What run.json says at the end: status, diverged and dead members; and which members have usable parameters."""
     record, finite = records.open_record(workdir).load(), outputs.finite(state)
-    gone, dead = analysis.diverged_members(record, config), analysis.dead_members(record, config)
+    settings = settings_of(config)
+    lost, dead = diverged_members(record, settings), dead_members(record, settings)
     diverged = np.asarray(state.members.diverged)
     usable = finite & ~diverged
-    usable[[one["member"] for one in dead]] = False
+    usable[[member["member"] for member in dead]] = False
     cause = "the parameters were not finite after the last step"
-    gone += [{"member": int(m), "step": int(state.step), "cause": cause} for m in np.flatnonzero(~finite & ~diverged)]
-    count = len(diverged)
-    status = "diverged" if len(gone) == count else "dead" if len(gone) + len(dead) >= count else "complete"
-    return {"status": status, "lost": gone, "dead": dead}, usable
-
-
-def _train(config, workdir: Path, trainer: training.Trainer, state, coordinates, attributes, find_nans: bool):
-    """Runs to the last step, or until every member has stopped; returns the last state.
-
-    Chunks go to disk together, every few seconds and before each checkpoint: what a kill loses is made again from the checkpoint before it.
-    """
-    c, at = config.run, int(state.step)
-    longest = min(c.chunk_steps, config.steps)
-    stopped = recovery.have_stopped({name: np.asarray(getattr(state.members, name)) for name in ("diverged", "stopped")})
-    over = records.steps_done(workdir) == at and records.is_over(workdir)
-    told = progress.Progress(config.steps, at)
-    waiting, saved, saved_time, written_time = [], at, time.monotonic(), -math.inf
-    with signals.kept() as received:
-        while at < config.steps and not over:
-            steps = min(c.chunk_steps - at % c.chunk_steps, config.steps - at)
-            state, measured = trainer.run(state, steps, longest)
-            if at == 0:
-                records.create(workdir, members=coordinates, steps=config.steps, shapes=measured, about=attributes)
-            # All had stopped before this chunk began: so it holds every measurement of where they ended.
-            over = bool(stopped.all())
-            at += steps
-            waiting.append(measured)
-            now = time.monotonic()
-            due = at - saved >= c.checkpoint_every if c.checkpoint_every else now - saved_time >= c.checkpoint_seconds
-            save = due or at == config.steps or over or bool(received)
-            if save or now - written_time >= _WRITE_SECONDS or len(waiting) * c.chunk_steps >= _WRITE_STEPS:
-                joined = recovery.joined(waiting)
-                records.write(workdir, at - joined["lr"].shape[1], joined, over=over)
-                waiting, written_time = [], time.monotonic()
-            if save:
-                checkpoints.save(workdir / "checkpoints", at, state)
-                saved, saved_time = at, time.monotonic()
-            told.update(at, measured)
-            if find_nans:
-                _find_nans(state, measured, at - steps)
-            if received:
-                told.close()
-                signals.stop(
-                    received[0],
-                    f" at step {at} of {config.steps}; record and checkpoint are written; the same command goes on from there",
-                )
-            stopped = recovery.have_stopped(
-                {name: measured[name][:, -1] for name in ("diverged", "stopped") if name in measured}
-            )
-    told.close()
-    return state
-
-
-def _find_nans(state, measured: dict[str, np.ndarray], first: int) -> None:
-    """What ``JAX_DEBUG_NANS`` asks for: the first step of a chunk whose loss is NaN, or parameters that are, for a NaN in a gradient.
-
-    Raises:
-      RunError: there is one.
-    """
-    nans = np.isnan(measured["loss_batch"])
-    found = {
-        int(m): f"the loss of member {m} is NaN at step {first + int(nans[m].argmax())}" for m in np.flatnonzero(nans.any(1))
-    }
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state.members.params):
-        for m in np.flatnonzero(np.isnan(np.asarray(leaf)).reshape(len(leaf), -1).any(1)):
-            where = f"{jax.tree_util.keystr(path)} of member {m} is NaN"
-            found.setdefault(int(m), f"{where} after step {first + measured['lr'].shape[1] - 1}")
-    if found:
-        raise configs.RunError(
-            f"JAX_DEBUG_NANS: {found[min(found)]}; without JAX_DEBUG_NANS the run marks such members and goes on"
-        )
+    lost += [{"member": int(m), "step": int(state.step), "cause": cause} for m in np.flatnonzero(~finite & ~diverged)]
+    n = len(diverged)
+    status = "diverged" if len(lost) == n else "dead" if len(lost) + len(dead) >= n else "complete"
+    return {"status": status, "lost": lost, "dead": dead}, usable
 
 
 def default_workdir(config: ConfigDict, kind: str = "") -> Path:
-    """``runs/KIND-NAME-VARIANT-IDENTITY``: the same command has the same directory, a config of another run another one."""
+    """The directory of a run without ``--workdir``: ``runs/KIND-NAME-VARIANT-IDENTITY``.
+
+    The same command has the same directory; another config has another one.
+
+    Args:
+      config: from the flag ``--config``, whose file gives NAME and VARIANT.
+      kind: comes first in the name.
+    """
     file, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     name = "-".join(part for part in (kind, Path(file).stem, variant.replace(",", "-")) if part)
-    return Path("runs", directory.name_of(name, configs.identity(config)))
+    return Path("runs", directory.directory_name(name, configs.identity(config)))
 
 
 def run_again(then: Path, workdir: Path) -> bool:
-    """Runs the config of a finished run in another directory; whether the record is the same, bit for bit.
+    """Run the config of a finished run in another directory, and compare.
+
+    Args:
+      then: directory of the finished run.
+      workdir: of the new run.
+
+    Returns:
+      Whether the two runs are the same, bit by bit.
 
     Raises:
-      ConfigError: no finished run there, other data, or a directory that is taken.
+      ConfigError: no finished run there, other data, or a directory that holds something else.
       RunError: the run can't go on.
     """
     config = reproduce.stored_config(then)
     if workdir.resolve() == then.resolve():
         raise configs.ConfigError(f"workdir={str(workdir)!r} is the run itself; allowed: another directory")
     if (workdir / "run.json").is_file() and records.read_json(workdir / "run.json")["status"] != "running":
-        raise configs.ConfigError(
-            f"workdir={str(workdir)!r} holds a finished run; allowed: a new directory, so that it is run now"
-        )
+        raise configs.ConfigError(f"workdir={str(workdir)!r} holds a finished run; allowed: a new directory")
     run(config, workdir, like=records.read_json(then / "run.json"))
-    found = reproduce.compare(then, workdir)
-    reproduce.write(found, then, workdir)
-    print("\n".join(reproduce.lines(found)))
-    return found.same
+    comparison = reproduce.compare(then, workdir)
+    reproduce.write(comparison, then, workdir)
+    print("\n".join(reproduce.lines(comparison)))
+    return comparison.same
 
 
 def main(_argv: list[str]) -> int:
-    """Runs one config, or repeats a finished run; returns the exit status."""
+    """Run one config, or repeat a finished run; returns the exit status."""
     if _REPRODUCE.value:
         then = Path(_REPRODUCE.value).expanduser().resolve()
         workdir = Path(_WORKDIR.value).expanduser() if _WORKDIR.value else then.with_name(f"{then.name}-again")

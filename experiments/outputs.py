@@ -1,42 +1,69 @@
-"""Files that a run leaves beside its record: the trained model, and the top directions of its AGOPs."""
+"""Files that a run writes beside its record: the trained model, and the top directions of its AGOPs."""
 
 from __future__ import annotations
 
 import io
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from catapult_jax import checkpoints, data, records
+from catapult_jax import checkpoints, data, records, training
 from catapult_jax.outer_product import agop_eigenvectors, input_jacobian
 from catapult_jax.training import instruments
+from catapult_jax.training.measurement import Moment
 from experiments import build
 from experiments.build.reference import CHUNK
 
-_DIRECTIONS = 3  # top eigenvectors of the AGOP that are kept
+_DIRECTIONS = 3  # top eigenvectors of an AGOP that are written
 
 
-def finite(state) -> np.ndarray:
-    """Members whose parameters are."""
+def finite(state: training.State) -> np.ndarray:
+    """Whether the parameters of each member are finite, (members,)."""
     leaves = jax.tree.leaves(state.members.params)
     return np.all([np.isfinite(np.asarray(leaf)).reshape(len(leaf), -1).all(1) for leaf in leaves], axis=0)
 
 
-def write_model(workdir: Path, model, state, arrays: data.Data, about: dict) -> None:
-    """model.npz: the first member's parameters after the last step, and their test scores."""
+def write_model(workdir: Path, model: Any, state: training.State, arrays: data.Data, about: dict[str, Any]) -> None:
+    """Write model.npz: the parameters of the first member after the last step, with their test scores.
+
+    Args:
+      workdir: directory of the run.
+      model: a Flax model.
+      state: after the last step.
+      arrays: data of the run.
+      about: stored with the parameters; ``about["config"]`` is the config as JSON gives it.
+    """
     params = jax.device_get(jax.tree.map(lambda a: a[0], state.members.params))
     config = about["config"]
     scores = instruments.loss_test(model.apply, loss=config["loss"], every=1, target_encoding=config["data"]["target_encoding"])
     x_test, y_test = jax.numpy.asarray(arrays.x_test), jax.numpy.asarray(arrays.y_test)
-    moment = instruments.Moment(params, params, None, None, {"x_test": x_test, "y_test": y_test})
+    moment = Moment(params, params, None, None, {"x_test": x_test, "y_test": y_test})
     measured = {name: float(value) for name, value in jax.jit(scores.measure)(moment).items()}
     checkpoints.save_model(workdir / "model.npz", params, about | measured)
 
 
-def write_directions(config, workdir: Path, built: build.Built, state, coordinates, usable) -> None:
-    """agop.npz: top eigenvectors of the AGOP of the reference, and at the end of training of the first seed of each setting."""
+def write_directions(
+    config: ConfigDict,
+    workdir: Path,
+    built: build.Built,
+    state: training.State,
+    coordinates: dict[str, np.ndarray],
+    usable: np.ndarray,
+) -> None:
+    """Write agop.npz: top eigenvectors of the AGOP of the reference, and of each setting at the end of training.
+
+    Args:
+      config: of the run.
+      workdir: directory of the run.
+      built: from that config, with a reference.
+      state: after the last step.
+      coordinates: of the record along its members. The members with the first seed stand for their settings.
+      usable: members whose parameters are finite and whose kernel is not zero, (members,).
+    """
     x = jax.numpy.asarray(built.data.x_train[: config.measure.agop_size])
     jacobian = jax.jit(partial(input_jacobian, built.model.apply, chunk_size=CHUNK))
     names, rows = ["reference"], [jax.numpy.asarray(built.reference)]

@@ -1,4 +1,4 @@
-"""How far a run is: a bar where stderr is a terminal, elsewhere a line now and then for the log."""
+"""The progress of a run: a bar on a terminal, otherwise a line from time to time."""
 
 from __future__ import annotations
 
@@ -8,35 +8,50 @@ import time
 import numpy as np
 from tqdm import tqdm
 
-_SECONDS, _SHARE = 30, 0.1  # between two lines: one of them
+# A line is printed after so many seconds or this fraction of the steps, whichever comes first.
+_SECONDS, _FRACTION = 30, 0.1
 
 
 class Progress:
-    """Tells of the steps of a run, of which ``first`` are done already."""
+    """Shows how many steps of a run are done.
+
+    Args:
+      steps: of the whole run.
+      first: steps that are done at the start.
+    """
 
     def __init__(self, steps: int, first: int):
-        self._steps, self._told, self._time = steps, first, time.monotonic()
+        self._steps, self._last_step, self._last_time = steps, first, time.monotonic()
         terminal = sys.stderr.isatty()
         self._bar = tqdm(total=steps, initial=first, unit="step", file=sys.stderr) if terminal else None
 
     def update(self, at: int, measured: dict[str, np.ndarray]) -> None:
-        """``at``: steps that are done; ``measured``: the last chunk."""
+        """Show a new chunk.
+
+        Args:
+          at: steps that are done.
+          measured: series of the last chunk, each (members, steps).
+        """
         if self._bar is not None:
             self._bar.set_postfix_str(_text(measured))
             self._bar.update(at - self._bar.n)
-        elif at == self._steps or at - self._told >= _SHARE * self._steps or time.monotonic() - self._time >= _SECONDS:
+            return
+        many_steps = at - self._last_step >= _FRACTION * self._steps
+        if at == self._steps or many_steps or time.monotonic() - self._last_time >= _SECONDS:
             print(f"step {at} of {self._steps} ({at / self._steps:.0%}), {_text(measured)}", flush=True)
-            self._told, self._time = at, time.monotonic()
+            self._last_step, self._last_time = at, time.monotonic()
 
     def close(self) -> None:
-        """Ends the bar of a terminal."""
+        """End the bar of a terminal."""
         if self._bar is not None:
             self._bar.close()
 
 
 def _text(measured: dict[str, np.ndarray]) -> str:
-    """The median over members at the last step of a chunk."""
+    """Medians over the members at the last measured step of a chunk, and the spikes of all members up to there."""
     text = f"loss {np.median(measured['loss_batch'][:, -1]):.3g}"
     if "critical_lr_batch" in measured:
-        text += f", lr/critical {np.median(measured['lr'][:, -1] / measured['critical_lr_batch'][:, -1]):.2f}"
-    return f"{text}, events {measured['spikes'][:, -1].sum()}"
+        ratios = measured["lr"] / measured["critical_lr_batch"]
+        steps = np.flatnonzero(np.isfinite(ratios).any(0))  # NaN where it is not due, or the member has stopped
+        text += f", lr / critical lr {np.nanmedian(ratios[:, steps[-1]]):.2f}" if len(steps) else ""
+    return f"{text}, spikes {measured['spikes'][:, -1].sum()}"

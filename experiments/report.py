@@ -7,23 +7,32 @@ from pathlib import Path
 from typing import Any
 
 from catapult_jax import records
+from catapult_jax.report import figures
+from catapult_jax.report.analysis import event_rows
+from catapult_jax.report.members import until_diverged
 from catapult_jax.report.page import render
-from experiments import directory, figures
-from experiments.analysis import run_events, until_diverged
+from experiments import directory
 from experiments.command_line import FIELDS_HELP
 from experiments.config import ConfigError, RunError, flat, testable
-from experiments.sections import Read, alignment, sections
+from experiments.figures import DIRECTIONS_CAPTION, directions_figure
+from experiments.sections import Report, all_sections
 from experiments.values import CADENCES
-from experiments.verdicts import OF_RUN, Verdict, of_run
+from experiments.verdicts import OF_RUN, Run, Verdict, of_run, read_run
 
 
-def title_of(config: dict, run: dict) -> str:
-    """Title with the network and the data that were used, which need not be those that the config names."""
-    return f"{config['title']}: {config['model']['name'].upper()} on {run['data']['name']}"
+def title_of(config: dict, about: dict) -> str:
+    """The title of a run: it names the network and the data in use, which may be fallback data. ``about``: run.json."""
+    return f"{config['title']}: {config['model']['name'].upper()} on {about['data']['name']}"
 
 
 def build(run_dir: str | Path) -> list[Verdict]:
-    """Writes events.jsonl, figures and report.html from the record of a run, and returns the verdicts.
+    """Writes events.jsonl, figures and report.html from the record of a run.
+
+    Args:
+      run_dir: directory of the run.
+
+    Returns:
+      The verdicts.
 
     Raises:
       FileNotFoundError: no run there.
@@ -33,42 +42,36 @@ def build(run_dir: str | Path) -> list[Verdict]:
     record = records.open_record(run_dir).load()
     if not record.sizes["step"]:
         raise ConfigError(f"run_dir={str(run_dir)!r} has no step on record yet; allowed: a run after its first steps")
-    record = until_diverged(record)
-    config, run = (records.read_json(run_dir / name) for name in ("config.json", "run.json"))
-    config, untested = _with_cadences(config, run)
-    title = title_of(config, run)
-    events = run_events(record, config)
-    records.write_json_lines(run_dir / "events.jsonl", _event_lines(record, config, events))
-    verdicts = [of_run(name, record, config) for name in config["claims"] if name in OF_RUN]
-    drawn = figures.write_all(record, config, title, run_dir / "figures")
-    read = Read(record, config, run, events, untested, verdicts, drawn)
-    records.write_text(run_dir / "report.html", render(title, sections(read)))
+    config, about = (records.read_json(run_dir / name) for name in ("config.json", "run.json"))
+    config, untested = _with_cadences(config, about)
+    run, title = read_run(until_diverged(record), config), title_of(config, about)
+    events = run.events(run.settings.factor)
+    records.write_json_lines(run_dir / "events.jsonl", event_rows(run.record, run.settings, events))
+    verdicts = [of_run(name, run) for name in config["claims"] if name in OF_RUN]
+    report = Report(run, about, untested, verdicts, _write_figures(run, title, run_dir))
+    records.write_text(run_dir / "report.html", render(title, all_sections(report)))
     return verdicts
 
 
-def _with_cadences(config: dict[str, Any], run: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The config with the cadences that its preset found, if it has one, and the claims that they do not test."""
+def _write_figures(run: Run, title: str, run_dir: Path) -> dict[str, tuple[Path, str]]:
+    """The figures of the record, and that of agop.npz if the run has one: name -> (png, caption)."""
+    folder, directions = run_dir / "figures", run_dir / "agop.npz"
+    files = figures.write_all(run.record, run.settings, title, folder, run.events(run.settings.factor))
+    if directions.is_file():
+        name = "agop_directions"
+        files[name] = (figures.save(directions_figure(directions, title), folder / name), DIRECTIONS_CAPTION)
+    return files
+
+
+def _with_cadences(config: dict[str, Any], about: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The config with the cadences that its preset chose, if it has one, and the claims that they do not test."""
     if not config["measure"].get("preset"):
         return config, []
-    every = {f"{name}_every": run["instruments"]["cadences"].get(name, 0) for name in CADENCES}
-    full = config["optimizer"]["batch_size"] in (None, config["data"]["train_size"])
-    config = config | {"measure": config["measure"] | every | ({"loss_train_every": 1} if full else {})}
+    cadences = {f"{name}_every": about["instruments"]["cadences"].get(name, 0) for name in CADENCES}
+    is_full = config["optimizer"]["batch_size"] in (None, config["data"]["train_size"])
+    config = config | {"measure": config["measure"] | cadences | ({"loss_train_every": 1} if is_full else {})}
     tested = testable(config["claims"], flat(config))
     return config | {"claims": tested}, [name for name in config["claims"] if name not in tested]
-
-
-def _event_lines(record, config: dict[str, Any], events) -> list[dict[str, Any]]:
-    """Lines of events.jsonl."""
-    member = lambda m: {
-        "member": m,
-        "seed": int(record["seed"].values[m]),
-        "lr0_over_critical": float(record["lr0_over_critical"].values[m]),
-    }
-    return [
-        member(m) | {"factor": config["events"]["factor"]} | event._asdict() | alignment(record, m, event)
-        for m, found in enumerate(events)
-        for event in found
-    ]
 
 
 def main(argv: list[str]) -> int:
@@ -83,7 +86,7 @@ def main(argv: list[str]) -> int:
     try:
         if not Path(argv[1], "run.json").is_file():
             raise FileNotFoundError(f"no run in {argv[1]}")
-        with directory.held(Path(argv[1])), directory.written(Path(argv[1])):
+        with directory.lock(Path(argv[1])), directory.explain_write_errors(Path(argv[1])):
             verdicts = build(argv[1])
     except (FileNotFoundError, ConfigError, RunError, records.DamagedFile) as error:
         print(f"error: {error}", file=sys.stderr)

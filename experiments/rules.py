@@ -1,4 +1,4 @@
-"""What is allowed in a config: the rules between its fields, one row for each, and the check of all of it.
+"""The rules between the fields of a config, one row for each rule; and the check of a whole config.
 
 >>> from configs import quickstart
 >>> config = quickstart.get_config()
@@ -9,7 +9,7 @@ Traceback (most recent call last):
     ...
 experiments.config.ConfigError: model.name='fcn', model.depth=1; allowed for fcn and cnn: 2 weight layers or more
 
-The values of each field are in :mod:`experiments.values`. All rows are on the page docs/config.md.
+The allowed values of each field are in :mod:`experiments.values`. The page docs/config.md shows all rows.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from ml_collections import ConfigDict
 from catapult_jax.data import EMBEDDED, TARGET_ENCODINGS_OF_LOSS
 from configs import default
 from experiments import optimizers
-from experiments.config import ConfigError, flat, no_field
+from experiments.config import TYPE_NAMES, ConfigError, flat, no_field
 from experiments.values import RELATIVE, VALUES, wrong
 from experiments.verdicts import NEEDS, NEEDS_SOME, VERDICTS
 
-Fields = dict[str, Any]  # of a config, by full name
+Fields = dict[str, Any]  # the fields of a config by full name
 
 
 class Rule(NamedTuple):
     """A rule between fields of a config."""
 
-    fields: tuple[str, ...]  # that a message names, in this order
-    allowed: str  # how a message ends; may name a key of NUMBERS in braces
-    broken: Callable[[Fields], Any]  # true for a config that breaks the rule
-    of: str = ""  # value of the first field that the row is about, if there is a row for each value
+    fields: tuple[str, ...]  # their values begin the error message, in this order
+    allowed: str  # ends the error message; may name a key of NUMBERS in braces
+    broken: Callable[[Fields], Any]  # true if a config breaks the rule
+    of: str = ""  # value of the first field, if each value has a row
 
 
 def _full_batch(f: Fields) -> bool:
@@ -47,13 +47,13 @@ def _synthetic(f: Fields) -> bool:
 
 
 def _foreign_settings(optimizer: str) -> list[Rule]:
-    """The settings that other optimizers have and this one has not."""
+    """Refuse the settings of other optimizers."""
     allowed = ", ".join(optimizers.SETTINGS[optimizer]) or "no settings"
     others = {name for names in optimizers.SETTINGS.values() for name in names} - set(optimizers.SETTINGS[optimizer])
     return [
         Rule(
             ("optimizer.name", f"optimizer.{name}"),
-            f"allowed for it: {allowed}",
+            f"allowed for {optimizer}: {allowed}",
             lambda f, name=name: f["optimizer.name"] == optimizer and f[f"optimizer.{name}"],
             of=optimizer,
         )
@@ -65,7 +65,7 @@ def _target_encoding_of(loss: str) -> Rule:
     target_encodings = TARGET_ENCODINGS_OF_LOSS[loss]
     return Rule(
         ("loss", "data.target_encoding"),
-        f"allowed for this loss: {', '.join(target_encodings)}",
+        f"allowed for {loss}: {', '.join(target_encodings)}",
         lambda f: f["loss"] == loss and f["data.target_encoding"] not in target_encodings,
         of=loss,
     )
@@ -95,13 +95,13 @@ def _critical_lr_for_cap(name: str) -> Rule:
 def _end_is_measured(name: str) -> Rule:
     return Rule(
         ("run.stop_loss", "run.chunk_steps", name),
-        "allowed with a loss to stop at: chunks no shorter than the cadences, so that the end is measured",
+        "allowed with a stop_loss: chunks as long as the cadences or longer, so that the end is measured",
         lambda f: not f["measure.preset"] and f["run.stop_loss"] and f["run.chunk_steps"] < f[name],
     )
 
 
 def _needs_of(claim: str) -> list[Rule]:
-    """What a claim needs to be tested. A preset chooses its cadences in the run: see :func:`experiments.config.testable`."""
+    """Require the fields that a claim needs. A preset chooses its cadences later, see :func:`experiments.config.testable`."""
     applies = lambda f: claim in f["claims"] and not f["measure.preset"]
     every_step = [
         Rule(
@@ -124,10 +124,10 @@ def _needs_of(claim: str) -> list[Rule]:
     return [*every_step, *given]
 
 
-# Numbers in the text of a rule that depend on the config: in words, and for a config.
+# Numbers in the text of a rule that depend on the config: in words, and as a function of the fields.
 NUMBERS = {"convolutions": ("`model.depth` - 1", lambda f: f["model.depth"] - 1)}
 
-# In the order in which they are checked: the rules of claims that come from the registry stand between these two.
+# In the order of the checks. The rules of _needs_of come between these two.
 _BEFORE_CLAIMS = (
     *(rule for optimizer in optimizers.SETTINGS for rule in _foreign_settings(optimizer)),
     Rule(
@@ -142,23 +142,23 @@ _BEFORE_CLAIMS = (
     ),
     Rule(
         ("measure.preset", "measure.preconditioner_min_every"),
-        "allowed with a preset: 0, since none measures it",
+        "allowed with a preset: 0, since no preset measures it",
         lambda f: f["measure.preset"] and f["measure.preconditioner_min_every"],
     ),
     Rule(
         ("measure.top_k_max", "measure.method"),
-        "allowed with a largest k: matrix_free, since the exact kernel gives all eigenvalues at once",
+        "allowed with a top_k_max: matrix_free, since the exact kernel gives all eigenvalues at once",
         lambda f: f["measure.top_k_max"] and f["measure.method"] != "matrix_free",
     ),
     Rule(
         ("measure.top_k_max", "measure.lambda_max_batch_every"),
-        "allowed with a largest k: a cadence of 1 or more, or a preset",
+        "allowed with a top_k_max: a cadence of 1 or more, or a preset",
         lambda f: f["measure.top_k_max"] and not f["measure.lambda_max_batch_every"] and not f["measure.preset"],
     ),
     Rule(
         ("measure.top_k_max", "measure.top_k"),
         "allowed: measure.top_k or more, or None",
-        # The preset economy follows one eigenvalue, whatever top_k is.
+        # The preset economy follows one eigenvalue, for any top_k.
         lambda f: 0 < (f["measure.top_k_max"] or 0) < f["measure.top_k"] and f["measure.preset"] != "economy",
     ),
     Rule(
@@ -234,7 +234,7 @@ _BEFORE_CLAIMS = (
     ),
     Rule(
         ("data.name", "data.fallback"),
-        "allowed: no fallback data for embedded data",
+        "allowed for embedded data: no fallback data",
         lambda f: f["data.fallback"] and f["data.name"] in EMBEDDED,
     ),
     Rule(
@@ -261,12 +261,12 @@ _BEFORE_CLAIMS = (
     *map(_critical_lr_for_cap, ("schedule.cap", "members.cap")),
     Rule(
         ("schedule.name", "members.raises"),
-        "allowed: raises with the schedule staircase",
+        "allowed with schedules other than staircase: no raises",
         lambda f: f["schedule.name"] != "staircase" and f["members.raises"],
     ),
     Rule(
         ("measure.agop_alignment_every", "measure.agop_reference"),
-        "allowed: both, or none of them",
+        "allowed: both of them, or neither",
         lambda f: bool(f["measure.agop_alignment_every"]) != bool(f["measure.agop_reference"]) and not f["measure.preset"],
     ),
     Rule(
@@ -282,8 +282,8 @@ _BEFORE_CLAIMS = (
     ),
     Rule(
         ("optimizer.batch_size", "measure.lambda_max_batch_every", "measure.loss_train_every"),
-        "allowed with batches: 0 or 1, since the critical lr of one batch does not explain a spike later, "
-        "or no training loss and so no spikes",
+        "allowed with batches: 0 or 1, since the critical lr of a batch does not explain a later spike; "
+        "or no training loss, so that there are no spikes",
         lambda f: (
             not _full_batch(f)
             and f["measure.lambda_max_batch_every"] > 1
@@ -296,7 +296,7 @@ _BEFORE_CLAIMS = (
 _AFTER_CLAIMS = (
     Rule(
         ("claims", "members.cap"),
-        "allowed with the claim forbidding_catapults_hurts: None, no cap, and one below 1",
+        "allowed with the claim forbidding_catapults_hurts: None, which is no cap, and a cap below 1",
         lambda f: (
             "forbidding_catapults_hurts" in f["claims"]
             and (None not in (f["members.cap"] or ()) or not any(cap and cap < 1 for cap in f["members.cap"]))
@@ -304,17 +304,17 @@ _AFTER_CLAIMS = (
     ),
     Rule(
         ("claims", "measure.probe_size"),
-        "allowed with the claim sgd_spikes_are_catapults: None, since its split is of the whole training loss",
+        "allowed with the claim sgd_spikes_are_catapults: None, since it needs the split of the whole training loss",
         lambda f: "sgd_spikes_are_catapults" in f["claims"] and f["measure.probe_size"],
     ),
     Rule(
         ("optimizer.batch_size", "measure.loss_train_every"),
-        "allowed with batches: 1, since events are spikes of the training loss, or 0: no events",
+        "allowed with batches: 1, since events are spikes of the training loss; or 0, without events",
         lambda f: not _full_batch(f) and f["measure.loss_train_every"] > 1 and not f["measure.preset"],
     ),
     Rule(
         ("optimizer.batch_size", "run.stop_loss", "measure.loss_train_every"),
-        "allowed with batches and a loss to stop at: 1",
+        "allowed with batches and a stop_loss: 1",
         lambda f: not _full_batch(f) and f["run.stop_loss"] and f["measure.loss_train_every"] != 1 and not f["measure.preset"],
     ),
 )
@@ -327,7 +327,7 @@ def rules_for(claims: Iterable[str]) -> tuple[Rule, ...]:
       claims: names of claims.
 
     Returns:
-      Rows in the order in which they are checked; what the claims need comes in the order of the claims.
+      Rows in the order of the checks. The needs of the claims come in the order of the claims.
 
     >>> [rule.fields for rule in rules_for(["first_catapult"]) if rule.of == "first_catapult"]
     [('claims', 'measure.lambda_max_batch_every')]
@@ -339,38 +339,38 @@ RULES = rules_for(VERDICTS)  # all
 
 
 def refusal(rule: Rule, fields: Fields) -> str:
-    """What to say of a config that breaks a rule.
+    """The error message for a config that breaks a rule.
 
     Args:
       rule: a row of :data:`RULES`.
-      fields: of the config.
+      fields: of the config, by full name.
 
     Returns:
       ``field=value, field=value; allowed...``
 
     >>> refusal(RULES[0], flat(default.get_config()))
-    "optimizer.name='sgd', optimizer.b1=None; allowed for it: momentum, nesterov"
+    "optimizer.name='sgd', optimizer.b1=None; allowed for sgd: momentum, nesterov"
     """
     numbers = {name: number(fields) for name, (_, number) in NUMBERS.items()}
     return ", ".join(f"{name}={fields[name]!r}" for name in rule.fields) + f"; {rule.allowed.format(**numbers)}"
 
 
 def check(config: ConfigDict) -> None:
-    """Checks every value, and that the fields do not contradict each other.
+    """Check the value of every field, then the rules between fields.
 
     Args:
       config: with the fields of ``configs/default.py``.
 
     Raises:
-      ConfigError: the first thing that is wrong.
+      ConfigError: for the first unknown field, value that is not allowed, or rule that is broken.
     """
     fields, defaults = flat(config), flat(default.get_config())
-    strange = sorted(set(fields) - set(defaults))
-    if strange:
-        raise ConfigError(no_field(strange[0]))
+    unknown = sorted(set(fields) - set(defaults))
+    if unknown:
+        raise ConfigError(no_field(unknown[0]))
     for name, value in fields.items():
         if value is None and defaults[name] is not None and name not in VALUES:
-            raise ConfigError(f"{name}=None; allowed: a {type(defaults[name]).__name__}")
+            raise ConfigError(f"{name}=None; allowed: {TYPE_NAMES[type(defaults[name])]}")
     for name in VALUES:
         if message := wrong(name, fields[name]):
             raise ConfigError(message)

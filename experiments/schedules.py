@@ -1,4 +1,4 @@
-"""Schedules by the fields of a config, and a picture of each: python -m experiments.schedules PATH."""
+"""The schedule of a run, from the fields of ``config.schedule``; and a figure of all: python -m experiments.schedules PATH."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from catapult_jax import schedules
+from catapult_jax.report.figures import save
 from configs import default
-from experiments import figures
 
 
 def build(s: ConfigDict) -> schedules.Schedule:
-    """``s``: the fields of ``config.schedule``."""
+    """Build the schedule.
+
+    Args:
+      s: the fields of ``config.schedule``.
+    """
     following = partial(schedules.following, cap_from=s.cap_from)
     return {
         "constant": lambda: following(optax.constant_schedule(1.0)),
@@ -33,42 +36,43 @@ def build(s: ConfigDict) -> schedules.Schedule:
 
 
 def _loss(state: schedules.ScheduleState, step: int) -> float:
-    """Falls, with a spike of factor three and eight steps after each raise."""
+    """A loss that falls, with a spike of factor three in the eight steps after each raise."""
     spike = int(state.stage) > 0 and 0 < step - int(state.start) < 8
     return 0.985**step * (3 if spike else 1)
 
 
 def figure() -> Figure:
-    """The learning rate of each schedule along a made-up run, whose critical lr drifts upwards."""
+    """Draw the learning rate of each schedule along an invented run, whose critical lr rises slowly."""
     steps, peak = np.arange(200), 1.0
     critical = 1.2 + 0.6 * steps / len(steps) + 0.15 * np.sin(steps / 9)
-    drawn, axes = plt.subplots(2, 3, figsize=(11, 5), sharex=True, sharey=True)
+    result = Figure(figsize=(11, 5))
+    axes = result.subplots(2, 3, sharex=True, sharey=True)
     for axis, name in zip(axes.flat, schedules.SCHEDULES, strict=True):
         s = default.get_config().schedule
         s.name, s.raise_to, s.settle_fraction, s.decay = name, 1.3, 0.7, 0.99
         schedule = build(s)
-        state, held = (schedule.init(peak, raises=2, lr_over_critical=1.1, cap=cap) for cap in (np.inf, 0.7))
-        rates, capped = [], []
+        states = [schedule.init(peak, raises=2, lr_over_critical=1.1, cap=cap) for cap in (np.inf, 0.7)]
+        lrs = []
         for step in steps:
-            state, held = (schedule.update(one, step, _loss(one, step), critical[step]) for one in (state, held))
-            rates.append(float(state.lr))
-            capped.append(float(held.lr))
+            states = [schedule.update(state, step, _loss(state, step), critical[step]) for state in states]
+            lrs.append([float(state.lr) for state in states])
+        free, capped = np.transpose(lrs)
         axis.plot(steps, critical, color="tab:red", ls="--", lw=1, label="critical lr")
-        axis.plot(steps, rates, color="tab:blue", label="lr")
+        axis.plot(steps, free, color="tab:blue", label="lr")
         axis.plot(steps, capped, color="tab:green", lw=1, label="with a cap of 0.7")
         axis.set_title(name, fontsize=9)
     for axis in axes[1]:
         axis.set_xlabel("step")
     axes[0, 0].legend(fontsize=7)
-    return drawn
+    return result
 
 
 def main(argv: list[str]) -> int:
-    """Writes the figure; returns the exit status."""
+    """Write the figure; returns the exit status."""
     if len(argv) != 2:
         print("usage: python -m experiments.schedules PATH", file=sys.stderr)
         return 2
-    print(figures.save(figure(), Path(argv[1]).with_suffix("")))
+    print(save(figure(), Path(argv[1]).with_suffix("")))
     return 0
 
 

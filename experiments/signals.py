@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: a run that trains finishes its chunk and saves; everywhere else a program ends at once, in one line."""
+"""SIGTERM and SIGINT: a run that trains ends its chunk and saves; elsewhere the program ends at once, with one line."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import sys
 from collections.abc import Iterator
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
-_FROM_PARENT = signal.SIGUSR1  # of a sweep to its workers, which on Ctrl-C have the terminal's signal as well
+# A sweep stops its workers with this signal, since on Ctrl-C the terminal sends SIGINT to them as well.
+_FROM_PARENT = signal.SIGUSR1
 
 
 def end_in_one_line() -> None:
-    """For programs: what a signal ends in where nothing has to be saved."""
+    """From now on a signal ends the program at once, with one line. For the parts of a program that have nothing to save."""
 
     def end(number, _frame):
-        print(f"stopped by {signal.Signals(number).name}; the same command goes on", file=sys.stderr)
+        print(f"stopped by {signal.Signals(number).name}; run the same command again to resume", file=sys.stderr)
         sys.exit(128 + number)
 
     for number in STOPPING:
@@ -25,19 +26,22 @@ def end_in_one_line() -> None:
 
 
 @contextlib.contextmanager
-def kept() -> Iterator[list[int]]:
-    """Signals that arrive in here are kept in a list, for the loop to end in good order. A second one ends the process at once."""
+def collect() -> Iterator[list[int]]:
+    """Collect signals in a list, so that a loop can look at it and end in good order. A second signal ends the process at once.
+
+    Outside the main thread, which alone receives signals, the list stays empty.
+    """
     received: list[int] = []
 
-    def keep(number, _frame):
+    def append(number, _frame):
         received.append(signal.SIGTERM if number == _FROM_PARENT else number)
         for other in STOPPING if number != _FROM_PARENT else ():
             signal.signal(other, signal.SIG_DFL)
 
     numbers = (*STOPPING, _FROM_PARENT) if multiprocessing.parent_process() else STOPPING
     try:
-        before = {number: signal.signal(number, keep) for number in numbers}
-    except ValueError:  # not in the main thread, which alone has signals
+        before = {number: signal.signal(number, append) for number in numbers}
+    except ValueError:  # not in the main thread
         before = {}
     try:
         yield received
@@ -47,7 +51,11 @@ def kept() -> Iterator[list[int]]:
 
 
 def stop(number: int, text: str) -> None:
-    """Ends the process with the exit status that a shell gives to a signal, after one line.
+    """Print one line and end the process, with the exit status that a shell gives to a signal.
+
+    Args:
+      number: of the signal.
+      text: follows the name of the signal in the line.
 
     Raises:
       SystemExit: always.
@@ -57,5 +65,5 @@ def stop(number: int, text: str) -> None:
 
 
 def stop_worker(pid: int) -> None:
-    """Asks a worker of a sweep to save and end."""
+    """Ask a worker process of a sweep to save and end."""
     os.kill(pid, _FROM_PARENT)

@@ -6,8 +6,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the library asks for
-# Most of the time of the suite is XLA compiling. Without LLVM's optimisations and the emitters of fusions it takes half as long;
-# the arithmetic is the same, in another order. JAX 0.12 has no such emitters to leave out, and ends where a flag is unknown to it.
+# Compiling takes most of the time of the suite. Without LLVM's optimisations and the emitters of fusions it takes half as long.
+# The arithmetic is the same, in another order. JAX 0.12 has no such emitters, and stops at an unknown flag.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
@@ -24,7 +24,7 @@ from tests import shapes
 
 shapes.check_public_functions(catapult_jax)
 
-gc.set_threshold(100_000, 50, 100)  # traced programs are many small objects, and looking through them takes a tenth of the time
+gc.set_threshold(100_000, 50, 100)  # traced programs are many small objects; looking at all of them takes a tenth of the time
 
 _EXCLUDED = ("0.10.2", "0.11.0", "0.11.1")
 if jax.__version__ in _EXCLUDED:
@@ -33,12 +33,12 @@ if jax.__version__ in _EXCLUDED:
     )
 
 jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 8)  # for what is shared over a mesh; everything else runs on the first
+jax.config.update("jax_num_cpu_devices", 8)  # for tests with a mesh; everything else runs on the first
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _compile_once(tmp_path_factory):
-    """Programs that several tests build are compiled once, by whichever worker comes first."""
+    """Compile a program that several tests build once, in the first worker that needs it."""
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.getbasetemp().parent / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -46,7 +46,7 @@ def _compile_once(tmp_path_factory):
 
 @pytest.fixture
 def strict():
-    """No implicit change of dtype or rank in our own arithmetic."""
+    """Make an implicit change of dtype or rank in our arithmetic an error."""
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
 
@@ -67,11 +67,10 @@ _PIXEL = bytes.fromhex(
 
 @pytest.fixture
 def plain_figures(monkeypatch):
-    """Figures are drawn but not rendered, which takes most of the time of a small run. Other tests look at them in full."""
-    from experiments import figures
+    """Draw figures but do not render them: rendering takes most of the time of a small run. Other tests check whole figures."""
+    from catapult_jax.report import figures
 
     def save(figure, path):
-        figures.plt.close(figure)
         path.with_suffix(".png").write_bytes(_PIXEL)
         return path.with_suffix(".png")
 
@@ -80,7 +79,7 @@ def plain_figures(monkeypatch):
 
 @pytest.fixture(scope="module")
 def shared_programs():
-    """Runs that differ only in data, members and length share their compiled programs, as in a sweep."""
+    """Share compiled programs among runs that differ only in data, members and length, as in a sweep."""
     from experiments.build import programs
 
     with programs.shared_programs():
@@ -89,6 +88,6 @@ def shared_programs():
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs():
-    """Programs of one module are of no use to the next, and thousands of them slow down every other."""
+    """Forget the programs of a test file. The next one needs others, and thousands of programs slow down every call."""
     yield
     jax.clear_caches()

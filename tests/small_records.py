@@ -1,8 +1,9 @@
-"""Records and rows of sweeps with a known answer, and the configs that they are of."""
+"""Records and rows of sweeps with a known answer, and the configs of their runs."""
 
 import numpy as np
 import xarray as xr
 
+from catapult_jax.report.analysis import CONFUSION
 from configs import (
     batch_size,
     catapults_agop,
@@ -16,30 +17,16 @@ from configs import (
     suppressed,
     synthetic_sgd_b1,
 )
-from experiments import analysis
+from experiments.settings import settings_of
+from experiments.verdicts import read_run
 
+# Configs.
 
-def record(loss, lr, critical, *, top=None, rate=1.67, **more):
-    """A record of these series, each of shape (member, step) or one that broadcasts to it."""
-    loss, lr, critical = (np.atleast_2d(np.asarray(v, float)) for v in (loss, lr, critical))
-    lr, critical = np.broadcast_to(lr, loss.shape), np.broadcast_to(critical, loss.shape)
-    arrays = {"loss_batch": loss, "loss_train": loss, "lr": lr, "critical_lr_batch": critical, "lambda_max_batch": 2 / critical}
-    top = loss * 0.99 if top is None else np.atleast_2d(top)
-    arrays |= {"loss_top": top, "loss_rest": loss - top, "stage": np.zeros(loss.shape, int)}
-    arrays |= {"diverged": ~np.isfinite(loss)} | more
-    members = {"lr0_over_critical": ("member", np.full(len(loss), rate)), "seed": ("member", np.arange(len(loss)))}
-    members["lr_given"] = members["lr0_over_critical"]
-    members["raises"] = ("member", np.full(len(loss), 2))
-    return xr.Dataset({k: (("member", "step"), v) for k, v in arrays.items()}, members)
-
-
-FIG3, FIG4, FIG5 = (m.get_config().to_dict() for m in (cifar_gd, cifar_gd_multi, synthetic_sgd_b1))
-SPIKE, FALLING = [1.0, 2.0, 4.0, 1.5, 0.9, 0.8], [1.0, 0.9, 0.8, 0.7, 0.6, 0.5]
-DROPS = [1.0, 1.0, 2.0, 4.0, 4.0, 4.0]
-OPTIMIZERS, MNIST, ADAGRAD = (m.get_config().to_dict() for m in (optimizers_agop, mnist_optimizers, mnist_adagrad))
+FIG3, FIG4, FIG5 = (module.get_config().to_dict() for module in (cifar_gd, cifar_gd_multi, synthetic_sgd_b1))
+OPTIMIZERS, MNIST, ADAGRAD = (module.get_config().to_dict() for module in (optimizers_agop, mnist_optimizers, mnist_adagrad))
 SGD, CYCLIC, AGOP, FORBIDDEN, BATCH = (
-    m.get_config(v).to_dict()
-    for m, v in (
+    module.get_config(variant).to_dict()
+    for module, variant in (
         (cifar_sgd, "fcn"),
         (cifar_cyclic, "fcn"),
         (catapults_agop, "rank2"),
@@ -47,17 +34,58 @@ SGD, CYCLIC, AGOP, FORBIDDEN, BATCH = (
         (batch_size, "rank2"),
     )
 )
+SMALL_BATCHES = FIG3 | {"optimizer": FIG3["optimizer"] | {"batch_size": FIG3["data"]["train_size"] // 2}}  # two steps an epoch
 
 
-def sgd_record(critical, share, seeds=5, spikes=2):
-    """In each seed that many spikes, one after the other, in eight steps each."""
+def with_schedule(config, **fields):
+    """The config with other fields of its schedule."""
+    return config | {"schedule": config["schedule"] | fields}
+
+
+# Settings of a report, of the configs above.
+FULL, BATCHES, TWO_BATCHES, TO_A_LOSS = map(settings_of, (FIG3, SGD, SMALL_BATCHES, AGOP))
+
+# Series of one member.
+
+SPIKE, FALLING = [1.0, 2.0, 4.0, 1.5, 0.9, 0.8], [1.0, 0.9, 0.8, 0.7, 0.6, 0.5]
+DROPS = [1.0, 1.0, 2.0, 4.0, 4.0, 4.0]  # a critical lr: lambda_max drops
+BEFORE, AFTER = [1.0, 1.0, 9.0, 9, 9, 9, 9, 9], [9.0, 9.0, 9, 1.0, 1, 1, 1, 1]  # a critical lr of 1 before and after the peak
+DIES, DEAD_KERNEL = [1.0, 20.0, 2e7, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, np.inf, np.inf, np.inf]  # the kernel is zero to the end
+
+
+# Records.
+
+
+def record(loss, lr, critical, *, top=None, lr0=1.67, **more):
+    """A record of these series, each of shape (member, step) or one that broadcasts to it; ``lr0``: over the critical lr."""
+    loss, lr, critical = (np.atleast_2d(np.asarray(v, float)) for v in (loss, lr, critical))
+    lr, critical = np.broadcast_to(lr, loss.shape), np.broadcast_to(critical, loss.shape)
+    arrays = {"loss_batch": loss, "loss_train": loss, "lr": lr, "critical_lr_batch": critical, "lambda_max_batch": 2 / critical}
+    top = loss * 0.99 if top is None else np.atleast_2d(top)
+    arrays |= {"loss_top": top, "loss_rest": loss - top, "stage": np.zeros(loss.shape, int)}
+    arrays |= {"diverged": ~np.isfinite(loss)} | more
+    members = {"lr0_over_critical": ("member", np.full(len(loss), lr0)), "seed": ("member", np.arange(len(loss)))}
+    members["lr_given"] = members["lr0_over_critical"]
+    members["raises"] = ("member", np.full(len(loss), 2))
+    return xr.Dataset({name: (("member", "step"), values) for name, values in arrays.items()}, members)
+
+
+def verdict_of(check, data, config):
+    """The verdict of the function of a claim on a record."""
+    return finding_of(check, data, config).verdict
+
+
+def finding_of(check, data, config):
+    """The finding of the function of a claim on a record."""
+    return check(read_run(data, config))
+
+
+def sgd_record(critical, fraction, seeds=5, spikes=2):
+    """In each seed that many spikes, one after the other, in eight steps each; ``fraction`` of the loss is in the top eigenspace."""
     loss = np.tile([1.0, 2.0, 4.0, 1.0, 0.9, 0.8, 0.7, 0.6], (seeds, spikes)) * np.repeat(0.5 ** np.arange(spikes), 8)
     critical = np.tile(np.broadcast_to(critical, 8), (seeds, spikes))
-    parts = {"loss_train_top": loss * share, "loss_train_rest": loss * (1 - share)}
+    parts = {"loss_train_top": loss * fraction, "loss_train_rest": loss * (1 - fraction)}
     return record(loss, 1.5, critical, loss_batch_after=loss, **parts)
-
-
-BEFORE, AFTER = [1.0, 1.0, 9.0, 9, 9, 9, 9, 9], [9.0, 9.0, 9, 1.0, 1, 1, 1, 1]
 
 
 def ends(name, values, steps=8):
@@ -74,72 +102,14 @@ def spikes(count):
 
 
 def members_with(counts, seeds, **finals):
-    loss, critical = (np.stack(found) for found in zip(*(spikes(c) for c in counts), strict=True))
-    more = {k: v for name, values in finals.items() for k, v in ends(name, values).items()}
-    made = record(loss, 1.5, critical, **more)
-    made["loss_train"][:, -1] = 0.01
-    done = np.zeros(loss.shape, bool)
-    done[:, -1] = True
-    return made.assign(stopped=(("member", "step"), done)).assign_coords(seed=("member", np.asarray(seeds)))
-
-
-def batch_rows(effect_shared, effect_tuned, catapults=-1):
-    """Batches 4, 8, 16 at lr 0.1 (shared, all finish) and at lrs that only one of them stands, best on validation."""
-    rows, rng = [], np.random.default_rng(0)
-    for i, size in enumerate((4, 8, 16)):
-        for rate in (0.1, 0.2 + i):
-            for seed in range(5):
-                gain = (effect_shared if rate == 0.1 else effect_tuned) * i + rng.uniform(0, 1e-3)
-                row = {"optimizer.batch_size": size, "lr_given": rate, "seed": seed, "finished": True, "run": f"b{size}"}
-                row |= {"catapults": 3 + catapults * i, "loss_val": 1.0 if rate == 0.1 else 0.5}
-                rows.append(row | {"loss_test": 1 + gain, "agop_alignment": 0.9 - gain})
-                if rate != 0.1:  # the other batch sizes do not come down at this lr
-                    others = [other for other in (4, 8, 16) if other != size]
-                    rows += [row | {"optimizer.batch_size": o, "run": f"b{o}", "finished": False} for o in others]
-    return rows
-
-
-def optimizer_rows(slope, precision=0.9, lost=()):
-    """Three optimizers, each at two rates of which the second has the smaller validation loss."""
-    right, rises = round(30 * precision), round(60 * precision)  # of 30 that were predicted; half of the rises are
-    counts = (right, 30 - right, rises - right, round(rises / 0.3) - 30 - rises + right)
-    rows, rng = [], np.random.default_rng(0)
-    for i, name in enumerate(("sgd", "adagrad", "adam")):
-        for rate in (0.3, 1.0, 3.0):
-            for seed in range(5):
-                aligned = 0.5 + 0.1 * i + rng.uniform(0, 1e-3)
-                row = {
-                    "optimizer.name": name,
-                    "lr_given": rate,
-                    "seed": seed,
-                    "active": True,
-                    "finished": name not in lost,
-                    "run": name,
-                }
-                row |= {"agop_alignment": aligned, "loss_test": 1 + slope * aligned, "loss_val": 1.0 if rate < 1 else rate / 10}
-                rows.append(row | {"catapults": 0, "critical_steps": 0.1} | dict(zip(analysis.CONFUSION, counts, strict=True)))
-    return rows
-
-
-def accuracy_rows(errors, critical=0.2):
-    """Errors in percent of each arm at its better rate."""
-    rows = []
-    for (name, schedule), error in errors.items():
-        for rate in (1.0, 3.0):
-            for seed in range(5):
-                value = (error + 0.01 * seed) / 100 + (rate - 1)
-                row = {
-                    "optimizer.name": name,
-                    "schedule.name": schedule,
-                    "lr_given": rate,
-                    "seed": seed,
-                    "active": True,
-                    "finished": True,
-                }
-                rows.append(
-                    row | {"error_val": value, "error_test": value, "critical_steps": critical if schedule == "cyclic" else 0.0}
-                )
-    return rows
+    """Members with so many catapults each, which end at the loss to stop at and at the given values of other series."""
+    loss, critical = (np.stack(values) for values in zip(*(spikes(count) for count in counts), strict=True))
+    more = {name: series for final, values in finals.items() for name, series in ends(final, values).items()}
+    data = record(loss, 1.5, critical, **more)
+    data["loss_train"][:, -1] = 0.01
+    stopped = np.zeros(loss.shape, bool)
+    stopped[:, -1] = True
+    return data.assign(stopped=(("member", "step"), stopped)).assign_coords(seed=("member", np.asarray(seeds)))
 
 
 def adagrad_record(exact, bound):
@@ -149,20 +119,64 @@ def adagrad_record(exact, bound):
     return record(np.ones((5, 8)), lr, exact, critical_lr_bound_batch=bound, preconditioner_min=np.ones((5, 8)))
 
 
-def held_record(gain, critical=(1.0, 9.0)):
-    """Two rates, of which the second is better, each with and without a cap, over five seeds; an lr of 1.5."""
-    axes = [(rate, cap, seed) for rate in (1.0, 2.0) for cap in (np.inf, 0.9) for seed in range(5)]
-    rate, cap, seed = np.array(axes).T
-    errors = 0.2 - 0.05 * rate - gain * np.isinf(cap)
+def capped_record(gain, critical=(1.0, 9.0)):
+    """Two learning rates, of which the second is better, each with and without a cap, over five seeds; an lr of 1.5."""
+    axes = [(lr, cap, seed) for lr in (1.0, 2.0) for cap in (np.inf, 0.9) for seed in range(5)]
+    lr, cap, seed = np.array(axes).T
+    errors = 0.2 - 0.05 * lr - gain * np.isinf(cap)
     above = np.where(np.isinf(cap), *critical)[:, None]
-    made = record(np.ones((20, 8)), 1.5, above, **ends("error_val", errors), **ends("error_test", errors + 1e-4 * seed))
-    return made.assign_coords(lr_given=("member", rate), cap=("member", cap.astype(np.float32)), seed=("member", seed))
+    data = record(np.ones((20, 8)), 1.5, above, **ends("error_val", errors), **ends("error_test", errors + 1e-4 * seed))
+    return data.assign_coords(lr_given=("member", lr), cap=("member", cap.astype(np.float32)), seed=("member", seed))
 
 
 def ends_of_pairs(free):
+    """Where members end: better where catapults are allowed."""
     return {"agop_alignment": 0.5 + 0.1 * free, "loss_test": 0.5 - 0.1 * free}
 
 
-# Networks that die: the kernel is exactly zero to the end.
-DIES, DEAD_KERNEL = [1.0, 20.0, 2e7, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, np.inf, np.inf, np.inf]
-SMALL_BATCHES = FIG3 | {"optimizer": FIG3["optimizer"] | {"batch_size": FIG3["data"]["train_size"] // 2}}  # two steps an epoch
+# Rows of sweeps.
+
+
+def batch_rows(effect_shared, effect_tuned, catapults=-1):
+    """Batches 4, 8, 16 at lr 0.1 (shared, all finish), and at one lr each at which only this batch size finishes."""
+    rows, rng = [], np.random.default_rng(0)
+    for i, size in enumerate((4, 8, 16)):
+        for lr in (0.1, 0.2 + i):
+            for seed in range(5):
+                gain = (effect_shared if lr == 0.1 else effect_tuned) * i + rng.uniform(0, 1e-3)
+                row = {"optimizer.batch_size": size, "lr_given": lr, "seed": seed, "finished": True, "run": f"b{size}"}
+                row |= {"catapults": 3 + catapults * i, "loss_val": 1.0 if lr == 0.1 else 0.5}
+                rows.append(row | {"loss_test": 1 + gain, "agop_alignment": 0.9 - gain})
+                if lr != 0.1:  # the other batch sizes do not come down at this lr
+                    others = [other for other in (4, 8, 16) if other != size]
+                    rows += [row | {"optimizer.batch_size": o, "run": f"b{o}", "finished": False} for o in others]
+    return rows
+
+
+def optimizer_rows(slope, precision=0.9, unfinished=()):
+    """Three optimizers, each at three learning rates, of which the second has the smallest validation loss."""
+    right, rises = round(30 * precision), round(60 * precision)  # of 30 that were predicted; half of the rises are
+    counts = (right, 30 - right, rises - right, round(rises / 0.3) - 30 - rises + right)
+    rows, rng = [], np.random.default_rng(0)
+    for i, name in enumerate(("sgd", "adagrad", "adam")):
+        for lr in (0.3, 1.0, 3.0):
+            for seed in range(5):
+                aligned = 0.5 + 0.1 * i + rng.uniform(0, 1e-3)
+                row = {"optimizer.name": name, "lr_given": lr, "seed": seed, "run": name}
+                row |= {"active": True, "finished": name not in unfinished}
+                row |= {"agop_alignment": aligned, "loss_test": 1 + slope * aligned, "loss_val": 1.0 if lr < 1 else lr / 10}
+                rows.append(row | {"catapults": 0, "critical_steps": 0.1} | dict(zip(CONFUSION, counts, strict=True)))
+    return rows
+
+
+def accuracy_rows(errors, critical=0.2):
+    """Errors in percent of each arm at the better of two learning rates."""
+    rows = []
+    for (name, schedule), error in errors.items():
+        for lr in (1.0, 3.0):
+            for seed in range(5):
+                value = (error + 0.01 * seed) / 100 + (lr - 1)
+                row = {"optimizer.name": name, "schedule.name": schedule, "lr_given": lr, "seed": seed}
+                row |= {"active": True, "finished": True, "error_val": value, "error_test": value}
+                rows.append(row | {"critical_steps": critical if schedule == "cyclic" else 0.0})
+    return rows

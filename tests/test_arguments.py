@@ -1,4 +1,7 @@
-"""Mistakes that users make end in one line that says what is allowed; what is no mistake is taken."""
+"""Arguments of the public functions, across modules.
+
+A mistake gives one line that says what is allowed. Any container of arrays works.
+"""
 
 import dataclasses
 import functools
@@ -7,7 +10,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 from flax.core import freeze
@@ -17,15 +19,11 @@ from catapult_jax import (
     Preconditioner,
     batch_loss,
     critical_lr,
-    critical_lr_from_lambda,
-    input_jacobian,
     loss_weighted_kernel,
-    preconditioner_from_state,
-    split_loss,
     tangent_kernel,
     top_eigenpairs,
 )
-from catapult_jax.critical import weighted_kernel_and_gradient, weighted_tangent_kernel
+from catapult_jax.tangent.weighted import weighted_kernel_and_gradient, weighted_tangent_kernel
 from catapult_jax.testing import explicit_kernel, relative_error
 from tests.zoo import QUICK
 
@@ -125,68 +123,75 @@ TREES = {
 
 @pytest.mark.parametrize("function", [_kernel, _critical, _top], ids=["tangent_kernel", "critical_lr", "top_eigenpairs"])
 @pytest.mark.parametrize("case", ARRAYS)
-def test_arguments_that_are_refused(function, case, monkeypatch):
-    """Before anything is compiled."""
+def test_bad_arrays_are_refused_before_compilation(function, case, monkeypatch):
     changed, message = ARRAYS[case]
     monkeypatch.setattr(jax, "jit", None)
+
     _raises(lambda: function(**changed), message)
 
 
 @pytest.mark.parametrize("function", [_critical, _top], ids=["critical_lr", "top_eigenpairs"])
 @pytest.mark.parametrize("case", BATCHES)
-def test_batches_that_are_refused(function, case):
+def test_bad_batches_are_refused(function, case):
     changed, message = BATCHES[case]
+
     _raises(lambda: function(**changed), message)
 
 
 @pytest.mark.parametrize("function", [_kernel, _top], ids=["tangent_kernel", "top_eigenpairs"])
 @pytest.mark.parametrize("case", TREES)
-def test_preconditioners_that_are_refused(function, case):
+def test_bad_preconditioners_are_refused(function, case):
     changed, message = TREES[case]
+
     _raises(lambda: function(**changed), message)
 
 
-def test_other_functions_refuse_their_batches():
-    for function in (
-        lambda batch: weighted_kernel_and_gradient(_model, _PARAMS, batch, loss="mse"),
-        lambda batch: weighted_tangent_kernel(_model, _PARAMS, batch, _Y, loss="mse"),
-    ):
-        _raises(lambda f=function: f({"x": _X}), "batch is a dict; allowed")
+WEIGHTED = {
+    "weighted_kernel_and_gradient": lambda batch: weighted_kernel_and_gradient(_model, _PARAMS, batch, loss="mse"),
+    "weighted_tangent_kernel": lambda batch: weighted_tangent_kernel(_model, _PARAMS, batch, _Y, loss="mse"),
+}
 
 
-@pytest.mark.parametrize("name", ["outputs", "targets"])
-def test_batch_loss_refuses_complex_numbers(name):
-    arrays = {"outputs": _Y, "targets": _Y}
-    _raises(lambda: batch_loss(**arrays | {name: _Y * 1j}, loss="mse"), f"{name} has dtype complex64; allowed: real")
-
-
-def test_split_loss_refuses_eigenvectors_of_another_batch():
-    for previous in (jnp.eye(8)[:, :3], jnp.eye(4)[:, :2]):
-        split = lambda v=previous: split_loss(jnp.eye(4), jnp.ones(4), jnp.zeros(4), loss="mse", k=3, previous=v)
-        _raises(split, r"previous has shape .*; allowed: \(4, 3\), eigenvectors of the same batch size and k")
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_weighted_kernels_refuse_a_batch_that_is_no_pair(name):
+    _raises(lambda: WEIGHTED[name]({"x": _X}), "batch is a dict; allowed")
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
-def test_gradients_that_do_not_exist(wrap):
-    _raises(
-        lambda: jax.grad(wrap(lambda p: _top(p=p).eigenvalues[0]))(_PARAMS),
-        "top_eigenpairs has no derivative in params; allowed",
-    )
+def test_top_eigenpairs_refuses_a_gradient(wrap):
+    top = wrap(lambda p: _top(p=p).eigenvalues[0])
+
+    _raises(lambda: jax.grad(top)(_PARAMS), "top_eigenpairs has no derivative in params; allowed")
+
+
+def test_top_eigenpairs_allows_a_gradient_beside_it():
+    total = lambda p: _top(p=jax.lax.stop_gradient(p)).eigenvalues[0] + jnp.sum(p["a"])
+
+    np.testing.assert_array_equal(jax.grad(total)(_PARAMS)["a"], jnp.ones((5, 4)))
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_tangent_kernel_in_chunks_refuses_reverse_mode(wrap):
     chunked = wrap(lambda p: _kernel(p=p, chunk_size=2).sum())
+
     _raises(lambda: jax.grad(chunked)(_PARAMS), r"chunk_size with a gradient \(reverse mode\); allowed: chunk_size=None")
 
 
-def test_derivatives_that_do_exist():
-    """Of the whole kernel in both modes; of one in chunks forward, and beside a gradient where it is only looked at."""
-    total = lambda p, **options: _kernel(p=p, **options).sum()
-    gradient = jax.grad(total)(_PARAMS)
+def test_tangent_kernel_in_chunks_has_the_forward_derivative_of_the_whole():
+    gradient = jax.grad(lambda p: _kernel(p=p).sum())(_PARAMS)
     slope = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, gradient, _PARAMS)))
-    chunked = functools.partial(total, chunk_size=2)
-    assert float(jax.jvp(chunked, (_PARAMS,), (_PARAMS,))[1]) == pytest.approx(float(slope), rel=1e-4)
-    beside = lambda p: (jnp.sum(p["a"]), chunked(p))
-    assert float(jax.value_and_grad(beside, has_aux=True)(_PARAMS)[0][1]) == pytest.approx(float(total(_PARAMS)), rel=1e-5)
-    held = lambda p: _top(p=jax.lax.stop_gradient(p)).eigenvalues[0] + jnp.sum(p["a"])
-    np.testing.assert_array_equal(jax.grad(held)(_PARAMS)["a"], jnp.ones((5, 4)))
+
+    _, chunked_slope = jax.jvp(lambda p: _kernel(p=p, chunk_size=2).sum(), (_PARAMS,), (_PARAMS,))
+
+    assert float(chunked_slope) == pytest.approx(float(slope), rel=1e-4)
+
+
+def test_tangent_kernel_in_chunks_allows_a_gradient_beside_it():
+    beside = lambda p: (jnp.sum(p["a"]), _kernel(p=p, chunk_size=2).sum())
+
+    (_, total), _ = jax.value_and_grad(beside, has_aux=True)(_PARAMS)
+
+    assert float(total) == pytest.approx(float(_kernel().sum()), rel=1e-5)
 
 
 # ---- parameters in other containers
@@ -195,7 +200,7 @@ def test_derivatives_that_do_exist():
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(eq=False)
 class Weights:
-    """Without ``__eq__``: two of them are never equal."""
+    """A container without ``__eq__``: two instances are never equal."""
 
     a: jax.Array
     b: jax.Array
@@ -204,7 +209,7 @@ class Weights:
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("weight", "activation"), meta_fields=("size",))
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """As Equinox has them: functions are leaves, other fields are static."""
+    """A module as in Equinox: functions are leaves, other fields are static."""
 
     weight: jax.Array
     activation: object
@@ -221,8 +226,8 @@ def _arrays_and_rest(module):
     return arrays, rest
 
 
-def _all_ways(f, params):
-    """The top eigenvalue, cold, warm, with a preconditioner of ones, and from the kernel; they agree."""
+def _lambda_max(f, params):
+    """The top eigenvalue four ways, which agree: cold, warm, with a preconditioner of ones, and from the kernel."""
     cold = _top(f, params)
     ones = jax.tree.map(jnp.ones_like, params)
     top = [
@@ -237,16 +242,16 @@ def _all_ways(f, params):
 
 def test_params_without_an_equality():
     weights = Weights(**_PARAMS)
-    assert _all_ways(lambda w, x: _model({"a": w.a, "b": w.b}, x), weights) == pytest.approx(2 / float(_critical()), rel=1e-5)
+    assert _lambda_max(lambda w, x: _model({"a": w.a, "b": w.b}, x), weights) == pytest.approx(2 / float(_critical()), rel=1e-5)
 
 
-def test_params_as_a_flax_nnx_module():
+def test_params_in_a_flax_nnx_module():
     module = nnx.Linear(5, 1, rngs=nnx.Rngs(0))
     linear = {"w": module.kernel[...], "b": module.bias[...]}
     expected = 2 / float(_critical(lambda p, x: x @ p["w"] + p["b"], linear))
-    assert _all_ways(lambda m, x: m(x), module) == pytest.approx(expected, rel=1e-5)
+    assert _lambda_max(lambda m, x: m(x), module) == pytest.approx(expected, rel=1e-5)
     graph, params = nnx.split(module, nnx.Param)
-    assert _all_ways(lambda p, x: nnx.merge(graph, p)(x), params) == pytest.approx(expected, rel=1e-5)
+    assert _lambda_max(lambda p, x: nnx.merge(graph, p)(x), params) == pytest.approx(expected, rel=1e-5)
 
 
 class _Dropped(nnx.Module):
@@ -257,7 +262,7 @@ class _Dropped(nnx.Module):
         return self.dropout(self.linear(x))
 
 
-def test_flax_nnx_modules_that_are_refused():
+def test_flax_nnx_modules_with_other_state_are_refused():
     dropped = _Dropped(nnx.Rngs(0))
     graph, params, rest = nnx.split(dropped, nnx.Param, ...)
     for function in (_kernel, _critical, _top):
@@ -273,13 +278,13 @@ def test_flax_nnx_modules_that_are_refused():
         )
 
 
-def test_params_as_a_module_with_functions_among_its_leaves():
+def test_params_in_a_module_with_functions_among_its_leaves():
     module = Module(jax.random.normal(jax.random.key(0), (5, 1)), jnp.tanh, 5)
     _raises(lambda: _top(lambda m, x: m(x), module), r"params.activation is a .*; allowed: .*equinox.partition")
     arrays, rest = _arrays_and_rest(module)
     combined = lambda p, x: jax.tree.map(lambda a, b: b if a is None else a, p, rest, is_leaf=lambda v: v is None)(x)
     expected = 2 / float(_critical(lambda w, x: jnp.tanh(x @ w), module.weight))
-    assert _all_ways(combined, arrays) == pytest.approx(expected, rel=1e-5)
+    assert _lambda_max(combined, arrays) == pytest.approx(expected, rel=1e-5)
 
 
 # ---- no implicit promotion of dtypes and ranks
@@ -304,11 +309,13 @@ def test_tangent_kernel_without_promotion(strict, dtype, options):
     apply_fn, params, x, _ = _strict_problem(dtype, "mse")
     if "preconditioner" in options:
         options = {"preconditioner": jax.tree.map(jnp.ones_like, params)}
-    found = jax.jit(lambda p: tangent_kernel(apply_fn, p, x, **options), compiler_options=QUICK)(params)
-    assert found.dtype == jnp.float32
-    as_single = jax.tree.map(lambda a: a.astype(jnp.float32), (params, x))
-    expected = explicit_kernel(apply_fn, *as_single)
-    assert relative_error(found, expected) <= (1e-5 if dtype == jnp.float32 else 0.02)  # two digits of bfloat16
+
+    kernel = jax.jit(lambda p: tangent_kernel(apply_fn, p, x, **options), compiler_options=QUICK)(params)
+
+    assert kernel.dtype == jnp.float32
+    in_float32 = jax.tree.map(lambda a: a.astype(jnp.float32), (params, x))
+    expected = explicit_kernel(apply_fn, *in_float32)
+    assert relative_error(kernel, expected) <= (1e-5 if dtype == jnp.float32 else 0.02)  # two digits of bfloat16
 
 
 @pytest.mark.parametrize("loss", ["mse", "softmax_cross_entropy", "logistic"])
@@ -316,39 +323,24 @@ def test_critical_lr_without_promotion(strict, loss):
     apply_fn, params, x, targets = _strict_problem(jnp.float32, loss)
 
     @functools.partial(jax.jit, compiler_options=QUICK)
-    def all_of_them(params):
+    def numbers(params):
         outputs = apply_fn(params, x)
         _, weighted, _ = weighted_kernel_and_gradient(apply_fn, params, (x, targets), loss=loss)
         whole = loss_weighted_kernel(tangent_kernel(apply_fn, params, x), outputs, targets, loss=loss)
         critical = critical_lr(apply_fn, params, (x, targets), loss=loss)
         return batch_loss(outputs, targets, loss=loss), jnp.trace(weighted), jnp.trace(whole), critical
 
-    strictly = all_of_them(params)
+    strictly = numbers(params)
+
     assert float(strictly[1]) == pytest.approx(float(strictly[2]), rel=1e-4)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        np.testing.assert_allclose(strictly, all_of_them(params), rtol=1e-5)
+        np.testing.assert_allclose(strictly, numbers(params), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adagrad", "rmsprop", "adam", "adamw", "adadelta"])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=str)
-def test_preconditioner_from_state_without_promotion(strict, name, dtype):
-    params = jax.tree.map(lambda leaf: leaf.astype(dtype), _PARAMS)
-    optimizer = getattr(optax, name)
-    before = optimizer(0.1).init(params)
-    with jax.numpy_dtype_promotion("standard"):  # Optax itself promotes
-        updates, after = optimizer(0.1).update(params, before, params)
-    rule = preconditioner_from_state(optimizer, params, after, before, updates=updates, gradient=params, learning_rate=0.1)
-    assert rule.checked is True
-    assert 0 < float(critical_lr_from_lambda(jnp.float32(1), rule)) < np.inf
-
-
-def test_input_jacobian_without_promotion(strict):
-    apply_fn, params, x, _ = _strict_problem(jnp.float32, "mse")
-    assert input_jacobian(apply_fn, params, x).shape == (16, 5)
-
-
-def test_variables_of_linen_are_taken_where_all_are_parameters():
+def test_tangent_kernel_takes_linen_variables_that_are_all_parameters():
     model = nn.Dense(1)
     variables = model.init(jax.random.key(0), _X)
+
     whole, inner = _kernel(model.apply, variables), _kernel(lambda p, x: model.apply({"params": p}, x), variables["params"])
+
     np.testing.assert_array_equal(whole, inner)

@@ -32,13 +32,13 @@ def command(*arguments, cwd=ROOT):
             ["--config=configs/quickstart.py", "--config.optimizer.lr_relativ=2"],
             "no field 'optimizer.lr_relativ'; nearest: 'optimizer.lr_unit'",
         ),
-        (["--config=configs/quickstart.py", "--config.steps=many"], "config.steps=many"),
+        (["--config=configs/quickstart.py", "--config.steps=many"], "config.steps=many; allowed: a whole number"),
         (["--config=configs/quickstart.py:huge"], "variant 'huge'; allowed: full, smoke"),
         (["--config=configs/quickstart.py", "--config.model.depth=0"], "model.depth=0; allowed: 1 or more"),
         ([], "--config is missing"),
     ],
 )
-def test_command_line_errors(arguments, message, tmp_path):
+def test_parse_errors_are_one_line(arguments, message, tmp_path):
     done = command(*arguments, f"--workdir={tmp_path / 'run'}")
     assert done.returncode == 2, done.stderr
     assert message in done.stderr and done.stderr.startswith("error: ")
@@ -46,13 +46,18 @@ def test_command_line_errors(arguments, message, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_missing_file_and_an_unknown_flag(tmp_path):
-    for arguments in (["--config=configs/none.py"], ["--config=configs/quickstart.py", "--worker=1"]):
+def test_parse_of_a_missing_file_and_an_unknown_flag(tmp_path):
+    for arguments, message in (
+        (["--config=configs/none.py"], "error: config='configs/none.py' is not a file; allowed: a config file, for example"),
+        (["--config=configs/none.py:smoke", "--config.steps=3"], "error: config='configs/none.py' is not a file; allowed"),
+        (["--config=configs/quickstart.py", "--worker=1"], "error: Unknown command line flag 'worker'"),
+    ):
         done = command(*arguments)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert done.stderr.startswith(message)
 
 
-def test_a_misspelt_field_in_a_config_file_is_one_line(tmp_path):
+def test_parse_of_a_misspelt_field_in_a_config_file(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
         "from configs import quickstart\ndef get_config():\n    c = quickstart.get_config()\n    c.optimizer.lr_relativ = 2.0\n    return c\n"
@@ -69,7 +74,7 @@ def parsed(*arguments):
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-def test_parse_of_a_value_that_is_taken_away():
+def test_parse_of_none_takes_a_value_away():
     def parsed_fields(*overrides):
         argv = ["main", "--config=configs/quickstart.py:smoke", *overrides]
         values = flags.FlagValues()
@@ -81,16 +86,16 @@ def test_parse_of_a_value_that_is_taken_away():
     given = parsed_fields("--config.schedule.cap=0.5", "--config.members.seed=3,4")
     assert given["schedule.cap"] == 0.5 and given["members.seed"] == (3, 4)
 
-    taken = parsed_fields("--config.schedule.cap=0.5", "--config.schedule.cap=None", "--config.members.seed=None")
-    assert taken["schedule.cap"] is None and taken["members.seed"] is None
+    emptied = parsed_fields("--config.schedule.cap=0.5", "--config.schedule.cap=None", "--config.members.seed=None")
+    assert emptied["schedule.cap"] is None and emptied["members.seed"] is None
     with pytest.raises(ConfigError, match=r"no field 'schedule\.capp'; nearest: 'schedule\.cap'"):
         parsed_fields("--config.schedule.capp=None")
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-def test_parse_flags_of_an_argument_that_is_no_flag():
+def test_parse_flags_of_an_argument_that_is_not_a_flag():
     for argument, allowed in {"steps=3": "--config.steps=3", "quickstart": "flags, which begin with --"}.items():
-        with pytest.raises(ConfigError, match=f"argument '{argument}' is no flag; allowed: {allowed}"):
+        with pytest.raises(ConfigError, match=f"argument '{argument}' is not a flag; allowed: {allowed}"):
             parsed("--config=configs/quickstart.py:smoke", argument)
 
 
@@ -104,7 +109,7 @@ def test_parse_flags_of_a_flagfile(tmp_path):
 
 
 @pytest.mark.parametrize("program", ["main", "sweep", "claims", "report"])
-def test_help_lists_flags_and_ends_well(program):
+def test_help_text_lists_flags(program):
     done = subprocess.run(
         [sys.executable, "-m", f"experiments.{program}", "--help"], capture_output=True, text=True, timeout=60
     )
@@ -131,13 +136,13 @@ def test_parse_flags_of_a_config_in_the_home_directory(tmp_path, monkeypatch):
     assert values.config.steps == 6
 
 
-def test_compiled_programs_are_kept_where_asked(tmp_path, monkeypatch):
+def test_keep_compiled_in_a_directory(tmp_path, monkeypatch):
     updated = {}
     monkeypatch.setattr(command_line.jax.config, "update", updated.__setitem__)
     command_line.keep_compiled(str(tmp_path / "a" / "b"))
     assert updated["jax_compilation_cache_dir"] == str(tmp_path / "a" / "b") and not (tmp_path / "a").exists()
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"compilation_cache='.*file' can't be made"):
+    with pytest.raises(ConfigError, match=r"compilation_cache='.*file' can't be created"):
         command_line.keep_compiled(str(tmp_path / "file"))
 
 

@@ -21,12 +21,12 @@ from experiments import rules
         (mnist_optimizers, "fashion,twenty", "variant 'fashion,twenty'; allowed with twenty: mnist, smoke"),
     ],
 )
-def test_variants_that_are_none(module, variant, message):
+def test_get_config_of_variants_that_are_not_allowed(module, variant, message):
     with pytest.raises(ValueError, match=message):
         module.get_config(variant)
 
 
-def test_members_are_the_product_of_their_axes():
+def test_member_axes_of_configs():
     axes = configs.member_axes(catapults_agop.get_config("rank2"))
     assert list(axes) == ["lr", "raises", "cap", "seed"]
     assert axes["raises"] == (0, 1, 2, 3, 4) and axes["cap"] == (0.9,)
@@ -44,15 +44,15 @@ def test_member_axes_take_the_lr_of_the_members():
 
 
 def test_identity_tells_configs_apart():
-    one, two = quickstart.get_config(), quickstart.get_config()
-    assert configs.identity(one) == configs.identity(two)
-    two.sweep = ("steps=60,61",)  # what other runs there are is nothing of this one
-    assert configs.identity(one) == configs.identity(two)
-    two.steps = 61
-    assert configs.identity(one) != configs.identity(two)
+    first, second = quickstart.get_config(), quickstart.get_config()
+    assert configs.identity(first) == configs.identity(second)
+    second.sweep = ("steps=60,61",)  # the other runs of a sweep do not count
+    assert configs.identity(first) == configs.identity(second)
+    second.steps = 61
+    assert configs.identity(first) != configs.identity(second)
 
 
-def test_claims_that_cadences_can_test():
+def test_testable_claims_of_cadences():
     fields = configs.flat(quickstart.get_config())
     claims = ("first_catapult", "exceedance_predicts_rise")
     assert configs.testable(claims, fields | {"measure.loss_batch_after_every": 1}) == list(claims)

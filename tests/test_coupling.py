@@ -1,4 +1,4 @@
-"""Which models have a kernel by example: those whose output for an example depends on that example alone."""
+"""Which models are refused: those whose output for one example depends on other examples or on its place."""
 
 import flax.linen as nn
 import jax
@@ -7,25 +7,18 @@ import numpy as np
 import pytest
 
 from catapult_jax import FCN, CoupledExamplesError, critical_lr, tangent_kernel
-from catapult_jax.tangent import batch_axis, coupling, exact
+from catapult_jax.tangent import METHODS, coupling
 from catapult_jax.tangent.coupling import refuse_coupled_examples
 from catapult_jax.testing import explicit_jacobian, relative_error
-from tests.zoo import ZOO, build
 
 _X = jax.random.normal(jax.random.key(0), (8, 6))
+
+
 _W = {"w": jax.random.normal(jax.random.key(1), (6, 4))}
 
 
 def _with(change):
     return lambda p, x: change(x @ p["w"])
-
-
-@pytest.mark.parametrize("name", ZOO)
-def test_follow_proves_every_model_of_the_zoo(name):
-    apply_fn, params, x = build(name)
-    traced = {b: jax.make_jaxpr(apply_fn)(params, jax.ShapeDtypeStruct((b, *x.shape[1:]), x.dtype)) for b in (2, 5)}
-    assert batch_axis.follow(traced[5], len(jax.tree.leaves(params)), 5) is None
-    assert batch_axis.same_program(traced[5], traced[2], 5, 2)
 
 
 INDEPENDENT = {
@@ -53,8 +46,8 @@ INDEPENDENT = {
 
 
 @pytest.mark.parametrize("name", INDEPENDENT)
-def test_independent_examples_are_accepted_without_a_word(name):
-    """Warnings are errors here, so nothing is left undecided."""
+def test_refuse_coupled_examples_accepts_independent_ones(name):
+    """Without a warning, which would be an error here: each is proved."""
     refuse_coupled_examples(_with(INDEPENDENT[name]), _W, _X)
 
 
@@ -94,19 +87,19 @@ COUPLED = {
 
 
 @pytest.mark.parametrize("name", COUPLED)
-def test_couplings_are_refused(name):
+def test_refuse_coupled_examples_of_each_kind(name):
     with pytest.raises(CoupledExamplesError):
         tangent_kernel(_with(COUPLED[name]), _W, _X)
 
 
-def test_coupling_of_integer_examples_is_refused():
+def test_refuse_coupled_examples_of_integers():
     ids = jax.random.randint(jax.random.key(0), (8, 3), 0, 6)
     for change in (lambda i: i + jnp.roll(i, 2, 0) // 3, lambda i: i * (i.sum() > 1000), lambda i: jnp.sort(i, 0)):
         with pytest.raises(CoupledExamplesError):
             tangent_kernel(lambda p, x, f=change: p["w"][f(x) % 6].sum(1), _W, ids)
 
 
-def test_coupling_says_which_operation_and_where():
+def test_refuse_coupled_examples_names_operation_and_line():
     with pytest.raises(
         CoupledExamplesError, match=r"reduce_sum combines the examples of the batch \(.*test_coupling.py:\d+.*\)"
     ):
@@ -124,12 +117,12 @@ UNDECIDED = {
 
 
 @pytest.mark.parametrize("name", UNDECIDED)
-def test_what_is_not_decided_is_said(name):
+def test_refuse_coupled_examples_warns_of_what_is_undecided(name):
     with pytest.warns(UserWarning, match="is not known to treat each example alone: .* with 8 of 8 examples"):
         refuse_coupled_examples(_with(UNDECIDED[name]), _W, _X)
 
 
-def test_undecided_model_is_evaluated_at_a_size_that_is_bounded(monkeypatch):
+def test_refuse_coupled_examples_evaluates_few_examples_of_a_large_program(monkeypatch):
     monkeypatch.setattr(coupling, "PROBED_NUMBERS", 2**10)
     with pytest.warns(UserWarning, match="with 4 of 64 examples"):
         refuse_coupled_examples(_with(UNDECIDED["products of pairs"]), _W, jnp.ones((64, 6)))
@@ -156,17 +149,19 @@ class _Attention(nn.Module):
 
 @pytest.mark.parametrize("jitted", [False, True])
 @pytest.mark.parametrize("model", [_Mean(), _Mean(padding=1), _Attention()], ids=["mean", "padding 1", "attention"])
-def test_padding_masks_are_accepted(model, jitted):
+def test_refuse_coupled_examples_accepts_padding_masks(model, jitted):
     """An example of padding alone has no finite output; there is none in the batch."""
     ids, y = jnp.array([[3, 4, 0, 0], [5, 0, 0, 0], [7, 8, 9, 0], [1, 2, 3, 4]]), jnp.ones((4, 1))
     params = model.init(jax.random.key(0), ids)
     jacobian = explicit_jacobian(model.apply, params, ids)
-    found = lambda p, ids: critical_lr(model.apply, p, (ids, y), loss="mse")
+    lr = lambda p, ids: critical_lr(model.apply, p, (ids, y), loss="mse")
+
     expected = 4 / np.linalg.eigvalsh(jacobian @ jacobian.T)[-1]
-    assert float((jax.jit(found) if jitted else found)(params, ids)) == pytest.approx(expected, rel=1e-4)
+
+    assert float((jax.jit(lr) if jitted else lr)(params, ids)) == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_model_for_one_batch_size_is_refused_in_one_line():
+def test_refuse_coupled_examples_of_a_model_for_one_batch_size():
     y = jnp.ones((8, 4))
     for change in (lambda h: h * y, lambda h: h.reshape(8, 4)):
         with pytest.raises(
@@ -181,8 +176,8 @@ class _BatchNorm(nn.Module):
         return nn.Dense(1)(nn.relu(nn.BatchNorm(use_running_average=False)(nn.Dense(4)(x))))
 
 
-@pytest.mark.parametrize("method", exact.METHODS)
-def test_batch_norm_in_training_mode_is_refused(method):
+@pytest.mark.parametrize("method", METHODS)
+def test_refuse_coupled_examples_of_batch_norm_in_training_mode(method):
     x = jax.random.normal(jax.random.key(0), (5, 6))
     variables = _BatchNorm().init(jax.random.key(0), x)
 
@@ -193,7 +188,7 @@ def test_batch_norm_in_training_mode_is_refused(method):
         jax.jit(lambda p, x: tangent_kernel(apply_fn, p, x, method=method))(variables["params"], x)
 
 
-def test_a_flax_module_is_looked_at_once_for_each_shape(monkeypatch):
+def test_refuse_coupled_examples_evaluates_a_flax_module_once_per_shape(monkeypatch):
     probed, counts, probe = [], [], coupling._probe
     monkeypatch.setattr(coupling, "_probe", lambda *args: probed.append(1) or probe(*args))
     x, y = jnp.ones((3, 7)), jnp.ones((3, 11))
@@ -206,7 +201,7 @@ def test_a_flax_module_is_looked_at_once_for_each_shape(monkeypatch):
     assert 0 < counts[0] == counts[1] < counts[2]
     centred = _Centred()
     variables = centred.init(jax.random.key(0), x)
-    for _ in range(2):  # what is refused stays refused
+    for _ in range(2):  # a refusal is not cached
         with pytest.raises(CoupledExamplesError):
             tangent_kernel(centred.apply, variables, x)
 
@@ -218,9 +213,10 @@ class _Centred(nn.Module):
         return h - h.mean(0)
 
 
-def test_coupling_check_works_where_closed_over_values_are_traced():
+def test_refuse_coupled_examples_with_traced_values_closed_over():
     x = jnp.ones((4, 3))
     f = lambda scale, w: tangent_kernel(lambda w, x: (x * scale) @ w, w, x)
+
     assert relative_error(jax.jit(f)(jnp.float32(2), jnp.ones((3, 1))), 12 * np.ones((4, 4))) <= 1e-6
 
 
@@ -229,7 +225,7 @@ def test_coupling_check_works_where_closed_over_values_are_traced():
     [lambda x: jnp.log(x), lambda x: jnp.sqrt(x), lambda x: 1 / (x - x)],
     ids=["log", "root", "never finite"],
 )
-def test_couplings_behind_functions_that_are_not_finite_everywhere(couple):
+def test_refuse_coupled_examples_behind_functions_with_infinite_values(couple):
     centred = lambda p, x: (lambda h: h - h.mean(0))(couple(x) @ p)
     with pytest.raises(CoupledExamplesError):
         tangent_kernel(centred, jnp.ones((6, 4)), jnp.ones((5, 6)))
@@ -237,14 +233,14 @@ def test_couplings_behind_functions_that_are_not_finite_everywhere(couple):
         tangent_kernel(lambda p, x: couple(x) @ p, jnp.ones((6, 4)), jnp.ones((5, 6)))
 
 
-def test_deep_and_half_precision_models_are_not_refused():
+def test_refuse_coupled_examples_accepts_deep_and_half_precision_models():
     x = jnp.ones((2, 64))
     for model, dtype in ((FCN(depth=20, width=64), jnp.float32), (nn.Sequential([nn.Dense(64)] * 5), jnp.float16)):
         params = jax.tree.map(lambda a, dtype=dtype: a.astype(dtype), model.init(jax.random.key(0), x))
         jax.eval_shape(lambda p, x, f=model.apply: tangent_kernel(f, p, x), params, x.astype(dtype))
 
 
-def test_a_traced_random_key_may_be_closed_over():
+def test_refuse_coupled_examples_with_a_traced_key_closed_over():
     def kernel(key, w, x):
         noise = jax.random.normal(key, (3,))
         return tangent_kernel(lambda w, x: (x + noise + jax.random.normal(key, (3,))) @ w, w, x)

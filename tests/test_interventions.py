@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from catapult_jax import FCN, batch_loss
-from catapult_jax.critical import weighted_tangent_kernel
+from catapult_jax.tangent.weighted import weighted_tangent_kernel
 from catapult_jax.training import interventions
 from catapult_jax.training.interventions import CRITICAL, KINDS, Arm
 

@@ -1,4 +1,4 @@
-"""The program, as a user meets it: every config's smoke variant, resuming, fallback data, the report."""
+"""The program as a user meets it: smoke variants of the configs, resuming, fallback data, the report."""
 
 import hashlib
 import json
@@ -22,7 +22,6 @@ from configs import (
     cifar_gd,
     cifar_gd_multi,
     cifar_sgd,
-    default,
     mnist_adagrad,
     optimizers_agop,
     quickstart,
@@ -30,10 +29,9 @@ from configs import (
     suppressed,
     synthetic_sgd_b1,
 )
-from experiments import build, directory, main, progress, report
+from experiments import build, main, report
 from experiments import config as configs
 from experiments.build import checks, programs
-from experiments.directory import earlier_run
 from experiments.verdicts import OF_RUN
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
@@ -59,7 +57,7 @@ def about_data(tmp_path):
     [(cifar_gd, "cnn,smoke"), (cifar_gd_multi, "smoke"), (synthetic_sgd_b1, "smoke")],
     ids=["cnn", "multi", "sgd"],
 )
-def test_smoke_on_embedded_data(module, variant, tmp_path, no_data, capsys):
+def test_run_of_smoke_variants_on_embedded_data(module, variant, tmp_path, no_data, capsys):
     config = module.get_config(variant)
     main.run(config, tmp_path / "run")
     record = catapult_jax.open_record(tmp_path / "run")
@@ -90,37 +88,37 @@ def test_smoke_on_embedded_data(module, variant, tmp_path, no_data, capsys):
     assert all({"member", "seed", "kind", "onset", "factor"} <= set(e) for e in events)
 
 
-def test_smoke_on_real_cifar(tmp_path, real_data, plain_figures):
+def test_run_on_real_cifar(tmp_path, real_data, plain_figures):
     main.run(cifar_gd.get_config("smoke"), tmp_path / "run")
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (about["data"]["name"], about["data"]["fallback_for"]) == ("cifar10", None)
     assert "on cifar10</h1>" in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_strict_refuses_a_fallback_and_writes_nothing(tmp_path, no_data):
+def test_run_with_strict_data_writes_nothing(tmp_path, no_data):
     config = cifar_gd.get_config("smoke")
     config.data.strict = True
-    with pytest.raises(configs.ConfigError, match=r"data.name='cifar10' can't be had.*Ways out"):
+    with pytest.raises(configs.ConfigError, match=r"data.name='cifar10' .*cifar10.npz"):
         main.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_interrupted_and_resumed_is_the_same_record(tmp_path, monkeypatch, capsys, plain_figures):
+def test_run_interrupted_and_resumed_is_the_same_record(tmp_path, monkeypatch, capsys, plain_figures):
     config = smoke(run__checkpoint_every=3)
     main.run(config, tmp_path / "whole")
 
     calls, whole_trainer = [], build.trainer_of
 
     def dies(*arguments, **keywords):
-        made = whole_trainer(*arguments, **keywords)
+        trainer = whole_trainer(*arguments, **keywords)
 
         def run(*a):
             if len(calls) == 1:
                 raise KeyboardInterrupt
             calls.append(1)
-            return made.run(*a)
+            return trainer.run(*a)
 
-        return made._replace(run=run)
+        return trainer._replace(run=run)
 
     with monkeypatch.context() as patched:
         patched.setattr(build, "trainer_of", dies)
@@ -142,17 +140,7 @@ def test_interrupted_and_resumed_is_the_same_record(tmp_path, monkeypatch, capsy
     assert catapult_jax.open_record(tmp_path / "parts").sizes["step"] == 6
 
 
-def test_the_other_runs_of_a_sweep_do_not_make_another_run(tmp_path):
-    config = default.get_config()
-    (tmp_path / "config.json").write_text(config.to_json())
-    config.sweep = ("steps=1,2",)
-    assert earlier_run(tmp_path, json.loads(config.to_json())) is None
-    config.steps += 1
-    with pytest.raises(configs.ConfigError, match="holds a run with steps="):
-        earlier_run(tmp_path, json.loads(config.to_json()))
-
-
-def test_a_directory_with_another_run_or_other_files_is_left_alone(tmp_path, plain_figures):
+def test_run_leaves_a_directory_with_another_run_or_other_files(tmp_path, plain_figures):
     main.run(smoke(), tmp_path / "run")
     before = {p: p.read_bytes() for p in sorted((tmp_path / "run").glob("*.json"))}
     with pytest.raises(configs.ConfigError, match="holds a run with steps=6, not 7"):
@@ -204,14 +192,14 @@ def test_a_directory_with_another_run_or_other_files_is_left_alone(tmp_path, pla
     ],
     ids=str,
 )
-def test_other_losses_codings_and_instruments(fields, present, tmp_path, plain_figures):
+def test_run_with_other_losses_encodings_and_instruments(fields, present, tmp_path, plain_figures):
     main.run(smoke(**fields), tmp_path / "run")
     record = catapult_jax.open_record(tmp_path / "run")
     assert np.isfinite(record[present].values[:, 0]).all()
     assert np.isfinite(record["lr0_over_critical"].values).all()
 
 
-def test_a_kernel_that_disagrees_with_neural_tangents_stops_the_run(tmp_path, monkeypatch):
+def test_run_stops_at_a_kernel_that_differs_from_neural_tangents(tmp_path, monkeypatch):
     right = checks.tangent_kernel
     monkeypatch.setattr(
         checks, "tangent_kernel", lambda f, p, x, method="auto": right(f, p, x, method=method) * (1 + 0.01 * (method == "auto"))
@@ -221,7 +209,7 @@ def test_a_kernel_that_disagrees_with_neural_tangents_stops_the_run(tmp_path, mo
     assert not (tmp_path / "run").exists()
 
 
-def test_without_neural_tangents_the_check_is_skipped_and_says_so(tmp_path, monkeypatch, capsys, plain_figures):
+def test_run_without_neural_tangents_says_that_it_skips_the_check(tmp_path, monkeypatch, capsys, plain_figures):
     def missing():
         raise catapult_jax.NeuralTangentsMissing("not installed")
 
@@ -231,7 +219,7 @@ def test_without_neural_tangents_the_check_is_skipped_and_says_so(tmp_path, monk
     assert "skipped: not installed" in capsys.readouterr().out
 
 
-def test_a_run_that_diverges_says_so(tmp_path, plain_figures):
+def test_run_that_diverges_says_so(tmp_path, plain_figures):
     main.run(smoke(members__lr=(1e7,), steps=12), tmp_path / "run")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "diverged"
     assert "<td>the loss was not finite</td>" in (tmp_path / "run" / "report.html").read_text()
@@ -255,7 +243,7 @@ def test_report_of_nothing(tmp_path, capsys):
     ],
     ids=lambda value: value if isinstance(value, str) else value.__name__.removeprefix("configs."),
 )
-def test_smoke_of_the_other_experiments(module, variant, tmp_path, no_data, plain_figures):
+def test_run_of_the_other_smoke_variants(module, variant, tmp_path, no_data, plain_figures):
     config = module.get_config(variant)
     verdicts = main.run(config, tmp_path / "run")
     record = catapult_jax.open_record(tmp_path / "run")
@@ -269,9 +257,9 @@ def test_smoke_of_the_other_experiments(module, variant, tmp_path, no_data, plai
         assert "gradient of the target" in html
 
 
-def test_smoke_of_images_with_a_reference(tmp_path, no_data, capsys, plain_figures):
+def test_run_with_a_trained_reference(tmp_path, no_data, capsys, plain_figures):
     """Train the reference, then use it: its checksum and its test error are on record."""
-    task = "cifar2"  # without data the others are this one over again, on other fallback data
+    task = "cifar2"  # the other tasks would run the same program on other fallback data
     config = catapults_agop.get_config(f"{task},smoke")
     with pytest.raises(configs.ConfigError, match=r"agop_reference=.*is not there; allowed: the model.npz"):
         main.run(config, tmp_path / "run")
@@ -297,7 +285,7 @@ def test_smoke_of_images_with_a_reference(tmp_path, no_data, capsys, plain_figur
     assert np.isfinite(catapult_jax.open_record(tmp_path / "suppressed")["agop_alignment"].values[:, 0]).all()
 
 
-def test_a_run_ends_when_all_members_are_done(tmp_path, plain_figures):
+def test_run_ends_when_all_members_have_stopped(tmp_path, plain_figures):
     """The record ends with a whole chunk after the last of them, and going on finds the run complete."""
     config = smoke(steps=60, run__stop_loss=1.0, run__chunk_steps=10, run__checkpoint_every=10, measure__loss_test_every=10)
     main.run(config, tmp_path / "run")
@@ -312,8 +300,8 @@ def test_a_run_ends_when_all_members_are_done(tmp_path, plain_figures):
     assert (tmp_path / "run" / "report.html").read_text() == before
 
 
-def test_a_saved_model_is_that_of_the_end_with_its_own_scores(tmp_path, plain_figures):
-    """The scores in the file are those of the weights in it: one step after the last ones on record."""
+def test_run_saves_the_model_of_the_end_with_its_scores(tmp_path, plain_figures):
+    """The scores in the file belong to its weights, one step after the last scores on record."""
     config = smoke(run__save_model=True, measure__loss_test_every=1)
     main.run(config, tmp_path / "run")
     main.run(smoke(run__save_model=True, measure__loss_test_every=1, steps=7), tmp_path / "longer")
@@ -326,7 +314,7 @@ def test_a_saved_model_is_that_of_the_end_with_its_own_scores(tmp_path, plain_fi
     assert about["loss_test"] == pytest.approx(float(((outputs - arrays.y_test) ** 2).mean()), rel=1e-5)
 
 
-def test_a_model_that_diverged_is_not_saved(tmp_path, plain_figures):
+def test_run_does_not_save_a_model_that_diverged(tmp_path, plain_figures):
     config = smoke(run__save_model=True, members__lr=(1e7,), steps=12)
     with pytest.raises(configs.RunError, match="the first member diverged"):
         main.run(config, tmp_path / "run")
@@ -334,12 +322,12 @@ def test_a_model_that_diverged_is_not_saved(tmp_path, plain_figures):
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "diverged"
 
 
-def test_another_reference_in_the_same_directory_is_refused(tmp_path, no_data, plain_figures):
+def test_run_refuses_another_reference_in_the_same_directory(tmp_path, no_data, plain_figures):
     config = catapults_agop.get_config("cifar2,smoke")
     main.run(reference.get_config("cifar2,smoke"), tmp_path / "reference")
     shutil.copy(tmp_path / "reference" / "model.npz", tmp_path / "model.npz")
-    params, known, _ = checkpoints.load_model(tmp_path / "model.npz")
-    checkpoints.save_model(tmp_path / "other.npz", jax.tree.map(lambda leaf: 2 * leaf, params), known)
+    params, about, _ = checkpoints.load_model(tmp_path / "model.npz")
+    checkpoints.save_model(tmp_path / "other.npz", jax.tree.map(lambda leaf: 2 * leaf, params), about)
     config.measure.agop_reference = str(tmp_path / "model.npz")
     config.claims = ()
     main.run(config, tmp_path / "run")
@@ -356,18 +344,14 @@ def test_another_reference_in_the_same_directory_is_refused(tmp_path, no_data, p
     )
 
 
-def test_a_workdir_that_can_not_be_made_is_refused_first(tmp_path, monkeypatch):
+def test_run_refuses_a_workdir_that_can_not_be_created(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "load_data", None)
     (tmp_path / "file").touch()
     for workdir in (tmp_path / "file" / "run", tmp_path / ("x" * 300), Path("/proc/run")):
-        with pytest.raises(configs.ConfigError, match=r"workdir=.* can't be made .*; allowed: a directory to write in"):
+        with pytest.raises(
+            configs.ConfigError, match=r"workdir=.* can't be created .*; allowed: a directory that you can write to"
+        ):
             main.run(smoke(), workdir)
-
-
-def test_name_of_a_long_text_can_be_a_name(tmp_path):
-    name = directory.name_of("ü" * 200, "0123abcd")
-    assert len(name.encode()) <= 255 and name.endswith("ü-0123abcd") and directory.name_of("short", "1") == "short-1"
-    (tmp_path / name).mkdir()
 
 
 def test_text_is_utf8_whatever_the_locale(tmp_path):
@@ -375,16 +359,3 @@ def test_text_is_utf8_whatever_the_locale(tmp_path):
     environment = os.environ | {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "text")], env=environment, check=True, timeout=60)
     assert (tmp_path / "text").read_bytes() == "Größe".encode()
-
-
-def test_progress_tells_of_every_tenth_where_there_is_no_terminal(capsys):
-    told = progress.Progress(200, 0)
-    for at in range(5, 201, 5):
-        told.update(at, {"loss_batch": np.full((2, 5), 0.25), "spikes": np.ones((2, 5), int)})
-    told.close()
-    out = capsys.readouterr().out.splitlines()
-    assert (
-        len(out) == 10
-        and out[0] == "step 20 of 200 (10%), loss 0.25, events 2"
-        and out[-1].startswith("step 200 of 200 (100%)")
-    )

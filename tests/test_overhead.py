@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from catapult_jax.training.instruments import Instrument
+from catapult_jax.training.measurement import Instrument
 from configs import quickstart
 from experiments import build, main
 from experiments.build import overhead
@@ -21,20 +21,20 @@ COSTS = st.dictionaries(st.sampled_from("abcdef"), st.floats(0, 8), min_size=1)
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(COSTS, st.floats(1.01, 5))
 def test_cadences_keep_within_the_overhead(costs, most):
-    found = overhead.cadences(costs, set(), most)
-    assert set(found) == set(costs) and min(found.values()) >= 1
-    assert sum(costs[name] / found[name] for name in costs) <= max(most - 1, 0.05) + 1e-9
+    chosen = overhead.cadences(costs, set(), most)
+    assert set(chosen) == set(costs) and min(chosen.values()) >= 1
+    assert sum(costs[name] / chosen[name] for name in costs) <= max(most - 1, 0.05) + 1e-9
 
 
 @given(COSTS, st.floats(1.01, 5))
 @settings(max_examples=50, deadline=None, derandomize=True)
-def test_what_is_wanted_at_every_step_gets_it_and_no_cadence_is_beyond_the_longest(costs, most):
+def test_cadences_of_instruments_needed_at_every_step_and_of_a_longest_cadence(costs, most):
     always = set(sorted(costs)[:1])
-    found = overhead.cadences(costs, always, most, longest=7)
-    assert all(found[name] == 1 for name in always) and max(found.values()) <= 7
+    chosen = overhead.cadences(costs, always, most, longest=7)
+    assert all(chosen[name] == 1 for name in always) and max(chosen.values()) <= 7
 
 
-def test_a_preset_finds_its_cadences_prints_and_keeps_them(tmp_path, capsys, monkeypatch, plain_figures):
+def test_run_with_a_preset_chooses_prints_and_records_its_cadences(tmp_path, capsys, monkeypatch, plain_figures):
     monkeypatch.delenv("CATAPULT_DATA_DIR", raising=False)
     costs = {"lambda_max_batch, exact": 0.9, "lambda_max_batch, matrix_free": 0.3, "loss_batch_after": 0.2, "loss_test": 1.5}
     costs["lambda_max_batch, exact, apart"] = 1.8
@@ -43,19 +43,19 @@ def test_a_preset_finds_its_cadences_prints_and_keeps_them(tmp_path, capsys, mon
     config.schedule.name = "constant"
     config.measure.preset = "standard"
     config.claims = ("first_catapult", "exceedance_predicts_rise")
-    found = main.run(config, tmp_path / "run")
+    verdicts = main.run(config, tmp_path / "run")
     plan = json.loads((tmp_path / "run" / "run.json").read_text())["instruments"]
     assert plan["methods"] == {"lambda_max_batch": "matrix_free"}  # the cheaper one
     assert plan["cadences"] == {"lambda_max_batch": 2, "loss_batch_after": 2, "loss_test": 10}
     assert plan["expected_overhead"] == pytest.approx(1 + 0.15 + 0.1 + 0.15)
     printed = capsys.readouterr().out
     assert "lambda_max_batch (matrix_free; exact 0.90, matrix_free 0.30): 0.30, every 2 steps" in printed
-    assert "expected to cost 1.40 bare ones" in printed
-    assert found == []
+    assert "expected cost of a measured step: 1.40 bare steps" in printed
+    assert verdicts == []
     assert "Not tested at the cadences of this preset: first_catapult" in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_a_kernel_that_is_not_taken_at_every_step_pays_for_its_own_derivatives(monkeypatch):
+def test_choose_instruments_uses_the_cost_of_a_kernel_apart_from_the_step(monkeypatch):
     costs = {"lambda_max_batch, exact": 0.9, "lambda_max_batch, exact, apart": 1.8, "lambda_max_batch, matrix_free": 2.0}
     monkeypatch.setattr(overhead, "measure", lambda build, candidates, members: {name: costs[name] for name in candidates})
     config = quickstart.get_config("smoke")
@@ -68,7 +68,7 @@ def test_a_kernel_that_is_not_taken_at_every_step_pays_for_its_own_derivatives(m
         assert plan["cadences"] == {"lambda_max_batch": every} and plan["expected_overhead"] == pytest.approx(expected)
 
 
-def test_a_dear_instrument_costs_more_than_a_cheap_one(monkeypatch):
+def test_measure_of_an_expensive_and_a_cheap_instrument(monkeypatch):
     monkeypatch.setattr(overhead, "_SECONDS", 0.02)
     config = quickstart.get_config("smoke")
     arrays, _ = build.load_data(config)
@@ -78,5 +78,5 @@ def test_a_dear_instrument_costs_more_than_a_cheap_one(monkeypatch):
     heavy = lambda now: {
         "sum": jax.lax.fori_loop(0, 300, lambda _, a: jnp.tanh(a @ a), jnp.ones((128, 128)) + now.outputs[0, 0])[0, 0]
     }
-    found = overhead.measure(make_trainer, {"cheap": cheap, "dear": Instrument(("sum",), 7, heavy)}, members)
-    assert 0 <= found["cheap"] < found["dear"]  # a hundred times the step, so that no noise turns it round
+    costs = overhead.measure(make_trainer, {"cheap": cheap, "dear": Instrument(("sum",), 7, heavy)}, members)
+    assert 0 <= costs["cheap"] < costs["dear"]  # it costs a hundred steps, more than any noise

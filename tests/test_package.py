@@ -1,4 +1,4 @@
-"""The package: imports, one source of versions, and the JAX releases that it must not run on."""
+"""The package: imports, one source of versions, and the JAX releases that are excluded."""
 
 import os
 import re
@@ -26,6 +26,7 @@ _BLOCKED = (
     "jaxtyping",
     "sklearn",
     "matplotlib",
+    "jinja2",
     "tqdm",
 )
 
@@ -44,8 +45,33 @@ model = catapult_jax.FCN(depth=2, width=4)
 params = model.init(__import__("jax").random.key(0), jnp.ones((2, 3)))
 assert catapult_jax.tangent_kernel(model.apply, params, jnp.ones((2, 3))).shape == (2, 2)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+    assert run.returncode == 0, run.stderr
+
+
+def test_report_imports_with_its_extra_only():
+    code = """
+import sys
+class Block:
+    blocked = {blocked!r}
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in self.blocked:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Block())
+import catapult_jax.report, numpy, tempfile, xarray
+record = xarray.Dataset({{"loss_train": (("member", "step"), numpy.ones((1, 3)))}})
+print(catapult_jax.report.build_report(record, title="mine", folder=tempfile.mkdtemp()).name)
+"""
+    run = lambda *blocked: subprocess.run(
+        [sys.executable, "-c", code.format(blocked=blocked)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+
+    programs = run("experiments", "configs", "ml_collections", "tensorflow_datasets", "sklearn", "tqdm", "frozendict")
+    without = run("jinja2")
+
+    assert programs.stdout.strip() == "report.html", programs.stderr
+    assert without.returncode == 1 and without.stderr.strip().endswith("ModuleNotFoundError: jinja2")
 
 
 def test_missing_neural_tangents_names_the_line_to_install(monkeypatch):
@@ -62,9 +88,9 @@ def test_versions_have_one_source():
     assert project["project"]["dynamic"] == ["version"]
     extras = project["project"]["optional-dependencies"]
     core = project["project"]["dependencies"]
-    asked = [*core, *(line for name in ("records", "report", "experiments") for line in extras[name])]
+    required = [*core, *(line for name in ("records", "report", "experiments") for line in extras[name])]
     listed = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
-    assert sorted(listed) == sorted(line for line in asked if not line.startswith("catapult_jax"))
+    assert sorted(listed) == sorted(line for line in required if not line.startswith("catapult_jax"))
     assert sorted(re.match("[a-z]+", line)[0] for line in core) == ["flax", "jax", "numpy", "optax"]
     pin = re.search(r"neural-tangents==[\d.]+", (ROOT / "Makefile").read_text())[0]
     assert pin in neural_tangents.INSTALL and pin in (ROOT / "requirements.txt").read_text()
@@ -86,22 +112,22 @@ def test_the_sum_that_jax_0_10_2_gets_wrong():
     assert float(length(points)[-1]) == 32768.0**2
 
 
-def test_an_excluded_jax_is_warned_of():
+def test_import_warns_of_an_excluded_jax():
     code = "import jax; jax.__version__ = '0.10.2'; import catapult_jax"
-    done = subprocess.run([sys.executable, "-W", "always", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert "UserWarning: jax 0.10.2 gives wrong or very slow results" in done.stderr
+    run = subprocess.run([sys.executable, "-W", "always", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+    assert "UserWarning: jax 0.10.2 gives wrong or very slow results" in run.stderr
 
 
-def test_lapack_threads_are_told_at_the_first_call(monkeypatch):
+def test_critical_lr_warns_of_lapack_threads_once(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     xla.warn_of_lapack_threads.cache_clear()
     with pytest.warns(UserWarning, match="set OPENBLAS_NUM_THREADS=1 before Python starts"):
         critical_lr(lambda w, x: x @ w, jnp.zeros(2), (jnp.eye(2), jnp.zeros(2)), loss="mse")
-    critical_lr(
-        lambda w, x: x @ w, jnp.zeros(2), (jnp.eye(2), jnp.zeros(2)), loss="mse"
-    )  # once: a second warning is an error here
+    # The second call does not warn: a warning is an error here.
+    critical_lr(lambda w, x: x @ w, jnp.zeros(2), (jnp.eye(2), jnp.zeros(2)), loss="mse")
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
     xla.warn_of_lapack_threads.cache_clear()
     critical_lr(lambda w, x: x @ w, jnp.zeros(2), (jnp.eye(2), jnp.zeros(2)), loss="mse")
@@ -114,5 +140,6 @@ import jax, catapult_jax as cj
 model, x = cj.FCN(depth=3, width=8), jax.numpy.ones((4, 5))
 print(cj.tangent_kernel(model.apply, model.init(jax.random.key(2), x), x).shape)
 """
-    found = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert found.stdout.strip() == "(4, 4)", found.stderr[-300:]
+    run = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True, cwd=ROOT)
+
+    assert run.stdout.strip() == "(4, 4)", run.stderr[-300:]

@@ -60,7 +60,7 @@ def settings_rows() -> list[tuple[str, dict]]:
     settings = sorted({name for names in optimizers.SETTINGS.values() for name in names})
     return [
         (
-            f"optimizer.name, optimizer.{name}; allowed for it: {', '.join(names) or 'no settings'} ({optimizer})",
+            f"optimizer.name, optimizer.{name}; allowed for {optimizer}: {', '.join(names) or 'no settings'} ({optimizer})",
             {"optimizer.name": optimizer, f"optimizer.{name}": name == "nesterov" or 0.5},
         )
         for optimizer, names in optimizers.SETTINGS.items()
@@ -104,16 +104,16 @@ ROWS = [
         {"measure.preconditioner_min_every": 1},
     ),
     (
-        "measure.preset, measure.preconditioner_min_every; allowed with a preset: 0, since none measures it",
+        "measure.preset, measure.preconditioner_min_every; allowed with a preset: 0, since no preset measures it",
         {"optimizer.name": "adam", "measure.preset": "full", "measure.preconditioner_min_every": 1},
     ),
     (
         "measure.top_k_max, measure.method; "
-        "allowed with a largest k: matrix_free, since the exact kernel gives all eigenvalues at once",
+        "allowed with a top_k_max: matrix_free, since the exact kernel gives all eigenvalues at once",
         {"measure.top_k_max": 8},
     ),
     (
-        "measure.top_k_max, measure.lambda_max_batch_every; allowed with a largest k: a cadence of 1 or more, or a preset",
+        "measure.top_k_max, measure.lambda_max_batch_every; allowed with a top_k_max: a cadence of 1 or more, or a preset",
         _PRODUCTS | {"measure.lambda_max_batch_every": 0},
     ),
     ("measure.top_k_max, measure.top_k; allowed: measure.top_k or more, or None", _PRODUCTS | {"measure.top_k_max": 2}),
@@ -145,12 +145,12 @@ ROWS = [
         "measure.probe_size, data.train_size; allowed: a probe no larger than the training set",
         {"measure.probe_size": 129},
     ),
-    ("loss, data.target_encoding; allowed for this loss: sign, one_hot, value (mse)", {"data.target_encoding": "binary"}),
+    ("loss, data.target_encoding; allowed for mse: sign, one_hot, value (mse)", {"data.target_encoding": "binary"}),
     (
-        "loss, data.target_encoding; allowed for this loss: integer (softmax_cross_entropy)",
+        "loss, data.target_encoding; allowed for softmax_cross_entropy: integer (softmax_cross_entropy)",
         {"loss": "softmax_cross_entropy"},
     ),
-    ("loss, data.target_encoding; allowed for this loss: binary (logistic)", {"loss": "logistic"}),
+    ("loss, data.target_encoding; allowed for logistic: binary (logistic)", {"loss": "logistic"}),
     (
         "data.name, data.target_encoding; allowed: target encoding 'value' with synthetic targets, and only there",
         {"data.target_encoding": "value"},
@@ -164,7 +164,7 @@ ROWS = [
         "data.synthetic.rank, data.synthetic.dimension; allowed: a rank no larger than the dimension",
         {"data.synthetic.rank": 21},
     ),
-    ("data.name, data.fallback; allowed: no fallback data for embedded data", {"data.fallback": "digits"}),
+    ("data.name, data.fallback; allowed for embedded data: no fallback data", {"data.fallback": "digits"}),
     (
         "model.strides, model.depth; allowed: one for each of the {convolutions} convolutions, or None",
         {"model.name": "cnn", "model.strides": (2,)},
@@ -191,9 +191,9 @@ ROWS = [
         )
         for name, cap in (("schedule.cap", 0.5), ("members.cap", (0.5,)))
     ),
-    ("schedule.name, members.raises; allowed: raises with the schedule staircase", {"members.raises": (1, 2)}),
+    ("schedule.name, members.raises; allowed with schedules other than staircase: no raises", {"members.raises": (1, 2)}),
     (
-        "measure.agop_alignment_every, measure.agop_reference; allowed: both, or none of them",
+        "measure.agop_alignment_every, measure.agop_reference; allowed: both of them, or neither",
         {"measure.agop_alignment_every": 1},
     ),
     (
@@ -204,7 +204,7 @@ ROWS = [
     *(
         (
             f"run.stop_loss, run.chunk_steps, {name}; "
-            "allowed with a loss to stop at: chunks no shorter than the cadences, so that the end is measured",
+            "allowed with a stop_loss: chunks as long as the cadences or longer, so that the end is measured",
             _AGOP | {"run.stop_loss": 0.1, name: 20},
         )
         for name in ("measure.loss_test_every", "measure.agop_alignment_every", "measure.lambda_max_batch_every")
@@ -212,11 +212,11 @@ ROWS = [
     ("data.name, data.attribute; allowed for celeba: the name of an attribute", {"data.name": "celeba"}),
     (
         "optimizer.batch_size, measure.lambda_max_batch_every, measure.loss_train_every; allowed with batches: 0 or 1, "
-        "since the critical lr of one batch does not explain a spike later, or no training loss and so no spikes",
+        "since the critical lr of a batch does not explain a later spike; or no training loss, so that there are no spikes",
         _STOCHASTIC | {"measure.lambda_max_batch_every": 2},
     ),
     (
-        "claims, members.cap; allowed with the claim forbidding_catapults_hurts: None, no cap, and one below 1",
+        "claims, members.cap; allowed with the claim forbidding_catapults_hurts: None, which is no cap, and a cap below 1",
         _AGOP
         | {
             "claims": ("forbidding_catapults_hurts",),
@@ -227,16 +227,16 @@ ROWS = [
     ),
     (
         "claims, measure.probe_size; "
-        "allowed with the claim sgd_spikes_are_catapults: None, since its split is of the whole training loss",
+        "allowed with the claim sgd_spikes_are_catapults: None, since it needs the split of the whole training loss",
         {"claims": ("sgd_spikes_are_catapults",), "measure.lambda_max_train_every": 1, "measure.probe_size": 8},
     ),
     (
         "optimizer.batch_size, measure.loss_train_every; "
-        "allowed with batches: 1, since events are spikes of the training loss, or 0: no events",
+        "allowed with batches: 1, since events are spikes of the training loss; or 0, without events",
         _STOCHASTIC | {"measure.loss_train_every": 5},
     ),
     (
-        "optimizer.batch_size, run.stop_loss, measure.loss_train_every; allowed with batches and a loss to stop at: 1",
+        "optimizer.batch_size, run.stop_loss, measure.loss_train_every; allowed with batches and a stop_loss: 1",
         _STOCHASTIC | {"measure.loss_train_every": 0, "run.stop_loss": 0.1},
     ),
 ]
@@ -279,10 +279,10 @@ def test_check_keeps_the_default_with_an_lr():
             "schedule.name='relative_to_critical', optimizer.lr_unit='absolute'; "
             "allowed with relative_to_critical: critical_lr0, since the lr is then a multiple of the critical lr",
         ),
-        ({"optimizer.b1": 0.9}, "optimizer.name='sgd', optimizer.b1=0.9; allowed for it: momentum, nesterov"),
+        ({"optimizer.b1": 0.9}, "optimizer.name='sgd', optimizer.b1=0.9; allowed for sgd: momentum, nesterov"),
         (
             {"optimizer.name": "heavy_ball", "optimizer.momentum": 0.9},
-            "optimizer.name='heavy_ball', optimizer.momentum=0.9; allowed for it: no settings",
+            "optimizer.name='heavy_ball', optimizer.momentum=0.9; allowed for heavy_ball: no settings",
         ),
     ],
     ids=str,
@@ -299,7 +299,7 @@ def test_check_takes_the_claims_in_their_order():
             rules.check(config_with({"claims": claims, "measure.lambda_max_batch_every": 0}))
 
 
-def test_a_preset_does_not_have_to_keep_the_cadences_of_claims():
+def test_check_leaves_the_cadences_of_claims_to_a_preset():
     fields = {"claims": ("first_catapult", "catapults_help_sgd"), "measure.lambda_max_batch_every": 0}
     rules.check(config_with(fields | {"measure.preset": "standard"}))
 
@@ -323,7 +323,7 @@ def test_a_preset_does_not_have_to_keep_the_cadences_of_claims():
         (reference, [f"{task}{word}" for task in tasks.IMAGES for word in ("", ",smoke")]),
     ],
 )
-def test_configs_of_the_house_are_valid(module, variants):
+def test_check_accepts_every_config(module, variants):
     for variant in variants:
         config = module.get_config(variant)
         rules.check(config)
@@ -332,7 +332,7 @@ def test_configs_of_the_house_are_valid(module, variants):
         module.get_config("none")
 
 
-def test_a_field_that_the_default_does_not_have():
+def test_check_of_a_field_that_the_default_does_not_have():
     config = quickstart.get_config()
     with config.unlocked():
         config.model.widht = 3
@@ -340,7 +340,7 @@ def test_a_field_that_the_default_does_not_have():
         rules.check(config)
 
 
-def test_the_causal_test_needs_both_arms():
+def test_check_needs_both_arms_of_the_causal_test():
     config = suppressed.get_config("rank2")
     for caps in (None, (0.9,), (None, 1.5)):
         config.members.cap = caps

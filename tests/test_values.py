@@ -45,8 +45,8 @@ def changed(name, value):
         ("measure.chunk_size", -1, "measure.chunk_size=-1; allowed: 1 or more, or None"),
         ("events.factor", float("nan"), "events.factor=nan"),
         ("steps", None, "steps=None; allowed: 1 or more"),
-        ("title", None, "title=None; allowed: a str"),
-        ("run.save_model", None, "run.save_model=None; allowed: a bool"),
+        ("title", None, "title=None; allowed: text"),
+        ("run.save_model", None, "run.save_model=None; allowed: True or False"),
         ("seed", 3000000000, "seed=3000000000; allowed: 0 to 2147483647"),
         ("data.test_size", 3000000000, "data.test_size=3000000000; allowed: whole numbers up to 2147483647"),
     ],
@@ -58,7 +58,7 @@ def test_check_of_a_value_that_is_not_allowed(name, value, message):
     assert "\n" not in str(caught.value)
 
 
-def test_every_number_and_choice_has_a_rule():
+def test_values_of_every_number_and_choice():
     unchecked = {n for n in flat(default.get_config()) if n not in values.VALUES}
     assert unchecked == {
         "title", "published_critical_lr", "data.name", "data.dir", "data.tfds_dir", "data.download", "data.strict", "model.bias",

@@ -15,7 +15,7 @@ import optax
 import pytest
 from jax import lax
 
-from catapult_jax import CNN, FCN, batch_loss, input_jacobian, outer_product, preconditioning, top_eigenpairs
+from catapult_jax import CNN, FCN, batch_loss, input_jacobian, outer_product, preconditioner_from_state, top_eigenpairs
 from catapult_jax.models import ViT
 from catapult_jax.tangent import products
 from catapult_jax.tangent.eigenpairs import no_directions
@@ -145,7 +145,7 @@ def measured_step_plan() -> float:
             (x, y),
             k=1,
             loss="mse",
-            preconditioner=lambda: preconditioning(optax.adam, params, state).diagonal,
+            preconditioner=lambda: preconditioner_from_state(optax.adam, params, state).diagonal,
             warm_start=directions,
             reuse_bound=1,
         )

@@ -1,14 +1,16 @@
-"""Models that the kernel must be right for, each with inputs, by name."""
+"""Models for tests of the kernel, each with inputs, by name; linear models with a given spectrum; and kernels in float64."""
 
 import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from catapult_jax import CNN, FCN
 from catapult_jax.models import ViT, WideResNet
+from catapult_jax.testing import explicit_jacobian, symmetric_with_spectrum
 from catapult_jax.xla import QUICK
 
 
@@ -31,7 +33,7 @@ class SharedWithBias(nn.Module):
 
 
 class BatchFolded(nn.Module):
-    """The batch axis folded into others, moved, and a layer that sees no example at all."""
+    """The batch axis is folded into others and moved; one layer has inputs that depend on no example."""
 
     @nn.compact
     def __call__(self, x):
@@ -178,7 +180,7 @@ ZOO = {
 
 @functools.cache
 def build(name: str):
-    """``(apply_fn, params, x)``, the parameters moved off their start so that no bias is zero and no scale one."""
+    """``(apply_fn, params, x)``. Noise is added to the parameters, so that no bias is zero and no scale is one."""
     model, x = ZOO[name]
 
     def start():
@@ -190,7 +192,71 @@ def build(name: str):
     params, state = variables["params"], {k: v for k, v in variables.items() if k != "params"}
 
     def apply_fn(params, x):
-        held = jax.tree.map(lambda a: a.astype(jax.tree.leaves(params)[0].dtype), state)
-        return model.apply({"params": params, **held}, x)
+        cast = jax.tree.map(lambda a: a.astype(jax.tree.leaves(params)[0].dtype), state)
+        return model.apply({"params": params, **cast}, x)
 
     return apply_fn, params, x
+
+
+def widen(tree):
+    """The tree in float64."""
+    return jax.tree.map(lambda a: a.astype(jnp.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
+
+
+SPECTRA = {
+    "spread": [10.0, 5.0, 2.0, 1.0, 0.5, 0.1, 0.01, 0.001],
+    "repeated": [4.0, 4.0, 4.0, 1.0, 1.0, 0.5],
+    "clustered": [1.0, 0.999, 0.998, 0.2, 0.1, 0.05],
+    "rank one": [3.0, 0.0, 0.0, 0.0],
+    "zero": [0.0, 0.0, 0.0],
+    "one": [2.0],
+    "slow": list(np.linspace(1.0, 0.9, 40)),
+}
+
+
+def linear(w, x):
+    """A linear model."""
+    return x @ w
+
+
+def inputs(eigenvalues, seed=0):
+    """``(n, n)`` inputs of a linear model whose loss-weighted kernel for mse has these eigenvalues."""
+    n = len(eigenvalues)
+    _, vectors = symmetric_with_spectrum(eigenvalues, seed)
+    return jnp.asarray(vectors * np.sqrt(np.asarray(eigenvalues) * n / 2), jnp.float32)
+
+
+def factor(outputs, loss):
+    """``B`` of each example in float64, from its definition."""
+    f = np.asarray(outputs, np.float64)
+    if loss == "mse":
+        return np.sqrt(2) * np.eye(f.shape[1])[None].repeat(len(f), 0)
+    if loss == "logistic":
+        return 1 / (2 * np.cosh(f / 2))[:, :, None]
+    p = np.exp(f - f.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    s = np.sqrt(p)
+    return s[:, :, None] * np.eye(f.shape[1]) - p[:, :, None] * s[:, None, :]
+
+
+def weighted_kernel(apply_fn, params, batch, loss, preconditioner=None):
+    """``B^T J P^-1 J^T B / b`` in float64."""
+    x, _ = batch
+    jacobian = explicit_jacobian(apply_fn, params, x)
+    B = factor(apply_fn(params, x), loss)
+    rows = np.einsum("ipq,ipn->iqn", B, jacobian.reshape(*B.shape[:2], -1)).reshape(len(jacobian), -1)
+    weights = 1.0 if preconditioner is None else np.asarray(ravel_pytree(preconditioner)[0], np.float64)
+    return (rows / weights) @ rows.T / len(x)
+
+
+def batch_of(name, loss):
+    """``(apply_fn, params, (x, targets))`` of a model of the zoo."""
+    apply_fn, params, x = build(name)
+    o = jax.eval_shape(apply_fn, params, x).shape[1]
+    rng = np.random.default_rng(3)
+    y = {
+        "mse": rng.standard_normal((len(x), o)).astype(np.float32),
+        "logistic": rng.integers(0, 2, (len(x), 1)).astype(np.float32),
+        "softmax_cross_entropy": rng.integers(0, o, len(x)),
+    }[loss]
+    return apply_fn, params, (x, jnp.asarray(y))

@@ -1,1 +1,1 @@
-"""One module for each section of the benchmarks: ``COLUMNS`` of its table, and ``run(scale)``, which yields its rows."""
+"""One module for each section of the benchmarks: ``COLUMNS`` of its table, and ``run(scale)``, which yields the rows."""

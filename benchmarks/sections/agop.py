@@ -1,7 +1,7 @@
-"""AGOP alignment from stacked input Jacobians against explicit d x d matrices; its memory on images of CelebA's size.
+"""AGOP alignment from stacked input Jacobians against explicit d x d matrices, and its memory on images of CelebA's size.
 
-The seconds are of the alignment alone, the Jacobians of 256 examples given. At d = 192 there are more rows than columns, and the
-Gram form takes the smaller matrix too.
+The seconds are those of the alignment, without the Jacobians of 256 examples. At d = 192 there are more rows than columns, so
+the Gram form also takes the smaller d x d matrix.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ COLUMNS = {
 EXAMPLES = {"cpu": 256, "smoke": 16}
 DIMENSIONS = {"cpu": (192, 768, 3072), "smoke": (12, 48)}
 MEMORY = {"cpu": (1024, 96), "smoke": (64, 16)}  # images, and pixels along a side
-MEMORY_LIMIT = 2048  # MiB; one d x d matrix of such images alone would take 3 GB
+MEMORY_LIMIT = 2048  # MiB; one d x d matrix of such images would take 3 GB
 
 
 def run(scale: str) -> Iterator[dict[str, Any]]:
@@ -66,12 +66,12 @@ def seconds(n: int, d: int, scale: str) -> list[dict[str, Any]]:
 
     gram = jax.jit(agop_alignment)
     calls = {"Gram form": lambda: gram(rows, reference), "explicit": lambda: explicit(rows, reference)}
-    found = timing.take_turns(calls, rounds=timing.ROUNDS[scale])
+    timings = timing.take_turns(calls, rounds=timing.ROUNDS[scale])
     difference = abs(float(gram(rows, reference)) - float(explicit(rows, reference)))
-    ratio = found["explicit"]["seconds"] / found["Gram form"]["seconds"]
+    ratio = timings["explicit"]["seconds"] / timings["Gram form"]["seconds"]
     return [
-        {"variant": "Gram form", **found["Gram form"]},
-        {"variant": "explicit d x d", **found["explicit"], "ratio": ratio, "difference": difference},
+        {"variant": "Gram form", **timings["Gram form"]},
+        {"variant": "explicit d x d", **timings["explicit"], "ratio": ratio, "difference": difference},
     ]
 
 
@@ -82,10 +82,10 @@ def memory(kind: str, n: int, side: int) -> dict[str, Any]:
 
     model = CNN(depth=4, width=16, strides=(2, 2, 2)) if kind == "cnn" else FCN(depth=3, width=128)
     x = house.images(n, side=side)
-    one, two = (house.initialised(model, x, seed) for seed in (1, 2))
-    jax.block_until_ready((x, one, two))
+    first, second = (house.initialised(model, x, seed) for seed in (1, 2))
+    jax.block_until_ready((x, first, second))
     alignment = jax.jit(
-        lambda one, two, x: agop_alignment(*(input_jacobian(model.apply, p, x, chunk_size=32) for p in (one, two)))
+        lambda first, second, x: agop_alignment(*(input_jacobian(model.apply, p, x, chunk_size=32) for p in (first, second)))
     )
-    peak = timing.peak_of(lambda: alignment(one, two, x))
-    return peak | {"seconds": timing.seconds_of(lambda: alignment(one, two, x))}
+    peak = timing.peak_of(lambda: alignment(first, second, x))
+    return peak | {"seconds": timing.seconds_of(lambda: alignment(first, second, x))}

@@ -1,8 +1,8 @@
 """Warm-started lambda_max at every step of SGD through its catapults (configs/cifar_sgd.py), against the exact one.
 
-``spike``: the steps at which the full training loss is above 1.5 times its level, from the events that
-``catapult_jax.find_events`` finds. The first step of a run is cold and is counted; where loops are slow (convolutions on a CPU) it is outside of jit, as
-``top_eigenpairs`` asks to be called there.
+``spike``: the steps inside an event of ``catapult_jax.find_events`` at which the full training loss is above 1.5 times
+its level. The first step of a run is cold and counts. Where loops are slow (convolutions on the CPU) it runs outside of
+jit, as ``top_eigenpairs`` asks for.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CASES = {
     "smoke": (("fcn,smoke", 1, 4), ("vit,smoke", 1, 3)),
 }
 FACTOR, TOLERANCE = 1.5, 0.01
-ROUNDING = 1e-5  # of lambda_max: what float32 leaves open in the exact one, and so in whether a bound held
+ROUNDING = 1e-5  # relative to lambda_max: the rounding of the exact value in float32
 
 
 def run(scale: str) -> Iterator[dict[str, Any]]:
@@ -46,17 +46,17 @@ def _summary(runs: list[dict[str, list]]) -> Iterator[dict[str, Any]]:
     every = {name: [value for run in runs for value in run[name]] for name in runs[0]}
     steps, at_spikes = len(every["products"]), [p for p, s in zip(every["products"], every["spike"], strict=True) if s]
     mean, worst = sum(every["products"]) / steps, max(every["error"])
-    share = lambda yes: sum(yes) / steps
+    fraction = lambda yes: sum(yes) / steps
     yield {"variant": "products of a step, mean", "value": mean} | tables.at_most(2, mean, "on average")
     yield {"variant": "products of a step, most", "value": max(every["products"])}
-    kept = tables.promise("at most 5", max(at_spikes) <= 5 if at_spikes else None)
+    promise = tables.promise("at most 5", max(at_spikes) <= 5 if at_spikes else None)
     note = f"{len(at_spikes)} of {steps} steps are in a spike"
-    yield {"variant": "products in a spike, most", "value": max(at_spikes, default=None), "note": note} | kept
+    yield {"variant": "products in a spike, most", "value": max(at_spikes, default=None), "note": note} | promise
     yield {"variant": "relative error, largest", "value": worst} | tables.promise("at most 1 %", worst <= TOLERANCE)
-    yield {"variant": "steps with an error of at most 1 %", "value": share(e <= TOLERANCE for e in every["error"])}
-    yield {"variant": "steps whose bound held", "value": share(every["held"])}
-    yield {"variant": "steps that say they converged", "value": share(every["converged"])}
-    yield {"variant": "lr above the exact critical lr", "value": share(every["exceedance"])}
+    yield {"variant": "steps with an error of at most 1 %", "value": fraction(e <= TOLERANCE for e in every["error"])}
+    yield {"variant": "steps whose bound held", "value": fraction(every["held"])}
+    yield {"variant": "steps that say they converged", "value": fraction(every["converged"])}
+    yield {"variant": "lr above the exact critical lr", "value": fraction(every["exceedance"])}
 
 
 def follow(variant: str, seeds: int, steps: int) -> list[dict[str, list]]:
@@ -71,7 +71,7 @@ def follow(variant: str, seeds: int, steps: int) -> list[dict[str, list]]:
     from experiments.build import build_model, load_data
 
     config = cifar_sgd.get_config(variant)
-    config.data.strict = True  # no fallback data under this name
+    config.data.strict = True  # no fallback data
     data, _ = load_data(config)
     model, loss, size = build_model(config.model, data.outputs), config.loss, config.optimizer.batch_size
     f, x_all, y_all = model.apply, jnp.asarray(data.x_train), jnp.asarray(data.y_train)
@@ -106,9 +106,9 @@ def follow(variant: str, seeds: int, steps: int) -> list[dict[str, list]]:
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), step // per_epoch)
             rows = jax.random.permutation(key, len(x_all))[step % per_epoch * size :][:size]
             x, y = x_all[rows], y_all[rows]
-            found, (truth, loss_train) = top(params, x, y, start), exact(params, x, y)
-            start = found.directions
-            values = (found.eigenvalues[0], found.bounds[0], found.products, found.converged, truth, loss_train)
+            pairs, (truth, loss_train) = top(params, x, y, start), exact(params, x, y)
+            start = pairs.directions
+            values = (pairs.eigenvalues[0], pairs.bounds[0], pairs.products, pairs.converged, truth, loss_train)
             series.append([float(v) for v in values])
             params = update(params, x, y, lr)
         value, bound, products, converged, truth, loss_train = np.array(series).T

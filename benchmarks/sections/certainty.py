@@ -1,10 +1,16 @@
-"""How often ``top_eigenpairs`` says that it knows the largest eigenvalue to one percent and is wrong, and how often its bound is broken.
+"""How often ``top_eigenpairs`` converges to a wrong largest eigenvalue, and how often the error exceeds its bound.
 
-Warm-started at each step (``k = 1``, ``tol = 0.01``), against eigvalsh of the exact kernel, or the singular values of the inputs.
-Chains: SGD and Adam on the 8x8 digits that scikit-learn ships (FCN of width 32; ``mse``: one output, a digit below five or not;
-``softmax``: ten). Sequences: a linear model whose spectrum and eigenvectors are prescribed; the eigenvectors turn in each step by ``turn`` (Frobenius norm of
-a random rotation's generator, in units of the root of the dimension). Promises: of the steps that say so, at most 0.1 % wrong along chains and
-1 % along sequences; errors above the bound at most as often as ``failure`` says, 0.1 %.
+Each step is warm-started (``k = 1``, ``tol = 0.01``) and compared with eigvalsh of the exact kernel, or with the singular
+values of the inputs.
+
+Chains: SGD and Adam on the 8x8 digits that scikit-learn ships, FCN of width 32. ``mse`` has one output, a digit below
+five or not; ``softmax`` has ten.
+
+Sequences: a linear model with prescribed spectrum and eigenvectors. In each step the eigenvectors turn by ``turn``: the
+Frobenius norm of the generator of a random rotation, in units of the root of the dimension.
+
+Promises: at most 0.1 % of the converged steps are wrong along chains, and 1 % along sequences. The error exceeds the
+bound at most as often as ``failure`` says, 0.1 %.
 """
 
 from __future__ import annotations
@@ -19,7 +25,7 @@ COLUMNS = {
     "batch": "b",
     "reuse_bound": "reuse_bound",
     "steps": "steps",
-    "says_so": "says that it knows",
+    "says_so": "converged",
     "wrong": "of these wrong",
     "worst": "worst error of these",
     "above_bound": "above the bound",
@@ -62,7 +68,7 @@ SEQUENCES = (
     "fresh Gaussian batch",
 )
 TURNS, SEEDS, LENGTH = (0.001, 0.05, 0.2), {"cpu": 16, "smoke": 2}, 60
-TOLERANCE, ROUNDING = 0.01, 1e-5  # ROUNDING: of lambda_max, what float32 leaves open in the exact one
+TOLERANCE, ROUNDING = 0.01, 1e-5  # ROUNDING: of the exact lambda_max in float32, relative
 ON_CHAINS, ON_SEQUENCES, FAILURE = 0.001, 0.01, 0.001
 
 
@@ -91,12 +97,12 @@ def _measured(function: str, arguments, case, series: list, limit: float) -> lis
 
 
 def _row(series: list[dict[str, list]], limit: float) -> dict[str, Any]:
-    """A promise is broken where the count of failures is larger than chance allows at that rate (one in a thousand such rows)."""
+    """Rates of all series. A promise is broken if chance gives as many failures at that rate in fewer than 0.1 % of rows."""
     import numpy as np
     from scipy.stats import binom
 
     names = ("theta", "bound", "says_so", "products", "truth")
-    theta, bound, says_so, products, truth = (np.concatenate([np.array(one[name]) for one in series]) for name in names)
+    theta, bound, says_so, products, truth = (np.concatenate([np.array(run[name]) for run in series]) for name in names)
     error, size = truth - theta, np.where(truth > 0, truth, 1)
     wrong = error[says_so] > (TOLERANCE + ROUNDING) * truth[says_so]
     above = error > bound + ROUNDING * truth
@@ -113,7 +119,7 @@ def _row(series: list[dict[str, list]], limit: float) -> dict[str, Any]:
 
 
 def chain(loss: str, optimizer: str, lr: float, batch: int, steps: int, seeds: int, reuse_bound: int) -> dict[str, list]:
-    """Series over all steps of all seeds."""
+    """Series over all steps of all seeds, along training."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -121,8 +127,8 @@ def chain(loss: str, optimizer: str, lr: float, batch: int, steps: int, seeds: i
     from sklearn.datasets import load_digits
 
     from catapult_jax import FCN, batch_loss, critical_lr, preconditioner_from_state, top_eigenpairs
-    from catapult_jax.critical import weighted_tangent_kernel
     from catapult_jax.tangent.eigenpairs import no_directions
+    from catapult_jax.tangent.weighted import weighted_tangent_kernel
 
     digits = load_digits()
     x_all = jnp.asarray(digits.data / np.linalg.norm(digits.data, axis=1, keepdims=True) * 8, jnp.float32)
@@ -145,14 +151,14 @@ def chain(loss: str, optimizer: str, lr: float, batch: int, steps: int, seeds: i
             gradient = jax.grad(lambda p: batch_loss(model.apply(p, x), y, loss=loss))(params)
             updates, state = tx.update(gradient, state, params)
             P = preconditioner_from_state(make, params, state).diagonal
-            found = top_eigenpairs(
+            pairs = top_eigenpairs(
                 model.apply, params, (x, y), k=1, loss=loss, preconditioner=P, warm_start=warm, tol=TOLERANCE, reuse_bound=reuse_bound
             )  # fmt: skip
             exact = weighted_tangent_kernel(model.apply, params, (x, y), model.apply(params, x), loss=loss, preconditioner=P)
             truth = jnp.linalg.eigvalsh(exact)[-1]
-            series = {"theta": found.eigenvalues[0], "bound": found.bounds[0], "says_so": found.converged}
-            series |= {"products": found.products, "truth": truth}
-            return (optax.apply_updates(params, updates), state, found.directions), series
+            series = {"theta": pairs.eigenvalues[0], "bound": pairs.bounds[0], "says_so": pairs.converged}
+            series |= {"products": pairs.products, "truth": truth}
+            return (optax.apply_updates(params, updates), state, pairs.directions), series
 
         carry = (params, tx.init(params), no_directions(params, 1, jnp.float32))
         return jax.lax.scan(step, carry, jax.random.split(jax.random.fold_in(jax.random.key(seed), 1), steps))[1]
@@ -162,6 +168,7 @@ def chain(loss: str, optimizer: str, lr: float, batch: int, steps: int, seeds: i
 
 
 def sequence(kind: str, turn: float, seeds: int) -> dict[str, list]:
+    """Series over all steps of all seeds, along prescribed batches."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -173,17 +180,17 @@ def sequence(kind: str, turn: float, seeds: int) -> dict[str, list]:
     batches = np.stack([_batches(kind, turn, b, d, rng) for _ in range(seeds)])
 
     def step(warm, x):
-        found = top_eigenpairs(
+        pairs = top_eigenpairs(
             lambda w, x: x @ w, jnp.zeros(d), (x, jnp.zeros(b)), k=1, loss="mse", tol=TOLERANCE, warm_start=warm
         )
-        return found.directions, (found.eigenvalues[0], found.bounds[0], found.converged, found.products)
+        return pairs.directions, (pairs.eigenvalues[0], pairs.bounds[0], pairs.converged, pairs.products)
 
     follow = jax.vmap(lambda xs: jax.lax.scan(step, no_directions(jnp.zeros(d), 1, jnp.float32), xs)[1])
-    found = dict(
+    series = dict(
         zip(("theta", "bound", "says_so", "products"), jax.jit(follow)(jnp.asarray(batches, jnp.float32)), strict=True)
     )
-    found["truth"] = np.linalg.svd(batches, compute_uv=False)[..., 0] ** 2 * 2 / b
-    return {name: np.asarray(values).reshape(-1).tolist() for name, values in found.items()}
+    series["truth"] = np.linalg.svd(batches, compute_uv=False)[..., 0] ** 2 * 2 / b
+    return {name: np.asarray(values).reshape(-1).tolist() for name, values in series.items()}
 
 
 def _batches(kind: str, turn: float, b: int, d: int, rng):
@@ -197,7 +204,7 @@ def _batches(kind: str, turn: float, b: int, d: int, rng):
 
     U, V = (np.linalg.qr(rng.standard_normal((n, b)))[0] for n in (b, d))
     base = np.sort(rng.uniform(0.01, 0.6, b))[::-1]
-    base[0], found = 1.0, []
+    base[0], batches = 1.0, []
     for t in range(LENGTH):
         lam = base.copy()
         if kind == "second overtakes, 0.9 to 1.1":
@@ -209,6 +216,6 @@ def _batches(kind: str, turn: float, b: int, d: int, rng):
         if kind == "all within two percent":
             lam = 1 + 0.02 * rng.random(b)
         fresh = rng.standard_normal((b, d)) * np.linspace(1, 0.2, d)
-        found.append(fresh if kind == "fresh Gaussian batch" else (U * np.sqrt(lam * b / 2)) @ V.T)
+        batches.append(fresh if kind == "fresh Gaussian batch" else (U * np.sqrt(lam * b / 2)) @ V.T)
         U, V = rotation(b) @ U, rotation(d) @ V
-    return np.stack(found)
+    return np.stack(batches)

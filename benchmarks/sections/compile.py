@@ -1,4 +1,4 @@
-"""What the cache of compiled programs saves: the smoke run of configs/cifar_gd.py twice, whole processes, one cache."""
+"""Time saved by the cache of compiled programs: two processes run the smoke run of configs/cifar_gd.py with one cache."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def run(scale: str) -> Iterator[dict[str, Any]]:
 def _twice() -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder, "cache")
-        (cold, most), (warm, then) = (
+        (cold, cold_peak), (warm, warm_peak) = (
             child.run_experiment("cifar_gd.py:smoke", Path(folder, name), f"--compilation_cache={cache}")
             for name in ("first", "second")
         )
-    yield {"variant": "empty", "seconds": cold, "peak_mib": most}
-    yield {"variant": "filled by the first run", "seconds": warm, "ratio": warm / cold, "peak_mib": then}
+    yield {"variant": "empty", "seconds": cold, "peak_mib": cold_peak}
+    yield {"variant": "filled by the first run", "seconds": warm, "ratio": warm / cold, "peak_mib": warm_peak}

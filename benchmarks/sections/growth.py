@@ -1,6 +1,6 @@
-"""How the seconds of the exact kernel grow with the batch, the width and the outputs; with the slope in logarithms.
+"""Growth of the seconds of the exact kernel with the batch, the width and the outputs; the slope is of the logarithms.
 
-The limit: a forward pass, and one backward pass for each output.
+The limit is one forward pass, and one backward pass for each output.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ def sweep(model: str, varied: str, sizes: list[int], n: int, scale: str) -> list
         return {f"{size}": lambda: kernel(params, x), f"{size} forward": lambda: forward(params, x)}
 
     calls = {name: call for size in sizes for name, call in call_of(size).items()}
-    found = timing.take_turns(calls, rounds=timing.ROUNDS[scale])
-    once = [found.pop(f"{size} forward")["seconds"] for size in sizes]
-    slope = float(np.polyfit(np.log(sizes), np.log([row["seconds"] for row in found.values()]), 1)[0])
+    timings = timing.take_turns(calls, rounds=timing.ROUNDS[scale])
+    once = [timings.pop(f"{size} forward")["seconds"] for size in sizes]
+    slope = float(np.polyfit(np.log(sizes), np.log([row["seconds"] for row in timings.values()]), 1)[0])
     limit = lambda size: 1 + int(size) if varied == "outputs" else 2
     rows = [
         {"size": int(size), **row, "forward_passes": row["seconds"] / passes, "limit": limit(size)}
-        for (size, row), passes in zip(found.items(), once, strict=True)
+        for (size, row), passes in zip(timings.items(), once, strict=True)
     ]
     return [*rows, {"size": "all", "slope": slope}]

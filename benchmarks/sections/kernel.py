@@ -1,10 +1,14 @@
 """The kernel against neural_tangents and against plain per-example Jacobians, on the same random inputs.
 
-Each competitor takes turns with ours in a process of its own: ``ratio`` is its seconds over ours there. ``above`` is the peak
-resident memory during one call of the compiled program, less that of the process before it, which holds program, parameters and
-inputs. ``forward passes`` are those of the same examples that take as long; each needs one, and about one more for the derivatives of
-each output (``limit``). ``plan`` is what XLA says that the program needs for temporary arrays. A competitor that needs more than 12 GiB,
-or without a promise more than 40 s, is not run to the end, and its row says so.
+Each competitor takes turns with our kernel in a process of its own, and ``ratio`` is its seconds over ours there.
+
+- ``above``: peak resident memory during one call of the compiled program, minus that of the process before the call,
+  which holds program, parameters and inputs.
+- ``forward passes``: how many forward passes of the same examples take as long. ``limit``: one, and one more for the
+  derivatives of each output.
+- ``plan``: the memory that XLA plans for temporary arrays.
+
+A competitor stops if it needs more than 12 GiB, or more than 40 s without a promise. Its row says so.
 """
 
 from __future__ import annotations
@@ -39,7 +43,7 @@ FORWARD = "forward"
 COMPETITORS = (JACOBIAN, NT_3, NT_1, NT_2)
 BATCH = {"fcn": 128, "cnn": 32, "cnn_64": 128, "wrn": 32, "vit": 32}
 SMOKE_BATCH, SMOKE_MODELS = 4, ("fcn", "cnn_64")
-SECONDS, LITTLE = 600.0, 40.0  # of a process; those that have no promise get little
+SECONDS, SHORT = 600.0, 40.0  # limits of a process; SHORT without a promise
 
 
 def run(scale: str) -> Iterator[dict[str, Any]]:
@@ -71,13 +75,13 @@ def _memory_against(ours: dict[str, Any], theirs: dict[str, Any], promised: bool
 def _row(case: dict[str, Any], variant: str, scale: str, cache: str) -> dict[str, Any]:
     arguments, limit = (
         case | {"variant": variant, "scale": scale},
-        SECONDS if variant == OURS or _promised(case, variant, None) else LITTLE,
+        SECONDS if variant == OURS or _promised(case, variant, None) else SHORT,
     )
     row = child.call("benchmarks.sections.kernel:seconds", arguments, seconds=limit, cache=cache)
     row |= _promised(case, variant, row.get("ratio"))
     try:
         return row | child.call("benchmarks.sections.kernel:memory", arguments, seconds=limit, cache=cache)
-    except child.Failed as error:  # the seconds stand
+    except child.Failed as error:  # keep the seconds
         return row | {"note": f"memory: {error}"}
 
 
@@ -92,22 +96,22 @@ def _promised(case: dict[str, Any], variant: str, ratio: float | None) -> dict[s
 
 
 def seconds(model: str, batch: int, outputs: int, variant: str, scale: str) -> dict[str, Any]:
-    made, inputs = programs(model, batch, outputs, list(dict.fromkeys((FORWARD, OURS, variant))), scale)
-    calls = {name: lambda program=program: program()(*inputs) for name, program in made.items()}
-    found = timing.take_turns(calls, rounds=timing.ROUNDS[scale], memory=False)  # that is taken in a process of its own
-    row, ours = found[variant] | {"plan_mib": timing.plan_mib(made[variant]())}, found[OURS]["seconds"]
-    row |= {"forward_passes": row["seconds"] / found[FORWARD]["seconds"], "limit": 1 + outputs}
+    compiled, inputs = programs(model, batch, outputs, list(dict.fromkeys((FORWARD, OURS, variant))), scale)
+    calls = {name: lambda program=program: program()(*inputs) for name, program in compiled.items()}
+    timings = timing.take_turns(calls, rounds=timing.ROUNDS[scale], memory=False)  # `memory` runs in its own process
+    row, ours = timings[variant] | {"plan_mib": timing.plan_mib(compiled[variant]())}, timings[OURS]["seconds"]
+    row |= {"forward_passes": row["seconds"] / timings[FORWARD]["seconds"], "limit": 1 + outputs}
     return row if variant == OURS else row | {"ours_seconds": ours, "ratio": row["seconds"] / ours}
 
 
 def memory(model: str, batch: int, outputs: int, variant: str, scale: str) -> dict[str, float]:
-    made, inputs = programs(model, batch, outputs, [variant], scale)
-    program = made[variant]()
+    compiled, inputs = programs(model, batch, outputs, [variant], scale)
+    program = compiled[variant]()
     return timing.peak_of(lambda: program(*inputs))
 
 
 def programs(model: str, batch: int, outputs: int, names: list[str], scale: str) -> tuple[dict[str, Callable], tuple]:
-    """The compiled variants, each made when it is first asked for, and their inputs."""
+    """The variants, each compiled at its first call, and their inputs."""
     import jax
 
     from catapult_jax import tangent_kernel
@@ -115,7 +119,7 @@ def programs(model: str, batch: int, outputs: int, names: list[str], scale: str)
 
     f, params, x, _ = house.setup(model, scale, batch, outputs=outputs)
     if any(name.startswith("neural_tangents") for name in names):
-        neural_tangents.load()  # so that the package itself does not count as memory of the call
+        neural_tangents.load()  # so that the import does not count as memory of the call
     implementations = {NT_1: 1, NT_2: 2, NT_3: 3}
 
     def function(name):

@@ -1,7 +1,7 @@
-"""lambda_max where no kernel fits or is wanted: 10,000 examples with 10 outputs, and a vision transformer of 25 million parameters.
+"""lambda_max without a kernel: 10,000 examples with 10 outputs, and a vision transformer of 25 million parameters.
 
-mse, random data, one eigenpair to one percent. Warm: from what was found one step of SGD (half the critical lr) earlier. Seconds
-are of one call after the first.
+mse, random data, one eigenpair to one percent. Warm: from the eigenvectors of one step of SGD (half the critical lr)
+earlier. The seconds are those of one call after the first.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ COLUMNS = {
     "seconds": "median s",
     "forward_passes": "forward passes",
     "limit": "limit",
-    "compile_seconds": "first call s, more",
+    "compile_seconds": "first call, extra s",
     "eigenvalue": "lambda_max",
     "bound": "bound / lambda_max",
     "before_mib": "before MiB",
@@ -30,7 +30,7 @@ COLUMNS = {
     "met": "met",
     "note": "note",
 }
-# (model, what differs from the house, examples, outputs, examples that are linearised at a time)
+# (model, changes of the network in house.py, examples, outputs, examples in a chunk)
 CASES = {
     "cpu": (
         ("fcn", dict(depth=3, width=256), 10_000, 10, 500),
@@ -58,23 +58,23 @@ def top(model: str, batch: int, outputs: int, changes: dict, chunk_size: int | N
     jax.block_until_ready((params, x, y))
 
     def pairs():
-        """Compiled anew, so that the first call of each start tells what compilation takes."""
-        found = lambda params, x, y, start: top_eigenpairs(
+        """Compiled anew, so that the first call of each start includes its compilation."""
+        search = lambda params, x, y, start: top_eigenpairs(
             f, params, (x, y), k=1, loss="mse", warm_start=start, tol=0.01, chunk_size=chunk_size
         )
-        return found if loops_are_slow(f, params, x) else jax.jit(found)
+        return search if loops_are_slow(f, params, x) else jax.jit(search)
 
     earlier = pairs()(params, x, y, None)
     gradient = jax.jit(jax.grad(lambda params: batch_loss(f(params, x), y, loss="mse")))(params)
     params = jax.tree.map(lambda w, g: w - g / earlier.eigenvalues[0], params, gradient)
 
     starts = {"cold": None, "warm": earlier.directions}
-    call_of = lambda found, start: lambda: found(params, x, y, start)
+    call_of = lambda search, start: lambda: search(params, x, y, start)
     calls = {name: call_of(pairs(), start) for name, start in starts.items()}
     forward = jax.jit(f)
     calls["forward"] = lambda: forward(params, x)
-    found = timing.take_turns(calls, rounds=min(timing.SLOW_ROUNDS, timing.ROUNDS[scale]))
-    once = found.pop("forward")["seconds"]
+    timings = timing.take_turns(calls, rounds=min(timing.SLOW_ROUNDS, timing.ROUNDS[scale]))
+    once = timings.pop("forward")["seconds"]
     del calls["forward"]
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     rows = []
@@ -82,8 +82,8 @@ def top(model: str, batch: int, outputs: int, changes: dict, chunk_size: int | N
         result = call()
         value = float(result.eigenvalues[0])
         rows.append(
-            {"variant": name, "parameters": count, "products": float(result.products), "eigenvalue": value, **found[name]}
-            | {"forward_passes": found[name]["seconds"] / once, "limit": 4 * float(result.products)}
+            {"variant": name, "parameters": count, "products": float(result.products), "eigenvalue": value, **timings[name]}
+            | {"forward_passes": timings[name]["seconds"] / once, "limit": 4 * float(result.products)}
             | {"bound": float(result.bounds[0]) / value, "note": "" if bool(result.converged) else "did not converge"}
             | tables.promise("known to 1 %", bool(result.converged) and float(result.bounds[0]) <= 0.01 * value)
         )

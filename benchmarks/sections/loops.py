@@ -1,8 +1,8 @@
-"""What work-arounds for XLA save on the CPU; catapult_jax/xla.py lists them.
+"""Time saved on the CPU by work-arounds for XLA; catapult_jax/xla.py lists them.
 
-XLA runs convolutions in loops slowly: the effect itself, and what it makes of the kernel and of AGOP in chunks. Chunks of both are
-unrolled, one after the other in the same memory. The last rows are of work-arounds that time alone shows: a ratio near one, or below,
-says that one is needed no longer.
+XLA runs convolutions slowly in loops. The first rows measure this effect, and the kernel and the AGOP in chunks. Chunks
+of both are unrolled, one after the other in the same memory. The last rows measure work-arounds that have no other test:
+with a ratio near one or below one, the work-around can go.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ COLUMNS = {
     "met": "met",
     "note": "note",
 }
-SIZES = {"cpu": (32, 16), "smoke": (4, 2)}  # examples, and those of a chunk
+SIZES = {"cpu": (32, 16), "smoke": (4, 2)}  # examples, and examples in a chunk
 SUMMED = {"cpu": (3072, 1024), "smoke": (64, 8)}  # entries of the two arrays
-SIDE = {"cpu": 320, "smoke": 8}  # of the matrices whose eigenvalues LAPACK finds
+SIDE = {"cpu": 320, "smoke": 8}  # of the matrices for LAPACK
 STEPS = 4  # of the scan
 LIMIT, AGOP_LIMIT = 3.0, 1.5
 
@@ -47,7 +47,7 @@ def run(scale: str) -> Iterator[dict[str, Any]]:
 
 
 def sums(scale: str) -> list[dict[str, Any]]:
-    """The inner product of `catapult_jax.xla`, and a plain one: that of a direction with itself, scaled as by Adam."""
+    """Inner product of a direction with itself, scaled as by Adam: that of `catapult_jax.xla` and a plain one."""
     import jax
     import jax.numpy as jnp
 
@@ -62,7 +62,7 @@ def sums(scale: str) -> list[dict[str, Any]]:
 
 
 def compilations(scale: str) -> list[dict[str, Any]]:
-    """Seconds to compile the outputs of a model for two examples, as the search for coupled examples does; the shorter of two."""
+    """Seconds to compile a model for two examples, as the search for coupled examples does; the shorter of two trials."""
     import time
 
     import jax
@@ -84,7 +84,7 @@ def compilations(scale: str) -> list[dict[str, Any]]:
 
 
 def _lapack(scale: str) -> list[dict[str, Any]]:
-    """Eigenvalues with one thread of LAPACK, and with one for each core; each in a process of its own."""
+    """Eigenvalues with one thread of LAPACK, and with one for each core, each in its own process."""
     rows = []
     for threads in (1, os.cpu_count() or 1):
         variables = {name: str(threads) for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")}
@@ -100,8 +100,8 @@ def eigenvalues(scale: str) -> dict[str, Any]:
 
     side = SIDE.get(scale, SIDE["cpu"])
     rows = jax.random.normal(jax.random.key(0), (side, 4 * side))
-    found = jax.jit(lambda rows: [jnp.linalg.eigvalsh(i * rows @ rows.T) for i in range(1, 9)])
-    return timing.take_turns({"eigenvalues": lambda: found(rows)}, rounds=timing.ROUNDS[scale])["eigenvalues"]
+    solve = jax.jit(lambda rows: [jnp.linalg.eigvalsh(i * rows @ rows.T) for i in range(1, 9)])
+    return timing.take_turns({"eigenvalues": lambda: solve(rows)}, rounds=timing.ROUNDS[scale])["eigenvalues"]
 
 
 def gradients(n: int, scale: str) -> list[dict[str, Any]]:
@@ -145,22 +145,24 @@ def _in_chunks(model: str, what: str, function, n: int, chunk_size: int, scale: 
     import jax
 
     f, params, x, _ = house.setup(model, scale, n)
-    made = {size: jax.jit(lambda params, x, size=size: function(f, params, x, chunk_size=size)) for size in (None, chunk_size)}
+    functions = {
+        size: jax.jit(lambda params, x, size=size: function(f, params, x, chunk_size=size)) for size in (None, chunk_size)
+    }
     calls = {
-        f"{what}, all at once": lambda: made[None](params, x),
-        f"{what}, chunks of {chunk_size}": lambda: made[chunk_size](params, x),
+        f"{what}, all at once": lambda: functions[None](params, x),
+        f"{what}, chunks of {chunk_size}": lambda: functions[chunk_size](params, x),
     }
     forward = jax.jit(f)
     return _rows(model, calls, scale, limit, lambda: forward(params, x))
 
 
 def _rows(model: str, calls: dict[str, timing.Call], scale: str, limit: float | None, forward: timing.Call | None = None):
-    """Two calls, the second with a loop or in chunks; with the forward passes that they take, where there is one to compare with."""
-    found = timing.take_turns(calls | ({"forward": forward} if forward else {}), rounds=timing.ROUNDS[scale])
-    once = found.pop("forward")["seconds"] if forward else None
+    """Rows of two calls, and their ratio; in forward passes too if ``forward`` is given."""
+    timings = timing.take_turns(calls | ({"forward": forward} if forward else {}), rounds=timing.ROUNDS[scale])
+    once = timings.pop("forward")["seconds"] if forward else None
     if once:
-        found = {name: row | {"forward_passes": row["seconds"] / once} for name, row in found.items()}
-    (plain, first), (looped, second) = found.items()
+        timings = {name: row | {"forward_passes": row["seconds"] / once} for name, row in timings.items()}
+    (plain, first), (other, second) = timings.items()
     ratio = second["seconds"] / first["seconds"]
-    kept = tables.at_most(limit, ratio, "times all at once")
-    return [{"model": model, "variant": plain, **first}, {"model": model, "variant": looped, **second, "ratio": ratio} | kept]
+    promise = tables.at_most(limit, ratio, "times all at once")
+    return [{"model": model, "variant": plain, **first}, {"model": model, "variant": other, **second, "ratio": ratio} | promise]

@@ -1,6 +1,6 @@
-"""Members as one program against one program each: whole processes, as a user starts them, and the steps alone.
+"""Members in one program against a program for each: whole processes as a user starts them, and single steps.
 
-Whole processes (configs/catapults_agop.py:rank2): imports, compilation, steps, report.
+A whole process (configs/catapults_agop.py:rank2) has imports, compilation, steps and report.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COLUMNS = {
 }
 SEEDS = {"cpu": (0, 1), "smoke": (0,)}
 RAISES = {"cpu": (0, 1, 2, 3), "smoke": (0, 1)}
-VMAPPED = {"cpu": (8, 128), "smoke": (2, 4)}  # members, and examples in a batch
+VMAPPED = {"cpu": (8, 128), "smoke": (2, 4)}  # members, examples in a batch
 
 
 def run(scale: str) -> Iterator[dict[str, Any]]:
@@ -46,13 +46,13 @@ def run(scale: str) -> Iterator[dict[str, Any]]:
 def _processes(scale: str) -> Iterator[dict[str, Any]]:
     seeds, raises = SEEDS.get(scale, SEEDS["cpu"]), RAISES.get(scale, RAISES["cpu"])
     with tempfile.TemporaryDirectory() as folder:
-        together, most = _process(seeds, raises, Path(folder, "together"), scale)
+        together, peak = _process(seeds, raises, Path(folder, "together"), scale)
         inside = json.loads(Path(folder, "together", "run.json").read_text())["seconds"]
         each = [_process((s,), (r,), Path(folder, f"{s}-{r}"), scale) for s, r in itertools.product(seeds, raises)]
     apart, peaks = zip(*each, strict=True)
     ratio = together / sum(apart)
     yield (
-        {"variant": "together, one process", "seconds": together, "peak_mib": most, "note": f"{inside:.1f} s after the imports"}
+        {"variant": "together, one process", "seconds": together, "peak_mib": peak, "note": f"{inside:.1f} s after the imports"}
         | {"ratio": ratio}
         | tables.promise("less than 1/3", ratio < 1 / 3)
     )
@@ -62,7 +62,7 @@ def _processes(scale: str) -> Iterator[dict[str, Any]]:
 
 
 def _process(seeds, raises, directory: Path, scale: str) -> tuple[float, float]:
-    """Seconds and peak MiB of one process that runs these members."""
+    """Seconds and peak MiB of a process that runs these members."""
     return child.run_experiment(
         "catapults_agop.py:rank2" + (",smoke" if scale == "smoke" else ""), directory,
         f"--config.members.seed={seeds}", f"--config.members.raises={raises}", "--config.claims=()",
@@ -84,8 +84,11 @@ def vmapped(members: int, batch: int, measured: bool, scale: str) -> list[dict[s
         critical = critical_lr(model.apply, params, (x, y), loss="mse") if measured else None
         return jax.tree.map(lambda w, g: w - 1e-3 * g, params, gradient), value, critical
 
-    one, all_of_them = jax.jit(step), jax.jit(jax.vmap(step, in_axes=(0, None, None)))
-    calls = {"together, vmapped": lambda: all_of_them(stacked, x, y), "apart, one by one": lambda: [one(p, x, y) for p in each]}
-    found = timing.take_turns(calls, rounds=timing.ROUNDS[scale])
-    ratio = found["together, vmapped"]["seconds"] / found["apart, one by one"]["seconds"]
-    return [{"variant": name, **row} | ({"ratio": ratio} if "together" in name else {}) for name, row in found.items()]
+    single, vmapped_step = jax.jit(step), jax.jit(jax.vmap(step, in_axes=(0, None, None)))
+    calls = {
+        "together, vmapped": lambda: vmapped_step(stacked, x, y),
+        "apart, one by one": lambda: [single(p, x, y) for p in each],
+    }
+    timings = timing.take_turns(calls, rounds=timing.ROUNDS[scale])
+    ratio = timings["together, vmapped"]["seconds"] / timings["apart, one by one"]["seconds"]
+    return [{"variant": name, **row} | ({"ratio": ratio} if "together" in name else {}) for name, row in timings.items()]

@@ -1,11 +1,11 @@
-"""What a preconditioner costs: a kernel-vector product with one, a search of one product with one, and the critical lr of Adam at every
-step over the bare step of Adam.
+"""Cost of a preconditioner: in a product, in a warm search of one product, and in a step of Adam with its critical lr.
 
-mse, random data. A product is one vjp, a scaling and one jvp: the time of a search from a random start over the number of its
-products. A warm search of one product takes the norms of two directions as well, each as large as the weights. The critical lr is that of a
-run with ``measure.method=products``: one eigenvalue to one percent, from the directions of the step before. The learning rate is too
-small to move anything, so that every call does the same. No update is made where the critical lr is not a number: it then comes after
-the measurement, as in training, and XLA needs no copy of the weights.
+mse, random data. A product is one vjp, a scaling and one jvp; its time is that of a search from a random start, over the
+number of products. A warm search of one product also takes the norms of two directions, each as large as the weights.
+
+The critical lr is that of a run with ``measure.method=matrix_free``: one eigenvalue to one percent, from the directions
+of the step before. The learning rate is so small that every call does the same. A NaN critical lr stops the update. So
+the update waits for the measurement, as in training, and XLA needs no copy of the weights.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def products(model: str, batch: int, scale: str) -> list[dict[str, Any]]:
 
 
 def searches(model: str, batch: int, scale: str) -> list[dict[str, Any]]:
-    """The same for a warm search of one product: ``A w`` and ``A^T A w``, and the norms of ``w`` and of the latter."""
+    """A warm search of one product: ``A w``, ``A^T A w``, and the norms of ``w`` and ``A^T A w``."""
     import jax
 
     from catapult_jax import top_eigenpairs
@@ -69,12 +69,12 @@ def searches(model: str, batch: int, scale: str) -> list[dict[str, Any]]:
     def call_of(preconditioner):
         cold = jax.jit(lambda p: top_eigenpairs(f, p, (x, y), preconditioner=preconditioner, **options | {"max_products": 10}))
         warm = cold(params).directions
-        found = jax.jit(
+        search = jax.jit(
             lambda params, x, y, preconditioner, warm: top_eigenpairs(
                 f, params, (x, y), preconditioner=preconditioner, warm_start=warm, **options
             )
         )
-        return lambda: found(params, x, y, preconditioner, warm)
+        return lambda: search(params, x, y, preconditioner, warm)
 
     calls = {"warm search": call_of(None), "preconditioned warm search": call_of(diagonal)}
     return _rows(calls, (4, 4), (f, params, x), None, "searches", scale)
@@ -98,7 +98,7 @@ def steps(model: str, batch: int, scale: str) -> list[dict[str, Any]]:
     adam = optax.adam(1e-9)
     gradient = jax.jit(jax.grad(lambda p: batch_loss(f(p, x), y, loss="mse")))
     state = jax.jit(adam.init)(params)
-    for _ in range(3):  # away from the first steps, whose preconditioner is the gradient itself
+    for _ in range(3):  # leave the first steps, where the preconditioner is the gradient
         _, state = jax.jit(adam.update)(gradient(params), state, params)
 
     def search(params, diagonal, warm, most):
@@ -110,22 +110,23 @@ def steps(model: str, batch: int, scale: str) -> list[dict[str, Any]]:
         updates, state = adam.update(jax.grad(lambda p: batch_loss(f(p, x), y, loss="mse"))(params), state, params)
         if warm is None:
             return optax.apply_updates(params, updates), state, None, None
-        rule = lambda: preconditioner_from_state(optax.adam, params, state)
-        found = search(params, lambda: rule().diagonal, warm, 60)
-        critical = critical_lr_from_lambda(found.eigenvalues[0], rule())
+        preconditioner = lambda: preconditioner_from_state(optax.adam, params, state)
+        pairs = search(params, lambda: preconditioner().diagonal, warm, 60)
+        critical = critical_lr_from_lambda(pairs.eigenvalues[0], preconditioner())
         updates = jax.tree.map(lambda u: jnp.where(jnp.isnan(critical), 0, u), updates)
-        return optax.apply_updates(params, updates), state, found.directions, (critical, found.products)
+        return optax.apply_updates(params, updates), state, pairs.directions, (critical, pairs.products)
 
-    rule = preconditioner_from_state(optax.adam, params, state)
-    cold = jax.jit(lambda params, diagonal: search(params, diagonal, None, 60).directions)(params, rule.diagonal)
+    start = preconditioner_from_state(optax.adam, params, state)
+    cold = jax.jit(lambda params, diagonal: search(params, diagonal, None, 60).directions)(params, start.diagonal)
 
     def call_of(warm):
-        held = [jax.tree.map(jnp.copy, (params, state, warm)), None]
-        stepped = jax.jit(house.at_one_precision(step), donate_argnums=(0, 1, 2))
+        carry = jax.tree.map(jnp.copy, (params, state, warm))
+        jitted = jax.jit(house.at_one_precision(step), donate_argnums=(0, 1, 2))
 
         def call():
-            *held[0], held[1] = stepped(*held[0])
-            return held[1] if held[1] is not None else held[0][0]
+            nonlocal carry
+            *carry, measured = jitted(*carry)
+            return carry[0] if measured is None else measured
 
         return call
 
@@ -142,23 +143,26 @@ def _rows(
     scale: str,
     each: bool = False,
 ) -> list[dict[str, Any]]:
-    """Two calls, with the forward passes of the batch that they take, and those that they can't do without (``limits``); ``each``: of
-    each product that they make."""
+    """Rows of two calls: seconds, forward passes of the batch, and the fewest that they need (``limits``).
+
+    ``each``: for one product of the call.
+    """
     import jax
 
     f, params, x = forward
     once = jax.jit(f)
-    found = timing.take_turns(calls | {"forward": lambda: once(params, x)}, rounds=timing.ROUNDS[scale])
-    passes = found.pop("forward")["seconds"]
+    timings = timing.take_turns(calls | {"forward": lambda: once(params, x)}, rounds=timing.ROUNDS[scale])
+    passes = timings.pop("forward")["seconds"]
     if each:
-        for name in found:
-            made = float(calls[name]().products)
-            found[name] |= {"seconds": found[name]["seconds"] / made, "rounds": [t / made for t in found[name]["rounds"]]}
-    (plain, first), (name, second) = found.items()
+        for name in timings:
+            count = float(calls[name]().products)
+            seconds, rounds = timings[name]["seconds"], timings[name]["rounds"]
+            timings[name] |= {"seconds": seconds / count, "rounds": [t / count for t in rounds]}
+    (plain, first), (name, second) = timings.items()
     first, second = (
-        row | {"forward_passes": row["seconds"] / passes, "limit": n} for row, n in zip(found.values(), limits, strict=True)
+        row | {"forward_passes": row["seconds"] / passes, "limit": n} for row, n in zip(timings.values(), limits, strict=True)
     )
     ratio, last = second["seconds"] / first["seconds"], calls[name]()
-    made = float(last.products if hasattr(last, "products") else last[1])
-    kept = tables.at_most(limit, ratio, what)
-    return [{"variant": plain, **first}, {"variant": name, **second, "ratio": ratio, "products": made} | kept]
+    count = float(last.products if hasattr(last, "products") else last[1])
+    promise = tables.at_most(limit, ratio, what)
+    return [{"variant": plain, **first}, {"variant": name, **second, "ratio": ratio, "products": count} | promise]

@@ -1,6 +1,6 @@
-"""What a preset was asked to cost, expected to cost from its first steps, and costs: a measured step over the bare one.
+"""Cost of a preset over the bare step: requested, expected from the first steps, and measured.
 
-mse, gradient descent on 128 natural patches. Steps enough that every instrument is due as often as its cadence says.
+mse, gradient descent on 128 natural patches. A run is long enough for every instrument to be due as often as its cadence says.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COLUMNS = {
 }
 CASES = {"cpu": ("fcn", "cnn", "vit"), "smoke": ("fcn",)}
 PRESETS = ("economy", "standard")
-ASKED, NOISE = 1.5, 1.1  # of measure.max_overhead; and what one timing may be off by
+REQUEST, NOISE = 1.5, 1.1  # measure.max_overhead; noise of one timing
 
 
 def run(scale: str) -> Iterator[dict[str, Any]]:
@@ -53,7 +53,7 @@ def achieved(model: str, preset: str, scale: str) -> list[dict[str, Any]]:
     config.model.update({name: value for name, value in (arguments | (house.SMOKE[model] if scale == "smoke" else {})).items()})
     config.model.name = {"FCN": "fcn", "CNN": "cnn", "ViT": "vit"}[kind]
     config.members.seed, config.members.lr, config.claims = (0,), (0.5,), ()
-    config.measure.preset, config.measure.max_overhead = preset, ASKED
+    config.measure.preset, config.measure.max_overhead = preset, REQUEST
     arrays, _ = build.load_data(config)
     net, members = build.build_model(config.model, arrays.outputs), build.build_members(config)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -63,10 +63,11 @@ def achieved(model: str, preset: str, scale: str) -> list[dict[str, Any]]:
     steps *= -(-4 // steps)
 
     def call_of(trainer):
-        held = [jax.tree.map(jnp.copy, trainer.init(members)[0])]
+        state = jax.tree.map(jnp.copy, trainer.init(members)[0])
 
         def call():
-            held[0], measured = trainer.run(held[0], steps, steps)
+            nonlocal state
+            state, measured = trainer.run(state, steps, steps)
             return measured
 
         return call
@@ -75,19 +76,19 @@ def achieved(model: str, preset: str, scale: str) -> list[dict[str, Any]]:
         "bare step": build_trainer(config, net, arrays, {}),
         "measured": build_trainer(config, net, arrays, chosen),
     }
-    found = timing.take_turns({name: call_of(trainer) for name, trainer in trainers.items()}, rounds=timing.ROUNDS[scale])
-    seconds = {name: row["seconds"] / steps for name, row in found.items()}
+    timings = timing.take_turns({name: call_of(trainer) for name, trainer in trainers.items()}, rounds=timing.ROUNDS[scale])
+    seconds = {name: row["seconds"] / steps for name, row in timings.items()}
     ratio = seconds["measured"] / seconds["bare step"]
     cadences = ", ".join(f"{name} {every}" for name, every in plan["cadences"].items())
     return [
-        {"variant": "bare step", "seconds": seconds["bare step"], "ratio": 1.0, "above_mib": found["bare step"]["above_mib"]},
+        {"variant": "bare step", "seconds": seconds["bare step"], "ratio": 1.0, "above_mib": timings["bare step"]["above_mib"]},
         {
             "variant": "measured",
             "seconds": seconds["measured"],
             "ratio": ratio,
-            "above_mib": found["measured"]["above_mib"],
+            "above_mib": timings["measured"]["above_mib"],
             "expected": plan["expected_overhead"],
             "cadences": cadences,
         }
-        | tables.promise(f"at most {ASKED}, and a tenth for noise", ratio <= ASKED * NOISE),
+        | tables.promise(f"at most {REQUEST}, and a tenth for noise", ratio <= REQUEST * NOISE),
     ]

@@ -1,6 +1,7 @@
-"""Cost of a measured training step over the bare one (value, gradient and update of SGD), random data.
+"""Cost of a measured training step over the bare one (value, gradient and SGD update), random data.
 
-``forward passes`` is what a measurement adds, in forward passes of the same batch: the distance to what can't be undercut.
+``forward passes``: what a measurement adds, in forward passes of the same batch. ``limit``: what the measurement needs by
+itself.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ FIVE, OTHERS, SCORES = (
     "exact critical lr of as many other examples",
     "loss of as many other examples",
 )
-APART = "exact critical lr, a pass of its own"  # every other step, or in chunks; otherwise the step's gradient comes with the kernel
+APART = "exact critical lr, a pass of its own"  # as at every other step or in chunks, without the step's derivatives
 VARIANTS = ("bare step", EXACT, APART, SPLIT, MATRIX_FREE, AGOP, AFTER)
-# Forward passes that are needed where XLA shares none with the step: none where the step's own derivatives serve, a vjp and a jvp for each eigenvector's product.
+# Forward passes without sharing by XLA: 0 where the step's derivatives serve, 4 (a vjp and a jvp) for each product.
 LIMITS = {EXACT: 0, APART: 2, SPLIT: 0, MATRIX_FREE: 4, AGOP: 2, AFTER: 1, FIVE: 20, OTHERS: 2, SCORES: 1}
 REST, REST_BATCH = (FIVE, OTHERS, SCORES), (4, 32)  # the other instruments, at these batches
-# (model, variant) -> most bare steps, and the batch sizes for which it is promised
+# (model, variant) -> promised most bare steps, and the batch sizes of the promise
 PROMISES = {
     ("fcn", EXACT): (1.5, (1, 8, 32, 128)),
     ("fcn", SPLIT): (2.0, (128,)),
@@ -66,11 +67,11 @@ def _rows(model: str, batch: int, loss: str, variants, scale: str) -> list[dict[
     def make():
         measured = child.call("benchmarks.sections.step:seconds", arguments | {"variants": list(variants)})
         forward, bare = measured.pop("forward")["seconds"], measured["bare step"]["seconds"]
-        for variant, found in measured.items():
-            ratio, (limit, batches) = found["seconds"] / bare, PROMISES.get((model, variant), (None, ()))
-            row = {"variant": variant, **found, "ratio": ratio} | tables.at_most(limit if batch in batches else None, ratio)
+        for variant, timings in measured.items():
+            ratio, (limit, batches) = timings["seconds"] / bare, PROMISES.get((model, variant), (None, ()))
+            row = {"variant": variant, **timings, "ratio": ratio} | tables.at_most(limit if batch in batches else None, ratio)
             if variant != "bare step":
-                row |= {"forward_passes": (found["seconds"] - bare) / forward, "limit": LIMITS[variant]}
+                row |= {"forward_passes": (timings["seconds"] - bare) / forward, "limit": LIMITS[variant]}
             yield row
 
     return child.rows_or_reason(case, make)
@@ -81,13 +82,13 @@ def seconds(model: str, batch: int, loss: str, scale: str, variants: list[str]) 
 
 
 def calls(model: str, batch: int, loss: str, scale: str, names: list[str]) -> dict[str, timing.Call]:
-    """Each variant as a call of one jitted step."""
+    """A call of one jitted step for each variant."""
     import jax
     import jax.numpy as jnp
 
     from catapult_jax import agop_alignment, batch_loss, critical_lr_from_lambda, input_jacobian, top_eigenpairs
-    from catapult_jax.critical import weighted_kernel_and_gradient, weighted_tangent_kernel
     from catapult_jax.eigenspace import split_weighted_loss
+    from catapult_jax.tangent.weighted import weighted_kernel_and_gradient, weighted_tangent_kernel
     from catapult_jax.xla import loops_are_slow
 
     outputs = 2 if loss == "softmax_cross_entropy" else 1
@@ -155,11 +156,10 @@ def calls(model: str, batch: int, loss: str, scale: str, names: list[str]) -> di
         def step(params, x, y, extra):
             out, weighted, gradient = take_gradient(params, x, y)
             measured = None if measure is None else measure(params, x, y, out, weighted, extra)
-            some = jax.tree.leaves(measured)
-            lost = (
-                jnp.isnan(some[0].reshape(-1)[0]) if some else False
-            )  # then no update is made: it comes after the measurement
-            lr = jnp.where(lost, 0, 1e-9)  # nothing moves, so that every call does the same
+            leaves = jax.tree.leaves(measured)
+            # A NaN stops the update, so the update waits for the measurement.
+            is_nan = jnp.isnan(leaves[0].reshape(-1)[0]) if leaves else False
+            lr = jnp.where(is_nan, 0, 1e-9)  # so small that every call does the same
             new = jax.tree.map(lambda w, g: w - lr * g, params, gradient)
             measured = batch_loss(f(new, x), y, loss=loss) if measure is None else measured
             return new, batch_loss(out, y, loss=loss), measured
@@ -171,11 +171,12 @@ def calls(model: str, batch: int, loss: str, scale: str, names: list[str]) -> di
             forward = jax.jit(f)
             return lambda: forward(params, x)
         take_gradient, measure, make_extra = variants[name]
-        step, extra, held = step_with(take_gradient, measure), make_extra(), [jax.tree.map(jnp.copy, params)]
+        step, extra, weights = step_with(take_gradient, measure), make_extra(), jax.tree.map(jnp.copy, params)
 
-        def call():  # as in training, where the weights are overwritten
-            held[0], *measured = step(held[0], x, y, extra)
-            return held[0], measured
+        def call():  # as in training, the step overwrites the weights
+            nonlocal weights
+            weights, *measured = step(weights, x, y, extra)
+            return weights, measured
 
         return call
 

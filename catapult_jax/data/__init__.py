@@ -1,4 +1,4 @@
-"""Data sets: one small interface over a folder of .npz files, TFDS, embedded images and synthetic targets."""
+"""Data sets from .npz files, TFDS, installed packages and synthetic targets, behind one interface."""
 
 from catapult_jax.data.preparation import SCALINGS, TARGET_ENCODINGS, TARGET_ENCODINGS_OF_LOSS, Data, most_examples, prepare
 from catapult_jax.data.sources import EMBEDDED, KNOWN, Arrays, DataUnavailable, UnknownData, read

@@ -1,9 +1,9 @@
-"""From a data set as found to the arrays of a run: classes, size, scaling of inputs, target encoding of labels."""
+"""Prepare a data set for a run: classes, sizes, scaling of inputs, target encoding."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,14 +24,14 @@ class Data(NamedTuple):
 
     x_train: np.ndarray  # (n, ...) float32
     y_train: np.ndarray  # (n, o) float32, or (n,) int32
-    x_test: np.ndarray
-    y_test: np.ndarray
+    x_test: np.ndarray  # as x_train
+    y_test: np.ndarray  # as y_train
     outputs: int  # o of the model
-    name: str
-    source: str
+    name: str  # of the data set
+    source: str  # where it comes from
     checksum: str  # SHA-256 of the arrays
-    x_val: np.ndarray | None = None  # validation examples, from the source's training examples; None: there are none
-    y_val: np.ndarray | None = None
+    x_val: np.ndarray | None = None  # validation examples, from the training examples of the source; None: there are none
+    y_val: np.ndarray | None = None  # as y_train
 
 
 def prepare(
@@ -44,94 +44,60 @@ def prepare(
     target_encoding: str,
     validation_size: int = 0,
 ) -> Data:
-    """Selects, scales and codes.
+    """Select examples of a data set, scale their inputs and encode their targets.
 
-    Examples are the first of each class in the order of the source, as many from each class (one more from the first ones
-    where the size does not divide). With ``target_encoding="value"`` they are the first of all.
+    Each class gives its first examples in the order of the source, and as many as every other class. If the size is not a
+    multiple of the number of classes, the first classes give one more. ``target_encoding="value"`` takes the first examples of all.
 
     Args:
-      arrays: data as found.
-      classes: class numbers to keep, coded 0, 1, ... in this order; None: all, in ascending order.
-      train_size, test_size: number of examples; a ``test_size`` of None keeps all.
-      scaling: ``"sqrt_d"`` scales every example to norm ``sqrt(d)``, without centring; ``"standardize"`` takes mean and
-        standard deviation per channel from the training examples (images ``(n, h, w)`` have one channel); ``"none"``.
-      target_encoding: ``"sign"`` -1, +1; ``"one_hot"``; ``"integer"``; ``"binary"`` 0, 1; ``"value"``: targets as they are.
-      validation_size: number of examples for validation, chosen like the training examples from those that they leave of the
-        source's training split: of each class the ones right after them.
+      arrays: data set, from :func:`read` or :func:`synthetic`.
+      classes: class numbers to keep, encoded as 0, 1, ... in this order; None: all, in ascending order.
+      train_size: number of training examples.
+      test_size: number of test examples; None: all.
+      scaling: ``"sqrt_d"`` scales each example to norm ``sqrt(d)``, without centring; ``"standardize"`` subtracts the mean and
+        divides by the standard deviation per channel, both of the training examples (images ``(n, h, w)`` have one channel);
+        ``"none"``.
+      target_encoding: ``"sign"`` -1, +1; ``"one_hot"``; ``"integer"``; ``"binary"`` 0, 1; ``"value"`` targets as they are.
+      validation_size: number of validation examples, from the training split of the source. They are the next examples of each
+        class after the training examples.
+
+    Returns:
+      A :class:`Data`; inputs in float32.
 
     Raises:
-      ValueError: a class that is not there, too few examples, two-class target encoding of other than two classes, an example of zeros that has
-        no norm to scale.
+      ValueError: a class does not exist; too few examples; a two-class encoding of another number of classes; an example of zeros
+        with ``scaling="sqrt_d"``; numbers that are not finite.
+
+    >>> x, y = np.ones((4, 2)), np.array([7, 9, 7, 9])
+    >>> arrays = Arrays(x, y, x, y, "toy", "memory")
+    >>> prepare(arrays, train_size=2, scaling="none", target_encoding="sign").y_train.tolist()
+    [[-1.0], [1.0]]
     """
     _check_sizes(train_size, test_size, validation_size)
-    x_train, y_train, x_test, y_test = arrays[:4]
     if target_encoding == "value":
         if classes:
             raise ValueError(f"data.classes={classes!r} with data.target_encoding='value'; allowed: no classes")
-        take_train, take_test = np.arange(train_size), np.arange(test_size or len(x_test))
-        for split, take, x in (("train", take_train, x_train), ("test", take_test, x_test)):
-            if len(take) > len(x):
-                raise ValueError(f"data.{split}_size={len(take)}; allowed for {arrays.name}: 1 to {len(x)}")
-        left = np.arange(train_size, len(x_train))
-        if validation_size > len(left):
-            raise ValueError(
-                f"data.validation_size={validation_size}; allowed for {arrays.name} after data.train_size={train_size}: up to "
-                f"{len(left)}"
-            )
-        take_val = left[:validation_size]
-        outputs, code = 1, lambda y: y.reshape(-1, 1).astype(np.float32)
+        selection = _select_values(arrays, train_size, test_size, validation_size)
     else:
-        for split, y in (("train", y_train), ("test", y_test)):
-            if not (np.isfinite(y).all() and (y == np.rint(y)).all()):
-                raise ValueError(f"{arrays.name}: y_{split} holds numbers that are no class; allowed: whole numbers")
-        present = np.unique(y_train)
-        kept = present if classes is None else np.array(classes)
-        missing = [int(c) for c in kept if c not in present]
-        if missing:
-            raise ValueError(f"data.classes={tuple(map(int, kept))!r}; allowed for {arrays.name}: {[int(c) for c in present]}")
-        if target_encoding in ("sign", "binary") and len(kept) != 2:
-            raise ValueError(
-                f"data.target_encoding={target_encoding!r} with {len(kept)} classes; allowed: 2 classes, or one_hot, integer"
-            )
-        if len(kept) < 2:
-            raise ValueError(f"{arrays.name} has {len(kept)} class here; allowed: 2 or more")
-        take_train = _first_of_each(y_train, kept, train_size, "data.train_size", arrays.name)
-        take_test = _first_of_each(y_test, kept, test_size, "data.test_size", arrays.name)
-        # Disjoint by construction, and in the order of the source like the others.
-        left = np.setdiff1d(np.arange(len(y_train)), take_train)
-        after = f"{arrays.name} after data.train_size={train_size}"
-        take_val = left[:0]
-        if validation_size:
-            take_val = left[_first_of_each(y_train[left], kept, validation_size, "data.validation_size", after)]
-        place = {int(c): i for i, c in enumerate(kept)}
-        number = lambda y: np.array([place[int(c)] for c in y], np.int32)
-        outputs, code = {
-            "sign": (1, lambda y: (2.0 * number(y) - 1).astype(np.float32)[:, None]),
-            "binary": (1, lambda y: number(y).astype(np.float32)[:, None]),
-            "one_hot": (len(kept), lambda y: np.eye(len(kept), dtype=np.float32)[number(y)]),
-            "integer": (len(kept), number),
-        }[target_encoding]
-    rows = {"train": (x_train, y_train, take_train), "test": (x_test, y_test, take_test)}
+        selection = _select_classes(arrays, classes, train_size, test_size, validation_size, target_encoding)
+    splits = {
+        "train": (arrays.x_train, arrays.y_train, selection.train),
+        "test": (arrays.x_test, arrays.y_test, selection.test),
+    }
     if validation_size:
-        rows["val"] = (x_train, y_train, take_val)
+        splits["val"] = (arrays.x_train, arrays.y_train, selection.val)
     if scaling == "sqrt_d":
-        for split, (x, _, take) in rows.items():
-            zero = take[~x[take].reshape(len(take), -1).any(axis=1)]
-            if len(zero):
-                name = "x_test" if split == "test" else "x_train"  # validation examples are some of these
-                raise ValueError(
-                    f"data.scaling='sqrt_d': example {zero[0]} of {name} of {arrays.name} is all zero ({len(zero)} of {len(take)} in the "
-                    f"{split} split are); allowed: standardize, none, or data without it"
-                )
-    scaled = _scale([x[take] for x, _, take in rows.values()], scaling)
+        for split, (x, _, rows) in splits.items():
+            _refuse_zeros(split, x, rows, arrays.name)
+    scaled = _scale([x[rows] for x, _, rows in splits.values()], scaling)
     prepared = {}
-    for (split, (_, y, take)), x in zip(rows.items(), scaled, strict=True):
-        prepared |= {f"x_{split}": x, f"y_{split}": code(y[take])}
+    for (split, (_, y, rows)), x in zip(splits.items(), scaled, strict=True):
+        prepared |= {f"x_{split}": x, f"y_{split}": selection.encode(y[rows])}
     for name, array in prepared.items():
         if not np.isfinite(array).all():
             raise ValueError(f"{arrays.name}: {name} holds numbers that are not finite; allowed: finite numbers")
     checksum = _checksum(tuple(prepared.values()))
-    return Data(**prepared, outputs=outputs, name=arrays.name, source=arrays.source, checksum=checksum)
+    return Data(**prepared, outputs=selection.outputs, name=arrays.name, source=arrays.source, checksum=checksum)
 
 
 def _check_sizes(train_size: int, test_size: int | None, validation_size: int) -> None:
@@ -143,8 +109,97 @@ def _check_sizes(train_size: int, test_size: int | None, validation_size: int) -
         raise ValueError(f"data.validation_size={validation_size!r}; allowed: 0 or more")
 
 
+class _Selection(NamedTuple):
+    """Rows of a data set, and the encoding of their targets."""
+
+    train: np.ndarray  # rows of the training split
+    test: np.ndarray  # rows of the test split
+    val: np.ndarray  # rows of the training split
+    outputs: int  # o of the model
+    encode: Callable[[np.ndarray], np.ndarray]  # targets of the source -> targets of the run
+
+
+def _select_values(arrays: Arrays, train_size: int, test_size: int | None, validation_size: int) -> _Selection:
+    """The first examples; their targets are numbers."""
+    train, test = np.arange(train_size), np.arange(test_size or len(arrays.x_test))
+    for split, rows, x in (("train", train, arrays.x_train), ("test", test, arrays.x_test)):
+        if len(rows) > len(x):
+            raise ValueError(f"data.{split}_size={len(rows)}; allowed for {arrays.name}: 1 to {len(x)}")
+    rest = np.arange(train_size, len(arrays.x_train))
+    if validation_size > len(rest):
+        raise ValueError(
+            f"data.validation_size={validation_size}; allowed for {arrays.name} after data.train_size={train_size}: up to "
+            f"{len(rest)}"
+        )
+    return _Selection(train, test, rest[:validation_size], 1, lambda y: y.reshape(-1, 1).astype(np.float32))
+
+
+def _select_classes(
+    arrays: Arrays,
+    classes: tuple[int, ...] | None,
+    train_size: int,
+    test_size: int | None,
+    validation_size: int,
+    target_encoding: str,
+) -> _Selection:
+    """The first examples of each class."""
+    kept = _check_classes(arrays, classes, target_encoding)
+    train = _first_of_each(arrays.y_train, kept, train_size, "data.train_size", arrays.name)
+    test = _first_of_each(arrays.y_test, kept, test_size, "data.test_size", arrays.name)
+    rest = np.setdiff1d(np.arange(len(arrays.y_train)), train)  # in the order of the source
+    val = rest[:0]
+    if validation_size:
+        name = f"{arrays.name} after data.train_size={train_size}"
+        val = rest[_first_of_each(arrays.y_train[rest], kept, validation_size, "data.validation_size", name)]
+    codes = {c: i for i, c in enumerate(kept)}
+    integer = lambda y: np.array([codes[int(c)] for c in y], np.int32)
+    outputs, encode = {
+        "sign": (1, lambda y: (2.0 * integer(y) - 1).astype(np.float32)[:, None]),
+        "binary": (1, lambda y: integer(y).astype(np.float32)[:, None]),
+        "one_hot": (len(kept), lambda y: np.eye(len(kept), dtype=np.float32)[integer(y)]),
+        "integer": (len(kept), integer),
+    }[target_encoding]
+    return _Selection(train, test, val, outputs, encode)
+
+
+def _check_classes(arrays: Arrays, classes: tuple[int, ...] | None, target_encoding: str) -> list[int]:
+    """The classes to keep, by default all of the training split, after checks."""
+    for split, y in (("train", arrays.y_train), ("test", arrays.y_test)):
+        if not (np.isfinite(y).all() and (y == np.rint(y)).all()):
+            raise ValueError(f"{arrays.name}: y_{split} holds numbers that are no class; allowed: whole numbers")
+    present = [int(c) for c in np.unique(arrays.y_train)]
+    kept = present if classes is None else [int(c) for c in classes]
+    if not set(kept) <= set(present):
+        raise ValueError(f"data.classes={tuple(kept)!r}; allowed for {arrays.name}: {present}")
+    if target_encoding in ("sign", "binary") and len(kept) != 2:
+        raise ValueError(
+            f"data.target_encoding={target_encoding!r} with {len(kept)} classes; allowed: 2 classes, or one_hot, integer"
+        )
+    if len(kept) < 2:
+        raise ValueError(f"{arrays.name} has {len(kept)} class here; allowed: 2 or more")
+    return kept
+
+
+def _refuse_zeros(split: str, x: np.ndarray, rows: np.ndarray, name: str) -> None:
+    """An example of zeros has no norm to scale."""
+    zeros = rows[~x[rows].reshape(len(rows), -1).any(axis=1)]
+    if len(zeros):
+        array = "x_test" if split == "test" else "x_train"  # validation examples come from x_train
+        raise ValueError(
+            f"data.scaling='sqrt_d': example {zeros[0]} of {array} of {name} is all zero ({len(zeros)} of {len(rows)} in the "
+            f"{split} split are); allowed: standardize, none, or data without it"
+        )
+
+
 def most_examples(y: np.ndarray, classes: Sequence[int] | None = None) -> int:
-    """The largest number of examples that labels have in equal shares of some classes, or of all.
+    """The largest number of examples with equally many of each class.
+
+    Args:
+      y: class numbers.
+      classes: classes to keep; None: all.
+
+    Returns:
+      The number of examples.
 
     >>> most_examples(np.array([0, 0, 0, 1, 1, 2]), (0, 1))
     4
@@ -153,39 +208,36 @@ def most_examples(y: np.ndarray, classes: Sequence[int] | None = None) -> int:
     return min(int((y == c).sum()) for c in kept) * len(kept)
 
 
-def _first_of_each(y: np.ndarray, classes: np.ndarray, size: int | None, field: str, name: str) -> np.ndarray:
-    """Sorted positions of the first examples of each class; all of them if ``size`` is None."""
-    places = [np.flatnonzero(y == c) for c in classes]
+def _first_of_each(y: np.ndarray, classes: Sequence[int], size: int | None, field: str, name: str) -> np.ndarray:
+    """Sorted rows of the first examples of each class; ``size=None``: all of them."""
+    rows = [np.flatnonzero(y == c) for c in classes]
     if size is not None:
-        wanted = [size // len(classes) + (i < size % len(classes)) for i in range(len(classes))]
-        if any(len(p) < n for p, n in zip(places, wanted, strict=True)):
+        counts = [size // len(classes) + (i < size % len(classes)) for i in range(len(classes))]
+        if any(len(r) < n for r, n in zip(rows, counts, strict=True)):
             most = most_examples(y, classes)
-            raise ValueError(f"{field}={size}; allowed for {name}, classes {classes.tolist()}: up to {most}")
-        places = [p[:n] for p, n in zip(places, wanted, strict=True)]
-    return np.sort(np.concatenate(places))
+            raise ValueError(f"{field}={size}; allowed for {name}, classes {list(classes)}: up to {most}")
+        rows = [r[:n] for r, n in zip(rows, counts, strict=True)]
+    return np.sort(np.concatenate(rows))
 
 
 def _scale(splits: list[np.ndarray], scaling: str) -> list[np.ndarray]:
-    """The training examples come first."""
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite afterwards is refused
-        return _scaled([x.astype(np.float32) for x in splits], scaling)
+    """The inputs of each split in float32, scaled; the training examples come first."""
+    with np.errstate(over="ignore", invalid="ignore"):  # results that are not finite are refused later
+        splits = [x.astype(np.float32) for x in splits]
+        if scaling == "sqrt_d":
+            return [_to_norm_sqrt_d(x) for x in splits]
+        if scaling == "standardize":
+            has_channels = splits[0].ndim != 3
+            axes = tuple(range(splits[0].ndim - has_channels))
+            mean, std = splits[0].mean(axes), splits[0].std(axes)
+            std = np.where(std > 0, std, 1)
+            return [(x - mean) / std for x in splits]
+        return splits
 
 
-def _scaled(splits: list[np.ndarray], scaling: str) -> list[np.ndarray]:
-    if scaling == "sqrt_d":
-
-        def to_sqrt_d(x):
-            norm = np.linalg.norm(x.reshape(len(x), -1), axis=1)
-            return x * (np.sqrt(x[0].size) / norm).reshape(-1, *([1] * (x.ndim - 1))).astype(np.float32)
-
-        return [to_sqrt_d(x) for x in splits]
-    if scaling == "standardize":
-        is_gray = splits[0].ndim == 3  # images without an axis of channels
-        axes = tuple(range(splits[0].ndim - (not is_gray)))
-        mean, std = splits[0].mean(axes), splits[0].std(axes)
-        std = np.where(std > 0, std, 1)
-        return [(x - mean) / std for x in splits]
-    return splits
+def _to_norm_sqrt_d(x: np.ndarray) -> np.ndarray:
+    norm = np.linalg.norm(x.reshape(len(x), -1), axis=1)
+    return x * (np.sqrt(x[0].size) / norm).reshape(-1, *([1] * (x.ndim - 1))).astype(np.float32)
 
 
 def _checksum(arrays: tuple[np.ndarray, ...]) -> str:

@@ -1,4 +1,4 @@
-"""Where images come from: a folder of .npz files, TFDS, or what is embedded in the installed packages."""
+"""Read a data set from a folder of .npz files, from TFDS, or from installed packages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,27 +15,27 @@ from catapult_jax.data.npz import npz_arrays
 EMBEDDED = ("digits", "natural_patches", "synthetic")
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 _TFDS_NAMES = {"celeba": "celeb_a", "svhn": "svhn_cropped"}
-# Data sets that are known by name where TFDS is not installed, or does not have them.
+# Names of data sets that are allowed even if TFDS is not installed or does not have them.
 KNOWN = ("cifar10", "cifar100", "fashion_mnist", "kmnist", "mnist", "usps", *_TFDS_NAMES)
 
 
 class DataUnavailable(Exception):
-    """The data set can't be had here; the message lists the ways out."""
+    """The data set is not available here; the message lists the ways out."""
 
 
 class UnknownData(DataUnavailable):
-    """No source knows a data set of that name; the message has the nearest one."""
+    """No source has a data set of that name; the message has the nearest name."""
 
 
 class Arrays(NamedTuple):
-    """A data set as it was found."""
+    """A data set as its source has it."""
 
     x_train: np.ndarray  # (n, ...)
     y_train: np.ndarray  # (n,) class numbers, or targets of a synthetic set
-    x_test: np.ndarray
-    y_test: np.ndarray
-    name: str  # what it is
-    source: str  # where it came from
+    x_test: np.ndarray  # as x_train
+    y_test: np.ndarray  # as y_train
+    name: str  # of the data set
+    source: str  # where it comes from
 
 
 def read(
@@ -48,23 +48,29 @@ def read(
     image_size: int | None = None,
     limit: int | None = None,
 ) -> Arrays:
-    """Reads an image data set: embedded ones directly, others from a folder of ``.npz`` files, then from TFDS.
+    """Read a data set: embedded ones directly, others from a folder of ``.npz`` files, else from TFDS.
 
     Args:
       name: ``"digits"``, ``"natural_patches"``, or the name of a file (``NAME.npz``) or of a TFDS data set.
-      directory: folder with ``NAME.npz`` (arrays x_train, y_train, x_test, y_test); default: ``$CATAPULT_DATA_DIR``. Where y_*
-        are (n, k), one column per attribute, an array ``attributes`` names the columns.
-      tfds_dir: TFDS folder; default: the package's own.
-      download: let TFDS download and prepare what is missing.
-      attribute: for a data set that has attributes in place of class labels (CelebA): the one that y holds, as 0 or 1.
-      image_size: crops every image to its central square and resizes that to so many pixels a side; None: as they are.
-      limit: reads so many examples of each split at most, the first in the order of the source; None: all.
+      directory: folder with ``NAME.npz``; default: ``$CATAPULT_DATA_DIR``. The file has arrays x_train, y_train, x_test, y_test. If
+        y_* are (n, k), with one column per attribute, an array ``attributes`` has the names of the columns.
+      tfds_dir: TFDS folder; default: that of TFDS.
+      download: whether TFDS may download and prepare the data set.
+      attribute: for a data set with attributes instead of class labels (CelebA): the attribute that y holds, as 0 or 1.
+      image_size: pixels along a side: each image is cropped to its central square and resized; None: images stay as they are.
+      limit: largest number of examples of each split, the first in the order of the source; None: all.
+
+    Returns:
+      The :class:`Arrays`.
 
     Raises:
-      DataUnavailable: with the ways out.
+      DataUnavailable: the data set is not available here; the message has the ways out.
       UnknownData: the name is not embedded, not that of a file or a TFDS data set, and not in ``KNOWN``.
-      ValueError: a file that is there but not of the form above, images with the channels first, an attribute that the data set
-        does not have, an image size for what is no images.
+      ValueError: a file of another form, images with the channels first, an attribute that the data set does not have, or an
+        image size for data that are not images.
+
+    >>> read("digits", limit=3).x_train.shape
+    (3, 8, 8, 1)
     """
     for field, value in (("data.image_size", image_size), ("limit", limit)):
         if value is not None and value < 1:
@@ -82,19 +88,19 @@ def read(
             f"Ways out: a folder with {name}.npz (x_train, y_train, x_test, y_test) in data.dir or CATAPULT_DATA_DIR; a TFDS data set "
             "prepared as array_record in data.tfds_dir; data.download=True; or data.name=" + " | ".join(EMBEDDED)
         )
-        of_tfds = _tfds_names()
-        names = sorted({*EMBEDDED, *KNOWN, *(found.stem for found in Path(directory or os.devnull).glob("*.npz"))})
-        if name not in (*names, *of_tfds):
-            near = lambda among: difflib.get_close_matches(name.lower(), among, n=1)
-            nearest = near(names) or near(of_tfds)
+        tfds_names = _tfds_names()
+        names = sorted({*EMBEDDED, *KNOWN, *(npz.stem for npz in Path(directory or os.devnull).glob("*.npz"))})
+        if name not in (*names, *tfds_names):
+            closest = lambda candidates: difflib.get_close_matches(name.lower(), candidates, n=1)
+            nearest = closest(names) or closest(tfds_names)
             raise UnknownData(
                 f"data.name={name!r}; allowed: a name that a source knows{f', such as {nearest[0]!r}' if nearest else ''} ({tried}; "
-                f"{'no TFDS data set' if of_tfds else 'tensorflow-datasets is not installed'}). {ways_out}"
+                f"{'no TFDS data set' if tfds_names else 'tensorflow-datasets is not installed'}). {ways_out}"
             )
         try:
             arrays = _read_tfds(name, tfds_dir, download, attribute, image_size, limit)
         except DataUnavailable as error:
-            raise DataUnavailable(f"data.name={name!r} can't be had: {tried}; {error}. {ways_out}") from error
+            raise DataUnavailable(f"data.name={name!r} is not available: {tried}; {error}. {ways_out}") from error
     source = arrays.source
     source += f", attribute {attribute}" if attribute is not None else ""
     source += f", images {image_size}x{image_size}" if image_size else ""
@@ -103,7 +109,7 @@ def read(
 
 
 def _check_attribute(attribute: str | None, names: Sequence[str], name: str) -> None:
-    """``names`` are those of the data set's attributes; none: it has class labels."""
+    """Refuse an attribute that is not in ``names``, the attributes of the data set; without names it has class labels."""
     if names and attribute not in names:
         raise ValueError(f"data.attribute={attribute!r}; allowed: {', '.join(names)}")
     if not names and attribute is not None:
@@ -111,7 +117,7 @@ def _check_attribute(attribute: str | None, names: Sequence[str], name: str) -> 
 
 
 def _resize(image: np.ndarray, size: int | None, name: str) -> np.ndarray:
-    """The central square of an image (h, w) or (h, w, channels), resized; as it is if ``size`` is None."""
+    """The central square of an image (h, w) or (h, w, channels), resized to ``size`` pixels; None: the image itself."""
     if size is None:
         return image
     if image.ndim not in (2, 3):
@@ -122,7 +128,7 @@ def _resize(image: np.ndarray, size: int | None, name: str) -> np.ndarray:
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     square = image[top : top + side, left : left + side].reshape(side, side, -1).astype(np.float32)
-    # Channel by channel in floating point, which Pillow has for one channel only, so that any dtype and number will do.
+    # Channel by channel in floating point, so that any dtype and number of channels works. Pillow has floats for one channel only.
     resized = [Image.fromarray(square[:, :, c]).resize((size, size), Image.Resampling.BILINEAR) for c in range(square.shape[2])]
     pixels = np.stack([np.asarray(channel) for channel in resized], -1)
     if np.issubdtype(image.dtype, np.integer):
@@ -131,6 +137,7 @@ def _resize(image: np.ndarray, size: int | None, name: str) -> np.ndarray:
 
 
 def _shrink(arrays: Arrays, image_size: int | None, limit: int | None) -> Arrays:
+    """The first examples, with their images resized."""
     x_train, y_train, x_test, y_test = (array[:limit] for array in arrays[:4])
     if image_size:
         x_train, x_test = (np.stack([_resize(image, image_size, arrays.name) for image in x]) for x in (x_train, x_test))
@@ -138,6 +145,7 @@ def _shrink(arrays: Arrays, image_size: int | None, limit: int | None) -> Arrays
 
 
 def _read_npz(file: Path, name: str, attribute: str | None) -> Arrays:
+    """The data set of a file, after checks of its form."""
     try:
         arrays = npz_arrays(file, (*_ARRAYS, "attributes"))
     except ValueError as error:
@@ -170,13 +178,13 @@ def _read_npz(file: Path, name: str, attribute: str | None) -> Arrays:
         )
     _check_attribute(attribute, names, name)
     if names:
-        for key in ("y_train", "y_test"):  # above 0: booleans, 0 and 1, or the -1 and 1 of the original CelebA lists
+        for key in ("y_train", "y_test"):  # booleans, 0 and 1, or the -1 and 1 of the original CelebA lists
             arrays[key] = (arrays[key][:, names.index(attribute)] > 0).astype(np.int32)
     return Arrays(*(arrays[key] for key in _ARRAYS), name=name, source=f"npz file {file.name}")
 
 
 def _is_channels_first(shape: tuple[int, ...]) -> bool:
-    """Few rows, and then a square (or three rows, and two long axes): no image (height, width, channels) looks so."""
+    """Whether a shape is (channels, height, width): a short axis before a square, or three channels before two long axes."""
     if len(shape) != 3:
         return False
     first, second, third = shape
@@ -184,7 +192,7 @@ def _is_channels_first(shape: tuple[int, ...]) -> bool:
 
 
 def _tfds_names() -> list[str]:
-    """Data sets that TFDS has; none where it is not installed."""
+    """Names of the data sets of TFDS; none if it is not installed."""
     try:
         import tensorflow_datasets as tfds
     except ImportError:
@@ -195,15 +203,38 @@ def _tfds_names() -> list[str]:
 def _read_tfds(
     name: str, tfds_dir: str | None, download: bool, attribute: str | None, image_size: int | None, limit: int | None
 ) -> Arrays:
+    """The data set of TFDS. It reads one example at a time and holds only what it keeps."""
+    builder = _tfds_builder(_TFDS_NAMES.get(name, name), tfds_dir, download)
+    splits = []
+    for source in _tfds_splits(builder):
+        first = source[0]
+        attributes = first.get("attributes")
+        names = list(attributes) if isinstance(attributes, dict) and "label" not in first else []
+        missing = {"image", *([] if names else ["label"])} - set(first)
+        if missing:
+            raise DataUnavailable(f"TFDS data set {builder.name!r} lacks the features {', '.join(sorted(missing))}")
+        _check_attribute(attribute, names, name)
+        x, y = [], []
+        for i in range(min(len(source), limit or len(source))):
+            example = source[i]
+            x.append(_resize(example["image"], image_size, name))
+            y.append(int(example["attributes"][attribute]) if names else example["label"])
+        splits.append((np.stack(x), np.array(y)))
+    (x_train, y_train), (x_test, y_test) = splits
+    return Arrays(x_train, y_train, x_test, y_test, name, f"TFDS {builder.info.full_name}")
+
+
+def _tfds_builder(tfds_name: str, tfds_dir: str | None, download: bool) -> Any:
+    """The builder of a data set that is prepared."""
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise DataUnavailable(f"tensorflow-datasets is not installed ({error})") from error
-    tfds_name = _TFDS_NAMES.get(name, name)
     if tfds_name not in tfds.list_builders(with_community_datasets=False):
         raise DataUnavailable(f"TFDS has no data set {tfds_name!r}")
     try:
-        builder = tfds.builder(tfds_name, data_dir=tfds_dir, **({"file_format": "array_record"} if download else {}))
+        options: dict[str, Any] = {"file_format": "array_record"} if download else {}
+        builder = tfds.builder(tfds_name, data_dir=tfds_dir, **options)
         if download:
             builder.download_and_prepare()
     except ImportError as error:
@@ -217,46 +248,36 @@ def _read_tfds(
             f"TFDS data set {tfds_name!r} is not prepared in {builder.data_path.parent} (data.download=True prepares it; that "
             "needs the network and 'catapult_jax[tfds-prepare]')"
         )
+    return builder
+
+
+def _tfds_splits(builder: Any) -> list:
+    """Training and test split, each as a sequence of examples."""
     try:
-        splits = [builder.as_data_source(split=split) for split in ("train", "test")]
+        return [builder.as_data_source(split=split) for split in ("train", "test")]
     except NotImplementedError as error:
         raise DataUnavailable(
-            f"TFDS data set {tfds_name!r} was prepared as tfrecord, which only TensorFlow reads; prepare it again with "
+            f"TFDS data set {builder.name!r} is prepared as tfrecord, which only TensorFlow reads; prepare it again with "
             "file_format='array_record'"
         ) from error
-    read = []
-    for split in splits:
-        first = split[0]
-        attributes = first.get("attributes")
-        names = list(attributes) if isinstance(attributes, dict) and "label" not in first else []
-        missing = {"image", *([] if names else ["label"])} - set(first)
-        if missing:
-            raise DataUnavailable(f"TFDS data set {tfds_name!r} lacks the features {', '.join(sorted(missing))}")
-        _check_attribute(attribute, names, name)
-        x, y = [], []
-        for i in range(min(len(split), limit or len(split))):  # one at a time: only what is kept is held
-            record = split[i]
-            x.append(_resize(record["image"], image_size, name))
-            y.append(int(record["attributes"][attribute]) if names else record["label"])
-        read += [np.stack(x), np.array(y)]
-    return Arrays(*read, name=name, source=f"TFDS {builder.info.full_name}")
 
 
 def _digits() -> Arrays:
-    """scikit-learn's 8x8 handwritten digits; the last fifth of the writers' order is the test set."""
+    """scikit-learn's 8x8 handwritten digits; the test set is the last fifth, in the order of the writers."""
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    digits: Any = load_digits()
     x, y = digits.images[..., None].astype(np.float32), digits.target.astype(np.int32)
     split = len(x) * 4 // 5
     return Arrays(x[:split], y[:split], x[split:], y[split:], "digits", "embedded: scikit-learn load_digits")
 
 
 def _natural_patches(size: int = 32, stride: int = 16) -> Arrays:
-    """Crops of the two photographs that scikit-learn ships; train from their left halves, test from their right halves."""
+    """Crops of scikit-learn's two photographs, labelled by photograph: train from the left halves, test from the right halves."""
     from sklearn.datasets import load_sample_images
 
-    photographs = load_sample_images().images
+    images: Any = load_sample_images()
+    photographs = images.images
     splits = []
     for left in (True, False):
         x, y = [], []
@@ -267,6 +288,7 @@ def _natural_patches(size: int = 32, stride: int = 16) -> Arrays:
                 for column in range(0, half.shape[1] - size + 1, stride):
                     x.append(half[row : row + size, column : column + size])
                     y.append(label)
-        order = np.random.default_rng(0).permutation(len(x))  # so that the first n are spread over the photographs
-        splits += [np.stack(x)[order], np.array(y, np.int32)[order]]
-    return Arrays(*splits, "natural_patches", "embedded: scikit-learn load_sample_images")
+        order = np.random.default_rng(0).permutation(len(x))  # so that the first n come from all places of both photographs
+        splits.append((np.stack(x)[order], np.array(y, np.int32)[order]))
+    (x_train, y_train), (x_test, y_test) = splits
+    return Arrays(x_train, y_train, x_test, y_test, "natural_patches", "embedded: scikit-learn load_sample_images")

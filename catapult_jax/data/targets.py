@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from catapult_jax.data.sources import Arrays
 
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
-
 
 def _pairs(z, rank: int):
+    """``z_1 z_2 + z_3 z_4 + ...`` over the root of the number of terms."""
     products = (z[..., 0 : rank - 1 : 2] * z[..., 1:rank:2]).sum(-1)
     return (products + z[..., rank - rank % 2 :].sum(-1)) / math.sqrt((rank + 1) // 2)
 
 
-# z holds the first `rank` coordinates along its last axis. Only methods and arithmetic, so that one definition serves NumPy,
-# whose numbers are the same on every device, and JAX, which differentiates it.
+# ``z`` has the first ``rank`` coordinates along its last axis. The functions use methods and arithmetic only, so they work for
+# NumPy, whose numbers are the same on every device, and for JAX, which differentiates them.
 _TARGETS = {
     "product": lambda z, rank: z.prod(-1),
     "pairs": _pairs,
@@ -29,20 +27,29 @@ _TARGETS = {
 TARGETS = tuple(_TARGETS)
 
 
-def target_function(target: str, rank: int) -> Callable[[Float[Array, " d"]], Float[Array, ""]]:
-    """The target as a function of one example; only the first ``rank`` coordinates enter.
+def target_function(target: str, rank: int) -> Callable[[Any], Any]:
+    """The target as a function of one example; it depends on the first ``rank`` coordinates only.
 
-    It is pure and differentiable by JAX: the mean outer product of its gradients is the average gradient outer product (AGOP)
-    of the target itself. NumPy arrays give NumPy numbers, and leading axes are kept.
+    The function is pure, and JAX can differentiate it. The mean outer product of its gradients is the average gradient outer
+    product (AGOP) of the target. It keeps leading axes, and gives NumPy numbers for NumPy arrays.
+
+    - ``"product"``: ``x_1 x_2 ... x_r``.
+    - ``"pairs"``: ``x_1 x_2 + x_3 x_4 + ...`` over the root of the number of terms. If ``r`` is odd, the last term is ``x_r``.
+    - ``"squares"``: ``sum_i (x_i^2 - 1) / sqrt(2 r)``.
+
+    Each has variance 1 for ``x ~ N(0, I_d)``.
 
     Args:
-      target: ``"product"`` ``x_1 x_2 ... x_r``; ``"pairs"`` ``x_1 x_2 + x_3 x_4 + ...``, where the last coordinate of an odd
-        rank enters alone, over the root of the number of terms; ``"squares"`` ``sum_i (x_i^2 - 1) / sqrt(2 r)``. All have
-        variance 1 on ``x ~ N(0, I_d)``.
+      target: ``"product"``, ``"pairs"`` or ``"squares"``.
       rank: number of coordinates ``r``.
 
+    Returns:
+      A function of ``(..., d)`` arrays that returns ``(...)``.
+
     Raises:
-      ValueError: unknown target, a rank below 1; when called, an example of fewer than ``rank`` coordinates.
+      ValueError: unknown target, a rank below 1; when called, an example with fewer than ``rank`` coordinates.
+
+    Source: polynomials of low rank as in Zhu et al. (2024), arXiv 2306.04815; the scales are our choice.
 
     >>> import jax
     >>> x = jax.numpy.array([2.0, 3.0, 5.0, 7.0])
@@ -67,17 +74,22 @@ def target_function(target: str, rank: int) -> Callable[[Float[Array, " d"]], Fl
 def synthetic(
     *, dimension: int, rank: int, target: str = "product", noise: float, train_size: int, test_size: int, seed: int
 ) -> Arrays:
-    """``x ~ N(0, I_d)``, ``y = target(x) + noise * N(0, 1)``; test targets carry no noise.
+    """Gaussian inputs with noisy targets, ``x ~ N(0, I_d)``, ``y = target(x) + noise * N(0, 1)``; test targets have no noise.
 
     Args:
       dimension: ``d``.
-      rank, target: see :func:`target_function`.
-      noise: standard deviation.
-      train_size, test_size: number of examples.
+      rank: number of coordinates that the target depends on.
+      target: name of the target, see :func:`target_function`.
+      noise: standard deviation of the noise.
+      train_size: number of training examples.
+      test_size: number of test examples.
       seed: of inputs and noise; the inputs are the same for every target, rank and noise.
 
+    Returns:
+      The :class:`Arrays`.
+
     Raises:
-      ValueError: unknown target, a rank outside 1..dimension.
+      ValueError: unknown target, a rank outside 1 to ``dimension``.
 
     >>> data = synthetic(dimension=4, rank=2, noise=0.0, train_size=3, test_size=2, seed=0)
     >>> bool((data.y_test == data.x_test[:, 0] * data.x_test[:, 1]).all())

@@ -1,4 +1,4 @@
-"""Flax models, NTK parameterisation stated per layer."""
+"""Flax models in NTK parameterisation; each states the factor of its layers."""
 
 from catapult_jax.models.cnn import CNN, READOUTS
 from catapult_jax.models.fcn import FCN

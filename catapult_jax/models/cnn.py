@@ -12,8 +12,12 @@ READOUTS = ("flatten", "average")
 class CNN(nn.Module):
     """Convolutional network, NTK parameterisation, zero padding.
 
-    Convolution: ``h <- act(gain / sqrt(k k c_in) * conv(h, W) + c)``; readout of the flattened or spatially averaged maps:
-    ``f = h W / sqrt(fan_in) + c``. Every ``W ~ N(0, 1)``; every ``c`` starts at zero and enters with factor one.
+    - Convolution: ``h <- act(gain / sqrt(k k c_in) * conv(h, W) + c)``.
+    - Readout of the flattened or averaged maps: ``f = h W / sqrt(fan_in) + c``.
+
+    Every ``W ~ N(0, 1)``. Every ``c`` starts at zero and has the factor one.
+
+    Source: Jacot, Gabriel, Hongler (2018), arXiv 1806.07572, for the parameterisation.
 
     >>> import jax, jax.numpy as jnp
     >>> model = CNN(depth=2, width=4)
@@ -22,19 +26,19 @@ class CNN(nn.Module):
     (3, 1)
     """
 
-    depth: int = 5  # weight layers: depth - 1 convolutions and the readout
+    depth: int = 5  # weight layers: ``depth - 1`` convolutions and the readout
     width: int = 64  # channels
     outputs: int = 1
-    activation: str = "relu"
+    activation: str = "relu"  # a name in ACTIVATIONS
     gain: float = 1.0  # of the convolutions; sqrt(2) is He scaling for relu
     bias: bool = False
-    kernel_size: int = 3
-    strides: tuple[int, ...] | None = None  # of each convolution; None: one
-    readout: str = "flatten"  # or "average", over space
+    kernel_size: int = 3  # pixels along a side
+    strides: tuple[int, ...] | None = None  # of each convolution; None: 1
+    readout: str = "flatten"  # or "average": mean over the pixels
 
     @nn.compact
     def __call__(self, x):
-        """``(b, height, width, channels)`` images to ``(b, outputs)``."""
+        """Map ``(b, height, width, channels)`` images to ``(b, outputs)``."""
         h = x
         for layer in range(self.depth - 1):
             h = nn.Conv(

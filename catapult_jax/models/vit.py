@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.linen as nn
 
 from catapult_jax.models.layers import ACTIVATIONS, scaled, unit_normal
@@ -10,17 +12,19 @@ from catapult_jax.models.layers import ACTIVATIONS, scaled, unit_normal
 class ViT(nn.Module):
     r"""Vision transformer with pre-norm blocks, NTK parameterisation, no class token, no dropout.
 
-    ``h = patches(x) + P``; block: ``h <- h + attention(norm(h))``, ``h <- h + mlp(norm(h))``; readout:
-    ``f = m W / sqrt(width)``, ``m`` the mean of ``norm(h)`` over the tokens. Attention of each head:
-    ``softmax(q k^T / sqrt(width / heads)) v``, then a projection of all heads; mlp: ``proj(act(proj(h)))``.
+    - Tokens: ``h = patches(x) + P``, with positions ``P ~ N(0, 1)``, ``(tokens, width)``.
+    - Block: ``h <- h + attention(norm(h))``, ``h <- h + mlp(norm(h))``.
+    - Attention of a head: ``softmax(q k^T / sqrt(width / heads)) v``, then a projection of all heads.
+    - ``mlp(h) = proj(act(proj(h)))``.
+    - Readout: ``f = m W / sqrt(width) + c``, with ``m`` the mean of ``norm(h)`` over the tokens.
 
-    Every projection (patches, q, k, v, heads, mlp) is ``gain / sqrt(fan_in) * h W + c``; every ``W ~ N(0, 1)``; every ``c``
-    starts at zero and enters with factor one. So does ``P ~ N(0, 1)``, ``(tokens, width)``: inputs with mean square one make
-    patches of unit variance, and positions start as large as they. ``norm`` is LayerNorm, with a scale and a bias, of each
-    token alone.
+    Every projection (patches, q, k, v, heads, mlp) is ``gain / sqrt(fan_in) * h W + c``, with ``W ~ N(0, 1)``.
+    Every ``c`` starts at zero. ``c`` and ``P`` have the factor one.
+    Inputs with mean square one give patches of unit variance, so positions start as large as patches.
+    ``norm`` is LayerNorm of one token, with a scale and a bias.
 
-    Source: Dosovitskiy et al. (2021), arXiv 2010.11929, for the architecture. The mean over tokens in place of a class
-    token, NTK parameterisation and the start of ``P`` are our choices.
+    Source: Dosovitskiy et al. (2021), arXiv 2010.11929, for the architecture. Our choices: the mean over tokens instead of a
+    class token, the NTK parameterisation, and the initialisation of ``P``.
 
     >>> import jax, jax.numpy as jnp
     >>> model = ViT(depth=1, width=8, heads=2, patch_size=4)
@@ -35,13 +39,13 @@ class ViT(nn.Module):
     patch_size: int = 8  # pixels along a side
     mlp_ratio: int = 2  # hidden units of the mlp over width
     outputs: int = 1
-    activation: str = "gelu"
+    activation: str = "gelu"  # a name in ACTIVATIONS
     gain: float = 1.0  # of the projections
     bias: bool = False
 
     @nn.compact
     def __call__(self, x):
-        """``(b, height, width, channels)`` images to ``(b, outputs)``.
+        """Map ``(b, height, width, channels)`` images to ``(b, outputs)``.
 
         Raises:
           ValueError: ``patch_size`` does not divide height and width of the images, or ``heads`` does not divide ``width``.
@@ -51,19 +55,20 @@ class ViT(nn.Module):
             raise ValueError(f"patch_size={self.patch_size!r}; allowed: a divisor of both sides of {height}x{width} images")
         if self.heads < 1 or self.width % self.heads:
             raise ValueError(f"heads={self.heads!r}; allowed: a divisor of width={self.width}")
-        shared = dict(use_bias=self.bias, kernel_init=unit_normal)
+        Dense = partial(nn.Dense, use_bias=self.bias, kernel_init=unit_normal)
+        DenseGeneral = partial(nn.DenseGeneral, use_bias=self.bias, kernel_init=unit_normal)
 
         def dense(h, features, name):
-            return nn.Dense(features, **shared, name=name)(scaled(h, self.gain, h.shape[-1]))
+            return Dense(features, name=name)(scaled(h, self.gain, h.shape[-1]))
 
         def attention(h, name):
             h = scaled(h, self.gain, self.width)
             split = (self.heads, self.width // self.heads)
-            q, k, v = (nn.DenseGeneral(split, **shared, name=f"{name}_{part}")(h) for part in ("query", "key", "value"))
+            q, k, v = (DenseGeneral(split, name=f"{name}_{part}")(h) for part in ("query", "key", "value"))
             h = scaled(nn.dot_product_attention(q, k, v), self.gain, self.width)
-            return nn.DenseGeneral(self.width, axis=(-2, -1), **shared, name=f"{name}_heads")(h)
+            return DenseGeneral(self.width, axis=(-2, -1), name=f"{name}_heads")(h)
 
-        # Patches do not overlap, so that a plain product does for a convolution, which XLA runs slowly in loops on the CPU.
+        # Patches do not overlap, so the convolution is a matrix product. XLA runs convolutions in loops slowly on the CPU.
         p = self.patch_size
         h = x.reshape(-1, height // p, p, width // p, p, x.shape[-1]).transpose(0, 1, 3, 2, 4, 5)
         h = dense(h.reshape(h.shape[0], -1, p * p * x.shape[-1]), self.width, "patches")
@@ -74,4 +79,4 @@ class ViT(nn.Module):
             a = dense(nn.LayerNorm(name=f"{name}_mlp_norm")(h), self.mlp_ratio * self.width, f"{name}_mlp_in")
             h = h + dense(ACTIVATIONS[self.activation](a), self.width, f"{name}_mlp_out")
         h = nn.LayerNorm(name="last_norm")(h).mean(axis=1)
-        return nn.Dense(self.outputs, **shared, name="readout")(scaled(h, 1.0, self.width))
+        return Dense(self.outputs, name="readout")(scaled(h, 1.0, self.width))

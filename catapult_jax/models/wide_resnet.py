@@ -10,19 +10,20 @@ from catapult_jax.models.layers import ACTIVATIONS, scaled, unit_normal
 class WideResNet(nn.Module):
     r"""Wide residual network with pre-activation blocks, NTK parameterisation, zero padding.
 
-    Three groups of ``n`` blocks, ``depth = 6 n + 4``, channels ``width * widen_factor * (1, 2, 4)``, strides 1, 2, 2. Block:
-    ``a = act(norm(h))``, ``h <- s + conv(act(norm(conv(a))))`` with ``s = h``, or ``s`` a 1x1 convolution of ``a`` where the
-    shape changes. Readout: ``f = m W / sqrt(c_in)``, ``m`` the spatial average of ``act(norm(h))``.
+    - Three groups of ``n`` blocks: ``depth = 6 n + 4``, channels ``width * widen_factor * (1, 2, 4)``, strides 1, 2, 2.
+    - Block: ``a = act(norm(h))``, ``h <- s + conv(act(norm(conv(a))))``. The shortcut ``s`` is ``h``; if the shape changes, it
+      is a 1x1 convolution of ``a``.
+    - Readout: ``f = m W / sqrt(c_in) + c``, with ``m`` the spatial average of ``act(norm(h))``.
 
-    ``conv(h) = gain / sqrt(k k c_in) * h * W + c``; every ``W ~ N(0, 1)``; every ``c`` starts at zero and enters with factor
-    one. The sum is plain: convolutions in a block see normalised inputs, so each block adds at most about
-    ``gain^2 E act(z)^2``, ``z ~ N(0, 1)``, to the variance of ``h``, and a block whose shape changes starts it anew.
+    ``conv(h) = gain / sqrt(k k c_in) * h * W + c``, with ``W ~ N(0, 1)``. Every ``c`` starts at zero and has the factor one.
+    The sum has no factor. The convolutions of a block see normalised inputs, so a block adds at most about
+    ``gain^2 E act(z)^2``, ``z ~ N(0, 1)``, to the variance of ``h``. A block that changes the shape resets the variance.
 
-    ``norm`` is GroupNorm with a scale and a bias per channel. It normalises each example alone; the batch statistics of
-    BatchNorm, which the source uses, would couple the examples, and the tangent kernel of a batch would not exist.
+    ``norm`` is GroupNorm of one example, with a scale and a bias per channel.
+    The paper uses BatchNorm. Its batch statistics couple the examples, and a tangent kernel by example would not exist.
 
-    Source: Zagoruyko and Komodakis (2016), arXiv 1605.07146, for the architecture. GroupNorm, NTK parameterisation and
-    ``stem_stride`` are our choices.
+    Source: Zagoruyko and Komodakis (2016), arXiv 1605.07146, for the architecture. Our choices: GroupNorm, the NTK
+    parameterisation and ``stem_stride``.
 
     >>> import jax, jax.numpy as jnp
     >>> model = WideResNet(depth=10, width=4, groups=2)
@@ -31,19 +32,19 @@ class WideResNet(nn.Module):
     (3, 1)
     """
 
-    depth: int = 10  # as the source counts: 6 n + 4
+    depth: int = 10  # 6 n + 4, as the paper counts
     width: int = 16  # channels of the stem
     widen_factor: int = 1
     outputs: int = 1
-    activation: str = "relu"
+    activation: str = "relu"  # a name in ACTIVATIONS
     gain: float = 1.0  # of the convolutions
     bias: bool = False
-    groups: int = 4  # of channels that GroupNorm normalises together
-    stem_stride: int = 1  # 2 or more makes all maps smaller, for small machines
+    groups: int = 4  # number of groups of channels in GroupNorm
+    stem_stride: int = 1  # 2 or more gives smaller maps, for small machines
 
     @nn.compact
     def __call__(self, x):
-        """``(b, height, width, channels)`` images to ``(b, outputs)``.
+        """Map ``(b, height, width, channels)`` images to ``(b, outputs)``.
 
         Raises:
           ValueError: ``depth`` is not ``6 n + 4``, or ``groups`` does not divide ``width``.

@@ -1,4 +1,4 @@
-"""One-file HTML pages: sections of blocks, rendered by one template that escapes whatever is put into it."""
+"""One-file HTML pages: sections of blocks, rendered by one template that escapes everything."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import numpy as np
 class Block(NamedTuple):
     """One part of a page. The template ``page.html`` has a macro for each kind."""
 
-    kind: str
-    content: Mapping[str, Any]
+    kind: str  # name of the macro
+    content: Mapping[str, Any]  # what the macro shows
 
 
 class Section(NamedTuple):
@@ -24,21 +24,51 @@ class Section(NamedTuple):
 
     heading: str  # empty: none
     blocks: Sequence[Block]
-    level: int = 2
+    level: int = 2  # of the heading: 2 for <h2>
 
 
 def text(words: str) -> Block:
-    """A paragraph."""
+    """A paragraph.
+
+    Args:
+      words: its text.
+
+    Returns:
+      A block.
+
+    >>> text("Three spikes.").content["words"]
+    'Three spikes.'
+    """
     return Block("text", {"words": words})
 
 
 def warning(words: str) -> Block:
-    """A paragraph that can't be overlooked."""
+    """A paragraph that stands out.
+
+    Args:
+      words: its text.
+
+    Returns:
+      A block.
+
+    >>> warning("This run is on fallback data.").kind
+    'warning'
+    """
     return Block("warning", {"words": words})
 
 
 def preformatted(words: str) -> Block:
-    """Text whose lines and spaces stay as they are."""
+    """Text with its lines and spaces as they are.
+
+    Args:
+      words: the text.
+
+    Returns:
+      A block.
+
+    >>> preformatted("a  b").kind
+    'preformatted'
+    """
     return Block("preformatted", {"words": words})
 
 
@@ -48,34 +78,94 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]], *, of_text: bool
     Args:
       header: names of the columns.
       rows: cells; numbers get four digits.
-      of_text: text in every column, not in the first one alone.
+      of_text: True: text in every column. False: only in the first one.
+
+    Returns:
+      A block.
+
+    >>> table(("member", "lr"), [(0, 0.12345)]).content["rows"]
+    [['0', '0.1235']]
     """
     return Block("table", {"header": header, "rows": [[number(cell) for cell in row] for row in rows], "of_text": of_text})
 
 
 def image(path: Path, caption: str) -> Block:
-    """A PNG with its caption, held in the page itself."""
+    """A PNG with its caption. The page itself holds its bytes.
+
+    Args:
+      path: of the PNG.
+      caption: text under it.
+
+    Returns:
+      A block.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "loss.png")
+    ...     _ = path.write_bytes(b"pixels")
+    ...     image(path, "The loss.").content["name"]
+    'loss'
+    """
     return Block("image", {"name": path.stem, "data": base64.b64encode(path.read_bytes()).decode(), "caption": caption})
 
 
 def items(lines: Iterable[str]) -> Block:
-    """A list."""
+    """A list.
+
+    Args:
+      lines: its items.
+
+    Returns:
+      A block.
+
+    >>> items(["a", "b"]).content["lines"]
+    ['a', 'b']
+    """
     return Block("items", {"lines": list(lines)})
 
 
 def links(targets: Mapping[str, str]) -> Block:
-    """A list of links: words -> address."""
+    """A list of links.
+
+    Args:
+      targets: words -> address.
+
+    Returns:
+      A block.
+
+    >>> links({"run 1": "./run1/report.html"}).kind
+    'links'
+    """
     return Block("links", {"targets": targets})
 
 
 def verdict(word: str, statement: str, effect: str, rows: Sequence[Sequence[str]] = ()) -> Block:
-    """A verdict on a claim; ``rows``: header and rows of its table."""
-    told = {"word": word, "statement": statement, "effect": effect}
-    return Block("verdict", told | {"header": rows[0] if rows else (), "rows": rows[1:]})
+    """A verdict on a claim.
+
+    Args:
+      word: the verdict.
+      statement: of the claim.
+      effect: sizes that the verdict rests on.
+      rows: header and rows of a table; empty: none.
+
+    Returns:
+      A block.
+
+    >>> verdict("not tested", "It holds", "no spike", (("arm",), ("sgd",))).content["header"]
+    ('arm',)
+    """
+    content = {"word": word, "statement": statement, "effect": effect}
+    return Block("verdict", content | {"header": rows[0] if rows else (), "rows": rows[1:]})
 
 
 def number(value: Any) -> str:
-    """A cell: four digits; NaN is a dash.
+    """A cell of a table.
+
+    Args:
+      value: a number or text.
+
+    Returns:
+      Text: a float in four digits, NaN as a dash.
 
     >>> number(0.123456), number(float("nan")), number(float("inf")), number(3)
     ('0.1235', '–', 'infinite', '3')
@@ -86,7 +176,14 @@ def number(value: Any) -> str:
 
 
 def render(title: str, sections: Iterable[Section]) -> str:
-    """The whole page.
+    """A whole page. Everything in it is escaped.
+
+    Args:
+      title: of the page.
+      sections: one without blocks is left out.
+
+    Returns:
+      HTML.
 
     >>> "<h1>a &lt; b</h1>" in render("a < b", [Section("", [text("words")])])
     True

@@ -1,4 +1,4 @@
-"""Checks of arguments, from shapes and dtypes alone: each mistake ends in one line that says what is allowed."""
+"""Checks of arguments, from shapes and dtypes alone. Each error is one line that says what is allowed."""
 
 from __future__ import annotations
 
@@ -18,31 +18,53 @@ from catapult_jax.losses import batch_loss
 if TYPE_CHECKING:
     from jaxtyping import Array, PyTree
 
-# Collections of a Flax module that are no parameters.
+# Collections of a Flax module that are not parameters.
 _STATE = ("batch_stats", "cache", "intermediates", "losses", "metrics", "perturbations", "spectral_stats")
 _SPLIT = "a module is split first: nnx.split(model, nnx.Param, ...), or equinox.partition(model, equinox.is_inexact_array)"
 
 
 def check_batch(batch: Any) -> tuple[Array, Array]:
-    """``(x, targets)``.
+    """Check that a batch is a pair of arrays.
+
+    Args:
+      batch: ``(x, targets)``.
+
+    Returns:
+      The same pair, as a tuple.
 
     Raises:
-      ValueError: a batch that is no pair of arrays.
+      ValueError: The batch is not a pair of arrays.
+
+    >>> check_batch((jnp.ones(2),))
+    Traceback (most recent call last):
+    ValueError: batch is a tuple of 1; allowed: a pair (x, targets)
     """
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         what = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, (tuple, list)) else type(batch).__name__
         raise ValueError(f"batch is a {what}; allowed: a pair (x, targets)")
     for name, array in zip(("x", "targets"), batch, strict=True):
         _check_array(name, array, "one array (b, ...) with b examples")
-    return tuple(batch)
+    x, targets = batch
+    return x, targets
 
 
 def check_arguments(apply_fn: Callable, params: PyTree, x: Array) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of the outputs.
+    """Check the parameters, the inputs and the outputs of a model.
+
+    Args:
+      apply_fn: ``apply_fn(params, x) -> (b, ...)``.
+      params: Parameters; floating-point leaves.
+      x: ``(b, ...)`` inputs.
+
+    Returns:
+      Shape and dtype of the outputs.
 
     Raises:
-      ValueError: parameters that are not all real floating-point arrays, or none; no examples; outputs that are not one real
-        floating-point array with one row for each example.
+      ValueError: No parameters, or one that is not a real floating-point array; no examples; outputs that are not one
+        real floating-point array with one row for each example.
+
+    >>> check_arguments(lambda w, x: x @ w, jnp.ones(2), jnp.ones((3, 2))).shape
+    (3,)
     """
     _check_params(params)
     _check_array("x", x, "one array (b, ...) with b examples")
@@ -53,7 +75,7 @@ def check_arguments(apply_fn: Callable, params: PyTree, x: Array) -> jax.ShapeDt
     except flax.errors.TraceContextError as error:
         raise ValueError(
             f"apply_fn changes the state of a Flax NNX module that it closes over ({str(error).split(' (http')[0]}); allowed: functions "
-            "that change nothing, such as a module in evaluation mode (model.eval())"
+            "without side effects, such as a module in evaluation mode (model.eval())"
         ) from error
     if not hasattr(out, "shape") or not hasattr(out, "dtype"):
         raise ValueError(f"apply_fn returns {type(out).__name__}; allowed: one array of shape (b, ...)")
@@ -67,14 +89,35 @@ def check_arguments(apply_fn: Callable, params: PyTree, x: Array) -> jax.ShapeDt
 
 
 def check_loss(outputs: jax.ShapeDtypeStruct, targets: Array, *, loss: str) -> None:
-    """Raises ValueError where the loss does not take these targets with these outputs."""
+    """Check that a loss accepts these targets with these outputs.
+
+    Args:
+      outputs: Shape and dtype of the outputs.
+      targets: Array or shape.
+      loss: Name of the loss.
+
+    Raises:
+      ValueError: Unknown loss, or targets that do not fit.
+
+    >>> check_loss(jax.ShapeDtypeStruct((3,), jnp.float32), jnp.ones(3), loss="mse")
+    """
     jax.eval_shape(
         functools.partial(batch_loss, loss=loss), outputs, jax.ShapeDtypeStruct(jnp.shape(targets), jnp.result_type(targets))
     )
 
 
 def check_preconditioner(preconditioner: PyTree | None, params: PyTree) -> None:
-    """Raises ValueError unless it has one entry for each parameter."""
+    """Check that a preconditioner has one entry for each parameter.
+
+    Args:
+      preconditioner: Diagonal of ``P``, a pytree like ``params``, or None.
+      params: Parameters.
+
+    Raises:
+      ValueError: Another structure or other shapes.
+
+    >>> check_preconditioner(jnp.ones(2), jnp.zeros(2))
+    """
     if preconditioner is not None and (why := _difference(preconditioner, params)):
         raise ValueError(
             f"preconditioner has other leaves or shapes than params ({why}); allowed: one entry for each parameter, in a tree like params"
@@ -90,13 +133,24 @@ def check_updates(updates: PyTree, params: PyTree) -> None:
 
 
 def check_directions(vectors: PyTree, params: PyTree, k_max: int) -> None:
-    """Raises ValueError unless every leaf is one of ``params`` with an axis of ``k_max`` before."""
+    """Check that directions have the leaves of ``params``, each with a first axis of ``k_max``.
+
+    Args:
+      vectors: Pytree of directions.
+      params: Parameters.
+      k_max: Number of directions.
+
+    Raises:
+      ValueError: Another structure, other shapes, or another number of directions.
+
+    >>> check_directions(jnp.ones((3, 2)), jnp.zeros(2), 3)
+    """
     if why := _difference(vectors, params, leading=1):
         raise ValueError(
             f"warm_start has another structure or other shapes than params ({why}); allowed: directions of an earlier call"
         )
-    if (found := jnp.shape(jax.tree.leaves(vectors)[0])[0]) != k_max:
-        raise ValueError(f"warm_start has {found} directions; allowed: k_max={k_max}")
+    if (count := jnp.shape(jax.tree.leaves(vectors)[0])[0]) != k_max:
+        raise ValueError(f"warm_start has {count} directions; allowed: k_max={k_max}")
 
 
 def _check_array(name: str, value: Any, allowed: str) -> None:
@@ -107,6 +161,7 @@ def _check_array(name: str, value: Any, allowed: str) -> None:
 
 
 def _dtype(leaf) -> np.dtype | None:
+    """The dtype of a leaf; None: it is not a number."""
     try:
         return jnp.result_type(leaf)
     except TypeError:
@@ -140,10 +195,10 @@ def _check_params(params) -> None:
 
 
 def _difference(tree, params, leading: int = 0) -> str | None:
-    """What keeps the tree from having the structure and, after some leading axes, the shapes of ``params``; None: nothing."""
+    """First difference of a tree from ``params`` in structure or shapes, apart from leading axes; None: no difference."""
     if jax.tree.structure(tree) != jax.tree.structure(params):
-        one, other = type(tree).__name__, type(params).__name__
-        return f"{one} in place of {other}" if one != other else "another structure"
+        kind, expected = type(tree).__name__, type(params).__name__
+        return f"{kind} in place of {expected}" if kind != expected else "another structure"
     for (path, leaf), like in zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(params), strict=True):
         if jnp.ndim(leaf) < leading or jnp.shape(leaf)[leading:] != jnp.shape(like):
             return f"{jax.tree_util.keystr(path) or 'it'} has shape {jnp.shape(leaf)} for {jnp.shape(like)}"
@@ -152,7 +207,15 @@ def _difference(tree, params, leading: int = 0) -> str | None:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def without_derivative(what: str, tree: PyTree) -> PyTree:
-    """The tree; its derivative is an error that names ``what``."""
+    """Identity on ``tree``, whose derivative is an error.
+
+    Args:
+      what: Name of the public function, for the error.
+      tree: Arrays.
+
+    >>> without_derivative("f", jnp.ones(1)).tolist()
+    [1.0]
+    """
     return tree
 
 
@@ -165,7 +228,14 @@ def _(what, primals, tangents):
 
 @jax.custom_jvp
 def forward_mode_only(kernel: Array) -> Array:
-    """The kernel; reverse-mode differentiation, which its loops do not have, is an error."""
+    """Identity on ``kernel``, whose reverse-mode derivative is an error: loops of unknown length have none.
+
+    Args:
+      kernel: Any array.
+
+    >>> forward_mode_only(jnp.ones(1)).tolist()
+    [1.0]
+    """
     return kernel
 
 

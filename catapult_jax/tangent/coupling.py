@@ -1,4 +1,7 @@
-"""Refuses models in which one example's output depends on another example: they have no kernel of a batch."""
+"""Refuses models that couple the examples of a batch: such a model has no kernel by example.
+
+A model couples examples if the output of one depends on another one, on its place in the batch, or on the batch size.
+"""
 
 from __future__ import annotations
 
@@ -9,36 +12,41 @@ from typing import TYPE_CHECKING
 
 import flax.linen as nn
 import jax
-import jax.extend
+import jax.core
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
-from catapult_jax.tangent import batch_axis
+from catapult_jax.tangent.batch_axis import follow
+from catapult_jax.tangent.batch_axis_rules import Lost
+from catapult_jax.tangent.compare_programs import same_program
 from catapult_jax.xla import PROBED_NUMBERS, QUICK
 
 if TYPE_CHECKING:
     from jaxtyping import Array, PyTree
 
-_TOLERANCE = 1e-3  # relative; reassociation between batch sizes is far below it, a coupled model far above
-_ALONE = 16  # examples that are evaluated one by one
+_TOLERANCE = 1e-3  # relative; another order of sums at another batch size gives far less, a coupled model far more
+_ALONE = 16  # examples that are evaluated one by one, at most
 
 
 class CoupledExamplesError(ValueError):
-    """The model's output for one example depends on the other examples of the batch, or on its place among them."""
+    """The output of a model for one example depends on other examples of the batch, or on its place in the batch."""
 
 
-# Made-up weights: of both signs, scaled by fan-in or of unit size (networks that scale in the forward pass), or all positive
-# (roots, logarithms). The first kind that gives outputs of a moderate size is used.
+# Kinds of made-up weights: of both signs and scaled by fan-in; of both signs and unit size (for networks that scale in
+# the forward pass); all positive (for roots and logarithms). The first kind that gives outputs of a moderate size is
+# used.
 _KINDS = ("he", "unit", "positive")
 
 _ALLOWED = (
-    "allowed: models that treat each example alone (GroupNorm, LayerNorm, no dropout). With BatchNorm in training mode the kernel by "
-    "example does not exist; in evaluation mode it is the kernel of another function, and with an optimizer state of training mode "
-    "its critical lr can be off by orders of magnitude"
+    "allowed: models that treat each example alone (GroupNorm, LayerNorm, no dropout). A model with BatchNorm in training mode has no "
+    "kernel by example. In evaluation mode it is another function: with an optimizer state from training mode its critical lr can be "
+    "wrong by orders of magnitude"
 )
 
 
-def _invented(rng: np.random.Generator, shape: tuple[int, ...], dtype, kind: str):
+def _made_up(rng: np.random.Generator, shape: tuple[int, ...], dtype, kind: str):
+    """A weight of this kind; keys of random numbers and integers are made up too."""
     if jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return jax.random.split(jax.random.key(0), shape) if shape else jax.random.key(0)
     if not jnp.issubdtype(dtype, jnp.inexact):
@@ -52,62 +60,70 @@ def _invented(rng: np.random.Generator, shape: tuple[int, ...], dtype, kind: str
 
 
 def refuse_coupled_examples(apply_fn: Callable, params: PyTree, x: Array) -> None:
-    """Raises if ``apply_fn(params, x)[i]`` depends on anything of ``x`` but ``x[i]``, or on ``i``, or on the batch size.
+    """Refuse a model whose output ``apply_fn(params, x)[i]`` depends on anything but ``params`` and ``x[i]``.
 
-    Two steps. First a proof: the function is traced at the batch size of ``x``, and the axis of the examples is followed through
-    the program, see :func:`catapult_jax.tangent.batch_axis.follow`. Where this succeeds, and the program for two examples does the
-    same operations, what is left to ask is whether two examples together give what each gives alone; this is evaluated on made-up
-    numbers. An operation that reduces over the examples, or contracts them, is refused.
+    First, a proof is tried. The function is traced at the batch size of ``x``, and
+    :func:`catapult_jax.tangent.batch_axis.follow` follows the axis of the examples through the program. An operation
+    that combines examples is refused. If the proof succeeds, and the program for two examples does the same operations,
+    only one question is left: do two examples together give what each gives alone? The program is evaluated on made-up
+    numbers to answer it.
 
-    Where an operation has no rule, nothing is proved. The function is then evaluated on made-up numbers at the batch size of ``x`` (or
-    at a smaller one, where it is too large): sixteen examples alone against all together; and, for every pair of examples, does a NaN (another
-    value of an integer input) in one reach the output of the other? What passes is accepted with a warning, which
-    names the operation: coupling that depends on the values, and acts on none of these, is not seen.
+    If an operation has no rule, nothing is proved. The function is then evaluated on made-up numbers, at the batch size
+    of ``x`` or, for a large program, at a smaller one. Up to sixteen examples alone must give what they give together.
+    A NaN in one example (or another value, if the inputs are integers) must not change the output of any other. A model
+    that passes is accepted with a warning that names the operation, because a coupling that depends on the values can
+    pass.
 
-    It works on shapes, so it may be called while ``params`` and ``x`` are being traced. Integer examples are taken from ``x`` where
-    they are there. For ``model.apply`` of a Flax module, which can't change, it is done once for each shape.
+    It needs shapes only, so ``params`` and ``x`` may be traced. Integer examples are taken from ``x`` if their values
+    are available. ``model.apply`` of a Flax module is checked once for each shape, since the module can't change.
 
     Args:
       apply_fn: ``apply_fn(params, x) -> (b, ...)``.
-      params: arrays or shapes.
+      params: Arrays or shapes.
       x: ``(b, ...)`` array or shape.
 
     Raises:
-      CoupledExamplesError: as said; or nothing is proved and the outputs are finite on no made-up numbers.
-      ValueError: the function does not accept another batch size.
+      CoupledExamplesError: The model couples examples; or nothing is proved and no made-up numbers give finite outputs.
+      ValueError: The function does not accept another batch size.
+
+    >>> refuse_coupled_examples(lambda w, x: x @ w, jnp.ones(2), jnp.ones((3, 2)))
+    >>> refuse_coupled_examples(lambda w, x: (x - x.mean(0)) @ w, jnp.ones(2), jnp.ones((3, 2)))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    catapult_jax.tangent.coupling.CoupledExamplesError: apply_fn couples the examples of a batch: reduce_sum combines ...
     """
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), params)
-    b, key = max(len(x), 2), _key(apply_fn, shapes, x)
+    b, key = max(len(x), 2), _cache_key(apply_fn, shapes, x)
     if key is not None and (key, b) in _INDEPENDENT:
         return
-    program = lambda size: _traced(apply_fn, shapes, x, size)
+    program = lambda size: _trace(apply_fn, shapes, x, size)
     whole, leaves = program(b), jax.tree.leaves(shapes)
-    lost = batch_axis.follow(whole, len(leaves), b)
+    lost = follow(whole, len(leaves), b)  # None: proved
     if lost is not None and lost.mixes:
         raise CoupledExamplesError(f"apply_fn couples the examples of a batch: {lost}; {_ALLOWED}")
-    if lost is None and b > 2 and not batch_axis.same_program(whole, program(2), b, 2):
-        lost = batch_axis.Lost("the program depends on the batch size", mixes=False)
+    if lost is None and b > 2 and not same_program(whole, program(2), b, 2):
+        lost = Lost("the program depends on the batch size", mixes=False)
     if lost is None:
         if key is None or key not in _INDEPENDENT:
             _refuse_by_value({n: program(n) for n in (1, 2)}, leaves, x, proved=True)
     else:
-        size = max(min(b, b * PROBED_NUMBERS // _numbers(whole.jaxpr)), 4 if b > 4 else 2)
+        size = max(min(b, b * PROBED_NUMBERS // _count_numbers(whole.jaxpr)), 4 if b > 4 else 2)
         _refuse_by_value({1: program(1), size: program(size)}, leaves, x, proved=False)
         warnings.warn(
             f"apply_fn is not known to treat each example alone: {lost}. No coupling was seen on made-up numbers with {size} of {b} "
-            "examples; coupling that depends on the values, or on more examples, would give a wrong kernel",
+            "examples. A coupling that depends on the values, or on more examples, would give a wrong kernel",
             stacklevel=3,
         )
     if key is not None:
         _INDEPENDENT.update({(key, b)} | ({key} if lost is None else set()))
 
 
-# Flax modules that treat each example alone: by the shape of an example, and by that and the batch size.
+# Flax modules that treat each example alone: keys from _cache_key, where it is proved, and pairs of such a key and a
+# batch size.
 _INDEPENDENT: set = set()
 
 
-def _key(apply_fn, shapes, x):
-    """Of a Flax module, whose fields are frozen, and the shape of an example; None of any other function."""
+def _cache_key(apply_fn, shapes, x):
+    """Key of a method of a Flax module, whose fields are frozen, for these shapes of an example. None: no such method."""
     owner = getattr(apply_fn, "__self__", None)
     if not isinstance(owner, nn.Module):
         return None
@@ -122,17 +138,17 @@ def _key(apply_fn, shapes, x):
     )
     try:
         hash(key)
-    except TypeError:  # a field that has no hash
+    except TypeError:  # a field of the module has no hash
         return None
     return key
 
 
-def _traced(apply_fn, shapes, x, size: int):
-    """The function on so many examples, as a program."""
-    of_size = jax.ShapeDtypeStruct((size, *jnp.shape(x)[1:]), jnp.result_type(x))
+def _trace(apply_fn, shapes, x, size: int):
+    """The program of the function on so many examples."""
+    examples = jax.ShapeDtypeStruct((size, *jnp.shape(x)[1:]), jnp.result_type(x))
     why = None
     try:
-        closed = jax.make_jaxpr(apply_fn)(shapes, of_size)
+        closed = jax.make_jaxpr(apply_fn)(shapes, examples)
         if closed.out_avals[0].shape[:1] != (size,):
             why = f"returns shape {closed.out_avals[0].shape}"
     except Exception as error:
@@ -142,33 +158,33 @@ def _traced(apply_fn, shapes, x, size: int):
     if why is not None:
         raise ValueError(
             f"apply_fn {why} for a batch of {size} in place of {len(x)}; allowed: functions for any batch size, which close over no array "
-            "of this batch"
+            "of the batch"
         )
     return closed
 
 
-def _numbers(jaxpr) -> int:
-    """In all arrays that the program makes."""
+def _count_numbers(jaxpr) -> int:
+    """Numbers in all arrays that a program computes, and one more for each program inside it."""
     inner = [
         getattr(v, "jaxpr", v) for eqn in jaxpr.eqns for v in eqn.params.values() if hasattr(v, "eqns") or hasattr(v, "jaxpr")
     ]
-    return 1 + sum(map(_numbers, inner)) + sum(math.prod(v.aval.shape) for eqn in jaxpr.eqns for v in eqn.outvars)
+    return 1 + sum(map(_count_numbers, inner)) + sum(math.prod(v.aval.shape) for eqn in jaxpr.eqns for v in eqn.outvars)
 
 
 def _refuse_by_value(programs: dict, leaves: list, x, *, proved: bool) -> None:
-    """Evaluates the programs for ``n`` examples and for one. ``proved``: each output is known to depend on its own example."""
+    """Compare the outputs for ``n`` examples with those for one. ``proved``: each output depends on its example alone."""
     n = max(programs)
-    runs = {size: (closed, _compiled(closed)) for size, closed in programs.items()}
+    runs = {size: (closed, _compile(closed)) for size, closed in programs.items()}
     dtype = programs[n].out_avals[0].dtype
     with jax.ensure_compile_time_eval(), jax.debug_nans(False), np.errstate(all="ignore"):
         for kind, examples in _examples(x, n):
             together = _probe(runs[n], leaves, examples, kind)
             if np.isfinite(together).all() and 1e-20 < np.abs(together).max(initial=0.0) < 1e20:
                 break
-        else:  # positive weights may well give zeros
+        else:  # no kind gives moderate outputs; positive weights may give zeros
             if not (proved or np.isfinite(together).all()):
                 raise CoupledExamplesError(
-                    "apply_fn gives outputs that are not finite on made-up numbers, so it can't be told whether it couples the "
+                    "apply_fn gives outputs that are not finite on made-up numbers, which can't tell whether it couples the "
                     "examples of a batch; allowed: models with finite outputs for inputs and parameters of order one"
                 )
         rows = np.unique(np.linspace(0, n - 1, _ALONE).astype(int))
@@ -177,7 +193,7 @@ def _refuse_by_value(programs: dict, leaves: list, x, *, proved: bool) -> None:
         bound = tolerance * max(float(np.abs(together[np.isfinite(together)]).max(initial=0.0)), np.finfo(np.float32).tiny)
 
         def same(a, b):
-            """Equal up to rounding. If the rest is proved, two equal infinities and two NaNs are equal too."""
+            """Whether two outputs are equal up to rounding. After a proof, equal infinities and two NaNs count as equal."""
             return bool(np.all((np.abs(a - b) <= bound) | (proved & ((a == b) | (np.isnan(a) & np.isnan(b))))))
 
         why = None
@@ -185,7 +201,7 @@ def _refuse_by_value(programs: dict, leaves: list, x, *, proved: bool) -> None:
             why = f"a batch of {n} gives other outputs than {n} batches of one"
         elif not proved:
             for mask in _masks(n):
-                beside_others = _probe(runs[n], leaves, _changed(examples, mask), kind)
+                beside_others = _probe(runs[n], leaves, _perturb(examples, mask), kind)
                 if not same(together[~mask], beside_others[~mask]):
                     why = "the output of one example changes when another example of the batch changes"
                     break
@@ -193,17 +209,17 @@ def _refuse_by_value(programs: dict, leaves: list, x, *, proved: bool) -> None:
         raise CoupledExamplesError(f"apply_fn couples the examples of a batch: {why}; {_ALLOWED}")
 
 
-def _compiled(closed) -> Callable:
-    """The program, compiled in a hurry, with what it closes over as a first argument."""
+def _compile(closed) -> Callable:
+    """The program as a function of the arrays that it closes over and its inputs. It runs a few times: compile quickly."""
 
-    def run(consts, *arguments):
+    def evaluate(consts, *arguments):
         return jax.extend.core.jaxpr_as_fun(jax.extend.core.ClosedJaxpr(closed.jaxpr, consts))(*arguments)[0]
 
-    return jax.jit(run, compiler_options=QUICK)
+    return jax.jit(evaluate, compiler_options=QUICK)
 
 
 def _examples(x, n: int):
-    """Pairs of a kind of weights and ``n`` examples to try: integer ones from the batch itself where they are there, then made-up ones."""
+    """Pairs of a kind of weights and ``n`` examples to try. If they are integers, those of the batch come first."""
     shape, dtype = (n, *jnp.shape(x)[1:]), jnp.result_type(x)
     rng = np.random.default_rng(2)
     if jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.complexfloating):
@@ -211,13 +227,13 @@ def _examples(x, n: int):
             numbers = rng.uniform(0.5, 1.5, shape) if kind == "positive" else rng.standard_normal(shape)
             yield kind, numbers.astype(dtype)
         return
-    # Zeros and ones in each example, so that none is all padding; then the same number everywhere.
+    # First zeros and ones in each example, so that none is only padding; then the same number everywhere.
     mixed = rng.integers(0, 2, (n, math.prod(shape[1:])))
     mixed[:, :1] = np.arange(n)[:, None] % 2
     mixed[:, 1:2] = 1 - mixed[:, :1]
     candidates = [mixed.reshape(shape), np.ones(shape), np.zeros(shape)]
     if isinstance(x, (np.ndarray, jax.Array)) and not isinstance(x, jax.core.Tracer):
-        on_one_device = x.addressable_data(0) if isinstance(x, jax.Array) else x  # a fraction of the batch, where it is sharded
+        on_one_device = x.addressable_data(0) if isinstance(x, jax.Array) else x  # a part of the batch, if it is sharded
         if on_one_device.shape[1:] == shape[1:]:
             candidates.insert(0, np.resize(np.asarray(on_one_device[:n]), shape))
     for candidate in candidates:
@@ -226,14 +242,14 @@ def _examples(x, n: int):
 
 
 def _masks(n: int):
-    """Sets of examples such that of any two some set holds the first and not the second."""
+    """Sets of examples: for any two examples, one of the sets has the first and not the second."""
     for bit in range((n - 1).bit_length()):
         ones = (np.arange(n) >> bit) % 2 == 1
         yield from (ones, ~ones)
 
 
-def _changed(examples: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Other values in some of the examples."""
+def _perturb(examples: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Put other values into some of the examples."""
     changed = examples.copy()
     changed[mask] = np.nan if jnp.issubdtype(examples.dtype, jnp.inexact) else np.roll(examples, 1, axis=0)[mask]
     return changed
@@ -243,9 +259,9 @@ def _probe(program: tuple, leaves: list, examples: np.ndarray, kind: str) -> np.
     """Outputs for these examples and made-up weights."""
     closed, run = program
     rng = np.random.default_rng(0)
-    numbers = [_invented(rng, leaf.shape, leaf.dtype, kind) for leaf in leaves]
+    numbers = [_made_up(rng, leaf.shape, leaf.dtype, kind) for leaf in leaves]
     rng = np.random.default_rng(1)
-    # Values that are still being traced are replaced by made-up ones too.
-    stand_in = lambda const: jnp.asarray(_invented(rng, const.shape, const.dtype, kind))
+    # Arrays that are being traced have no values yet, so these are made up too.
+    stand_in = lambda const: jnp.asarray(_made_up(rng, const.shape, const.dtype, kind))
     consts = [stand_in(const) if isinstance(const, jax.core.Tracer) else const for const in closed.consts]
     return np.asarray(run(consts, *map(jnp.asarray, numbers), jnp.asarray(examples)), np.float64)

@@ -1,4 +1,4 @@
-"""Top eigenpairs of the loss-weighted kernel from kernel-vector products, with upper bounds on what the search has not met."""
+"""Top eigenpairs of the loss-weighted kernel from kernel-vector products, with upper bounds on the eigenvalues."""
 
 from __future__ import annotations
 
@@ -21,18 +21,17 @@ from catapult_jax.tangent.checks import (
     without_derivative,
 )
 from catapult_jax.tangent.coupling import refuse_coupled_examples
-from catapult_jax.tangent.products import LinearMap, is_traced, linear_map, loop_kind, trace
-from catapult_jax.tangent.rayleigh_ritz import (
-    Ritz,
-    Space,
-    empty,
-    insert,
-    next_vector,
-    norm,
-    ritz,
-    rounding,
-    runs_on,
-    upper_bounds,
+from catapult_jax.tangent.products import is_traced, linear_map, loop_kind, trace
+from catapult_jax.tangent.rayleigh_ritz import Space, empty, insert, norm, rounding
+from catapult_jax.tangent.search import (
+    GROWTH,
+    Search,
+    Settings,
+    State,
+    add_directions,
+    if_needed,
+    random_vector,
+    search_from,
 )
 from catapult_jax.xla import UNROLLED_PRODUCTS, at_least_float32, warn_of_lapack_threads
 
@@ -40,30 +39,35 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, PyTree
 
 
-class Directions(NamedTuple):
-    """What one call hands to the next: the eigenvectors in the space of the parameters, which stays when the batch changes."""
+_EXTRA_PRODUCTS = 32  # products by default, beyond k
 
-    vectors: Any  # pytree like params, leading axis k_max: b^(-1/2) J^T B v, for unit eigenvectors v; any P comes later
+
+class Directions(NamedTuple):
+    """What one call hands to the next: eigenvectors in the space of the parameters, which stays the same for another batch."""
+
+    vectors: (
+        Any  # pytree like params, leading axis k_max: b^(-1/2) J^T B v for unit eigenvectors v; the next call divides by its P
+    )
     tracked: Int[Array, ""]  # how many of them are in use
     largest: Float[Array, ""]  # largest eigenvalue of the last call
     below: Float[Array, ""]  # upper bound on the eigenvalues below the tracked ones
-    age: Int[Array, ""]  # calls that took that bound from an earlier one
-    calls: Int[Array, ""]  # so far; 0: there are no vectors yet. It is the seed of the next random start
+    age: Int[Array, ""]  # number of calls in a row that reused this bound
+    calls: Int[Array, ""]  # number of calls so far, the seed of the next random start; 0: there are no vectors yet
 
 
 class Eigenpairs(NamedTuple):
-    """What :func:`top_eigenpairs` returns. Entries from ``tracked`` on are by-products, and not held to the tolerance."""
+    """Result of :func:`top_eigenpairs`. Entries from ``tracked`` on are by-products that need not be within the tolerance."""
 
-    # Of the loss-weighted kernel, largest first; but for rounding never above the eigenvalue of that rank.
+    # Of the loss-weighted kernel, largest first. Up to rounding, none is above the true eigenvalue of its rank.
     eigenvalues: Float[Array, " k_max"]
-    # The eigenvalue of that rank is at most this far above, with probability 1 - failure; infinite: not known.
+    # The true eigenvalue of that rank is at most this far above, with probability 1 - failure; inf: no bound.
     bounds: Float[Array, " k_max"]
-    # ||K v - lambda v||: some eigenvalue is no further than this; infinite where it was not computed.
+    # ||K v - lambda v||: a true eigenvalue is at most this far away; inf: not computed.
     residuals: Float[Array, " k_max"]
     vectors: Float[Array, "bo k_max"]  # columns, unit, example-major
-    tracked: Int[Array, ""]  # eigenpairs that are held to the tolerance: k, or more where they are above the threshold
+    tracked: Int[Array, ""]  # eigenpairs that are held to the tolerance: k, or more if more are above the threshold
     products: Float[Array, ""]  # kernel-vector products, one vjp and one jvp each
-    # The bound of every tracked eigenvalue is at most tol times it, but for rounding (16 eps times the largest).
+    # The bound of every tracked eigenvalue is at most tol times it, up to rounding (16 eps times the largest).
     converged: Array
     directions: Directions  # for warm_start
 
@@ -85,56 +89,64 @@ def top_eigenpairs(
     k_max: int | None = None,
     chunk_size: int | None = None,
 ) -> Eigenpairs:
-    r"""Top eigenpairs of the loss-weighted kernel of a batch, from kernel-vector products alone.
+    r"""Top eigenpairs of the loss-weighted kernel of a batch, from kernel-vector products only.
 
-    ``K_L = A A^T`` with ``A = b^(-1/2) B^T J P^(-1/2)``: a product is one vjp and one jvp of the model, linearised once.
-    Rayleigh-Ritz in a growing space: first the images ``A w`` of the directions of an earlier call and a few residuals, until
-    these pairs are nearly right. Then a random start in what is orthogonal to them, with Lanczos steps: it shows whether a larger
-    eigenvalue was missed. It ends when the bound of every tracked eigenvalue is at most ``tol`` times it, or after
-    ``max_products``; ``converged`` and ``bounds`` say how far it came.
+    ``K_L = A A^T`` with ``A = b^(-1/2) B^T J P^(-1/2)``. Its non-zero eigenvalues are those of ``A^T A``, the
+    (preconditioned) Gauss-Newton matrix, and the largest one is its (preconditioned) sharpness. A product is one vjp
+    and one jvp of the model, which is linearised once.
 
-    An eigenvalue ``theta`` is a lower bound. ``theta + bound`` is an upper bound with probability ``1 - failure`` over the random
-    start, whatever the kernel. Each call of a warm-started chain draws a new start; calls without ``warm_start`` all draw the same one. No number of products short of
-    the size of the kernel can do without such a probability, since an eigenvector orthogonal to the whole search stays unseen.
+    The method is Rayleigh-Ritz in a growing space. First come the images ``A w`` of the directions of the last call,
+    and a few residuals until these pairs are nearly right. Then comes a random start, orthogonal to them, with Lanczos
+    steps: it shows whether a larger eigenvalue was missed. The search ends when the bound of every tracked eigenvalue
+    is at most ``tol`` times it, or after ``max_products``. ``converged`` and ``bounds`` tell how far it came.
 
-    On an unchanged batch, with weights that move slowly, ``reuse_bound`` calls may take the bound on the eigenvalues below from the
-    call before, 5 % larger each time, as long as the largest eigenvalue moves by less than 5 % a call. One eigenvalue then costs
-    one to one and a half products. That it changes slowly is an assumption, and ``failure`` does not cover it.
+    An eigenvalue ``theta`` is a lower bound. ``theta + bound`` is an upper bound with probability ``1 - failure`` over
+    the random start, for any kernel. Such a probability is necessary: with fewer products than the kernel has rows, the
+    whole search may be orthogonal to an eigenvector. Each call of a warm-started chain draws a new start. All calls
+    without ``warm_start`` draw the same one.
+
+    If the batch stays the same and the weights move slowly, ``reuse_bound`` calls in a row may reuse the last bound on
+    the eigenvalues below. They enlarge it by 5 % each time, and only if the largest eigenvalue changes by less than 5 %
+    per call. One eigenvalue then costs one to one and a half products. That the eigenvalues below change slowly is an
+    assumption, which ``failure`` does not cover.
 
     Args:
-      apply_fn: ``apply_fn(params, x) -> (b,)`` or ``(b, o)``; must treat each example alone.
-      params: parameters, floating-point leaves.
+      apply_fn: ``apply_fn(params, x) -> (b,)`` or ``(b, o)``. It must treat each example alone.
+      params: Parameters; floating-point leaves.
       batch: ``(x, targets)``.
-      k: eigenpairs to find to the tolerance; at most ``b*o`` exist.
+      k: Eigenpairs to find to the tolerance; at most ``b*o`` exist.
       loss: ``"mse"``, ``"softmax_cross_entropy"`` or ``"logistic"``.
-      preconditioner: the diagonal of ``P``, a pytree like ``params``, positive; None: one. Or a function of no arguments that returns
-        it: under jit it is then computed where it is read, and a loop holds its ingredients (an optimizer's state) instead.
-      warm_start: ``directions`` of a call with the same ``k`` and ``k_max``, for other parameters or another batch; None: a random
-        start.
-      tol: relative error allowed to each tracked eigenvalue.
-      failure: probability that a bound does not hold, above 0 and below 1.
-      max_products: bound on the products, without those of the given directions and of the next ones (at most one and a half for
-        each of ``k_max``). None: ``k + 32``; 2 where products are unrolled, see below.
-      reuse_bound: calls in a row that may reuse the bound on the eigenvalues below; 0: none. For an unchanged batch only.
-      above: eigenvalues above this are tracked too, up to ``k_max``, and the first one that is not: for every eigenvalue that is
-        critical or near it, a fraction of ``2 / lr``. None: the first ``k`` only.
-      k_max: length of what is returned; None: ``k``.
-      chunk_size: examples that are linearised at a time; the linearisation is then repeated in each product, and memory does not
+      preconditioner: The diagonal of ``P``, positive, a pytree like ``params``; None: ones. Or a function of no
+        arguments that returns it. Under jit it is then computed where it is used, so a loop holds the optimizer's state
+        and no array beside it.
+      warm_start: ``directions`` of a call with the same ``k`` and ``k_max``, for other parameters or another batch.
+        None: a random start.
+      tol: Relative error allowed to each tracked eigenvalue.
+      failure: Probability that a bound does not hold, above 0 and below 1.
+      max_products: Limit on the products. It does not count those of the given directions and of the next ones, which
+        are at most one and a half for each of ``k_max``. None: ``k + 32``, or 2 where products are unrolled, see below.
+      reuse_bound: Calls in a row that may reuse the bound on the eigenvalues below; 0: none. Use it only if the batch
+        stays the same.
+      above: Eigenvalues above this are tracked too, and the first one that is not above it, up to ``k_max``. A fraction
+        of ``2 / lr`` gives all eigenvalues that are critical or nearly so. None: only the first ``k``.
+      k_max: Length of the result; None: ``k``.
+      chunk_size: Examples that are linearised at a time. Each product then linearises them again, and memory does not
         grow with the batch. None: all.
 
-    Outside of jit the search is compiled at the first call with an ``apply_fn`` and found again by the next ones (with ``chunk_size`` it is
-    compiled in each call: use jit). Where XLA is
-    slow in loops (convolutions on the CPU) the products are driven by Python outside of jit; under jit they are unrolled, and all
-    ``max_products`` are computed: choose few.
+    Outside of jit, the first call with an ``apply_fn`` compiles the search and later calls find it. With ``chunk_size``
+    each call compiles it, so use jit there. Where XLA is slow in loops (convolutions on the CPU), Python drives the
+    products outside of jit. Under jit they are unrolled there: all ``max_products`` are computed, so choose few.
 
-    Units: inverse learning rate.
+    Returns:
+      Eigenvalues with bounds, eigenvectors, and the directions for the next call. Units of eigenvalues: inverse
+      learning rate.
 
     Raises:
-      ValueError: ``k``, ``k_max``, ``tol``, ``failure``, ``max_products``, ``reuse_bound`` or ``chunk_size`` out of range, a
-        preconditioner or directions of another structure, unknown loss, shapes that don't fit.
-      CoupledExamplesError: the outputs of one example depend on other examples.
+      ValueError: ``k``, ``k_max``, ``tol``, ``failure``, ``max_products``, ``reuse_bound`` or ``chunk_size`` out of
+        range; a preconditioner or directions of another structure; unknown loss; shapes that do not fit.
+      CoupledExamplesError: The outputs of one example depend on other examples.
 
-    Source: see :mod:`catapult_jax.tangent.rayleigh_ritz`; the bound from one product is our rearrangement of Temple's.
+    Source: see :mod:`catapult_jax.tangent.rayleigh_ritz`. The bound from one product is our rearrangement of Temple's.
 
     >>> linear = lambda w, x: x @ w
     >>> batch = (jnp.diag(jnp.array([1.0, 2.0, 3.0])), jnp.zeros(3))
@@ -148,6 +160,25 @@ def top_eigenpairs(
     params = without_derivative("top_eigenpairs", params)
     n = math.prod(out.shape)
     k_max = k if k_max is None else k_max
+    _check_options(n, k, k_max, tol, failure, max_products, reuse_bound, chunk_size)
+    make_diagonal = _as_function(preconditioner, params)
+    check_preconditioner(jax.eval_shape(make_diagonal), params)
+    if warm_start is not None:
+        check_directions(warm_start.vectors, params, k_max)
+    refuse_coupled_examples(apply_fn, params, x)
+    warn_of_lapack_threads()
+
+    arrays = (params, batch, warm_start, above)
+    loop = loop_kind(apply_fn, params, x, (arrays, make_diagonal()))
+    most = max_products or (UNROLLED_PRODUCTS if loop == "unrolled" else k + _EXTRA_PRODUCTS)
+    settings = Settings(loss, k, k_max, tol, failure, min(most, n + 1), reuse_bound, chunk_size, loop)
+    if loop == "compiled" and chunk_size is None and not is_traced((arrays, make_diagonal())):
+        traced, constants = trace(apply_fn, params, x)
+        return _compile(traced, settings)(constants, *arrays, make_diagonal())
+    return _search(apply_fn, settings, *arrays, make_diagonal)
+
+
+def _check_options(n, k, k_max, tol, failure, max_products, reuse_bound, chunk_size) -> None:
     if not 1 <= k <= n:
         raise ValueError(f"k={k!r}; allowed: 1 to {n}, the number of outputs of the batch")
     if not k <= k_max <= n:
@@ -162,71 +193,27 @@ def top_eigenpairs(
         raise ValueError(f"reuse_bound={reuse_bound!r}; allowed: 0 or more")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size!r}; allowed: 1 or more, or None")
-    make_diagonal = preconditioner if _is_function(preconditioner, params) else lambda: preconditioner
-    check_preconditioner(jax.eval_shape(make_diagonal), params)
-    if warm_start is not None:
-        check_directions(warm_start.vectors, params, k_max)
-    refuse_coupled_examples(apply_fn, params, x)
-    warn_of_lapack_threads()
-
-    arrays = (params, batch, warm_start, above)
-    loop = loop_kind(apply_fn, params, x, (arrays, make_diagonal()))
-    most = max_products or (UNROLLED_PRODUCTS if loop == "unrolled" else k + _MOST)
-    settings = _Settings(loss, k, k_max, tol, failure, min(most, n + 1), reuse_bound, chunk_size, loop)
-    if loop == "compiled" and chunk_size is None and not is_traced((arrays, make_diagonal())):
-        traced, constants = trace(apply_fn, params, x)
-        return _compiled(traced, settings)(constants, *arrays, make_diagonal())
-    return _run(apply_fn, settings, *arrays, make_diagonal)
 
 
-_MOST = 32  # products by default, beyond k
-_ROUGH = 0.05  # before the random start, pairs with a larger relative residual are improved first,
-_FIRST_RESIDUALS = 2  # with at most so many residuals for each pair
-_GROWTH = 1.05  # a call: what a reused bound allows the eigenvalues below, and the largest one
-
-
-class _Settings(NamedTuple):
-    """What a program of the search is compiled for."""
-
-    loss: str
-    k: int
-    k_max: int
-    tol: float
-    failure: float
-    max_products: int
-    reuse_bound: int
-    chunk_size: int | None
-    loop: str
-
-
-class _Search(NamedTuple):
-    """What stays the same during a search."""
-
-    A: LinearMap
-    settings: _Settings
-    above: Any
-    seed: Array  # of the random starts
-    reusable: Callable  # largest Ritz value -> upper bound on the eigenvalues below, from the call before; infinite: none
-
-
-class _State(NamedTuple):
-    space: Space
-    ritz: Ritz
-    tracked: Array
-    open: Array  # (k_max,) tracked, and its bound is not yet within the tolerance
-    residuals: Array  # first residuals so far
-    products: Array
+def _as_function(preconditioner, params) -> Callable[[], Any]:
+    """A function that returns the diagonal. A pytree like ``params`` may be callable too, as some modules are."""
+    is_tree = jax.tree.structure(preconditioner) == jax.tree.structure(params) and not jax.tree_util.all_leaves(
+        [preconditioner]
+    )
+    if callable(preconditioner) and not is_tree:
+        return preconditioner
+    return lambda: preconditioner
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled(traced, settings: _Settings):
-    def run(constants, params, batch, warm_start, above, diagonal):
-        return _run(traced.with_constants(constants), settings, params, batch, warm_start, above, lambda: diagonal)
+def _compile(traced, settings: Settings):
+    def search(constants, params, batch, warm_start, above, diagonal):
+        return _search(traced.with_constants(constants), settings, params, batch, warm_start, above, lambda: diagonal)
 
-    return jax.jit(run)
+    return jax.jit(search)
 
 
-def _run(apply_fn, settings: _Settings, params, batch, warm_start, above, make_diagonal) -> Eigenpairs:
+def _search(apply_fn, settings: Settings, params, batch, warm_start, above, make_diagonal) -> Eigenpairs:
     with jax.default_matmul_precision("highest"):
         A = linear_map(
             apply_fn, params, batch, loss=settings.loss, preconditioner=make_diagonal,
@@ -234,157 +221,62 @@ def _run(apply_fn, settings: _Settings, params, batch, warm_start, above, make_d
         )  # fmt: skip
         dtype = at_least_float32(jax.eval_shape(apply_fn, params, batch[0]).dtype)
         warm = no_directions(params, settings.k_max, dtype) if warm_start is None else warm_start
-        search = _Search(A, settings, above, warm.calls, partial(_reusable, settings, warm))
+        search = Search(A, settings, above, warm.calls, partial(_reusable_bound, settings, warm))
         columns = min(A.n, settings.k_max + settings.max_products)
         space = empty(A.n, columns, dtype)
         if warm_start is None:
-            return _finish(search, warm, _search_from(search, space, jnp.float32(0)), 0.0)
+            return _finish(search, warm, search_from(search, space, jnp.float32(0)), 0.0)
         if settings.k_max == 1 and settings.reuse_bound:
             return _from_one_direction(search, warm, space)
-        space, products = _with_directions(search, warm, space)
-        return _finish(search, warm, _search_from(search, space, products), 0.5 * products)
+        count = jnp.where(warm.calls > 0, warm.tracked, 0)
+        space, products = add_directions(search, space, warm.vectors, count)
+        return _finish(search, warm, search_from(search, space, products), 0.5 * products)
 
 
 def no_directions(params: PyTree, k_max: int, dtype) -> Directions:
-    """Directions before the first call: the search begins at random."""
+    """Directions for the first call, whose search then has a random start.
+
+    Args:
+      params: Parameters.
+      k_max: Number of directions.
+      dtype: Of the eigenvalues: ``float32``, or ``float64`` if the outputs are.
+
+    Returns:
+      Directions of zeros with ``calls=0``.
+
+    >>> int(no_directions(jnp.zeros(3), 1, jnp.float32).calls)
+    0
+    """
     zeros = jax.tree.map(lambda p: jnp.zeros((k_max, *jnp.shape(p)), jnp.result_type(p)), params)
     number = lambda value: jnp.asarray(value, dtype)
     return Directions(zeros, jnp.int32(k_max), number(0), number(jnp.inf), jnp.int32(0), jnp.int32(0))
 
 
-def _reusable(settings: _Settings, warm: Directions, largest: Array) -> Array:
+def _reusable_bound(settings: Settings, warm: Directions, largest: Array) -> Array:
+    """Bound on the eigenvalues below from the last call, enlarged; inf: it can't be reused."""
     if not settings.reuse_bound:
         return jnp.full_like(largest, jnp.inf)
-    before = jnp.where(warm.largest > 0, warm.largest, 1)
-    growth = largest / before
-    slowly = (warm.largest > 0) & (growth <= _GROWTH) & (growth >= 1 / _GROWTH)
-    usable = slowly & (warm.age < settings.reuse_bound) & (warm.calls > 0)
-    return jnp.where(usable, _GROWTH * jnp.maximum(growth, 1) * warm.below, jnp.inf)
+    last = jnp.where(warm.largest > 0, warm.largest, 1)
+    growth = largest / last
+    is_slow = (warm.largest > 0) & (growth <= GROWTH) & (growth >= 1 / GROWTH)
+    usable = is_slow & (warm.age < settings.reuse_bound) & (warm.calls > 0)
+    return jnp.where(usable, GROWTH * jnp.maximum(growth, 1) * warm.below, jnp.inf)
 
 
-def _random(search: _Search, dtype, count) -> Array:
-    """A random vector, another one for each call and each vector of the space."""
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), search.seed), count)
-    return jax.random.normal(key, (search.A.n,), dtype)
+def _finish(search: Search, warm: Directions, state: State, extra, image=None) -> Eigenpairs:
+    """The result, with the directions for the next call, which take one vjp each.
 
-
-def _add(search: _Search, space: Space, v: Array, lanczos) -> Space:
-    """One product: one more vector in the space, with its image."""
-    spare, lanczos = _random(search, v.dtype, space.count), jnp.asarray(lanczos)
-    q = next_vector(space, v, spare, lanczos)
-    return insert(space, q, search.A.forward(search.A.backward(q)), spare, lanczos)
-
-
-def _with_directions(search: _Search, warm: Directions, space: Space) -> tuple[Space, Array]:
-    """The space of the images of the directions, and the products that it took."""
-    dtype = space.basis.dtype
-
-    def add(j, space):
-        u = jax.tree.map(lambda a: a[j], warm.vectors)
-        return _add(search, space, search.A.forward(u).astype(dtype), False)
-
-    count = jnp.where(warm.calls > 0, warm.tracked, 0)
-    if search.A.loop == "compiled":
-        return lax.fori_loop(0, count, add, space), count.astype(jnp.float32)
-    steps = search.settings.k_max if search.A.loop == "unrolled" else int(count)
-    for j in range(steps):
-        space = _where(j < count, add(j, space), space)
-    return space, jnp.float32(steps)
-
-
-def _look(search: _Search, space: Space, residuals, products) -> _State:
-    """Rayleigh-Ritz, and what is not yet within the tolerance."""
-    settings = search.settings
-    k_max = settings.k_max
-    pairs = ritz(space, jnp.int32(settings.k), settings.failure)
-    padded = max(0, k_max + 1 - len(pairs.values))
-    if padded:  # the space can't have more vectors than the kernel has rows
-        widen = lambda a: jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, padded)])
-        pairs = Ritz(*map(widen, pairs[:4]), jnp.pad(pairs.above, (0, padded)))
-    values = pairs.values
-    known = search.reusable(values[0])
-    used = jnp.arange(len(values)) < space.count
-    reused = upper_bounds(values, pairs.sizes, used, jnp.where(space.steps > 0, jnp.inf, known))
-    pairs = pairs._replace(above=jnp.minimum(pairs.above, reused))
-    tracked = jnp.int32(settings.k)
-    if search.above is not None:
-        tracked = jnp.clip(1 + jnp.sum(values[:k_max] > search.above), settings.k, k_max).astype(jnp.int32)
-    bounds = pairs.above[:k_max] - values[:k_max]
-    within = bounds <= settings.tol * values[:k_max] + rounding(values)
-    return _State(space, pairs, tracked, (jnp.arange(k_max) < tracked) & ~within, residuals, products)
-
-
-def _search_from(search: _Search, space: Space, products) -> _State:
-    """Adds vectors to the space until every tracked bound is within the tolerance, or ``max_products`` are spent."""
-    most = search.settings.max_products
-    state = _look(search, space, jnp.int32(0), jnp.asarray(products, jnp.float32))
-    first, room = state.products, min(search.A.n, space.basis.shape[1])
-
-    def going_on(state):
-        left = (state.products - first < most) & (state.space.count < room)
-        return left & (state.open.any() | _worth_more(search, state)) & jnp.isfinite(state.ritz.values[0])  # stop on NaN or inf
-
-    def grow(state):
-        v, lanczos, first_residual = _proposal(search, state)
-        space = _add(search, state.space, v, lanczos)
-        return _look(search, space, state.residuals + first_residual, state.products + 1)
-
-    if search.A.loop == "compiled":
-        return lax.while_loop(going_on, grow, state)
-    if search.A.loop == "python":
-        while bool(going_on(state)):
-            state = grow(state)
-        return state
-    for _ in range(min(most, room)):
-        state = _where(going_on(state), grow(state), state)
-    return state._replace(products=first + min(most, room))  # all are computed, needed or not
-
-
-def _proposal(search: _Search, state: _State) -> tuple[Array, Array, Array]:
-    """The next vector: ``(vector, whether it is a Lanczos step, whether it is one of the first residuals)``."""
-    settings, space, pairs = search.settings, state.space, state.ritz
-    k_max = settings.k_max
-    theta, r, c = pairs.values[:k_max], pairs.sizes[:k_max], pairs.above[1 : k_max + 1]
-    ranks = jnp.arange(k_max)
-    share = jnp.where(ranks < state.tracked, r / jnp.where(theta > 0, theta, 1), 0)
-    room = state.residuals < _FIRST_RESIDUALS * state.tracked
-    first_residual = (space.steps == 0) & (space.count > 0) & room & (share.max() > _ROUGH)
-
-    # The open pair whose bound is worst: does it lack a bound on what is outside, a gap to that, or a smaller residual?
-    over = jnp.where(state.open, (pairs.above[:k_max] - theta) / jnp.where(theta > 0, theta, 1), -1)
-    worst = jnp.where(first_residual, jnp.argmax(share), jnp.argmax(over))
-    outside = pairs.above[-1]
-    unbounded = outside > (1 + settings.tol / 2) * pairs.values[state.tracked - 1] + rounding(pairs.values)
-    gap_is_small = (theta - c < 2 * r)[worst] & (pairs.values[worst + 1] < theta[worst] - 3 * r[worst])
-    lanczos = ~first_residual & (unbounded | (runs_on(space) & (gap_is_small | ~state.open.any())))
-    v = jnp.where(lanczos, _random(search, theta.dtype, -1 - space.count), pairs.residuals[:, worst])
-    return v, lanczos, first_residual.astype(jnp.int32)
-
-
-def _worth_more(search: _Search, state: _State) -> Array:
-    """Whether a few more Lanczos steps give a bound on the eigenvalues below that the next calls can reuse."""
-    if not search.settings.reuse_bound:
-        return jnp.asarray(False)
-    growth = _GROWTH ** (search.settings.reuse_bound + 1)
-    last, below, met = state.ritz.values[state.tracked - 1], state.ritz.above[state.tracked], state.ritz.values[state.tracked]
-    return runs_on(state.space) & (below * growth > last) & (1.1 * met * growth < last)
-
-
-def _where(condition, new, old):
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
-
-
-def _finish(search: _Search, warm: Directions, state: _State, extra, image=None) -> Eigenpairs:
-    """The result, with the directions for the next call: one vjp for each. ``image``: that of the first vector of the space."""
+    ``extra``: products outside of the search. ``image``: ``A^T`` of the first vector of the space, where it is there.
+    """
     k_max, pairs = search.settings.k_max, state.ritz
     vectors = pairs.vectors[:, :k_max]
     if image is None:
         images, count = _images(search, vectors, state.tracked)
     else:
-        moved = state.space.count > 1
+        has_grown = state.space.count > 1
         first = jax.tree.map(lambda a: a[None], image)
         new = lambda _: jax.tree.map(lambda a: a[None], search.A.backward(vectors[:, 0]))
-        images, count = _if_needed(search, moved, first, new), moved.astype(jnp.float32)
+        images, count = if_needed(search, has_grown, first, new), has_grown.astype(jnp.float32)
     bounds = pairs.above[:k_max] - pairs.values[:k_max] + rounding(pairs.values)
     reused = state.space.steps == 0
     directions = Directions(
@@ -407,8 +299,8 @@ def _finish(search: _Search, warm: Directions, state: _State, extra, image=None)
     )
 
 
-def _images(search: _Search, vectors: Array, tracked: Array) -> tuple[Any, Any]:
-    """``A^T v`` of the tracked vectors, zero for the others (unrolled: of all), and how many were computed."""
+def _images(search: Search, vectors: Array, tracked: Array) -> tuple[Any, Any]:
+    """``A^T v`` of the tracked vectors and zeros for the others, and how many were computed. Unrolled: ``A^T v`` of all."""
     A, k_max = search.A, search.settings.k_max
     if A.loop == "python":
         images = [A.backward(v) for v in vectors.T[: int(tracked)]]
@@ -422,17 +314,17 @@ def _images(search: _Search, vectors: Array, tracked: Array) -> tuple[Any, Any]:
     return lax.fori_loop(0, tracked, put, zeros), tracked
 
 
-def _from_one_direction(search: _Search, warm: Directions, space: Space) -> Eigenpairs:
-    """One product where the reused bound allows it, otherwise a search from there.
+def _from_one_direction(search: Search, warm: Directions, space: Space) -> Eigenpairs:
+    """The largest eigenpair from one product if the reused bound allows it, otherwise from a search that starts there.
 
-    For a unit ``w`` in the parameter space: ``mu_1 = ||A w||^2``, ``theta = ||A^T A w||^2 / mu_1``. If all eigenvalues but the largest
-    are at most ``c``, then ``lambda_1 <= theta + c (theta - mu_1) / (mu_1 - c)``, since
-    ``(lambda_1 - lambda) (lambda - c) <= 0`` for all others, averaged over ``w``.
+    For a unit ``w`` in the parameter space let ``mu = ||A w||^2`` and ``theta = ||A^T A w||^2 / mu``. If all
+    eigenvalues but the largest are at most ``c``, then ``lambda_1 <= theta + c (theta - mu) / (mu - c)``. Proof:
+    ``(lambda_1 - lambda) (lambda - c) <= 0`` for all other ``lambda``, averaged over ``w``.
     """
     A, settings, dtype = search.A, search.settings, space.basis.dtype
     u = jax.tree.map(lambda a: a[0], warm.vectors)
     v = A.forward(u).astype(dtype)
-    size, spare = norm(v), _random(search, dtype, 0)
+    size, spare = norm(v), random_vector(search, dtype, 0)
     v = jnp.where(size > 0, v / jnp.where(size > 0, size, 1), spare / norm(spare))
     image, square = A.backward(v), A.square(u)
     theta, c = A.square(image), search.reusable(A.square(image))
@@ -441,36 +333,25 @@ def _from_one_direction(search: _Search, warm: Directions, space: Space) -> Eige
     c_safe = jnp.where(usable, c, 0)
     excess = jnp.where(usable, c_safe * jnp.maximum(theta - mu, 0) / jnp.where(usable, mu - c_safe, 1), jnp.inf)
     slack = rounding(theta[None])
-    one = lambda value: jnp.asarray(value, dtype)[None]
+    as_vector = lambda value: jnp.asarray(value, dtype)[None]
     directions = Directions(
         jax.tree.map(lambda a: a[None], image), jnp.int32(1), theta, c, (warm.age + 1).astype(jnp.int32), warm.calls + 1
     )
     within = excess <= settings.tol * theta + slack
     pair = Eigenpairs(
-        one(theta), one(excess + slack), one(jnp.inf), v[:, None], jnp.int32(1), jnp.float32(1), within, directions
+        eigenvalues=as_vector(theta),
+        bounds=as_vector(excess + slack),
+        residuals=as_vector(jnp.inf),
+        vectors=v[:, None],
+        tracked=jnp.int32(1),
+        products=jnp.float32(1),
+        converged=within,
+        directions=directions,
     )
 
     def go_on(pair):
         v, image = pair.vectors[:, 0], jax.tree.map(lambda a: a[0], pair.directions.vectors)
-        at_v = insert(space, v, A.forward(image).astype(dtype), _random(search, dtype, 0), jnp.asarray(False))
-        return _finish(search, warm, _search_from(search, at_v, 1.0), 0.5, image)
+        at_v = insert(space, v, A.forward(image).astype(dtype), random_vector(search, dtype, 0), jnp.asarray(False))
+        return _finish(search, warm, search_from(search, at_v, 1.0), 0.5, image)
 
-    return _if_needed(search, ~within, pair, go_on)
-
-
-def _if_needed(search: _Search, needed, have, make: Callable):
-    """Return ``make(have)`` if ``needed``, else ``have``. A compiled loop rather than a branch, so that under ``vmap`` it runs only while
-    some member needs it. Unrolled: always ``make(have)``."""
-    if search.A.loop == "unrolled":
-        return make(have)
-    if search.A.loop == "python":
-        return make(have) if bool(needed) else have
-    return lax.while_loop(lambda carry: carry[0], lambda carry: (jnp.zeros_like(carry[0]), make(carry[1])), (needed, have))[1]
-
-
-def _is_function(preconditioner, params) -> bool:
-    """Whether it is a function and not a pytree like ``params`` that can be called, as some modules can."""
-    is_tree = jax.tree.structure(preconditioner) == jax.tree.structure(params) and not jax.tree_util.all_leaves(
-        [preconditioner]
-    )
-    return callable(preconditioner) and not is_tree
+    return if_needed(search, ~within, pair, go_on)

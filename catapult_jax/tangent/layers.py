@@ -1,11 +1,11 @@
-"""Which layers of a model are linear in their weights, how their inputs enter, and which parameters they cover."""
+"""Layers that are linear in their weights: how their inputs enter, and which parameters they cover."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import flax.core.tracers
 import flax.linen as nn
@@ -15,11 +15,14 @@ import numpy as np
 from flax.linen.dtypes import promote_dtype
 from jax import lax
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, PyTree
+
 _CUSTOM = ("dot_general", "dot_general_cls", "mask", "conv_general_dilated", "conv_general_dilated_cls")
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """The layer computes what its name says: nothing in it was replaced."""
+    """Whether the layer has Flax's own arithmetic: the caller replaced no part of it."""
     return module.promote_dtype is promote_dtype and all(getattr(module, name, None) is None for name in _CUSTOM)
 
 
@@ -27,7 +30,8 @@ class Inputs(NamedTuple):
     """How the inputs of a layer enter its weights."""
 
     rows: Callable  # (b, *input) -> (b, rows, groups, inputs): one row per application of the weights
-    # (a, *input), (b, *input) -> (a, rows, b, rows), inner products of the rows, where they are to be had for less; or None
+    # (a, *input), (b, *input) -> (a, rows, b, rows), inner products of the rows, where these cost less than the rows;
+    # or None
     products: Callable | None = None
 
 
@@ -39,7 +43,7 @@ def _dense_general(module: nn.DenseGeneral, ndim: int) -> Inputs | None:
     if module.batch_dims:
         return None
     axes = (module.axis,) if isinstance(module.axis, int) else tuple(module.axis)
-    axes = sorted(axis % ndim - ndim for axis in axes)  # in the order in which Flax lays out the weights
+    axes = sorted(axis % ndim - ndim for axis in axes)  # the order of Flax in the weights
 
     def rows(h):
         h = jnp.moveaxis(h, axes, range(-len(axes), 0))
@@ -53,7 +57,7 @@ def _embed(module: nn.Embed, ndim: int) -> Inputs | None:
 
     def places(ids):
         ids = ids.reshape(len(ids), -1)
-        return jnp.where(ids < 0, ids + size, ids)  # as in indexing
+        return jnp.where(ids < 0, ids + size, ids)  # a negative id counts from the end, as in indexing
 
     def products(ids, others):
         return (places(ids)[:, :, None, None] == places(others)[None, None]).astype(module.param_dtype)
@@ -79,7 +83,7 @@ def _conv(module: nn.Conv, ndim: int) -> Inputs | None:
         padding = tuple((p, p) if isinstance(p, int) else tuple(p) for p in padding)
 
     def geometry(h):
-        """Padding of the space, and the strided slices of it, one for each place in the window."""
+        """Shape of the space, padding, strided slices (one per place in the window), and number of windows."""
         space = h.shape[h.ndim - len(size) - 1 : -1]
         dilated = tuple((n - 1) * d + 1 for n, d in zip(space, input_dilation, strict=True))
         window = tuple((k - 1) * d + 1 for k, d in zip(size, dilation, strict=True))
@@ -96,7 +100,7 @@ def _conv(module: nn.Conv, ndim: int) -> Inputs | None:
         channels = h.shape[-1]
         images = h.reshape(-1, *space, channels)
         images = lax.pad(images, jnp.zeros((), h.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
-        # Slices instead of XLA's patch extraction, which is itself a convolution.
+        # Slices, because XLA extracts patches by a convolution, which is slower.
         places = [lax.slice(images, (0, *start, 0), (len(images), *stop, channels), (1, *strides, 1)) for start, stop in slices]
         patches = jnp.stack(places, axis=-2)  # (images, *counts, places, channels)
         patches = patches.reshape(*patches.shape[:-1], groups, channels // groups)
@@ -104,7 +108,7 @@ def _conv(module: nn.Conv, ndim: int) -> Inputs | None:
         return patches.reshape(h.shape[0], -1, groups, len(places) * channels // groups)
 
     def products(h, other):
-        """Overlapping patches share pixels: their inner products are sums over the window of those of the pixels."""
+        """Inner products of patches, as sums over the window of inner products of pixels, which overlapping patches share."""
         space, edges, slices, count = geometry(h)
         a, b, pixels, channels = h.shape[0], other.shape[0], math.prod(space), h.shape[-1]
         if groups > 1 or h.size != a * pixels * channels or pixels**2 >= count**2 * len(slices) // 2:
@@ -112,71 +116,85 @@ def _conv(module: nn.Conv, ndim: int) -> Inputs | None:
         gram = h.reshape(a * pixels, channels) @ other.reshape(b * pixels, channels).T
         gram = lax.pad(gram.reshape(a, *space, b, *space), jnp.zeros((), h.dtype), [(0, 0, 0), *edges, (0, 0, 0), *edges])
         steps = (1, *strides, 1, *strides)
-        total = sum(lax.slice(gram, (0, *start, 0, *start), (a, *stop, b, *stop), steps) for start, stop in slices)
-        return total.reshape(a, count, b, count)
+        terms = (lax.slice(gram, (0, *start, 0, *start), (a, *stop, b, *stop), steps) for start, stop in slices)
+        return sum(terms, jnp.zeros((), gram.dtype)).reshape(a, count, b, count)
 
     return Inputs(rows, products)
 
 
-# What each kind of layer calls its weights, and its rule: (module, axes of its input) -> Inputs, or None where it has none.
+# For each kind of layer: the name of its weight, and its rule (module, axes of its input) -> Inputs, or None if this
+# layer has none.
 _RULES = {
     nn.Dense: ("kernel", _dense),
     nn.DenseGeneral: ("kernel", _dense_general),
     nn.Conv: ("kernel", _conv),
     nn.Embed: ("embedding", _embed),
 }
-# Their parameters multiply or shift a channel: the gradient of each example is as small as the parameter, and needs no rule.
+# Normalisation layers. Per-example gradients of their scales and biases are as small as these, so they need no rule.
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.BatchNorm, nn.InstanceNorm)
 
 
 class Call(NamedTuple):
-    """One module call whose weights enter linearly; ``None`` leaves are not covered by it."""
+    """One module call whose weights enter linearly."""
 
-    kernel: int | None  # index of the weight among the leaves of params
-    bias: int | None
+    kernel: int | None  # index of the weight among the leaves of params; None: the call does not cover it
+    bias: int | None  # the same for the bias
     shape: tuple[int, ...]  # of the pre-activations of one example
-    dtype: np.dtype
-    groups: int
-    inputs: Inputs
+    dtype: np.dtype  # of the pre-activations
+    inputs: Inputs  # how its inputs enter the weight
     linear: Callable  # (weight, inputs) -> pre-activations, without the bias
 
 
-def _linear(module: nn.Module, name: str, own: dict) -> Callable:
-    alone = module.clone(parent=None)
-    shapes = {key: (leaf.shape, leaf.dtype) for key, leaf in own.items() if key != name}
+def _linear(module: nn.Module, name: str, weights: dict) -> Callable:
+    """The module as a function of one of its weights; the others are zero."""
+    unbound = module.clone(parent=None)
+    shapes = {key: (leaf.shape, leaf.dtype) for key, leaf in weights.items() if key != name}
 
     def linear(weight, h):
-        others = {key: jnp.zeros(*shape) for key, shape in shapes.items()}
-        return alone.apply({"params": {name: weight} | others}, h)
+        zeros = {key: jnp.zeros(*shape) for key, shape in shapes.items()}
+        return unbound.apply({"params": {name: weight} | zeros}, h)
 
     return linear
 
 
 class Plan(NamedTuple):
-    """Which layers of a model have a rule, and which parameters they cover."""
+    """The calls of a model that have a rule, and the parameters that they cover."""
 
-    calls: tuple[Call | None, ...]  # every call of a known module, in order; None: left alone
-    covered: frozenset[int]  # leaves whose every use is in one of the calls
-    norms: frozenset[int]  # leaves of normalisations
+    calls: tuple[Call | None, ...]  # every call of a kind of layer in _RULES, in order; None: this call has no rule
+    covered: frozenset[int]  # leaves that are used in these calls only
+    norms: frozenset[int]  # leaves of normalisation layers
+
+    @property
+    def tapped(self) -> list[Call]:
+        """The calls that have a rule, in order: a tap is added to their pre-activations."""
+        return [call for call in self.calls if call is not None]
 
 
-NOTHING = Plan((), frozenset(), frozenset())
+EMPTY_PLAN = Plan((), frozenset(), frozenset())
 
 
 @contextlib.contextmanager
-def watched(on_call: Callable, kinds: Iterable[type] = tuple(_RULES)) -> Iterator[None]:
-    """Flax context in which ``on_call(module, h, proceed)`` stands for each call of a module of these kinds.
+def intercept_calls(on_call: Callable, kinds: Iterable[type] = tuple(_RULES)) -> Iterator[None]:
+    """Context in which ``on_call(module, h, proceed)`` replaces each call of a Flax module of these kinds.
 
-    Calls under an inner transformation (scan, remat, a nested jit) are not offered: their inputs could not leave it.
+    Calls under an inner transformation (scan, remat, a nested jit) stay as they are, because their inputs can't leave it.
+
+    Args:
+      on_call: Returns the outputs of the call; ``proceed()`` is what the module returns.
+      kinds: Classes of modules; a subclass is another kind.
+
+    >>> with intercept_calls(lambda module, h, proceed: 2 * proceed()):
+    ...     nn.Dense(1).apply({"params": {"kernel": jnp.ones((1, 1)), "bias": jnp.zeros(1)}}, jnp.ones((1, 1))).tolist()
+    [[2.0]]
     """
     level = flax.core.tracers.current_trace()
     inside = [False]
 
     def interceptor(next_fun, args, kwargs, context):
-        known = type(context.module) in kinds and context.method_name == "__call__" and len(args) == 1 and not kwargs
-        # A caller's own interceptor may change what the layer returns before it comes here.
-        alone = len(list(getattr(nn.module, "_global_interceptor_stack", ()))) <= 1
-        if inside[0] or not known or not alone or flax.core.tracers.current_trace() != level:
+        is_of_kind = type(context.module) in kinds and context.method_name == "__call__" and len(args) == 1 and not kwargs
+        # An interceptor of the caller may change the outputs of the layer first, so the layer would not be linear.
+        is_only = len(list(getattr(nn.module, "_global_interceptor_stack", ()))) <= 1
+        if inside[0] or not is_of_kind or not is_only or flax.core.tracers.current_trace() != level:
             return next_fun(*args, **kwargs)
         inside[0] = True
         try:
@@ -188,16 +206,25 @@ def watched(on_call: Callable, kinds: Iterable[type] = tuple(_RULES)) -> Iterato
         with nn.intercept_methods(interceptor):
             yield
     finally:
-        if not __debug__:  # Flax takes it away in an assert, which python -O leaves out
+        if not __debug__:  # Flax removes its interceptor in an assert, which python -O leaves out
             nn.module._global_interceptor_stack.pop()
 
 
-def plan(apply_fn: Callable, params, x) -> Plan:
-    """Finds the calls and the leaves that they cover, from shapes alone.
+def plan(apply_fn: Callable, params: PyTree, x: Array) -> Plan:
+    """Find the calls that have a rule and the leaves that they cover, from shapes alone.
 
-    The model is traced with two copies of the parameters: a known call gets the second copy, so a leaf of the first copy
-    that still appears in the program is used elsewhere too (shared, tied, cast, or read outside a module), and is left to
+    The model is traced with two copies of the parameters. A call with a rule gets the second copy. A leaf of the first
+    copy that the program still reads has another use too (shared, tied, cast, or read outside a module), so it needs
     the Jacobian.
+
+    Args:
+      apply_fn: ``apply_fn(params, x) -> (b, ...)``.
+      params: Arrays or shapes.
+      x: ``(b, ...)`` array or shape.
+
+    >>> dense = nn.Dense(2)
+    >>> sorted(plan(dense.apply, dense.init(jax.random.key(0), jnp.ones((1, 3))), jnp.ones((1, 3))).covered)  # bias and kernel
+    [0, 1]
     """
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), params)
     calls: list[Call | None] = []
@@ -208,26 +235,25 @@ def plan(apply_fn: Callable, params, x) -> Plan:
         copies = jax.tree.leaves(copy)
 
         def on_call(module, h, proceed):
-            own = dict(module.variables.get("params", {}))
+            weights = dict(module.variables.get("params", {}))
             if type(module) in _NORMS:
-                norms.update(index[id(leaf)] for leaf in own.values() if id(leaf) in index)
+                norms.update(index[id(leaf)] for leaf in weights.values() if id(leaf) in index)
                 return proceed()
             name, rule = _RULES[type(module)]
-            kernel, bias = index.get(id(own.get(name))), index.get(id(own.get("bias")))
-            known = rule(module, h.ndim) if _is_plain(module) else None
-            cast = kernel is not None and jnp.issubdtype(h.dtype, jnp.floating) and h.dtype != copies[kernel].dtype
-            if kernel is None or known is None or cast:
+            kernel, bias = index.get(id(weights.get(name))), index.get(id(weights.get("bias")))
+            inputs = rule(module, h.ndim) if _is_plain(module) else None
+            is_cast = kernel is not None and jnp.issubdtype(h.dtype, jnp.floating) and h.dtype != copies[kernel].dtype
+            if kernel is None or inputs is None or is_cast:
                 calls.append(None)
                 return proceed()
-            own[name] = copies[kernel]
+            weights[name] = copies[kernel]
             if bias is not None:
-                own["bias"] = copies[bias]
-            y = module.clone(parent=None).apply({"params": own}, h)
-            groups = getattr(module, "feature_group_count", 1)
-            calls.append(Call(kernel, bias, y.shape, y.dtype, groups, known, _linear(module, name, own)))
+                weights["bias"] = copies[bias]
+            y = module.clone(parent=None).apply({"params": weights}, h)
+            calls.append(Call(kernel, bias, y.shape, y.dtype, inputs, _linear(module, name, weights)))
             return y
 
-        with watched(on_call, (*_RULES, *_NORMS)):
+        with intercept_calls(on_call, (*_RULES, *_NORMS)):
             return apply_fn(params, example)
 
     example = jax.ShapeDtypeStruct((1, *jnp.shape(x)[1:]), jnp.result_type(x))
@@ -235,12 +261,12 @@ def plan(apply_fn: Callable, params, x) -> Plan:
     used = {id(v) for eqn in jaxpr.eqns for v in eqn.invars} | {id(v) for v in jaxpr.outvars}
     leaves = jax.tree.leaves(shapes)
     elsewhere = {i for i in range(len(leaves)) if id(jaxpr.invars[i]) in used}
-    # A leaf in a call of another precision is cast on the way; that call's derivative is taken by the Jacobian.
+    # A leaf in a call of another precision is cast on the way: its derivative is taken by the Jacobian.
     for call in calls:
-        if call is not None and call.dtype != leaves[call.kernel].dtype:
-            elsewhere |= {call.kernel, call.bias}
+        if call is not None and call.kernel is not None and call.dtype != leaves[call.kernel].dtype:
+            elsewhere |= {call.kernel} if call.bias is None else {call.kernel, call.bias}
     keep = lambda leaf: None if leaf in elsewhere else leaf
     calls = [call and call._replace(kernel=keep(call.kernel), bias=keep(call.bias)) for call in calls]
     calls = [call if call and (call.kernel, call.bias) != (None, None) else None for call in calls]
-    covered = {leaf for call in calls if call for leaf in (call.kernel, call.bias)} - {None}
+    covered = {leaf for call in calls if call for leaf in (call.kernel, call.bias) if leaf is not None}
     return Plan(tuple(calls), frozenset(covered), frozenset(norms))

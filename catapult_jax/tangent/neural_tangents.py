@@ -1,9 +1,9 @@
-"""The tangent kernel through neural_tangents, and the names that the package needs on today's JAX.
+"""The tangent kernel by the package neural_tangents, as a reference.
 
-neural_tangents 0.6.5 (2023) is the last release of a dormant project. It imports names that JAX has since moved, so they
-are lent to it while it is being imported and taken away again; its third implementation (structured derivatives) also
-needs four of its own functions replaced, because the JAX internals that they called are gone. Everything of that kind
-is in this module, with one test for each implementation against ``J J^T``.
+neural_tangents 0.6.5 (2023) is the last release of a dormant project. It imports names that JAX has moved, so these
+names are lent to it during the import and removed again. Its third implementation (structured derivatives) needs four
+of its own functions replaced, because the JAX internals that they call are gone. This module has all of that, and one
+test for each implementation against ``J J^T``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 
 if TYPE_CHECKING:
@@ -29,12 +30,12 @@ IMPLEMENTATIONS = {1: "Jacobian contraction", 2: "NTK-vector products", 3: "stru
 
 
 class NeuralTangentsMissing(ImportError):
-    """neural_tangents can't be imported; the message says what to install."""
+    """neural_tangents can't be imported. The message says what to install."""
 
 
 @contextlib.contextmanager
-def _lent(names: list[tuple[Any, str, Any]], modules: dict[str, types.ModuleType]):
-    """Sets the attributes and modules that are missing, and removes exactly those again."""
+def _lend(names: list[tuple[Any, str, Any]], modules: dict[str, types.ModuleType]):
+    """Context with the attributes and modules that are missing. It removes exactly these at its end."""
     lent_names = [(owner, name) for owner, name, _ in names if not hasattr(owner, name)]
     lent_modules = [name for name in modules if name not in sys.modules]
     for owner, name, value in names:
@@ -67,24 +68,27 @@ def _safe_zip(*sequences):
 
 @functools.cache
 def load() -> types.ModuleType:
-    """Imports neural_tangents, on any JAX that this package supports.
+    """Import neural_tangents, on any JAX that this package supports.
+
+    Returns:
+      The module.
 
     Raises:
-      NeuralTangentsMissing: if it (or frozendict, which it needs) is not installed.
+      NeuralTangentsMissing: It is not installed, or frozendict, which it needs, is not.
     """
     import jax.extend.core as extend_core
     from jax.interpreters import ad
 
     names = [(jax.core, name, getattr(extend_core, name)) for name in ("Jaxpr", "JaxprEqn", "Literal", "Var", "Primitive")]
-    # A structure rule is registered under zeros_like_p; no primitive of that kind is left, so nothing ever looks it up.
+    # The package registers a rule under zeros_like_p. JAX has no such primitive, so nothing looks the rule up.
     names.append((ad, "zeros_like_p", extend_core.Primitive("zeros_like")))
     modules = {
         "jax.util": _module("jax.util", safe_map=_safe_map, safe_zip=_safe_zip),
-        # The only part of the package that needs TensorFlow.
+        # No other part of the package needs TensorFlow.
         "neural_tangents.experimental": _module("neural_tangents.experimental"),
     }
     try:
-        with _lent(names, modules), warnings.catch_warnings():
+        with _lend(names, modules), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             package = importlib.import_module("neural_tangents")
             empirical = importlib.import_module("neural_tangents._src.empirical")
@@ -95,7 +99,7 @@ def load() -> types.ModuleType:
 
 
 def _mend_structured_derivatives(empirical: types.ModuleType) -> None:
-    """Gives implementation 3 working versions of what it takes from JAX's internals."""
+    """Replace what implementation 3 takes from JAX's internals by versions that work."""
     import jax.extend.core as extend_core
     from jax.extend import source_info_util
     from jax.interpreters import ad
@@ -109,11 +113,11 @@ def _mend_structured_derivatives(empirical: types.ModuleType) -> None:
         return out, [unknown] * len(out), closed.jaxpr, closed.consts
 
     class Namespace(types.SimpleNamespace):
-        def __getattr__(self, name):  # everything that still exists
+        def __getattr__(self, name):  # all names that JAX still has
             return getattr(ad, name)
 
     def transpose_equation(eqn, cotangent, *values):
-        """Cotangents of the equation's linear inputs; None for the others."""
+        """Cotangents of the linear inputs of an equation; None for the other inputs."""
         if eqn is None:
             return (cotangent,)
         if type(cotangent) is ad.Zero:
@@ -131,30 +135,34 @@ def _mend_structured_derivatives(empirical: types.ModuleType) -> None:
         multiple = isinstance(out, (list, tuple))
         cotangent = cotangent.astype((out[0] if multiple else out).dtype)
         cotangents = jax.linear_transpose(apply, *avals)([cotangent] if multiple else cotangent)
-        filled = [None] * len(values)
+        of_values = [None] * len(values)
         for i, value in zip(linear, cotangents, strict=True):
-            filled[i] = value
-        return filled
+            of_values[i] = value
+        return of_values
 
     def flops(f, optimize, *args, **kwargs):
         lowered = jax.jit(f).lower(*args, **kwargs)
-        analysis = (lowered.compile() if optimize else lowered).cost_analysis()
+        analysis: Any = (lowered.compile() if optimize else lowered).cost_analysis()
         return (analysis[0] if isinstance(analysis, (list, tuple)) else analysis)["flops"]
 
-    empirical.ad = Namespace(
-        linearize=linearize,
-        source_info_util=source_info_util,
-        config=types.SimpleNamespace(jax_enable_checks=False),
-        reducing_transposes={},
-    )
-    empirical.core = types.SimpleNamespace(
-        ShapedArray=jax.core.ShapedArray,
-        Var=extend_core.Var,
-        Primitive=extend_core.Primitive,
-        DShapedArray=type("NoDynamicShapes", (), {}),
-    )
-    empirical._eqn_vjp_fn = transpose_equation
-    empirical._get_flops = flops
+    replacements = {
+        "ad": Namespace(
+            linearize=linearize,
+            source_info_util=source_info_util,
+            config=types.SimpleNamespace(jax_enable_checks=False),
+            reducing_transposes={},
+        ),
+        "core": types.SimpleNamespace(
+            ShapedArray=jax.core.ShapedArray,
+            Var=extend_core.Var,
+            Primitive=extend_core.Primitive,
+            DShapedArray=type("NoDynamicShapes", (), {}),
+        ),
+        "_eqn_vjp_fn": transpose_equation,
+        "_get_flops": flops,
+    }
+    for name, replacement in replacements.items():
+        setattr(empirical, name, replacement)
 
 
 def empirical_kernel(
@@ -168,17 +176,17 @@ def empirical_kernel(
 
     Args:
       apply_fn: ``apply_fn(params, x) -> outputs``.
-      params: parameters.
+      params: Parameters.
       x: ``(b, ...)`` inputs.
-      implementation: 1 Jacobian contraction, 2 NTK-vector products, 3 structured derivatives
-        (the package's numbering; its 0, automatic, counts FLOPs wrongly and is not offered).
+      implementation: 1 Jacobian contraction, 2 NTK-vector products, 3 structured derivatives, as the package numbers
+        them. Its 0, automatic, counts FLOPs wrongly and is not allowed.
 
     Returns:
       ``(b*o, b*o)``, example-major: row ``i*o + j`` is output ``j`` of example ``i``.
 
     Raises:
-      ValueError: unknown implementation.
-      NeuralTangentsMissing: the package is not installed.
+      ValueError: Unknown implementation.
+      NeuralTangentsMissing: The package is not installed.
 
     Source: Novak, Sohl-Dickstein, Schoenholz (2022), arXiv 2206.08720.
     """
@@ -186,15 +194,15 @@ def empirical_kernel(
         raise ValueError(f"implementation={implementation!r}; allowed: {sorted(IMPLEMENTATIONS)}")
     package = load()
 
-    def f(p, inputs):  # the package wants one output axis
-        out = apply_fn(p, inputs)
+    def flat_outputs(params, x):  # the package needs one output axis
+        out = apply_fn(params, x)
         return jnp.reshape(out, (out.shape[0], -1))
 
     kernel_fn = package.empirical_ntk_fn(
-        f, trace_axes=(), vmap_axes=0, implementation=package.NtkImplementation(implementation)
+        flat_outputs, trace_axes=(), vmap_axes=0, implementation=package.NtkImplementation(implementation)
     )
     with jax.default_matmul_precision("highest"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a dormant package about names that it uses
+        warnings.simplefilter("ignore")  # the dormant package uses deprecated names
         kernel = kernel_fn(x, None, params)  # (b, b, o, o)
     b, _, o, _ = kernel.shape
     return kernel.transpose(0, 2, 1, 3).reshape(b * o, b * o)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class State(NamedTuple):
-    """All that a run carries from one step to the next."""
+    """What a run carries from one step to the next."""
 
     step: Int[Array, ""]  # number of the next step
     members: MemberState  # leading axis: member
@@ -27,14 +27,14 @@ class State(NamedTuple):
 def make_chunk(
     problem: Problem, *, scanned: bool
 ) -> Callable[[State, dict[str, Array], int, int], tuple[State, dict[str, np.ndarray]]]:
-    """The function that runs a chunk, with its compiled programs.
+    """Makes the function that runs a chunk of steps, with its compiled programs.
 
     Args:
       problem: what is fixed.
-      scanned: inside one compiled scan; else step by step.
+      scanned: True: inside one compiled scan; False: step by step.
 
     Returns:
-      ``(state, data, steps, longest) -> (state, measurements (members, steps, ...))``. Calls with one ``longest`` share one program.
+      ``(state, data, steps, longest) -> (state, measurements (members, steps, ...))``. Calls with the same ``longest`` share one program.
     """
     if scanned:
         return partial(_scan_chunk, jax.jit(partial(_scan, problem), donate_argnums=0, static_argnames="longest"))
@@ -47,7 +47,7 @@ def _scan_chunk(scan, state: State, data: dict[str, Array], steps: int, longest:
 
 
 def _scan(problem: Problem, state: State, data: dict[str, Array], steps: Int[Array, ""], *, longest: int):
-    """Always runs ``longest`` steps; those after ``steps`` are discarded, so that one program serves every length."""
+    """Runs ``longest`` steps and discards those after ``steps``, so that one program serves every length."""
 
     def body(state, i):
         wanted = i < steps
@@ -61,7 +61,7 @@ def _scan(problem: Problem, state: State, data: dict[str, Array], steps: Int[Arr
 def _step_members(problem: Problem, number, members: MemberState, data, wanted):
     if len(members.seed) > 1:
         return jax.vmap(partial(step, problem), in_axes=(None, 0, None, None))(number, members, data, wanted)
-    # One member is not vmapped: XLA would transpose the gradient as it is read, which on the CPU takes as long as three steps.
+    # One member is not vmapped: XLA would transpose the gradient when it reads it, which on the CPU takes as long as three steps.
     alone = jax.tree.map(lambda a: a[0], members)
     return jax.tree.map(lambda a: a[None], step(problem, number, alone, data, wanted))
 
@@ -72,7 +72,7 @@ def _loop_chunk(problem: Problem, step_once, state: State, data: dict[str, Array
     measured = [[] for _ in range(count)]
     first = int(state.step)
     for number in range(first, first + steps):
-        # Steps that have the same instruments due share one compiled program.
+        # Steps at which the same instruments are due share one compiled program.
         due = frozenset(label for label, instrument in problem.instruments.items() if number % instrument.every == 0)
         for i in range(count):
             members[i], values = step_once(jnp.int32(number), members[i], data, due=due)

@@ -1,87 +1,29 @@
-"""What is measured at a step, and how often.
+"""Instruments: what is measured at a step, and how often. Each function is named as the main series that it writes.
 
-A measurement is taken on the weights before the update of its step, unless its name ends in ``_after``. ``_batch`` is on the
-batch of the step, ``_train`` on all training examples, ``_probe`` on the first ones of them, ``_test`` and ``_val`` on those examples.
+A measurement is taken on the weights before the update of its step, unless its name ends in ``_after``. The end of a name says on which
+examples: ``_batch`` the batch of the step, ``_train`` all training examples, ``_probe`` the first training examples, ``_test`` and ``_val``
+the test and validation examples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.tree_util import Partial
 
 from catapult_jax import outer_product
-from catapult_jax.critical import critical_lr_from_lambda, weighted_kernel_and_gradient, weighted_tangent_kernel
+from catapult_jax.critical import critical_lr_from_lambda
 from catapult_jax.eigenspace import fraction_of, split_weighted_loss
 from catapult_jax.losses import batch_loss, weighted_residual
-from catapult_jax.preconditioners import PLAIN, smallest_entry
+from catapult_jax.preconditioners import smallest_entry
 from catapult_jax.tangent import Directions, top_eigenpairs
 from catapult_jax.tangent.eigenpairs import no_directions
+from catapult_jax.tangent.weighted import weighted_kernel_and_gradient, weighted_tangent_kernel
+from catapult_jax.training.measurement import Instrument, Moment
 from catapult_jax.xla import at_least_float32
-
-
-class Moment(NamedTuple):
-    """What an instrument may look at."""
-
-    params: Any  # before the update
-    new_params: Any  # after it
-    batch: tuple  # (x, y)
-    outputs: jax.Array  # of the batch, before the update
-    data: dict  # x_train, y_train, x_test, y_test; x_val, y_val where there are any
-    # What the optimizer makes of this step's gradient: a pytree function, so that P is computed only if an instrument needs it.
-    preconditioner: Partial = Partial(lambda: PLAIN)
-    kernel: jax.Array | None = None  # loss-weighted, of the batch, before the update; None: not known
-    # Learning rate of the step before, at step 0 the initial one: that of this step may depend on what is measured. None: not known.
-    lr: jax.Array | None = None
-
-
-class Instrument(NamedTuple):
-    """One measurement and its cadence. These fields alone say what it measures and when, not the name that a caller gives it."""
-
-    series: tuple[str, ...]  # that it writes, no two instruments the same
-    every: int  # cadence in steps, 1 or more
-    # now -> measurements; where there is a start: (now, carried) -> (measurements, carried)
-    measure: Callable[..., Any]
-    start: Callable[[Moment], Any] | None = None  # what it carries from one measurement to the next, before the first one
-    # (params, batch) -> (outputs, loss-weighted kernel, gradient), for every == 1: one pass for the kernel and the step's own gradient. One is used.
-    gradient: Callable[..., tuple] | None = None
-    after_update: bool = False  # it reads new_params, and is measured when they are known
-
-
-def check_instruments(instruments: Mapping[str, Instrument], reserved: Iterable[str] = ()) -> None:
-    """Checks that no two instruments write the same series, and none writes a reserved one.
-
-    Args:
-      instruments: by label.
-      reserved: series that the step itself writes.
-
-    Raises:
-      ValueError: one does.
-
-    >>> one = Instrument(("loss_train",), 1, None)
-    >>> check_instruments({"a": one, "b": one})
-    Traceback (most recent call last):
-    ValueError: instruments 'a' and 'b' both write the series 'loss_train'; allowed: one for each series
-    """
-    writers = dict.fromkeys(reserved, "")
-    for label, instrument in instruments.items():
-        if instrument.every < 1:
-            raise ValueError(f"instrument {label!r}: every={instrument.every!r}; allowed: 1 or more")
-        for series in instrument.series:
-            if series in writers:
-                other = writers[series]
-                both = (
-                    f"instruments {other!r} and {label!r} both write"
-                    if other
-                    else f"instrument {label!r} and the step itself write"
-                )
-                raise ValueError(f"{both} the series {series!r}; allowed: one for each series")
-            writers[series] = label
 
 
 def lambda_max_batch(
@@ -95,10 +37,20 @@ def lambda_max_batch(
 ) -> Instrument:
     """Critical lr of the batch, top eigenvalues, and the loss split over the top-``k`` eigenspace, from the exact kernel.
 
-    ``follow``: eigenvectors keep their order and sign from one measurement to the next, where the batch is always the same.
-    ``chunk_size``: as in :func:`tangent_kernel`. At every step, and not in chunks, the step takes its gradient from the derivatives
-    that make the kernel, see :func:`weighted_kernel_and_gradient`. Cost: the products of the layers, and an eigendecomposition of one
-    row for each output of the batch; otherwise a forward and a backward pass as well.
+    If it is due at every step and has no chunks, one pass gives the kernel and the gradient of the step, see
+    :func:`weighted_kernel_and_gradient`. Cost: the inner products of the layers, and an eigendecomposition with one row for each output of
+    the batch; otherwise a forward and a backward pass as well.
+
+    Args:
+      apply_fn: ``(params, x) -> outputs``.
+      loss: name of the loss.
+      every: cadence in steps.
+      k: dimension of the top eigenspace, and number of eigenvalues.
+      follow: eigenvectors keep their order and sign from one measurement to the next. For a batch that never changes.
+      chunk_size: examples that are processed at a time, as in :func:`tangent_kernel`; None: all.
+
+    Returns:
+      The instrument.
     """
 
     def split(now: Moment, previous):
@@ -111,15 +63,15 @@ def lambda_max_batch(
         return split_weighted_loss(weighted, now.outputs, now.batch[1], loss=loss, k=k, previous=previous)
 
     def measure(now: Moment, previous=None):
-        found = split(now, previous)
+        parts = split(now, previous)
         return {
-            "lambda_max_batch": found.lambda_max,
-            "critical_lr_batch": critical_lr_from_lambda(found.lambda_max, now.preconditioner()),
-            "condition_number_batch": found.condition_number,
-            "loss_top": found.top,
-            "loss_rest": found.rest,
-            "eigenvalues": found.eigenvalues,
-        }, found.eigenvectors
+            "lambda_max_batch": parts.lambda_max,
+            "critical_lr_batch": critical_lr_from_lambda(parts.lambda_max, now.preconditioner()),
+            "condition_number_batch": parts.condition_number,
+            "loss_top": parts.top,
+            "loss_rest": parts.rest,
+            "eigenvalues": parts.eigenvalues,
+        }, parts.eigenvectors
 
     def start(now: Moment):
         shape = jax.eval_shape(lambda now: split(now, None).eigenvectors, now)
@@ -137,22 +89,22 @@ def lambda_max_batch(
 def lambda_max_batch_matrix_free(
     apply_fn: Callable, *, loss: str, every: int, k: int, k_max: int | None = None, **search: Any
 ) -> Instrument:
-    """What :func:`lambda_max_batch` measures, matrix-free: from kernel-vector products.
+    """The series of :func:`lambda_max_batch`, matrix-free: from kernel-vector products.
 
-    With the eigenvalues come the bounds on their errors, the number of products, and whether every bound is within the tolerance
-    (1) or not (0). An eigenvalue is a lower bound. Where its bound is larger than the tolerance it may be much too small.
+    It also writes bounds on the errors of the eigenvalues, the number of products, and ``converged``: 1 if every bound is within the
+    tolerance, else 0. Each eigenvalue is a lower bound. If its error bound exceeds the tolerance, it may be much too small.
 
-    Each search starts from the directions of the measurement before, also on another batch. Cost: about four forward passes of the
-    batch for each product; see docs/performance.md for the number of products.
+    Each search starts from the directions of the previous measurement, also on another batch. Cost: about four forward passes of the
+    batch for each product; docs/performance.md has the number of products.
 
     Args:
       apply_fn: ``(params, x) -> outputs``.
       loss: name of the loss.
       every: cadence in steps.
-      k: eigenvalues to measure, and directions of the split of the loss.
-      k_max: follow more eigenvalues, up to so many: those above 0.8 times the one at which the lr of the step before is critical,
-        ``(2 / lr - decay) / gain``, and the next one. The series ``tracked`` says how many; the others are NaN. Where products are
-        unrolled (convolutions on the CPU) all ``k_max`` are computed at every measurement. None: ``k`` always.
+      k: number of eigenvalues, and of directions for the split of the loss.
+      k_max: largest number of eigenvalues. Those above 0.8 times ``(2 / lr - decay) / gain`` are measured, and the next one; at that
+        eigenvalue the lr of the previous step is critical. The series ``tracked`` is their number; the others are NaN. If products are
+        unrolled (convolutions on the CPU), all ``k_max`` are computed at every measurement. None: always ``k``.
       search: ``tol``, ``max_products``, ``reuse_bound`` (for a batch that never changes), ``chunk_size``, as in :func:`top_eigenpairs`.
 
     Returns:
@@ -164,7 +116,9 @@ def lambda_max_batch_matrix_free(
         if growing and now.lr is None:
             raise ValueError(f"Moment.lr=None; allowed with k_max={k_max}, k={k}: the learning rate")
         preconditioner = now.preconditioner()
-        above = _NEAR * (2 / now.lr - preconditioner.decay) / preconditioner.gain if growing else None
+        above = None
+        if growing and now.lr is not None:
+            above = _NEAR * (2 / now.lr - preconditioner.decay) / preconditioner.gain
         pairs, top, rest = _top_space(
             apply_fn, now.params, now.batch, now.outputs, directions,
             loss=loss, k=k, k_max=k_max, above=above, preconditioner=lambda: now.preconditioner().diagonal, **search,
@@ -188,14 +142,27 @@ def lambda_max_batch_matrix_free(
     return Instrument(series, every, measure, lambda now: _no_directions(now, k, k_max))
 
 
-_NEAR = 0.8  # fraction of the eigenvalue at which a learning rate is critical, from which on an eigenvalue is followed
+_NEAR = 0.8  # an eigenvalue is measured from this fraction of the critical eigenvalue on
 
 
 def lambda_max_train(
     apply_fn: Callable, *, loss: str, every: int, probe_size: int | None, k: int, chunk_size: int | None = None
 ) -> Instrument:
-    """Critical lr on the whole training set, or on its first ``probe_size`` examples, and the loss on them split over the
-    top-``k`` eigenspace of their kernel. Cost: that of the kernel of so many, with its eigenvectors."""
+    """Critical lr on the training set or on a probe, and their loss split over the top-``k`` eigenspace of their kernel.
+
+    The series end in ``_train``, or in ``_probe`` with a ``probe_size``. Cost: the kernel of these examples, with its eigenvectors.
+
+    Args:
+      apply_fn: ``(params, x) -> outputs``.
+      loss: name of the loss.
+      every: cadence in steps.
+      probe_size: number of training examples to take, from the first on; None: all.
+      k: dimension of the top eigenspace.
+      chunk_size: examples that are processed at a time, as in :func:`tangent_kernel`; None: all.
+
+    Returns:
+      The instrument.
+    """
     name = "probe" if probe_size else "train"
 
     def measure(now: Moment):
@@ -221,14 +188,14 @@ def lambda_max_train(
 def lambda_max_train_matrix_free(
     apply_fn: Callable, *, loss: str, every: int, probe_size: int | None, k: int, **search: Any
 ) -> Instrument:
-    """What :func:`lambda_max_train` measures, matrix-free: for training sets whose kernel does not fit into memory.
+    """The series of :func:`lambda_max_train`, matrix-free: for training sets whose kernel does not fit into memory.
 
     Args:
       apply_fn: ``(params, x) -> outputs``.
       loss: name of the loss.
       every: cadence in steps.
-      probe_size: first training examples to take; None: all.
-      k: directions of the split of the loss.
+      probe_size: number of training examples to take, from the first on; None: all.
+      k: number of directions for the split of the loss.
       search: as in :func:`lambda_max_batch_matrix_free`.
 
     Returns:
@@ -258,7 +225,7 @@ def lambda_max_train_matrix_free(
 
 
 def _top_space(apply_fn, params, batch, outputs, directions, *, loss, k, **search):
-    """Top eigenpairs, and the loss on their first ``k`` directions and on the rest."""
+    """Top eigenpairs, and the loss in their first ``k`` directions and in the rest."""
     pairs = top_eigenpairs(apply_fn, params, batch, k=k, loss=loss, warm_start=directions, **search)
     with jax.default_matmul_precision("highest"):
         residual = weighted_residual(outputs, batch[1], loss=loss).reshape(-1).astype(pairs.vectors.dtype)
@@ -266,14 +233,23 @@ def _top_space(apply_fn, params, batch, outputs, directions, *, loss, k, **searc
 
 
 def _no_directions(now: Moment, k: int, k_max: int | None = None) -> Directions:
-    """Directions before the first search, which then starts at random."""
+    """Directions before the first search, so that it starts at random."""
     return no_directions(now.params, k_max or k, at_least_float32(now.outputs.dtype))
 
 
 def preconditioner_min(apply_fn: Callable, *, loss: str, every: int) -> Instrument:
-    """Smallest entry of the preconditioner, and what it says of the critical lr without that of the preconditioned kernel:
-    ``lambda_max(K_P) <= lambda_max(K_L) / s_min``, so ``critical_lr_bound = 2 / (gain lambda_max(K_L) / s_min + decay)`` is never
-    above the exact one. Cost: that of the exact kernel of the batch, without the preconditioner.
+    """Smallest entry of the preconditioner, and the bound that it gives on the critical lr.
+
+    ``lambda_max(K_P) <= lambda_max(K_L) / s_min``, so ``critical_lr_bound = 2 / (gain lambda_max(K_L) / s_min + decay)`` is at most the
+    exact critical lr. Cost: the exact kernel of the batch, without the preconditioner.
+
+    Args:
+      apply_fn: ``(params, x) -> outputs``.
+      loss: name of the loss.
+      every: cadence in steps.
+
+    Returns:
+      The instrument.
 
     Source: for AdaGrad, the student study on MNIST that the project reproduces; :func:`smallest_entry`.
     """
@@ -291,7 +267,16 @@ def preconditioner_min(apply_fn: Callable, *, loss: str, every: int) -> Instrume
 
 
 def loss_train(apply_fn: Callable, *, loss: str, every: int) -> Instrument:
-    """Loss on the whole training set. Cost: its forward pass."""
+    """Loss on the whole training set. Cost: its forward pass.
+
+    Args:
+      apply_fn: ``(params, x) -> outputs``.
+      loss: name of the loss.
+      every: cadence in steps.
+
+    Returns:
+      The instrument.
+    """
     return Instrument(
         ("loss_train",),
         every,
@@ -300,7 +285,16 @@ def loss_train(apply_fn: Callable, *, loss: str, every: int) -> Instrument:
 
 
 def loss_batch_after(apply_fn: Callable, *, loss: str, every: int) -> Instrument:
-    """Loss on the same batch after the update. Cost: a forward pass of the batch."""
+    """Loss on the same batch after the update. Cost: a forward pass of the batch.
+
+    Args:
+      apply_fn: ``(params, x) -> outputs``.
+      loss: name of the loss.
+      every: cadence in steps.
+
+    Returns:
+      The instrument.
+    """
     return Instrument(
         ("loss_batch_after",),
         every,
@@ -310,9 +304,19 @@ def loss_batch_after(apply_fn: Callable, *, loss: str, every: int) -> Instrument
 
 
 def loss_test(apply_fn: Callable, *, loss: str, every: int, target_encoding: str, split: str = "test") -> Instrument:
-    """Loss on the test (or validation, ``split="val"``) examples and, for class labels, the fraction of them that is misclassified.
+    """Loss on the test or validation examples and, for class labels, the fraction that is misclassified.
 
-    Cost: their forward pass.
+    Cost: their forward pass. The error is NaN if an output is not finite.
+
+    Args:
+      apply_fn: ``(params, x) -> outputs``.
+      loss: name of the loss.
+      every: cadence in steps.
+      target_encoding: of the targets: ``sign``, ``binary``, ``one_hot``, ``integer``, or ``value`` (no classes, so no error).
+      split: ``test``, or ``val`` for the validation examples.
+
+    Returns:
+      The instrument.
     """
 
     def measure(now: Moment):
@@ -327,8 +331,8 @@ def loss_test(apply_fn: Callable, *, loss: str, every: int, target_encoding: str
             "one_hot": lambda: outputs.argmax(-1) != y.argmax(-1),
             "integer": lambda: outputs.argmax(-1) != y,
         }[target_encoding]()
-        known = jnp.isfinite(outputs).all()  # an output that is not a number is no answer
-        return measured | {f"error_{split}": jnp.where(known, jnp.mean(wrong.astype(jnp.float32)), jnp.nan)}
+        is_finite = jnp.isfinite(outputs).all()  # an output that is not finite is no answer
+        return measured | {f"error_{split}": jnp.where(is_finite, jnp.mean(wrong.astype(jnp.float32)), jnp.nan)}
 
     series = (f"loss_{split}",) if target_encoding == "value" else (f"loss_{split}", f"error_{split}")
     return Instrument(series, every, measure)
@@ -337,10 +341,19 @@ def loss_test(apply_fn: Callable, *, loss: str, every: int, target_encoding: str
 def agop_alignment(
     apply_fn: Callable, *, every: int, reference: jax.Array, size: int, chunk_size: int | None = None
 ) -> Instrument:
-    """Alignment of the model's AGOP with a reference's, on the first ``size`` training inputs.
+    """Alignment of the AGOP of the model with the AGOP of a reference, on the first ``size`` training inputs.
 
-    ``reference``: rows of the reference's input Jacobian on the same points. Cost: a backward pass of so many examples for
-    each output.
+    Cost: for each output a backward pass of these examples.
+
+    Args:
+      apply_fn: ``(params, x) -> outputs``.
+      every: cadence in steps.
+      reference: rows of the input Jacobian of the reference on the same inputs, ``(size * outputs, d)``.
+      size: number of training inputs.
+      chunk_size: examples that are processed at a time; None: all.
+
+    Returns:
+      The instrument.
     """
 
     def measure(now: Moment):
@@ -349,36 +362,3 @@ def agop_alignment(
         return {"agop_alignment": alignment, "agop_pearson": pearson}
 
     return Instrument(("agop_alignment", "agop_pearson"), every, measure)
-
-
-def measure(
-    instruments: dict[str, Instrument], now: Moment, carried: dict[str, Any], step, *, due: frozenset[str] | None
-) -> tuple[dict[str, jax.Array], dict[str, Any]]:
-    """Runs the instruments that are due at ``step``; what is not due is NaN, and what it carries stays.
-
-    ``due``: their names, so that what is not due is not compiled; None: found from the traced step, under ``lax.cond``.
-
-    Raises:
-      ValueError: an instrument writes other series than it says.
-    """
-    measured, after = {}, dict(carried)
-    for name, instrument in instruments.items():
-        if instrument.start is None:
-            run = lambda now, nothing, instrument=instrument: (instrument.measure(now), nothing)
-        else:
-            run = instrument.measure
-        before = carried.get(name)
-        shapes = jax.eval_shape(run, now, before)[0]
-        if set(shapes) != set(instrument.series):
-            raise ValueError(f"instrument {name!r} writes {sorted(shapes)}; allowed: its series {sorted(instrument.series)}")
-        skip = lambda _, before, shapes=shapes: (jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), shapes), before)
-        if instrument.every == 1:
-            values, kept = run(now, before)
-        elif due is not None:
-            values, kept = (run if name in due else skip)(now, before)
-        else:
-            values, kept = lax.cond(step % instrument.every == 0, run, skip, now, before)
-        measured |= values
-        if instrument.start is not None:
-            after[name] = kept
-    return measured, after

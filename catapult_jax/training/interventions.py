@@ -122,7 +122,7 @@ def modes_of(weighted: Float[Array, "br br"], outputs: Float[Array, "b *o"], tar
     """The eigenbasis of a batch.
 
     Args:
-      weighted: loss-weighted kernel, of :func:`catapult_jax.critical.weighted_tangent_kernel`.
+      weighted: loss-weighted kernel, of :func:`catapult_jax.tangent.weighted.weighted_tangent_kernel`.
       outputs: of the batch.
       targets: of the batch.
       loss: name of the loss.

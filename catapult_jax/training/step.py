@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
-from catapult_jax.events import KINDS, Detector, DetectorState, Event
+from catapult_jax.detection import Detector, DetectorState
+from catapult_jax.events import KINDS, Event
 from catapult_jax.losses import batch_loss
 from catapult_jax.preconditioners import Preconditioner, preconditioner_from_state
 from catapult_jax.schedules import Schedule, ScheduleState
-from catapult_jax.training.instruments import Instrument, Moment, measure
+from catapult_jax.training.measurement import Instrument, Moment, measure
 from catapult_jax.xla import every_precision_is_highest
 
 if TYPE_CHECKING:
@@ -41,12 +42,11 @@ class Problem(NamedTuple):
 
     apply_fn: Callable[[PyTree, Array], Array]  # (params, x) -> outputs
     loss: str
-    optimizer: Callable[
-        ..., optax.GradientTransformation
-    ]  # learning_rate -> transformation, see catapult_jax.preconditioner_from_state
+    # learning_rate -> transformation, see catapult_jax.preconditioner_from_state
+    optimizer: Callable[..., optax.GradientTransformation]
     schedule: Schedule
     detector: Detector
-    instruments: Mapping[str, Instrument]  # the names are only labels
+    instruments: Mapping[str, Instrument]  # by label; a label has no effect
     examples: int  # in the training set
     batch_size: int  # equal to examples for full-batch descent
     stop_loss: float | None  # None: members do not stop
@@ -63,7 +63,7 @@ class Problem(NamedTuple):
 
     @property
     def train_loss_is_known(self) -> bool:
-        """Whether the training loss is measured at every step. If not, an open spike is no sign of divergence: it is the loss of single batches."""
+        """Whether the training loss is measured at every step. If not, an open spike of single batches is no sign of divergence."""
         return self.is_full_batch or any(
             i.every == 1 and not i.after_update and "loss_train" in i.series for i in self.instruments.values()
         )
@@ -84,7 +84,7 @@ class MemberState(NamedTuple):
 
 
 class _Gradient(NamedTuple):
-    """What comes of one pass over the batch."""
+    """Result of one forward and backward pass over the batch."""
 
     outputs: Array
     kernel: Float[Array, "n n"] | None  # loss-weighted; None: no instrument asked for it
@@ -108,21 +108,21 @@ def step(
       number: of the step, from 0 on.
       state: of the member.
       data: ``x_train``, ``y_train``, ``x_test``, ``y_test``, and ``x_val``, ``y_val`` where there are any.
-      wanted: False for a step that only fills a chunk up to its length. Its measurements are discarded, and the state does not change
-        (but ``order``, which may be drawn early: the next step draws the same).
-      due: names of the instruments that are due, so that the others are not compiled; None: decide at run time.
+      wanted: False for a step that only fills a chunk up to its length. Its measurements are discarded, and the state stays, except
+        ``order``, which may be drawn early: the next step draws the same order.
+      due: labels of the instruments that are due, so that the others are not compiled; None: decide at run time.
 
     Returns:
       The state after the step, and the measurements by series. A measurement is taken on the weights before the update unless its
       instrument says otherwise.
     """
     batch, order = draw_batch(problem, number, state, data)
-    taken = take_gradient(problem, state.params, batch)
-    now, measured, carried = measure_before(problem, number, state, batch, taken, data, wanted, due)
+    backward = take_gradient(problem, state.params, batch)
+    now, measured, carried = measure_before(problem, number, state, batch, backward, data, wanted, due)
     schedule = next_lr(problem, number, state, measured)
     detector, event = detect(problem, state, schedule, measured)
-    params, opt_state = update(problem, state, taken.gradient, schedule.lr)
-    late, carried = measure_after(problem, number, now._replace(new_params=params), taken, carried, wanted, due)
+    params, opt_state = update(problem, state, backward.gradient, schedule.lr)
+    late, carried = measure_after(problem, number, now._replace(new_params=params), backward, carried, wanted, due)
     measured |= late
     after = state._replace(
         params=params, opt_state=opt_state, schedule=schedule, detector=detector, carried=carried, order=order
@@ -133,7 +133,17 @@ def step(
 def draw_batch(
     problem: Problem, number: Int[Array, ""], state: MemberState, data: dict[str, Array]
 ) -> tuple[tuple[Array, Array], Int[Array, " n"] | None]:
-    """The examples of a step, and the order of this epoch: without replacement, a function of seed and epoch alone."""
+    """The batch of a step, drawn without replacement.
+
+    Args:
+      problem: what is fixed.
+      number: of the step.
+      state: of the member.
+      data: with ``x_train`` and ``y_train``.
+
+    Returns:
+      ``(x, y)``, and the order of the examples in this epoch. The order depends on seed and epoch only.
+    """
     if problem.is_full_batch:
         return (data["x_train"], data["y_train"]), state.order
     per_epoch = problem.examples // problem.batch_size
@@ -146,16 +156,35 @@ def draw_batch(
 
 
 def take_gradient(problem: Problem, params: PyTree, batch: tuple[Array, Array]) -> _Gradient:
-    """Gradient of the loss of the batch, with the kernel where an instrument that is due at every step takes both in one pass."""
+    """Gradient of the loss of the batch.
+
+    Args:
+      problem: what is fixed.
+      params: weights before the update.
+      batch: ``(x, y)``.
+
+    Returns:
+      Outputs, kernel and gradient. The kernel is None unless an instrument that is due at every step takes both in one pass.
+    """
     shared = [i.gradient for i in problem.instruments.values() if i.gradient and i.every == 1]
     together = bool(shared) and _is_plain(problem, params)
     with _highest(together or every_precision_is_highest()):
         take = shared[0] if together else partial(plain_gradient, problem)
-        return _Gradient(*take(params, batch), together)
+        outputs, kernel, gradient = take(params, batch)
+        return _Gradient(outputs, kernel, gradient, together)
 
 
 def plain_gradient(problem: Problem, params: PyTree, batch: tuple[Array, Array]) -> tuple[Array, None, PyTree]:
-    """``(outputs, None, gradient)``: what an instrument's ``gradient`` gives, without a kernel."""
+    """Gradient of the loss of the batch, without a kernel.
+
+    Args:
+      problem: what is fixed.
+      params: weights before the update.
+      batch: ``(x, y)``.
+
+    Returns:
+      ``(outputs, None, gradient)``, in the form of ``Instrument.gradient``.
+    """
 
     def loss_fn(params):
         outputs = problem.apply_fn(params, batch[0])
@@ -170,23 +199,37 @@ def measure_before(
     number: Int[Array, ""],
     state: MemberState,
     batch: tuple[Array, Array],
-    taken: _Gradient,
+    backward: _Gradient,
     data: dict[str, Array],
     wanted: Bool[Array, ""] | bool,
     due: frozenset[str] | None,
 ) -> tuple[Moment, dict[str, Array], dict[str, PyTree]]:
-    """The moment of the step, what is measured on the weights before the update, and what the instruments carry on."""
-    # The preconditioner of this step is read from the optimizer's state after it, which does not depend on the lr. The schedule needs the
-    # critical lr, so the state is made here, and again in `update` once the lr is known. XLA merges the two calls: the step of a network
-    # with Adam has no more operations than with one.
-    _, after = problem.transformation.update(taken.gradient, state.opt_state, state.params)
-    # It holds the two states, not the gradient: less to carry where a measurement loops.
+    """Runs the instruments that are due on the weights before the update.
+
+    Args:
+      problem: what is fixed.
+      number: of the step.
+      state: of the member.
+      batch: ``(x, y)``.
+      backward: outputs, kernel and gradient of the batch.
+      data: all examples.
+      wanted: False: nothing with a cadence is due.
+      due: labels of the instruments that are due; None: decide at run time.
+
+    Returns:
+      What the instruments see, the measurements by series, and what each instrument carries on.
+    """
+    # The preconditioner of this step comes from the optimizer's state after it, which does not depend on the lr. The schedule needs the
+    # critical lr, so the state is computed here, and again in `update` once the lr is known. XLA merges the two calls: the compiled step
+    # of a network with Adam has as many operations as with one call.
+    _, after = problem.transformation.update(backward.gradient, state.opt_state, state.params)
+    # Holds the two states, not the gradient, so that a measurement with a loop carries less.
     preconditioner = Partial(partial(preconditioner_from_state, problem.optimizer), state.params, after, state.opt_state)
-    now = Moment(state.params, state.params, batch, taken.outputs, data, preconditioner, taken.kernel, state.schedule.lr)
+    now = Moment(state.params, state.params, batch, backward.outputs, data, preconditioner, backward.kernel, state.schedule.lr)
     early = {name: i for name, i in problem.instruments.items() if not i.after_update}
     with _highest(every_precision_is_highest()):
         measured, carried = measure(early, now, state.carried, _clock(number, wanted), due=due)
-    measured = {"loss_batch": batch_loss(taken.outputs, batch[1], loss=problem.loss)} | measured
+    measured = {"loss_batch": batch_loss(backward.outputs, batch[1], loss=problem.loss)} | measured
     if problem.is_full_batch:
         same = {name: measured[other] for name, other in _SAME_AS_BATCH.items() if other in measured}
         measured = same | measured
@@ -197,19 +240,42 @@ def measure_after(
     problem: Problem,
     number: Int[Array, ""],
     now: Moment,
-    taken: _Gradient,
+    backward: _Gradient,
     carried: dict[str, PyTree],
     wanted: Bool[Array, ""] | bool,
     due: frozenset[str] | None,
 ) -> tuple[dict[str, Array], dict[str, PyTree]]:
-    """What is measured on the weights after the update, and what the instruments carry on."""
+    """Runs the instruments that are due on the weights after the update.
+
+    Args:
+      problem: what is fixed.
+      number: of the step.
+      now: what the instruments see, with the new weights.
+      backward: outputs, kernel and gradient of the batch.
+      carried: what each instrument carries from the measurement before.
+      wanted: False: nothing with a cadence is due.
+      due: labels of the instruments that are due; None: decide at run time.
+
+    Returns:
+      The measurements by series, and what each instrument carries on.
+    """
     late = {name: i for name, i in problem.instruments.items() if i.after_update}
-    with _highest(taken.at_highest or every_precision_is_highest()):  # as the loss before
+    with _highest(backward.at_highest or every_precision_is_highest()):  # as for the loss before the update
         return measure(late, now, carried, _clock(number, wanted), due=due)
 
 
 def next_lr(problem: Problem, number: Int[Array, ""], state: MemberState, measured: dict[str, Array]) -> ScheduleState:
-    """The schedule after it has seen the training loss (of the batch, where that alone is known) and the critical lr of the batch."""
+    """Schedule state with the lr of this step.
+
+    Args:
+      problem: what is fixed.
+      number: of the step.
+      state: of the member.
+      measured: the schedule sees the training loss (the loss of the batch if it is not measured) and the critical lr of the batch.
+
+    Returns:
+      The schedule state; ``lr`` is the lr of this step.
+    """
     critical = measured.get("critical_lr_batch", jnp.float32(jnp.nan))
     return problem.schedule.update(state.schedule, number, _tracked_loss(measured), critical)
 
@@ -217,9 +283,18 @@ def next_lr(problem: Problem, number: Int[Array, ""], state: MemberState, measur
 def detect(
     problem: Problem, state: MemberState, schedule: ScheduleState, measured: dict[str, Array]
 ) -> tuple[DetectorState, Event]:
-    """The detector after this step, and the event that closes with it, if one does.
+    """Detector state after this step, and the event that ends at it.
 
-    ``lambda_max`` and the split of the loss are of all training examples, or of a fixed probe: never of batches that differ.
+    ``lambda_max`` and the split of the loss are of all training examples, or of a fixed probe; never of different batches.
+
+    Args:
+      problem: what is fixed.
+      state: of the member.
+      schedule: with the lr of this step.
+      measured: measurements by series.
+
+    Returns:
+      The detector state, and the event; kind 0: no event ends.
     """
     unknown, split = jnp.float32(jnp.nan), "loss" if problem.is_full_batch else "loss_train"
     return problem.detector.update(
@@ -234,7 +309,17 @@ def detect(
 
 
 def update(problem: Problem, state: MemberState, gradient: PyTree, lr: Float[Array, ""]) -> tuple[PyTree, PyTree]:
-    """Parameters and optimizer state after a step with this lr."""
+    """Parameters and optimizer state after a step with this lr.
+
+    Args:
+      problem: what is fixed.
+      state: of the member.
+      gradient: of the loss of the batch.
+      lr: of this step.
+
+    Returns:
+      ``(params, opt_state)``.
+    """
     opt_state = state.opt_state._replace(hyperparams=state.opt_state.hyperparams | {"learning_rate": lr})
     updates, opt_state = problem.transformation.update(gradient, opt_state, state.params)
     return optax.apply_updates(state.params, updates), opt_state
@@ -248,9 +333,20 @@ def freeze(
     measured: dict[str, Array],
     wanted: Bool[Array, ""] | bool,
 ) -> tuple[MemberState, dict[str, Array]]:
-    """Keeps a member that diverged or stopped on its weights, and adds what the step itself measures.
+    """Keeps the weights of a member that diverged or stopped, and adds the series that the step itself measures.
 
-    Parameters, optimizer, schedule and instruments stay as before the step. Detector and marks go on.
+    Parameters, optimizer, schedule and instruments stay as before the step. Detector, ``diverged`` and ``stopped`` go on.
+
+    Args:
+      problem: what is fixed.
+      before: state before the step.
+      after: state after the update.
+      event: that ends at this step.
+      measured: measurements by series.
+      wanted: False: the step only fills a chunk, and all of the state stays.
+
+    Returns:
+      The state after the step, and the measurements with the series ``SERIES``.
     """
     schedule, detector = after.schedule, after.detector
     diverged, stopped = before.diverged | ~jnp.isfinite(measured["loss_batch"]), before.stopped
@@ -276,25 +372,35 @@ def freeze(
 
 
 def preconditioner_of(problem: Problem, gradient: PyTree, params: PyTree, opt_state: PyTree) -> Preconditioner:
-    """What the optimizer makes of this gradient."""
+    """Preconditioner of the step that the optimizer takes with this gradient.
+
+    Args:
+      problem: what is fixed.
+      gradient: of the loss of the batch.
+      params: weights before the step.
+      opt_state: optimizer state before the step.
+
+    Returns:
+      The preconditioner.
+    """
     _, after = problem.transformation.update(gradient, opt_state, params)
     return preconditioner_from_state(problem.optimizer, params, after, opt_state)
 
 
 def _is_plain(problem: Problem, params: PyTree) -> bool:
     """Whether the optimizer has no preconditioner: the kernel that comes with the gradient has none either."""
-    # Only shapes are made, so that the parameters can stand for their gradient.
+    # Only shapes are computed, so the parameters can take the place of the gradient.
     rule = lambda params: preconditioner_of(problem, params, params, problem.transformation.init(params))
     return jax.eval_shape(rule, params).diagonal is None
 
 
 def _tracked_loss(measured: dict[str, Array]) -> Array:
-    """Training loss; that of the batch where it is not measured."""
+    """Training loss; the loss of the batch if the training loss is not measured."""
     return measured.get("loss_train", measured["loss_batch"])
 
 
 def _clock(number, wanted):
-    """The number of the step, -1 where it is not wanted: nothing that has a cadence is due then."""
+    """Number of the step; -1 if the step is not wanted, so that nothing with a cadence is due."""
     return jnp.where(wanted, number, -1)
 
 

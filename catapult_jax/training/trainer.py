@@ -12,24 +12,25 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 
-from catapult_jax.critical import critical_lr_from_lambda, weighted_tangent_kernel
+from catapult_jax.critical import critical_lr_from_lambda
 from catapult_jax.data import Data
-from catapult_jax.events import Detector
+from catapult_jax.detection import Detector
 from catapult_jax.schedules import Schedule
 from catapult_jax.tangent import top_eigenpairs
+from catapult_jax.tangent.weighted import weighted_tangent_kernel
 from catapult_jax.training.chunks import State, make_chunk
-from catapult_jax.training.instruments import Instrument, Moment, check_instruments
+from catapult_jax.training.measurement import Instrument, Moment, check_instruments
 from catapult_jax.training.step import SERIES, MemberState, Problem, plain_gradient, preconditioner_of
 from catapult_jax.xla import loops_are_slow
 
 
 class Members(NamedTuple):
-    """What differs between members: one entry for each."""
+    """What differs between members. One entry for each member."""
 
     seed: np.ndarray  # (m,)
     lr: np.ndarray  # (m,) learning rate at the start
-    raises: np.ndarray | None = None  # (m,) raises that the schedule makes; None: none
-    cap: np.ndarray | None = None  # (m,) multiple of the critical lr that the schedule keeps to; infinite, or None: no cap
+    raises: np.ndarray | None = None  # (m,) number of raises that the schedule makes; None: no raise
+    cap: np.ndarray | None = None  # (m,) largest lr of the schedule, as a multiple of the critical lr; inf or None: no cap
     # "absolute", or "critical_lr0": ``lr`` is a multiple of the critical lr at initialisation, on the training (or probe) examples
     lr_unit: str = "absolute"
 
@@ -39,16 +40,16 @@ class Start(NamedTuple):
 
     critical_lr: np.ndarray  # (m,) at initialisation
     lr: np.ndarray  # (m,)
-    error: np.ndarray  # (m,) bound on the relative error of that critical lr; 0: from the exact kernel
+    error: np.ndarray  # (m,) bound on the relative error of critical_lr; 0: from the exact kernel
 
 
 class Trainer(NamedTuple):
     """The functions of one run. They share their compiled programs."""
 
     init: Callable[[Members], tuple[State, Start]]
-    # (state, steps, longest=None) -> (state, measurements (members, steps, ...)); calls with one longest share one program
+    # (state, steps, longest=None) -> (state, measurements (members, steps, ...)); calls with the same longest share one program
     run: Callable[..., tuple[State, dict[str, np.ndarray]]]
-    scanned: bool  # steps run inside one compiled scan, vmapped over members where there are several; otherwise one by one
+    scanned: bool  # True: steps run inside one compiled scan, vmapped over the members; False: one by one
     reset_instruments: Callable[[State], State]  # same members, fresh instrument state: for a trainer with other instruments
     with_data: Callable[[Data], Trainer]  # the same compiled programs on other data of these shapes
 
@@ -77,21 +78,23 @@ def make_trainer(
       optimizer: Optax constructor with a rule, see :func:`catapult_jax.preconditioner_from_state`, or a ``functools.partial`` of one; the schedule's lr is
         handed to it at every step.
       schedule: see :mod:`catapult_jax.schedules`.
-      detector: online event detector, run on the training loss. A member whose spike does not close within the detector's horizon, or
-        whose loss is not finite, diverged: it is frozen, on the weights before that step. With batches, a spike that does not close counts
-        only if an instrument writes ``loss_train`` at every step.
-      instruments: see :mod:`catapult_jax.training.instruments`. Their names are labels.
-      batch_size: None takes all training examples in every step (gradient descent); otherwise batches are drawn without
-        replacement, epoch by epoch, in an order that is a function of seed and epoch alone, drawn at the first step of the epoch and carried
-        in the state, so a resumed run draws the same ones.
-      probe_size: examples on which the critical learning rate at initialisation is taken; None: all.
-      stop_loss: a member stops, and is frozen, at the first step at which it has made its raises, is in no spike, and its
-        training loss is at most this; None: never.
-      matrix_free: the critical learning rate at initialisation from kernel-vector products (to 1 %), not from the exact kernel.
-      chunk_size: examples of that kernel that are worked on at a time; None: all.
+      detector: online event detector, run on the training loss. A member diverges if its spike does not close within the horizon, or if
+        its loss is not finite. It then keeps the weights before that step. With batches, a spike that does not close counts only if an
+        instrument writes ``loss_train`` at every step.
+      instruments: see :mod:`catapult_jax.training.instruments`. Their keys are labels without effect.
+      batch_size: examples of a batch, drawn without replacement. The order of an epoch depends on seed and epoch only, and the state
+        carries it, so a resumed run draws the same batches. None: all training examples in every step (gradient descent).
+      probe_size: number of training examples for the critical lr at initialisation; None: all.
+      stop_loss: a member stops at the first step at which it has made its raises, is in no spike, and has a training loss of at most
+        ``stop_loss``. It then keeps its weights. None: never.
+      matrix_free: True takes the critical lr at initialisation from kernel-vector products (to 1 %), False from the exact kernel.
+      chunk_size: examples of that kernel that are processed at a time; None: all.
+
+    Returns:
+      The functions of the run.
 
     Raises:
-      ValueError: a batch larger than the training set, an optimizer without a rule, two instruments that write one series.
+      ValueError: the batch is larger than the training set, the optimizer has no rule, or two instruments write one series.
     """
     n = len(data.x_train)
     if batch_size is not None and not 1 <= batch_size <= n:
@@ -102,7 +105,7 @@ def make_trainer(
     example = jax.eval_shape(lambda: model.init(jax.random.key(0), first_input))
     scanned = not loops_are_slow(model.apply, example, first_input)  # convolutions on the CPU, also batched over members
     init_one = partial(_init_member, problem, model, probe_size=probe_size, matrix_free=matrix_free, chunk_size=chunk_size)
-    if scanned or not matrix_free:  # else products are driven by Python, so no jit
+    if scanned or not matrix_free:  # otherwise Python runs the products one by one, so no jit
         init_one = jax.jit(init_one)
     begin = jax.jit(partial(_begin, problem))
     chunk = make_chunk(problem, scanned=scanned)
@@ -123,7 +126,7 @@ def make_trainer(
 
 
 def _init(problem: Problem, init_one, begin, arrays: dict, members: Members) -> tuple[State, Start]:
-    """The state before the first step, and what is known then."""
+    """The state before the first step, and the critical lr, lr and error of each member."""
     states, critical, errors = [], [], []
     for i, seed in enumerate(members.seed):
         params, critical_i, error_i = init_one(arrays, np.int32(seed))
@@ -155,19 +158,22 @@ def _init(problem: Problem, init_one, begin, arrays: dict, members: Members) -> 
 def _init_member(
     problem: Problem, model, arrays: dict, seed, *, probe_size: int | None, matrix_free: bool, chunk_size: int | None
 ):
-    """Parameters, critical lr of the training (or probe) examples, and the bound on its relative error."""
+    """Parameters, critical lr on the training (or probe) examples, and a bound on its relative error."""
     params = model.init(jax.random.fold_in(jax.random.key(seed), 0), arrays["x_train"][:1])
     batch = tuple(arrays[key][:probe_size] for key in ("x_train", "y_train"))
     _, _, gradient = plain_gradient(problem, params, batch)
     rule = preconditioner_of(problem, gradient, params, problem.transformation.init(params))
-    options = dict(loss=problem.loss, preconditioner=rule.diagonal, chunk_size=chunk_size)
     if matrix_free:
-        found = top_eigenpairs(problem.apply_fn, params, batch, k=1, **options)
-        lambda_max, bound = found.eigenvalues[0], found.bounds[0]
+        pairs = top_eigenpairs(
+            problem.apply_fn, params, batch, k=1, loss=problem.loss, preconditioner=rule.diagonal, chunk_size=chunk_size
+        )
+        lambda_max, bound = pairs.eigenvalues[0], pairs.bounds[0]
     else:
         with jax.default_matmul_precision("highest"):
             outputs = problem.apply_fn(params, batch[0])
-        kernel = weighted_tangent_kernel(problem.apply_fn, params, batch, outputs, **options)
+        kernel = weighted_tangent_kernel(
+            problem.apply_fn, params, batch, outputs, loss=problem.loss, preconditioner=rule.diagonal, chunk_size=chunk_size
+        )
         lambda_max, bound = jnp.linalg.eigvalsh(kernel)[-1], jnp.float32(0)
     return params, critical_lr_from_lambda(lambda_max, rule), jnp.where(bound > 0, bound / lambda_max, 0)
 

@@ -1,4 +1,4 @@
-"""The one door from a config to data, model, members, instruments and trainer: :func:`build`."""
+"""The one door from a config to everything that a run needs: :func:`build`."""
 
 from __future__ import annotations
 
@@ -20,29 +20,32 @@ from experiments.build.reference import agop_reference
 
 
 class Built(NamedTuple):
-    """What a config is made into."""
+    """Everything that a run needs, from :func:`build`."""
 
     data: data.Data
-    fallback_for: str | None  # the data set that these data stand in for
-    model: Any
+    fallback_for: str | None  # the data set of the config, if these are fallback data
+    model: Any  # a Flax model
     members: training.Members
-    reference: np.ndarray | None  # rows of the AGOP reference's input Jacobian; None: no AGOP is measured
-    about_reference: dict[str, Any] | None
-    plan: dict[str, Any]  # what is measured, how and how often
+    reference: (
+        np.ndarray | None
+    )  # input Jacobian of the AGOP reference, (examples * outputs, inputs); None: no AGOP is measured
+    about_reference: dict[str, Any] | None  # its name, checksum and test error, for run.json
+    plan: dict[str, Any]  # cadences and methods of the instruments, see choose_instruments
     trainer: training.Trainer
 
 
 def build(config: ConfigDict, earlier: dict[str, Any] | None = None, loaded: tuple | None = None) -> Built:
-    """The one door from a config to data, model, members, instruments and trainer.
+    """Build data, model, members, instruments and trainer from a config.
 
     Args:
-      config: a config that was checked.
-      earlier: what run.json says of the run that is to be resumed or repeated. The data and the AGOP reference must be those of that run, and
-        its cadences and methods are taken over; None: a new run.
-      loaded: what :func:`load` gave for them, if it was called before.
+      config: one that :func:`experiments.rules.check` accepts.
+      earlier: contents of run.json of a run to resume or repeat. Its data and AGOP reference are required, and its cadences and methods
+        are taken over. None: a new run.
+      loaded: result of :func:`load` for the same arguments, if there is one.
 
     Raises:
-      ConfigError: data or a reference that can't be had, or that are not those of the earlier run; a model that does not fit the data.
+      ConfigError: data or a reference that are not available, or differ from those of the earlier run; a model that does not fit the
+        data.
     """
     arrays, fallback_for = loaded or load(config, earlier)
     reference, about_reference = agop_reference(config, arrays) if "agop_alignment" in cadences_of(config) else (None, None)
@@ -51,7 +54,7 @@ def build(config: ConfigDict, earlier: dict[str, Any] | None = None, loaded: tup
             f"measure.agop_reference={config.measure.agop_reference!r} is another model than in the earlier run; allowed: the same model, or "
             "another workdir"
         )
-    with fitting():
+    with explain_misfit():
         model, members = build_model(config.model, arrays.outputs), build_members(config)
         plan = earlier["instruments"] if earlier else choose_instruments(config, model, arrays, members, reference)
         trainer = trainer_of(config, model, arrays, reference, plan)
@@ -59,10 +62,14 @@ def build(config: ConfigDict, earlier: dict[str, Any] | None = None, loaded: tup
 
 
 def load(config: ConfigDict, earlier: dict[str, Any] | None = None) -> tuple[data.Data, str | None]:
-    """:func:`load_data`, and the check that they are the data of the earlier run.
+    """Load the data of a run, see :func:`load_data`, and check that they are those of the earlier run.
+
+    Args:
+      config: of the run.
+      earlier: contents of run.json of a run to resume or repeat, or None.
 
     Raises:
-      ConfigError: data that can't be had, or that are others.
+      ConfigError: data that are not available, or that differ from those of the earlier run.
     """
     arrays, fallback_for = load_data(config)
     if earlier and earlier["data"]["sha256"] != arrays.checksum:
@@ -74,16 +81,18 @@ def load(config: ConfigDict, earlier: dict[str, Any] | None = None) -> tuple[dat
 
 
 @contextlib.contextmanager
-def fitting() -> Iterator[None]:
-    """What goes wrong in here is one line on a model and data that do not fit each other, or this machine.
+def explain_misfit() -> Iterator[None]:
+    """Turn an error while the run is built into one line: model and data do not fit each other, or the memory of this machine.
 
     Raises:
-      ConfigError: it did.
+      ConfigError: there was an error.
     """
     try:
         yield
     except ValueError as error:
         raise configs.ConfigError(configs.one_line(error)) from error
     except (MemoryError, OverflowError, jax.errors.JaxRuntimeError) as error:
-        why = configs.one_line(error)[:300] or type(error).__name__
-        raise configs.ConfigError(f"the run can't be built ({why}); allowed: a model and data that fit here") from error
+        reason = configs.one_line(error)[:300] or type(error).__name__
+        raise configs.ConfigError(
+            f"the run can't be built ({reason}); allowed: a model and data that fit the memory of this machine"
+        ) from error

@@ -1,6 +1,6 @@
-"""Claims of the source studies, checked on the record of a run or on a sweep: a statement, the effect with its spread, a verdict.
+"""Claims of the source studies, tested on the record of a run or on a sweep: a statement, the effect with its spread, a verdict.
 
-Each file holds a group of claims. Importing the package registers them all.
+Each file has a group of claims. Importing the package registers them all.
 """
 
 from experiments.verdicts import accuracies, catapults, conditioning, exceedances, features  # noqa: F401  they register their claims
@@ -16,10 +16,12 @@ from experiments.verdicts.registry import (
     SWEEP,
     VERDICTS,
     Finding,
+    Run,
     Verdict,
     claim,
     of_run,
     of_sweep,
+    read_run,
 )
 
 __all__ = [
@@ -34,8 +36,10 @@ __all__ = [
     "SWEEP",
     "VERDICTS",
     "Finding",
+    "Run",
     "Verdict",
     "claim",
     "of_run",
     "of_sweep",
+    "read_run",
 ]

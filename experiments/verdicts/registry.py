@@ -1,36 +1,53 @@
-"""The registry of claims, and what a record or a sweep says of one of them.
+"""The registry of claims, and the verdict of a record or a sweep on one of them.
 
 A claim is a function with the decorator :func:`claim`, which is its only registration. The function's name is the claim's name.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from experiments.analysis import dead_members, dead_text, running
+from catapult_jax.events import Event
+from catapult_jax.report import Settings
+from catapult_jax.report.analysis import run_events
+from catapult_jax.report.members import dead_members, dead_text, running
+from experiments.settings import settings_of
+
+if TYPE_CHECKING:
+    import xarray
 
 REPRODUCED, NOT_REPRODUCED, NOT_TESTED = "reproduced", "not reproduced", "not tested"
-RUN, SWEEP = "run", "sweep"  # what a claim is of
+RUN, SWEEP = "run", "sweep"  # a claim is tested on one of them
 MIN_SPIKES = 10  # fewer decide nothing
 
 
-class Finding(NamedTuple):
-    """What a claim's function returns."""
+class Run(NamedTuple):
+    """The record of a run, with what its claims need."""
 
-    statement: str  # what must hold, with its thresholds
+    record: xarray.Dataset  # series over (member, step)
+    config: dict[str, Any]  # its fields, as in config.json
+    settings: Settings
+    events: Callable[[float], list[list[Event]]]  # spike factor -> events of each member; each factor is computed once
+
+
+class Finding(NamedTuple):
+    """The result of a claim's function."""
+
+    statement: str  # with its thresholds
     verdict: str
     effect: str  # sizes, over members
-    table: tuple[tuple[str, ...], ...] = ()  # header and rows, where there is more to tell
+    table: tuple[tuple[str, ...], ...] = ()  # header and rows; empty: no table
 
 
 class Verdict(NamedTuple):
     """A finding with the name of its claim."""
 
     claim: str
-    statement: str
+    statement: str  # the rest as in Finding
     verdict: str
     effect: str
     table: tuple[tuple[str, ...], ...] = ()
@@ -39,7 +56,7 @@ class Verdict(NamedTuple):
 class Claim(NamedTuple):
     """A registered claim."""
 
-    check: Callable[..., Finding]  # of (record, config) for a run, of (rows, config) for a sweep
+    check: Callable[..., Finding]  # takes a Run, or the rows of a sweep and a config
     of: str  # RUN or SWEEP
     every_step: tuple[str, ...]  # fields of the config that must be 1
     given: tuple[str, ...]  # fields of the config that must be set
@@ -55,7 +72,7 @@ def claim(
     """Register the decorated function as the claim of its name.
 
     Args:
-      of: ``RUN``: the function takes a record and a config. ``SWEEP``: it takes the rows of a sweep's summary and a config.
+      of: ``RUN``: the function takes a :class:`Run`. ``SWEEP``: it takes the rows of a sweep's summary and a config.
       every_step: Fields of the config that must be 1, for instruments that must run at every step.
       given: Fields of the config that must not be 0 or empty.
       columns: Columns of the rows of a sweep without which the claim is not tested.
@@ -64,7 +81,7 @@ def claim(
       A decorator that returns the function unchanged.
 
     Raises:
-      ValueError: A claim of that name is registered already, ``of`` is neither value, or a claim of a run has columns.
+      ValueError: A claim of that name is registered, ``of`` is neither value, or a claim of a run has columns.
     """
     if of not in (RUN, SWEEP):
         raise ValueError(f"of={of!r}; allowed: {RUN!r} or {SWEEP!r}")
@@ -74,7 +91,7 @@ def claim(
     def register(check: Callable[..., Finding]) -> Callable[..., Finding]:
         name = check.__name__
         if name in CLAIMS:
-            raise ValueError(f"claim={name!r} is registered already; allowed: a name of its own")
+            raise ValueError(f"claim={name!r} is registered already; allowed: another name")
         CLAIMS[name] = Claim(check, of, every_step, given, columns)
         return check
 
@@ -111,18 +128,30 @@ def decide(*tests: bool | None) -> str:
     return NOT_REPRODUCED if False in tests else NOT_TESTED if None in tests else REPRODUCED
 
 
-def of_run(name: str, record, config: dict[str, Any]) -> Verdict:
-    """What a record says of a claim.
+def read_run(record: xarray.Dataset, config: dict[str, Any]) -> Run:
+    """The record of a run with what its claims need.
 
-    Where the claim needs the critical lr of every step, it is not tested unless that is known at every step of every running member.
+    Args:
+      record: series over (member, step); NaN after a member diverged, see :func:`catapult_jax.report.members.until_diverged`.
+      config: fields of the run's config.
     """
-    verdict = Verdict(name, *OF_RUN[name](record, config))
-    dead = dead_members(record, config)
+    settings = settings_of(config)
+    return Run(record, config, settings, functools.cache(lambda factor: run_events(record, settings, factor=factor)))
+
+
+def of_run(name: str, run: Run) -> Verdict:
+    """The verdict of a run on a claim.
+
+    A claim that needs the critical lr of every step is not tested if that is unknown at a step of a running member.
+    """
+    record, settings = run.record, run.settings
+    verdict = Verdict(name, *OF_RUN[name](run))
+    dead = dead_members(record, settings)
     if dead:
         verdict = verdict._replace(effect=f"{verdict.effect}; {dead_text(dead)} of {record.sizes['member']} members")
     if "measure.lambda_max_batch_every" not in CLAIMS[name].every_step:
         return verdict
-    steps = np.array([running(record, config, m) for m in range(record.sizes["member"])])
+    steps = np.array([running(record, settings, m) for m in range(record.sizes["member"])])
     unknown = int((np.isnan(record["critical_lr_batch"].values) & steps).sum())
     if not unknown:
         return verdict
@@ -132,7 +161,7 @@ def of_run(name: str, record, config: dict[str, Any]) -> Verdict:
 
 
 def of_sweep(name: str, rows: list[dict], config: dict[str, Any]) -> Verdict:
-    """What the rows of a sweep say of a claim. It is not tested where a row lacks a column that the claim needs."""
+    """The verdict of the rows of a sweep on a claim. A claim is not tested if a row lacks a column that it needs."""
     check = OF_SWEEP[name]
     missing = [column for column in CLAIMS[name].columns if not all(column in row for row in rows)]
     if missing:

@@ -1,0 +1,75 @@
+"""How well one yes/no series predicts another.
+
+>>> prediction([True, False], [True, True]).recall
+0.5
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+class Prediction(NamedTuple):
+    """Confusion table of a predictor, and its scores."""
+
+    true_positive: int
+    false_positive: int
+    false_negative: int
+    true_negative: int
+    precision: float  # fraction of the predicted steps at which it happened; NaN: no step was predicted
+    recall: float  # fraction of the steps at which it happened that were predicted; NaN: it never happened
+    f1: float  # harmonic mean of precision and recall; NaN: it was never predicted and never happened
+    base_rate: float  # fraction of all steps at which it happened: the precision of a random guess
+
+
+def prediction(predicted: ArrayLike, happened: ArrayLike) -> Prediction:
+    """Confusion table, precision, recall and F1 of a predictor, beside the base rate.
+
+    Args:
+      predicted: for each step whether it is predicted to happen.
+      happened: for each step whether it happens, of the same shape.
+
+    Returns:
+      The table and its scores.
+
+    Raises:
+      ValueError: the shapes differ.
+
+    >>> p = prediction([True, True, False, False], [True, False, False, False])
+    >>> p.precision, p.recall, p.base_rate
+    (0.5, 1.0, 0.25)
+    """
+    yes, truth = np.asarray(predicted, bool), np.asarray(happened, bool)
+    if yes.shape != truth.shape:
+        raise ValueError(f"predicted has shape {yes.shape}; allowed: {truth.shape}, that of happened")
+    tp, fp = int((yes & truth).sum()), int((yes & ~truth).sum())
+    fn, tn = int((~yes & truth).sum()), int((~yes & ~truth).sum())
+    return scores(tp, fp, fn, tn)
+
+
+def scores(tp: int, fp: int, fn: int, tn: int) -> Prediction:
+    """Precision, recall, F1 and base rate of a confusion table.
+
+    ``precision = tp / (tp + fp)``, ``recall = tp / (tp + fn)``, ``f1 = 2 tp / (2 tp + fp + fn)``,
+    ``base_rate = (tp + fn) / (tp + fp + fn + tn)``.
+
+    Args:
+      tp, fp, fn, tn: numbers of true positives, false positives, false negatives and true negatives.
+
+    Returns:
+      The table and its scores; NaN where a denominator is zero.
+
+    >>> scores(2, 0, 2, 4).recall
+    0.5
+    """
+    fraction = lambda a, b: a / b if b else float("nan")
+    rates = (
+        fraction(tp, tp + fp),
+        fraction(tp, tp + fn),
+        fraction(2 * tp, 2 * tp + fp + fn),
+        fraction(tp + fn, tp + fp + fn + tn),
+    )
+    return Prediction(tp, fp, fn, tn, *rates)

@@ -1,0 +1,342 @@
+"""The sections of a run's report that need its record alone: one function each, from the record to a section of blocks.
+
+A section without blocks is left out of the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from catapult_jax.criteria import SPIKE_SCORE, spike_score
+from catapult_jax.events import DEFINITION, Event
+from catapult_jax.report.analysis import (
+    alignment_around,
+    catapult_counts,
+    rise_predictions,
+    spike_counts,
+    uncertain_steps,
+)
+from catapult_jax.report.members import (
+    Settings,
+    by_setting,
+    dead_members,
+    diverged_members,
+    finished,
+    has_events,
+    last,
+    spike_series,
+)
+from catapult_jax.report.page import Section, image, table, text
+from catapult_jax.report.statistics import text_of
+from catapult_jax.spikes import FACTORS
+
+if TYPE_CHECKING:
+    import xarray
+
+END_SERIES = ("loss_train", "loss_test", "error_test", "loss_val", "error_val", "agop_alignment", "agop_pearson")
+_MOST_EVENTS = 200  # rows of the table of spikes
+
+
+def all_sections(
+    record: xarray.Dataset, settings: Settings, events: list[list[Event]], figures: Mapping[str, tuple[Path, str]]
+) -> list[Section]:
+    """All sections of this module in their order.
+
+    Args:
+      record: series over (member, step), at least one step.
+      settings: of the run.
+      events: of the record.
+      figures: as :func:`catapult_jax.report.figures.write_all` returns them.
+
+    Returns:
+      Sections.
+
+    >>> import xarray
+    >>> record = xarray.Dataset({"loss_train": (("member", "step"), [[1.0, 3.0, 1.0]])})
+    >>> [section.heading for section in all_sections(record, Settings(), [[]], {}) if section.blocks]
+    ['', 'Spikes above 1.5 times the level', 'Number of spikes for each factor']
+    """
+    return [
+        overview(record, settings),
+        diverged(record, settings),
+        dead(record, settings),
+        initialisation(record),
+        certainty(record),
+        pictures(figures),
+        ends(record, settings, events),
+        spikes(record, settings, events),
+        counts(record, settings),
+        *predictions(record, settings, events),
+    ]
+
+
+def overview(record: xarray.Dataset, settings: Settings) -> Section:
+    """How many members and steps, and how many members diverged or are dead.
+
+    Args:
+      record: series over (member, step).
+      settings: of the run.
+
+    Returns:
+      A section without heading.
+
+    >>> import xarray
+    >>> overview(xarray.Dataset(coords={"member": [0], "step": [0, 1]}), Settings()).blocks[0].content["words"]
+    '1 members, 2 steps'
+    """
+    words = f"{record.sizes['member']} members, {record.sizes['step']} steps"
+    return Section("", [text(words + inactive_text(record, settings))])
+
+
+def inactive_text(record: xarray.Dataset, settings: Settings) -> str:
+    """How many members diverged or are dead, as the end of a sentence.
+
+    Args:
+      record: series over (member, step).
+      settings: of the run.
+
+    Returns:
+      Text; empty if there are none.
+
+    >>> import xarray
+    >>> inactive_text(xarray.Dataset({"diverged": (("member", "step"), [[False, True]])}), Settings())
+    ', 1 diverged'
+    """
+    numbers = {"diverged": len(diverged_members(record, settings)), "dead": len(dead_members(record, settings))}
+    return "".join(f", {number} {word}" for word, number in numbers.items() if number)
+
+
+def diverged(record: xarray.Dataset, settings: Settings) -> Section:
+    """Members that diverged.
+
+    Args:
+      record: series over (member, step).
+      settings: of the run.
+
+    Returns:
+      A section.
+
+    >>> import xarray
+    >>> diverged(xarray.Dataset({"diverged": (("member", "step"), [[False, True]])}), Settings()).heading
+    'Members that diverged'
+    """
+    rows = [tuple(row.values()) for row in diverged_members(record, settings)]
+    words = "Each is frozen from its step on. What follows is in no figure and no number."
+    return Section("Members that diverged", [text(words), table(("member", "step", "cause"), rows)] if rows else [])
+
+
+def dead(record: xarray.Dataset, settings: Settings) -> Section:
+    """Members whose network is dead.
+
+    Args:
+      record: series over (member, step).
+      settings: of the run.
+
+    Returns:
+      A section.
+
+    >>> import xarray
+    >>> dead(xarray.Dataset({"loss_train": (("member", "step"), [[1.0]])}), Settings()).blocks
+    []
+    """
+    rows = [tuple(row.values()) for row in dead_members(record, settings)]
+    words = "From its step on the kernel of each is exactly zero. It does not learn after that, and does not count as finished."
+    return Section("Members whose network is dead", [text(words), table(("member", "step"), rows)] if rows else [])
+
+
+def initialisation(record: xarray.Dataset) -> Section:
+    """Learning rates of the members, beside the critical ones at initialisation.
+
+    Args:
+      record: its coordinates ``seed``, ``raises``, ``cap``, ``lr0_over_critical``, ``lr0`` and ``critical_lr0``, where present.
+
+    Returns:
+      A section.
+
+    >>> import xarray
+    >>> record = xarray.Dataset(coords={"lr0": ("member", [0.5])})
+    >>> initialisation(record).blocks[0].content["header"]
+    ('member', 'initial lr')
+    """
+    names = ("seed", "raises", "cap", "lr0_over_critical", "lr0", "critical_lr0")
+    axes = [axis for axis in names if axis in record.coords]
+    if not axes:
+        return Section("", [])
+    rows = [(m, *(record[axis].values[m].item() for axis in axes)) for m in range(record.sizes["member"])]
+    labels = {"lr0_over_critical": "initial lr / critical lr", "lr0": "initial lr", "critical_lr0": "critical lr"}
+    header = ("member", *(labels.get(axis, axis) for axis in axes))
+    return Section("Critical learning rate at initialisation", [table(header, rows)])
+
+
+def certainty(record: xarray.Dataset) -> Section:
+    """How many steps are too near their critical lr to tell, and how often an eigenvalue search reached its tolerance.
+
+    Args:
+      record: series over (member, step).
+
+    Returns:
+      A section without heading.
+
+    >>> import xarray
+    >>> series = {"lr": [[1.0, 1.0]], "critical_lr_batch": [[1.0, 2.0]]}
+    >>> record = xarray.Dataset({name: (("member", "step"), values) for name, values in series.items()})
+    >>> "1 of 2 measured steps" in certainty(record).blocks[0].content["words"]
+    True
+    """
+    blocks = []
+    if {"lr", "critical_lr_batch"} <= set(record):
+        uncertain, measured = uncertain_steps(record), ~np.isnan(record["critical_lr_batch"].values)
+        words = (
+            f"Whether a step is critical is not significant within {record.attrs.get('critical_lr_margin', 0):.1e} of the critical lr. "
+            "This is the rounding of the kernel: n times the largest error of an entry. The bound of the eigenvalue counts where it is larger. "
+            f"That is so at {int(uncertain.sum())} of {int(measured.sum())} measured steps: the crosses in the figure of the ratio."
+        )
+        blocks.append(text(words))
+    for name in [str(name) for name in record if str(name).startswith("converged")]:
+        values = record[name].values[~np.isnan(record[name].values)]
+        words = f"{name}: the eigenvalue search reached its tolerance at {int(values.sum())} of {values.size} measured steps."
+        blocks.append(text(words))
+    return Section("", blocks)
+
+
+def pictures(figures: Mapping[str, tuple[Path, str]]) -> Section:
+    """The figures.
+
+    Args:
+      figures: for each the path of its PNG, and its caption.
+
+    Returns:
+      A section without heading.
+
+    >>> pictures({}).blocks
+    []
+    """
+    return Section("", [image(path, caption) for path, caption in figures.values()])
+
+
+def ends(record: xarray.Dataset, settings: Settings, events: list[list[Event]]) -> Section:
+    """The last measured values, as means over the seeds of each setting.
+
+    Args:
+      record: with two series of :data:`END_SERIES` at least.
+      settings: of the run.
+      events: of the record.
+
+    Returns:
+      A section.
+
+    >>> import xarray
+    >>> record = xarray.Dataset({name: (("member", "step"), [[0.5]]) for name in ("loss_train", "loss_test")})
+    >>> ends(record, Settings(), [[]]).blocks[0].content["rows"]
+    [['all members', '1 of 1', '0.5', '0.5']]
+    """
+    names = [name for name in END_SERIES if name in record]
+    if len(names) < 2:
+        return Section("", [])
+    values, ok = {name: last(record, settings, name) for name in names}, finished(record, settings)
+    if has_events(record, settings) and "critical_lr_batch" in record:
+        values = {"catapults": catapult_counts(events)} | values
+    rows = [
+        (label, f"{ok[m].sum()} of {len(m)}", *(text_of(column[m[ok[m]]]) for column in values.values()))
+        for label, m in by_setting(record, settings)
+    ]
+    means = table(("setting", "members that finished", *values), rows)
+    return Section("Where training ended", [means, text("Mean over seeds with its 95 % bootstrap interval.")])
+
+
+def spikes(record: xarray.Dataset, settings: Settings, events: list[list[Event]]) -> Section:
+    """The events of all members.
+
+    Args:
+      record: series over (member, step).
+      settings: of the run.
+      events: of the record.
+
+    Returns:
+      A section.
+
+    >>> import xarray
+    >>> section = spikes(xarray.Dataset({"loss_train": (("member", "step"), [[1.0]])}), Settings(), [[]])
+    >>> section.heading, section.blocks[1].content["words"]
+    ('Spikes above 1.5 times the level', 'None.')
+    """
+    if spike_series(record) not in record:
+        return Section("", [])
+    around = ("alignment before", "alignment after") if "agop_alignment" in record else ()
+    header = (
+        "member", "kind", "onset", "peak", "end", "returned", "peak / level", "overshoot", "fraction in top space", "lr", "critical lr",
+        "lambda before", "lambda after", *around,
+    )  # fmt: skip
+    pairs = [(m, event) for m, row in enumerate(events) for event in row]
+    rows = [(m, *_event_row(event), *alignment_around(record, m, event).values()) for m, event in pairs[:_MOST_EVENTS]]
+    nothing = "None." if has_events(record, settings) else "Not looked for: this needs the training loss of every step."
+    blocks = [text(DEFINITION), table(header, rows) if rows else text(nothing)]
+    if len(pairs) > len(rows):
+        blocks.append(text(f"The first {len(rows)} of {len(pairs)}; all are in events.jsonl."))
+    if pairs:
+        blocks.append(text(f"The first one: {pairs[0][1]}"))
+    return Section(f"Spikes above {settings.factor} times the level", blocks)
+
+
+def _event_row(event: Event) -> tuple[Any, ...]:
+    """Cells of one event."""
+    end = event.end if event.end >= 0 else "-" if event.kind in ("divergence", "death") else "open"
+    returned = event.returned if event.returned >= 0 else "-"
+    sizes = (event.peak_ratio, event.overshoot, event.fraction_top, event.lr, event.critical_lr)
+    return (event.kind, event.onset, event.peak, end, returned, *sizes, event.lambda_max_before, event.lambda_max_after)
+
+
+def counts(record: xarray.Dataset, settings: Settings) -> Section:
+    """Number of spikes on a grid of factors, so that no result depends on one threshold.
+
+    Args:
+      record: with the loss of :func:`catapult_jax.report.members.spike_series`.
+      settings: of the run.
+
+    Returns:
+      A section.
+
+    >>> import xarray
+    >>> counts(xarray.Dataset({"loss_train": (("member", "step"), [[1.0, 1.8, 1.0]])}), Settings()).blocks[0].content["rows"]
+    [['0', '1', '1', '0', '0', '0', '0']]
+    """
+    if spike_series(record) not in record:
+        return Section("", [])
+    numbers = spike_counts(record, settings)
+    above = [int((spike_score(row) > SPIKE_SCORE).sum()) for row in record[spike_series(record)].values]
+    header = ("member", *(f"above {factor}" for factor in FACTORS), f"steps with a score above {SPIKE_SCORE:g}")
+    rows = [(m, *(numbers[m][factor] for factor in FACTORS), score) for m, score in enumerate(above)]
+    words = "Score: standard deviations above the mean of the last 128 values of the loss. The first 128 steps have none."
+    return Section("Number of spikes for each factor", [table(header, rows), text(words)])
+
+
+def predictions(record: xarray.Dataset, settings: Settings, events: list[list[Event]]) -> list[Section]:
+    """An lr above the critical lr as a predictor of a rise, for each loss that may rise.
+
+    Args:
+      record: with the series of :func:`catapult_jax.report.analysis.rise_predictions`.
+      settings: of the run.
+      events: of the record.
+
+    Returns:
+      Sections; none if a series is missing.
+
+    >>> import xarray
+    >>> predictions(xarray.Dataset({"loss_train": (("member", "step"), [[1.0]])}), Settings(), [[]])
+    []
+    """
+    if not {"lr", "critical_lr_batch", "loss_batch", "loss_batch_after", "loss_train"} <= set(record):
+        return []
+    header = ("member", "above, rose", "above, fell", "below, rose", "below, fell", "precision", "recall", "F1", "base rate")
+    words = text("Above: the lr is above the critical lr of the batch.")
+    return [
+        Section("Exceedance as a predictor of a rise in the step", [words]),
+        *(
+            Section(name, [table(header, [(m, *row) for m, row in enumerate(tables)])], level=3)
+            for name, tables in rise_predictions(record, settings, events).items()
+        ),
+    ]

@@ -1,0 +1,440 @@
+"""The exact tangent kernel of a batch: layer by layer where a layer has a rule, by per-example Jacobians elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+
+from catapult_jax.tangent import layers, neural_tangents
+from catapult_jax.tangent.checks import check_arguments, check_preconditioner, forward_mode_only
+from catapult_jax.tangent.coupling import refuse_coupled_examples
+from catapult_jax.tangent.layer_gram import weight_gram
+from catapult_jax.xla import (
+    ORDERED_NUMBERS,
+    SLOW_JACOBIAN_ENTRIES,
+    UNROLLED_KERNEL_CHUNKS,
+    after,
+    at_least_float32,
+    loops_are_slow,
+)
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, PyTree
+
+_log = logging.getLogger("catapult_jax")
+
+METHODS = ("auto", "structured", "jacobian", "neural_tangents")
+
+
+def tangent_kernel(
+    apply_fn: Callable[..., Float[Array, "b *o"]],
+    params: PyTree,
+    x: Array,
+    *,
+    method: str = "auto",
+    cotangents: Float[Array, "b o r"] | None = None,
+    preconditioner: PyTree | None = None,
+    chunk_size: int | None = None,
+    mesh: Mesh | None = None,
+) -> Float[Array, "br br"]:
+    r"""Tangent kernel of a batch (empirical NTK), ``K = J J^T`` with ``J = d f / d params``.
+
+    With cotangents ``C`` and a preconditioner ``P`` it is ``K = C^T J P^(-1) J^T C``.
+
+    A layer that is linear in its weights has ``J_l[i] = sum_p H[i, p] (x) D[i, p]``. ``H`` are the inputs of the layer.
+    ``D`` are the derivatives of the outputs in its pre-activations. One forward and one backward pass give both. A
+    layer that is applied once per example needs no weight gradients: ``K_l = (H H^T) * (D D^T)``. The calls of Flax
+    modules are intercepted to find these layers (Dense, DenseGeneral, Conv, Embed). A parameter is covered only if
+    nothing else in the model uses it. Every other parameter is taken by its per-example Jacobian, so the kernel is
+    exact for any model.
+
+    Matrix products run at the highest precision, whatever the default is. Call it under ``jax.jit``.
+
+    Args:
+      apply_fn: ``apply_fn(params, x) -> (b, ...)``. It must treat each example alone.
+      params: Parameters; floating-point leaves.
+      x: ``(b, ...)`` inputs.
+      method: ``"auto"``: layers where they have a rule, Jacobians elsewhere; the choice is logged. ``"structured"``:
+        the same, but an error where a parameter is not covered; scales and biases of normalisation layers may use their
+        Jacobian, which is small. ``"jacobian"``: per-example Jacobians for every parameter. ``"neural_tangents"``:
+        Jacobian contraction by that package, as a reference.
+      cotangents: ``C``, ``r`` combinations of the outputs of each example. None: the outputs themselves. A loss whose
+        Hessian has rank ``r < o`` needs only ``r`` of them.
+      preconditioner: The diagonal of ``P``, positive, a pytree like ``params``. None: ones. Every weight then needs its
+        per-example gradients, because the product form holds only without ``P``. :func:`top_eigenpairs` gives a few
+        eigenvalues for less.
+      chunk_size: Examples per chunk; None: all at once. Memory then depends on the chunk and the kernel alone, and
+        derivatives are computed again for every pair of chunks. Where XLA is slow in loops (convolutions on the CPU),
+        up to eight chunks are unrolled. With more chunks, the derivatives of all examples are computed once and kept.
+      mesh: A device mesh with one axis, whose size divides ``b``. Each device computes, and keeps, the rows of its own
+        examples.
+
+    Returns:
+      ``(b*r, b*r)``, example-major: row ``i*r + j`` is combination (output) ``j`` of example ``i``. Units: squared
+      output per squared parameter.
+
+    Raises:
+      ValueError: Unknown method; a parameter that is not floating point; outputs whose first axis is not the batch;
+        ``structured`` where a parameter is not covered; shapes, a chunk size or a mesh that do not fit; options that
+        ``neural_tangents`` does not have.
+      CoupledExamplesError: The outputs of one example depend on other examples (BatchNorm in training mode).
+      NeuralTangentsMissing: ``neural_tangents`` without that package.
+
+    Source: Jacot, Gabriel, Hongler (2018), arXiv 1806.07572, for the kernel. The layer formula follows from
+    ``y = H W`` and the chain rule.
+
+    >>> import jax.numpy as jnp
+    >>> linear = lambda params, x: x @ params["w"]
+    >>> x = jnp.array([[1.0, 0.0], [1.0, 2.0]])
+    >>> tangent_kernel(linear, {"w": jnp.zeros((2, 1))}, x).tolist()  # x x^T
+    [[1.0, 1.0], [1.0, 5.0]]
+    """
+    if method not in METHODS:
+        raise ValueError(f"method={method!r}; allowed: {', '.join(METHODS)}")
+    apply_fn = _unwrap_jit(apply_fn)
+    out = check_arguments(apply_fn, params, x)
+    _check_options(out, params, method, cotangents, preconditioner, chunk_size, mesh)
+    refuse_coupled_examples(apply_fn, params, x)
+    if method == "neural_tangents":
+        return neural_tangents.empirical_kernel(apply_fn, params, x)
+    with jax.default_matmul_precision("highest"):
+        plan = layers.plan(apply_fn, params, x) if method != "jacobian" else layers.EMPTY_PLAN
+        if method == "auto":
+            _announce(plan, params)
+        if method == "structured":
+            _check_covered(plan, params)
+        b, o = out.shape[0], math.prod(out.shape[1:])
+        if cotangents is None:
+            cotangents = jnp.broadcast_to(jnp.eye(o, dtype=out.dtype), (b, o, o))
+        derivatives = partial(_derivatives, apply_fn, params, plan)
+        block = partial(_kernel_block, plan, jax.tree.leaves(params), _inverse_roots(preconditioner))
+        if mesh is not None:
+            return _kernel_on_mesh(derivatives, block, x, cotangents, mesh)
+        if chunk_size is not None and chunk_size < b:
+            slow_loops = loops_are_slow(apply_fn, params, x)
+            return forward_mode_only(_kernel_in_chunks(derivatives, block, x, cotangents, chunk_size, slow_loops=slow_loops))
+        examples = derivatives(x, cotangents)
+        return block(examples, examples, same=True)
+
+
+def describe_method(apply_fn: Callable, params: PyTree, x: Array) -> str:
+    """How ``method="auto"`` treats each parameter, in one line.
+
+    Args:
+      apply_fn, params, x: As in :func:`tangent_kernel`.
+
+    Returns:
+      The number of parameters per method, and the names of the first three that need Jacobians.
+
+    >>> describe_method(lambda w, x: x @ w, jnp.zeros(2), jnp.zeros((1, 2)))
+    '0 of 1 parameters layer by layer, 1 by per-example Jacobians (all of them)'
+    """
+    return _describe(layers.plan(_unwrap_jit(apply_fn), params, x), params)
+
+
+def _describe(plan: layers.Plan, params) -> str:
+    paths = [jax.tree_util.keystr(path) or "all of them" for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    rest = [path for i, path in enumerate(paths) if i not in plan.covered]
+    names = f" ({', '.join(rest[:3])}{', ...' if len(rest) > 3 else ''})" if rest else ""
+    return f"{len(plan.covered)} of {len(paths)} parameters layer by layer, {len(rest)} by per-example Jacobians{names}"
+
+
+def _announce(plan: layers.Plan, params) -> None:
+    """Logs how ``auto`` treats the parameters. Warns if a large model has no layer with a rule."""
+    text = _describe(plan, params)
+    _log.info("tangent_kernel: method='auto' takes %s", text)
+    if not plan.covered and sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(params)) > SLOW_JACOBIAN_ENTRIES:
+        warnings.warn(
+            f"tangent_kernel: method='auto' takes {text}. This can be a hundred times slower; layers of Flax linen (Dense, DenseGeneral, "
+            "Conv, Embed) are fast",
+            stacklevel=3,
+        )
+
+
+def kernel_and_pullback(
+    apply_fn: Callable[..., Float[Array, "b *o"]], params: PyTree, x: Array, basis: Float[Array, "o r"]
+) -> tuple[Float[Array, "b *o"], Float[Array, "br br"], Callable[[Float[Array, "b r"]], PyTree]]:
+    """Outputs, kernel of ``basis^T f`` and its pullback, ``a -> grad_params sum_ij a[i, j] (basis^T f_i)_j``.
+
+    One forward pass and ``r`` backward passes to the pre-activations serve all three. The pullback adds only the
+    gradients of the weights, ``sum_i H[i] (x) (a_i D[i])``. A training step whose gradient has this form computes no
+    pass twice.
+
+    Args:
+      apply_fn, params, x: As in :func:`tangent_kernel`.
+      basis: ``(o, r)``, the combinations of the outputs, the same for every example.
+
+    Returns:
+      Outputs ``(b, ...)``, kernel ``(b*r, b*r)``, and a function ``(b, r) -> `` pytree like ``params``.
+
+    Raises:
+      ValueError: As :func:`tangent_kernel`.
+      CoupledExamplesError: As :func:`tangent_kernel`.
+
+    Source: the chain rule.
+
+    >>> outputs, K, pullback = kernel_and_pullback(lambda w, x: x @ w, jnp.ones(2), 2 * jnp.eye(2), jnp.ones((1, 1)))
+    >>> K.tolist(), pullback(jnp.array([[1.0], [3.0]])).tolist()
+    ([[4.0, 0.0], [0.0, 4.0]], [2.0, 6.0])
+    """
+    apply_fn = _unwrap_jit(apply_fn)
+    out = check_arguments(apply_fn, params, x)
+    refuse_coupled_examples(apply_fn, params, x)
+    leaves, tree = jax.tree.flatten(params)
+    with jax.default_matmul_precision("highest"):
+        plan = layers.plan(apply_fn, params, x)
+        _announce(plan, params)
+        cotangents = jnp.broadcast_to(jnp.asarray(basis, out.dtype), (len(x), *jnp.shape(basis)))
+        examples = _derivatives(apply_fn, params, plan, x, cotangents)
+        kernel = _kernel_block(plan, leaves, None, examples, examples, same=True)
+
+    def pullback(a):
+        with jax.default_matmul_precision("highest"):
+            combine = lambda d: jnp.einsum("br,br...->b...", a.astype(d.dtype), d)
+            gradients = {i: combine(jacobian).sum(0) for i, jacobian in examples.live.items()}
+            for call, h, d in zip(plan.tapped, examples.inputs, examples.taps, strict=True):
+                d = combine(d)
+                if call.kernel is not None:
+                    linear = lambda weight, call=call, h=h: jax.vmap(call.linear, (None, 0))(weight, h)
+                    gradient = jax.vjp(linear, leaves[call.kernel])[1](d)[0]
+                    gradients[call.kernel] = gradients.get(call.kernel, 0) + gradient
+                if call.bias is not None:
+                    shape = jnp.shape(leaves[call.bias])
+                    gradient = d.reshape(-1, math.prod(shape)).sum(0).reshape(shape)
+                    gradients[call.bias] = gradients.get(call.bias, 0) + gradient
+            return jax.tree.unflatten(tree, [gradients[i].astype(leaf.dtype) for i, leaf in enumerate(leaves)])
+
+    return examples.outputs.reshape(out.shape), kernel, pullback
+
+
+def _unwrap_jit(apply_fn: Callable) -> Callable:
+    """The function inside a jit: calls of layers can't be intercepted under one."""
+    return apply_fn.__wrapped__ if hasattr(apply_fn, "lower") and hasattr(apply_fn, "__wrapped__") else apply_fn
+
+
+# ---- checks of options
+
+
+def _check_options(out, params, method, cotangents, preconditioner, chunk_size, mesh) -> None:
+    b, o = out.shape[0], math.prod(out.shape[1:])
+    if cotangents is not None and (jnp.ndim(cotangents) != 3 or jnp.shape(cotangents)[:2] != (b, o)):
+        raise ValueError(f"cotangents has shape {jnp.shape(cotangents)}; allowed: ({b}, {o}, r)")
+    check_preconditioner(preconditioner, params)
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size!r}; allowed: 1 or more, or None")
+    if mesh is not None and (len(mesh.axis_names) != 1 or b % mesh.size):
+        raise ValueError(f"mesh has axes {dict(mesh.shape)} for {b} examples; allowed: one axis, of a size that divides them")
+    if mesh is not None and chunk_size is not None:
+        raise ValueError(f"chunk_size={chunk_size!r} with a mesh; allowed: one of them")
+    if method == "neural_tangents" and any(a is not None for a in (cotangents, preconditioner, chunk_size, mesh)):
+        raise ValueError(
+            "method='neural_tangents' with cotangents, preconditioner, chunk_size or mesh; allowed: none of them, or another method"
+        )
+
+
+def _check_covered(plan: layers.Plan, params) -> None:
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    missing = [path for i, path in enumerate(paths) if i not in plan.covered | plan.norms]
+    if missing:
+        raise ValueError(
+            f"method='structured' has no rule for parameters {', '.join(missing)}; allowed there: 'auto', 'jacobian'"
+        )
+
+
+def _inverse_roots(preconditioner) -> list | None:
+    """The leaves of ``P^(-1/2)``."""
+    if preconditioner is None:
+        return None
+    return [lax.rsqrt(jnp.asarray(p, at_least_float32(jnp.result_type(p)))) for p in jax.tree.leaves(preconditioner)]
+
+
+# ---- derivatives of some examples, and the kernel between two sets of them
+
+
+class _Derivatives(NamedTuple):
+    """Inputs and derivatives of some examples. Every array has the examples on its first axis, so it can be cut there."""
+
+    inputs: list  # of each tapped call
+    taps: list  # (b, r, *shape): derivatives of the combinations of outputs in the pre-activations of each tapped call
+    live: dict  # leaf -> (b, r, *leaf): Jacobian of the leaves that no call covers
+    outputs: Array  # (b, o)
+
+
+def _derivatives(apply_fn, params, plan: layers.Plan, x, cotangents) -> _Derivatives:
+    leaves, tree = jax.tree.flatten(params)
+    live = {i: leaf for i, leaf in enumerate(leaves) if i not in plan.covered}
+
+    def outputs_and_inputs(taps, live, example):
+        """Outputs of one example, and the inputs of the tapped calls. The taps, all zero, are added to the pre-activations."""
+        inputs, count = [], [0]
+
+        def on_call(module, h, proceed):
+            call = plan.calls[count[0]] if plan.calls else None
+            count[0] += 1
+            y = proceed()
+            if call is None:
+                return y
+            inputs.append(h)
+            return y + taps[len(inputs) - 1]
+
+        merged = jax.tree.unflatten(tree, [live.get(i, leaf) for i, leaf in enumerate(leaves)])
+        with layers.intercept_calls(on_call):
+            out = apply_fn(merged, example[None])
+        return out.reshape(-1), inputs
+
+    def of_example(example, cotangents):
+        taps = [jnp.zeros(call.shape, call.dtype) for call in plan.tapped]
+        out, pullback, inputs = jax.vjp(lambda taps, live: outputs_and_inputs(taps, live, example), taps, live, has_aux=True)
+        of_taps, of_live = jax.vmap(pullback)(cotangents.T.astype(out.dtype))
+        return _Derivatives(inputs, of_taps, of_live, out)
+
+    return jax.vmap(of_example)(x, cotangents)
+
+
+def _kernel_block(plan: layers.Plan, leaves: list, scales: list | None, left: _Derivatives, right: _Derivatives, *, same: bool):
+    """``(a*r, b*r)`` kernel between the examples on the left and those on the right. ``same``: these are the same examples."""
+    first = jax.tree.leaves((left.taps, left.live))[0]
+    a, r = first.shape[:2]
+    b = jax.tree.leaves((right.taps, right.live))[0].shape[0]
+    dtype = at_least_float32(first.dtype)
+    scales = None if scales is None else [scale.astype(dtype) for scale in scales]
+    calls_of_kernel: dict[int, list[int]] = {}  # leaf -> the tapped calls that use it
+    calls_of_bias: dict[int, list[int]] = {}
+    for i, call in enumerate(plan.tapped):
+        if call.kernel is not None:
+            calls_of_kernel.setdefault(call.kernel, []).append(i)
+        if call.bias is not None:
+            calls_of_bias.setdefault(call.bias, []).append(i)
+
+    def gram(gradients_of: Callable, leaf: int):
+        """Gram matrix of per-example gradients that are as small as the leaf itself."""
+        sides = []
+        for side, n in ((left, a), (right, b)):
+            gradients = gradients_of(side).reshape(n * r, -1).astype(dtype)
+            sides.append(gradients if scales is None else gradients * scales[leaf].reshape(1, -1))
+        return sides[0] @ sides[1].T
+
+    def factors(side: _Derivatives, leaf: int):
+        """Inputs of all calls of a weight, and the derivatives in their pre-activations."""
+        numbers = calls_of_kernel[leaf]
+        calls, inputs, taps = ([items[i] for i in numbers] for items in (plan.tapped, side.inputs, side.taps))
+        return inputs, _taps_by_place(calls, inputs, taps, math.prod(jnp.shape(leaves[leaf])), dtype)
+
+    total = jnp.zeros((a * r, b * r), dtype)
+    for leaf, numbers in reversed(calls_of_kernel.items()):  # in the order of the backward pass
+        calls = [plan.tapped[i] for i in numbers]
+        rows_of = partial(_rows, calls, dtype)
+        left_factors = factors(left, leaf)
+        if jax.eval_shape(rows_of, left_factors[0]).size > ORDERED_NUMBERS:
+            left_factors = after(total, left_factors)  # one layer after the other, in the same memory
+        right_factors = left_factors if same else factors(right, leaf)
+        scale = None if scales is None else scales[leaf]
+        total += weight_gram(left_factors, right_factors, rows_of, _row_products(calls, dtype), scale, same=same)
+    for leaf, numbers in calls_of_bias.items():
+        features = math.prod(jnp.shape(leaves[leaf]))
+        summed = lambda side, numbers=numbers, c=features: sum(
+            side.taps[i].reshape(len(side.taps[i]), r, -1, c).sum(2) for i in numbers
+        )
+        total += gram(summed, leaf)
+    for leaf in left.live:
+        total += gram(lambda side, leaf=leaf: side.live[leaf], leaf)
+    return total
+
+
+def _rows(calls: list[layers.Call], dtype, inputs: list):
+    """Rows ``(n, p, g, m)`` of all calls of one weight."""
+    return jnp.concatenate([call.inputs.rows(h).astype(dtype) for call, h in zip(calls, inputs, strict=True)], 1)
+
+
+def _taps_by_place(calls: list[layers.Call], inputs: list, taps: list, entries: int, dtype):
+    """Derivatives ``(n, r, p, g, c)`` of all calls of one weight with so many entries."""
+    by_place = []
+    for call, h, d in zip(calls, inputs, taps, strict=True):
+        n, p, g, m = jax.eval_shape(call.inputs.rows, h).shape
+        by_place.append(d.reshape(n, d.shape[1], p, g, entries // (g * m)).astype(dtype))
+    return jnp.concatenate(by_place, 2)
+
+
+def _row_products(calls: list[layers.Call], dtype) -> Callable | None:
+    """Cheap inner products of rows, if the layer has them and the weight has one call: there are none between two calls."""
+    if len(calls) > 1 or (products := calls[0].inputs.products) is None:
+        return None
+    floating = lambda h: h.astype(dtype) if jnp.issubdtype(h.dtype, jnp.floating) else h
+    return lambda inputs, others: products(floating(inputs[0]), floating(others[0]))
+
+
+# ---- the kernel of many examples, from blocks
+
+
+def _kernel_in_chunks(derivatives, block, x, cotangents, size: int, *, slow_loops: bool):
+    """The kernel in strips, each from its diagonal block on. Each strip computes the derivatives of its chunks again.
+
+    Where loops are slow, up to ``UNROLLED_KERNEL_CHUNKS`` chunks are unrolled. With more chunks, the derivatives of all
+    examples are computed once, outside of the loops.
+    """
+    b, r = len(x), cotangents.shape[2]
+    count = math.ceil(b / size)
+    padded = lambda v: jnp.concatenate([v, jnp.repeat(v[-1:], count * size - b, axis=0)]).reshape(count, size, *v.shape[1:])
+    at = lambda tree, i: jax.tree.map(lambda a: a[i], tree)
+    chunks = (padded(x), padded(cotangents))
+    unroll = slow_loops and count <= UNROLLED_KERNEL_CHUNKS
+    kept = jax.tree.map(padded, derivatives(x, cotangents)) if slow_loops and not unroll else None
+    of_chunk = lambda i: derivatives(*at(chunks, i)) if kept is None else at(kept, i)
+    shape = jax.eval_shape(lambda: block(of_chunk(0), of_chunk(0), same=True))
+    side = size * r
+    kernel = jnp.zeros((count * side, count * side), shape.dtype)
+
+    def put(kernel, pair, i, j):
+        kernel = lax.dynamic_update_slice(kernel, pair, (i * side, j * side))
+        return lax.dynamic_update_slice(kernel, pair.T, (j * side, i * side))
+
+    if unroll:
+        last = kernel
+        for i in range(count):
+            left = derivatives(*after(last, at(chunks, i)))
+            last = block(left, left, same=True)
+            kernel = put(kernel, last, i, i)
+            for j in range(i + 1, count):
+                last = block(left, derivatives(*after(last, at(chunks, j))), same=False)
+                kernel = put(kernel, last, i, j)
+        return kernel[: b * r, : b * r]
+
+    def strip(i, kernel):
+        left = of_chunk(i)
+        kernel = put(kernel, block(left, left, same=True), i, i)
+        return lax.fori_loop(i + 1, count, lambda j, kernel: put(kernel, block(left, of_chunk(j), same=False), i, j), kernel)
+
+    return lax.fori_loop(0, count, strip, kernel)[: b * r, : b * r]
+
+
+def _kernel_on_mesh(derivatives, block, x, cotangents, mesh: Mesh):
+    """Each device computes the derivatives of its examples. They go round the ring and meet those of each device."""
+    (axis,) = mesh.axis_names
+    devices = mesh.size
+    mesh = Mesh(mesh.devices, mesh.axis_names)  # a mesh may have explicit axis types; here the compiler places the arrays
+
+    def rows(x, cotangents):
+        left = right = derivatives(x, cotangents)
+        side = len(x) * cotangents.shape[2]
+        me = lax.axis_index(axis)
+        blocks = []
+        for turn in range(devices):
+            blocks.append(block(left, right, same=turn == 0))
+            if turn + 1 < devices:
+                right = jax.tree.map(lambda a: lax.ppermute(a, axis, [(i, (i - 1) % devices) for i in range(devices)]), right)
+        # In turn t a device has the derivatives of the device t places on.
+        ordered = jnp.stack(blocks)[(jnp.arange(devices) - me) % devices]
+        return jnp.moveaxis(ordered, 0, 1).reshape(side, devices * side)
+
+    spec = PartitionSpec(axis)
+    # Unchecked: a checked map would sum the derivatives of arrays that are the same on all devices.
+    return jax.shard_map(rows, mesh=mesh, in_specs=(spec, spec), out_specs=spec, check_vma=False)(x, cotangents)

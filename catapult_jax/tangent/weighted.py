@@ -1,0 +1,156 @@
+"""The loss-weighted kernel of a batch, and the gradient of its loss from the same pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+
+from catapult_jax.losses import curvature_columns, curvature_factor, hessian_range, output_gradient
+from catapult_jax.tangent.checks import check_arguments, check_batch, check_loss
+from catapult_jax.tangent.kernel import kernel_and_pullback, tangent_kernel
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, PyTree
+
+
+def loss_weighted_kernel(
+    kernel: Float[Array, "bo bo"], outputs: Float[Array, "b *o"], targets: Array, *, loss: str
+) -> Float[Array, "bo bo"]:
+    """Loss-weighted kernel ``K_L = (1/b) B^T K B``, with ``S = B B^T`` the loss Hessian in the outputs.
+
+    Its non-zero eigenvalues are those of the Gauss-Newton matrix.
+    So ``2 / lambda_max(K_L)`` is the critical learning rate of gradient descent, for every loss.
+    For ``mse``, ``K_L = (2/b) K``.
+    ``B`` is the factor of :func:`catapult_jax.losses.curvature_factor`; another factor gives the same eigenvalues.
+
+    Args:
+      kernel: tangent kernel, example-major, as :func:`catapult_jax.tangent_kernel` returns it.
+      outputs: ``(b,)`` or ``(b, o)``.
+      targets: as the loss takes them.
+      loss: ``"mse"``, ``"softmax_cross_entropy"`` or ``"logistic"``.
+
+    Returns:
+      ``(b*o, b*o)``, in units of an inverse learning rate.
+
+    Raises:
+      ValueError: unknown loss, or shapes that do not fit.
+
+    Source: the Gauss-Newton identity; for the critical learning rate, Zhu et al. (2024), arXiv 2306.04815.
+
+    >>> loss_weighted_kernel(jnp.eye(2), jnp.zeros(2), jnp.zeros(2), loss="mse").tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
+    b = jnp.shape(outputs)[0]
+    if jnp.shape(kernel) != (jnp.size(outputs),) * 2:
+        raise ValueError(
+            f"kernel has shape {jnp.shape(kernel)}; allowed for outputs {jnp.shape(outputs)}: {(jnp.size(outputs),) * 2}"
+        )
+    factor, n = curvature_factor(outputs, targets, loss=loss), jnp.size(outputs)
+    if loss == "mse":  # S = 2 I
+        return kernel * (2 / b)
+    times_factor = jax.vmap(lambda row: factor.transposed(row.reshape(b, -1)).reshape(-1))  # M -> M B, row by row
+    return times_factor(times_factor(kernel).T).T.reshape(n, n) / b
+
+
+def weighted_tangent_kernel(
+    apply_fn: Callable,
+    params: PyTree,
+    batch: tuple[Array, Array],
+    outputs: Float[Array, "b *o"],
+    *,
+    loss: str,
+    method: str = "auto",
+    preconditioner: PyTree | None = None,
+    chunk_size: int | None = None,
+) -> Float[Array, "br br"]:
+    """Loss-weighted kernel of a batch with ``r`` rows per example, ``(1/b) F^T K F``.
+
+    ``F = B Q`` are the columns of :func:`catapult_jax.losses.curvature_columns`, and ``r`` is the rank of the loss Hessian.
+    The non-zero eigenvalues are those of :func:`loss_weighted_kernel`; ``Q`` times an eigenvector is an eigenvector there.
+    The kernel takes ``r`` backward passes instead of ``o``: one instead of two for two classes.
+
+    Args:
+      apply_fn: ``apply_fn(params, x) -> outputs``.
+      params: parameters.
+      batch: ``(x, targets)``.
+      outputs: ``apply_fn(params, x)``, which a training step has anyway.
+      loss: ``"mse"``, ``"softmax_cross_entropy"`` or ``"logistic"``.
+      method: how the kernel is computed, see :func:`catapult_jax.tangent_kernel`.
+      preconditioner: diagonal ``P``, a tree like ``params``: the kernel is that of ``J P^(-1) J^T``.
+      chunk_size: examples per block of the kernel, see :func:`catapult_jax.tangent_kernel`.
+
+    Returns:
+      ``(b*r, b*r)``, in units of an inverse learning rate.
+
+    Raises:
+      ValueError: as :func:`catapult_jax.tangent_kernel` and :func:`loss_weighted_kernel`.
+
+    Source: the Gauss-Newton identity.
+
+    >>> linear, x = lambda w, x: x @ w, jnp.eye(2)
+    >>> batch, outputs = (x, jnp.array([0, 1])), jnp.zeros((2, 2))
+    >>> weighted_tangent_kernel(linear, outputs, batch, outputs, loss="softmax_cross_entropy").round(3).tolist()
+    [[0.25, 0.0], [0.0, 0.25]]
+    """
+    x, targets = check_batch(batch)
+    is_whole = loss == "mse" or method == "neural_tangents"  # the kernel of all outputs is weighted afterwards
+    if is_whole:
+        columns = None
+    else:
+        with jax.default_matmul_precision("highest"):
+            columns, _ = curvature_columns(outputs, targets, loss=loss)
+    kernel = tangent_kernel(
+        apply_fn, params, x, method=method, cotangents=columns, preconditioner=preconditioner, chunk_size=chunk_size
+    )
+    return loss_weighted_kernel(kernel, outputs, targets, loss=loss) if is_whole else kernel / len(x)
+
+
+def weighted_kernel_and_gradient(
+    apply_fn: Callable, params: PyTree, batch: tuple[Array, Array], *, loss: str
+) -> tuple[Float[Array, "b *o"], Float[Array, "br br"], PyTree]:
+    """Outputs, loss-weighted kernel and gradient of the loss of a batch, in one pass.
+
+    The kernel is made of derivatives ``D`` of the outputs.
+    ``D`` times the gradient of the loss in the outputs gives the gradient in the parameters.
+    So a training step needs no forward and backward pass of its own.
+
+    Args:
+      apply_fn: ``apply_fn(params, x) -> outputs``.
+      params: parameters.
+      batch: ``(x, targets)``.
+      loss: ``"mse"``, ``"softmax_cross_entropy"`` or ``"logistic"``.
+
+    Returns:
+      ``(outputs, weighted, gradient)``: ``apply_fn(params, x)``; :func:`weighted_tangent_kernel`, in units of an inverse
+      learning rate; a tree like ``params`` that equals ``jax.grad`` up to rounding, at the highest matmul precision.
+
+    Raises:
+      ValueError: as :func:`weighted_tangent_kernel`.
+
+    Source: the chain rule.
+
+    >>> linear, batch = lambda w, x: x @ w, (jnp.eye(2), jnp.array([1.0, 0.0]))
+    >>> outputs, weighted, gradient = weighted_kernel_and_gradient(linear, jnp.array([3.0, 1.0]), batch, loss="mse")
+    >>> gradient.tolist(), weighted.tolist()  # 2 (f - y) / b, (2 / b) I
+    ([2.0, 1.0], [[1.0, 0.0], [0.0, 1.0]])
+    """
+    x, targets = check_batch(batch)
+    out = check_arguments(apply_fn, params, x)
+    check_loss(out, targets, loss=loss)
+    basis = hessian_range(math.prod(out.shape[1:]), loss=loss)
+    outputs, kernel, pullback = kernel_and_pullback(apply_fn, params, x, basis)  # pyright: ignore[reportArgumentType] (cast there)
+    with jax.default_matmul_precision("highest"):
+        slopes = output_gradient(outputs, targets, loss=loss)
+        basis = jnp.asarray(basis, slopes.dtype)
+        gradient = pullback(slopes @ basis / len(x))  # the slopes lie in the range of the loss Hessian, so nothing is lost
+        if loss == "mse":
+            return outputs, kernel * (2 / len(x)), gradient
+        columns, _ = curvature_columns(outputs, targets, loss=loss)
+        inner = jnp.einsum("or,iop->irp", basis, columns).astype(kernel.dtype)  # F = basis inner
+        b, r = inner.shape[:2]
+        weighted = jnp.einsum("iop,iojq,jqr->ipjr", inner, kernel.reshape(b, r, b, r), inner) / b
+        return outputs, weighted.reshape(b * r, b * r), gradient

@@ -1,0 +1,184 @@
+"""The summary of a sweep: summary.csv with one row for each member, and summary.html with means, verdicts and a figure."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from catapult_jax import records
+from catapult_jax.report import analysis, figures, members, page, statistics
+from catapult_jax.report.sections import END_SERIES
+from experiments import directory, verdicts
+from experiments.figures import SWEEP_CAPTION, sweep_figure
+from experiments.sections import fallback_warning, verdict_block
+from experiments.settings import settings_of
+
+Rows = list[dict[str, Any]]
+
+# How well lr > critical_lr_batch predicts that the loss of the batch rises in the step; beside the counts of analysis.CONFUSION.
+_PREDICTION = ("precision", "recall", "base_rate")
+
+
+def member_rows(runs: Sequence[tuple[dict, ConfigDict]], workdir: Path) -> Rows:
+    """One row for each member of each complete run.
+
+    Args:
+      runs: values on the axes, and config, of each run of the sweep.
+      workdir: directory of the sweep.
+    """
+    rows: Rows = []
+    for point, config in runs:
+        run_dir = directory.directory_of_run(workdir, point, config)
+        if directory.is_complete(run_dir):
+            rows += _rows_of_run(point, run_dir)
+    return rows
+
+
+def _rows_of_run(point: dict, run_dir: Path) -> Rows:
+    record = members.until_diverged(records.open_record(run_dir).load())
+    settings = settings_of(records.read_json(run_dir / "config.json"))
+    events = analysis.run_events(record, settings)
+    ends = {name: members.last(record, settings, name) for name in END_SERIES if name in record}
+    has_critical_lr = "critical_lr_batch" in record
+    has_prediction = has_critical_lr and "loss_batch_after" in record
+    catapults, finished = analysis.catapult_counts(events), members.finished(record, settings)
+    spikes = [len(events_of_member) for events_of_member in events]
+    has_events = members.has_events(record, settings)
+    setting = {m: name for name, numbers in members.by_setting(record, settings) for m in numbers}
+    active, dead = members.active(record, settings)[:, -1], members.dead_steps(record, settings)
+    coordinates = [name for name in ("seed", "lr_given", "lr0", "raises", "cap") if name in record.coords]
+    rows = []
+    for m in range(record.sizes["member"]):
+        # A member that stopped ends at the first such step.
+        stopped = record["stopped"].values[m] if "stopped" in record else np.zeros(1, bool)
+        steps = int(stopped.argmax()) if stopped.any() else record.sizes["step"]
+        prediction = analysis.batch_prediction(record, settings, m) if has_prediction else None
+        rows.append(
+            point
+            | {name: _short(record[name].values[m].item()) for name in coordinates}
+            | {
+                "setting": setting[m],
+                "finished": bool(finished[m]),
+                "active": bool(active[m]),
+                "dead_from": int(dead[m]),
+                "steps": steps,
+            }
+            | ({"catapults": int(catapults[m])} if has_events and has_critical_lr else {})
+            | ({"spikes": spikes[m]} if has_events else {})
+            | ({"critical_steps": analysis.critical_fraction(record, settings, m)} if has_critical_lr else {})
+            | ({name: getattr(prediction, name) for name in (*analysis.CONFUSION, *_PREDICTION)} if prediction else {})
+            | {name: float(values[m]) for name, values in ends.items()}
+            | {"run": run_dir.name}
+        )
+    return rows
+
+
+def _short(value: Any) -> Any:
+    """Round a float to seven digits: 0.4 in place of the 32-bit number nearest to it."""
+    return float(f"{value:.7g}") if isinstance(value, float) else value
+
+
+def _columns(rows: Rows) -> list[str]:
+    """The columns of all rows. The runs of a sweep need not measure the same series."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def find_verdicts(rows: Rows, config: ConfigDict, names: Sequence[str], about: dict[str, Any]) -> list[verdicts.Verdict]:
+    """The verdicts of the claims about sweeps.
+
+    Args:
+      rows: from :func:`member_rows`.
+      config: of the sweep.
+      names: of claims; claims about single runs are skipped.
+      about: the data of the runs, from run.json. They may be fallback data.
+    """
+    fields = config.to_dict()
+    fields["data"]["name"] = about["name"]
+    return [verdicts.of_sweep(name, rows, fields) for name in names if name in verdicts.OF_SWEEP]
+
+
+def write_summary(
+    rows: Rows,
+    axes: Sequence[str],
+    config: ConfigDict,
+    workdir: Path,
+    title: str,
+    failures: dict[str, str],
+    about: dict[str, Any],
+) -> list[verdicts.Verdict]:
+    """Write summary.csv, summary.png and summary.html.
+
+    Args:
+      rows: from :func:`member_rows`.
+      axes: fields that differ between the runs.
+      config: of the sweep.
+      workdir: directory of the sweep.
+      title: of the page.
+      failures: run -> error message.
+      about: the data of the runs, from run.json.
+
+    Returns:
+      The verdicts of the sweep.
+    """
+    _write_csv(rows, workdir)
+    results = find_verdicts(rows, config, config.claims, about)
+    blocks = [
+        *fallback_warning(about),
+        *(page.warning(f"{name}: {error}") for name, error in failures.items()),
+        *_dead(rows, axes),
+    ]
+    tables = [v.table for v in results]
+    blocks += [verdict_block(v._replace(table=() if v.table in tables[:i] else v.table)) for i, v in enumerate(results)]
+    picture = figures.save(sweep_figure(rows, tuple(axes) or ("lr_given",), title), workdir / "summary")
+    blocks.append(page.image(picture, SWEEP_CAPTION))
+    links = page.links({name: f"./{quote(name)}/report.html" for name in dict.fromkeys(row["run"] for row in rows)})
+    sections = [
+        page.Section("", blocks),
+        page.Section("Mean over the seeds that finished, with its 95 % bootstrap interval", [_means(rows, axes)]),
+        page.Section("Runs", [links]),
+    ]
+    records.write_text(workdir / "summary.html", page.render(title, sections))
+    return results
+
+
+def _write_csv(rows: Rows, workdir: Path) -> None:
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, _columns(rows), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    records.write_text(workdir / "summary.csv", file.getvalue())
+
+
+def _dead(rows: Rows, axes: Sequence[str]) -> list[page.Block]:
+    """A warning and a table of the members whose network is dead."""
+    dead = [row for row in rows if row["dead_from"] >= 0]
+    if not dead:
+        return []
+    names = (*axes, "setting", "seed")
+    return [
+        page.warning(f"The network of {len(dead)} of {len(rows)} members is dead; they did not finish:"),
+        page.table((*names, "dead from step"), [(*(row[name] for name in names), row["dead_from"]) for row in dead]),
+    ]
+
+
+def _means(rows: Rows, axes: Sequence[str]) -> page.Block:
+    """A table with one row for each setting: means over the seeds that finished."""
+    setting_of = lambda row: tuple(row[name] for name in (*axes, "setting"))
+    columns = _columns(rows)
+    metrics = [
+        name for name in ("catapults", "spikes", "steps", "critical_steps", *_PREDICTION, *END_SERIES) if name in columns
+    ]
+    table = []
+    for setting in dict.fromkeys(map(setting_of, rows)):
+        of_setting = [row for row in rows if setting_of(row) == setting]
+        finished = [row for row in of_setting if row["finished"]]
+        means = (statistics.text_of([row[name] for row in finished if name in row]) for name in metrics)
+        table.append((*setting, f"{len(finished)} of {len(of_setting)}", *means))
+    return page.table((*axes, "setting", "finished", *metrics), table)

@@ -1,0 +1,60 @@
+"""The program that tests the claims."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from catapult_jax import records
+from experiments import claims
+
+
+def set_flags(monkeypatch, **values):
+    for name in ("scale", "only", "claims_dir", "page"):
+        monkeypatch.setattr(claims, f"_{name.upper()}", SimpleNamespace(value=values.get(name)))
+
+
+@pytest.fixture
+def reasons(monkeypatch):
+    """No experiment is run; each fails for this reason, or succeeds."""
+    reasons = {}
+    monkeypatch.setattr(claims, "run_experiment", lambda experiment, scale, workdir: reasons.get(experiment.name))
+    monkeypatch.setattr(claims.jax, "clear_caches", lambda: None)
+    return reasons
+
+
+def test_main_of_a_name_that_is_not_an_experiment(tmp_path, reasons, capsys, monkeypatch):
+    set_flags(monkeypatch, scale="smoke", only=["cifar"], claims_dir=str(tmp_path / "runs"))
+
+    assert claims.main([]) == 2
+
+    assert capsys.readouterr().err.startswith("error: only='cifar'; allowed: cifar_gd:fcn, ")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_main_keeps_the_reasons_of_failure_until_an_experiment_succeeds(tmp_path, reasons, capsys, monkeypatch):
+    reasons["cifar_gd:cnn"] = "data.name='cifar10' is not available: no file /home/me/cifar10.npz; allowed: another name"
+    set_flags(monkeypatch, scale="smoke", only=["cifar_gd"], claims_dir=str(tmp_path))
+
+    assert claims.main([]) == 0
+    assert "not tested: cifar_gd:cnn: data.name=" in capsys.readouterr().err
+    assert records.read_json(tmp_path / "failures.json") == {
+        "cifar_gd:cnn": "data.name='cifar10' is not available: no file cifar10.npz"
+    }
+    page = (tmp_path / "claims.md").read_text()
+    assert "not available: no file cifar10.npz" in page and "/home" not in page and "another name" not in page
+
+    reasons.clear()
+    assert claims.main([]) == 0
+    assert records.read_json(tmp_path / "failures.json") == {}
+
+
+@pytest.mark.parametrize(
+    ("error", "public"),
+    [
+        ("no file /a/b.c/x.npz. Ways out: download it", "no file x.npz"),
+        ("workdir='/tmp/run' is a file; allowed: a directory", "workdir='run' is a file"),
+        ("diverged.", "diverged"),
+    ],
+)
+def test_public_of_an_error(error, public):
+    assert claims._public(error) == public

@@ -1,0 +1,96 @@
+"""The reference that the AGOP of a run is compared with. A trained one is used in test_main.py."""
+
+import jax
+import numpy as np
+import pytest
+
+from catapult_jax import checkpoints
+from configs import catapults_agop, quickstart
+from experiments import build
+from experiments.build.reference import agop_reference
+from experiments.config import ConfigError
+
+
+def test_agop_reference_of_a_product_is_its_gradient():
+    config = catapults_agop.get_config("rank2,smoke")
+    arrays, _ = build.load_data(config)
+
+    rows, about = agop_reference(config, arrays)
+
+    x = np.asarray(arrays.x_train)
+    expected = np.zeros_like(x)  # of y = x_1 x_2
+    expected[:, 0], expected[:, 1] = x[:, 1], x[:, 0]
+    np.testing.assert_allclose(rows, expected, rtol=1e-6)
+    assert about == {"name": "gradient of the target"}
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """A config, its data, and a function that stores a model for it."""
+    config = quickstart.get_config("smoke")
+    config.measure.agop_reference = str(tmp_path / "model.npz")
+    arrays, _ = build.load_data(config)
+    model = build.build_model(config.model, arrays.outputs)
+    params = model.init(jax.random.key(0), arrays.x_train[:1])
+    data = {"name": arrays.name, "shape": list(arrays.x_train.shape[1:]), "outputs": arrays.outputs, "train": 16}
+    about = {"config": {"model": config.model.to_dict(), "data": config.data.to_dict()}, "data": data}
+
+    def store(change=lambda leaf: leaf, **changes):
+        checkpoints.save_model(tmp_path / "model.npz", jax.tree.map(change, params), about | changes)
+
+    return config, arrays, data, store
+
+
+def test_agop_reference_of_a_model_is_its_input_jacobian(stored):
+    config, arrays, _, store = stored
+    store()
+
+    rows, about = agop_reference(config, arrays)
+
+    params, _, checksum = checkpoints.load_model(config.measure.agop_reference)
+    model = build.build_model(config.model, arrays.outputs)
+    output = lambda x: model.apply(params, x[None])[0, 0]
+    expected = [np.ravel(jax.grad(output)(x)) for x in arrays.x_train]
+    np.testing.assert_allclose(rows, expected, rtol=1e-4, atol=1e-6)
+    assert about == {"name": "fcn trained on 16 examples", "sha256": checksum, "error_test": None}
+
+
+def test_agop_reference_that_is_not_there(stored):
+    config, arrays, _, _ = stored
+
+    with pytest.raises(
+        ConfigError, match=r"agop_reference=.* is not there; allowed: the model.npz of a run with run.save_model"
+    ):
+        agop_reference(config, arrays)
+
+
+def test_agop_reference_for_other_data(stored):
+    config, arrays, data, store = stored
+    store(data=data | {"name": "digits"})
+
+    with pytest.raises(ConfigError, match="a model for data with name 'digits'; allowed here: 'natural_patches'"):
+        agop_reference(config, arrays)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda leaf: np.asarray(leaf)[..., :-1], "holds parameters of other shapes than its model has"),
+        (lambda leaf: np.full_like(leaf, np.nan), "has gradients that are not finite; allowed: a model with finite gradients"),
+    ],
+    ids=["shapes", "nan"],
+)
+def test_agop_reference_with_parameters_that_can_not_be(stored, change, message):
+    config, arrays, _, store = stored
+    store(change)
+
+    with pytest.raises(ConfigError, match=message):
+        agop_reference(config, arrays)
+
+
+def test_agop_reference_that_does_not_describe_its_model(stored):
+    config, arrays, _, store = stored
+    store(data={})
+
+    with pytest.raises(ConfigError, match="does not describe its model"):
+        agop_reference(config, arrays)
