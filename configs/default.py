@@ -17,6 +17,8 @@ def get_config() -> ConfigDict:
     c.members.seed = placeholder(tuple)  # replaces seed
     c.members.lr = placeholder(tuple)  # replaces optimizer.lr, in the same unit
     c.members.raises = placeholder(tuple)  # replaces schedule.raises
+    # arms of a causal test: none, cap, remove_overshoot, placebo, low_bulk, shuffled_cap, mean_cap, force, sham
+    c.members.intervention = placeholder(tuple)
     c.members.cap = placeholder(tuple)  # replaces schedule.cap; None as an item: a member without a cap
 
     c.data = ConfigDict()
@@ -85,6 +87,16 @@ def get_config() -> ConfigDict:
     c.schedule.raise_to = 1.67  # staircase: multiple of the critical lr of that step
     c.schedule.settle_fraction = 0.6  # staircase: the loss has settled below this fraction of the loss after the last raise
     c.schedule.settle_steps = 20  # staircase: fewest steps between two raises
+
+    # With members.intervention: schedule.cap is the cap of the arm cap only, and schedule.cap_from is the first step of every arm.
+    c.intervention = ConfigDict()
+    c.intervention.cap_run = placeholder(
+        str
+    )  # directory of a run with the arm cap and these seeds; shuffled_cap, mean_cap and low_bulk take its lr
+    c.intervention.dose = (
+        1.5  # force: the critical modes come out so many times as large; sham: a kick of the same norm elsewhere
+    )
+    c.intervention.ratio = 1.0  # force, sham: a mode is critical where it would be at so many times the lr
 
     # Fields that end in _every are the cadence of an instrument in steps; 0: off. A preset sets them.
     c.measure = ConfigDict()

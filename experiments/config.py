@@ -125,7 +125,9 @@ def expanded(config: ConfigDict) -> ConfigDict:
     Returns:
       A copy; or ``config`` itself, if no path begins with ``~``.
     """
-    paths = {name: flat(config).get(name) for name in ("data.dir", "data.tfds_dir", "measure.agop_reference")}
+    paths = {
+        name: flat(config).get(name) for name in ("data.dir", "data.tfds_dir", "measure.agop_reference", "intervention.cap_run")
+    }
     homes = {name: os.path.expanduser(path) for name, path in paths.items() if isinstance(path, str) and path.startswith("~")}
     if not homes:
         return config
@@ -175,13 +177,16 @@ def member_axes(config: ConfigDict) -> dict[str, tuple]:
       config: a tuple in ``members`` replaces the single value in ``seed``, ``optimizer`` or ``schedule``.
 
     Returns:
-      Names and values: ``lr``, in the unit of ``optimizer.lr_unit``; ``raises`` and ``cap``, if the schedule has them; ``seed``.
+      Names and values: ``lr``, in the unit of ``optimizer.lr_unit``; ``raises`` and ``cap``, if the schedule has them;
+      ``intervention``, which replaces ``cap``; ``seed``.
       A cap of None, which means no cap, becomes inf.
     """
     axes = {"lr": tuple(map(float, config.members.lr or (config.optimizer.lr,)))}
     if config.schedule.name == "staircase":
         axes["raises"] = config.members.raises or (config.schedule.raises,)
     caps = config.members.cap or (config.schedule.cap,)
-    if any(caps):
+    if config.members.intervention:
+        axes["intervention"] = config.members.intervention
+    elif any(caps):
         axes["cap"] = tuple(float(cap or math.inf) for cap in caps)
     return axes | {"seed": config.members.seed or (config.seed,)}

@@ -33,7 +33,9 @@ from experiments import (
     verdicts,
 )
 from experiments import config as configs
+from experiments.arms import ARMS
 from experiments.build.checks import check_kernel
+from experiments.build.model import member_columns
 from experiments.build.trainer import rows_of
 from experiments.settings import settings_of
 
@@ -88,7 +90,7 @@ def _run(
     if new:
         _lock_new_directory(workdir, until_the_end)
     about = _about(built, check, earlier)
-    coordinates, attributes = _coordinates(built.members, start), _attributes(config, title, built, check)
+    coordinates, attributes = _coordinates(config, built.members, start), _attributes(config, title, built, check)
     restored = recovery.restore(config, workdir, built, state, coordinates, attributes, damage)
     state = state if restored is None else restored
     if earlier:
@@ -187,16 +189,20 @@ def _about(built: build.Built, check: dict, earlier: dict | None) -> dict[str, A
     }  # fmt: skip
 
 
-def _coordinates(members: training.Members, start: training.Start) -> dict[str, np.ndarray]:
+def _coordinates(config: ConfigDict, members: training.Members, start: training.Start) -> dict[str, np.ndarray]:
     """Coordinates of the record along its members."""
     relative = start.lr / start.critical_lr if members.lr_unit == "absolute" else members.lr
+    arms = member_columns(config).get("intervention")
+    optional = {"raises": members.raises, "cap": members.cap}
+    if arms is not None:  # in place of the cap, which is that of one of the arms
+        optional = {"raises": members.raises, "intervention": np.array([ARMS.index(name) for name in arms], np.int32)}
     return {
         "seed": members.seed,
         "lr_given": members.lr,  # as in the config, in its unit
         "lr0_over_critical": np.asarray(relative, np.float32),
         "lr0": np.asarray(start.lr, np.float32),
         "critical_lr0": np.asarray(start.critical_lr, np.float32),
-    } | {name: getattr(members, name) for name in ("raises", "cap") if getattr(members, name) is not None}
+    } | {name: values for name, values in optional.items() if values is not None}
 
 
 def _attributes(config: ConfigDict, title: str, built: build.Built, check: dict) -> dict[str, Any]:
@@ -209,6 +215,7 @@ def _attributes(config: ConfigDict, title: str, built: build.Built, check: dict)
         "fallback_for": built.fallback_for or "",
         "data_sha256": built.data.checksum,
         "agop_reference_sha256": (built.about_reference or {}).get("sha256", ""),
+        "interventions": list(ARMS),  # by the codes of the coordinate
         "critical_lr_margin": max(rows * (check["relative_error"] or _ROUNDING), _ROUNDING),
     }
 

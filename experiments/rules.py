@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from catapult_jax.data import EMBEDDED, TARGET_ENCODINGS_OF_LOSS
 from configs import default
 from experiments import optimizers
+from experiments.arms import NEED_CAP_RUN
 from experiments.config import TYPE_NAMES, ConfigError, flat, no_field
 from experiments.values import RELATIVE, VALUES, wrong
 from experiments.verdicts import NEEDS, NEEDS_SOME, VERDICTS
@@ -259,6 +260,44 @@ _BEFORE_CLAIMS = (
         lambda f: f["schedule.name"] == "relative_to_critical" and f["optimizer.lr_unit"] == "absolute",
     ),
     *map(_critical_lr_for_cap, ("schedule.cap", "members.cap")),
+    Rule(
+        ("members.intervention", "members.cap"),
+        "allowed with interventions: None, since schedule.cap is the cap of the arm cap",
+        lambda f: f["members.intervention"] and f["members.cap"],
+    ),
+    Rule(
+        ("members.intervention", "schedule.cap"),
+        "allowed with the arm cap: a cap, and without it: None",
+        lambda f: f["members.intervention"] and ("cap" in f["members.intervention"]) != (f["schedule.cap"] is not None),
+    ),
+    Rule(
+        ("members.intervention", "intervention.cap_run"),
+        f"allowed with {', '.join(NEED_CAP_RUN)}: the directory of a run with the arm cap",
+        lambda f: set(f["members.intervention"] or ()) & set(NEED_CAP_RUN) and f["intervention.cap_run"] is None,
+    ),
+    Rule(
+        ("members.intervention", "optimizer.name", "optimizer.momentum"),
+        "allowed with interventions: sgd without momentum, whose step has one factor for each mode",
+        lambda f: f["members.intervention"] and (f["optimizer.name"] != "sgd" or f["optimizer.momentum"]),
+    ),
+    Rule(
+        ("members.intervention", "schedule.name"),
+        "allowed with interventions: constant",
+        lambda f: f["members.intervention"] and f["schedule.name"] != "constant",
+    ),
+    Rule(
+        ("members.intervention", "measure.lambda_max_batch_every", "measure.method", "measure.preset", "measure.chunk_size"),
+        "allowed with interventions: the exact kernel of the whole batch at every step, 1, exact, None, None",
+        lambda f: (
+            f["members.intervention"]
+            and (
+                f["measure.lambda_max_batch_every"] != 1
+                or f["measure.method"] not in (None, "exact")
+                or f["measure.preset"]
+                or f["measure.chunk_size"]
+            )
+        ),
+    ),
     Rule(
         ("schedule.name", "members.raises"),
         "allowed with schedules other than staircase: no raises",

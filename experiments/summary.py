@@ -53,7 +53,7 @@ def _rows_of_run(point: dict, run_dir: Path) -> Rows:
     has_events = members.has_events(record, settings)
     setting = {m: name for name, numbers in members.by_setting(record, settings) for m in numbers}
     active, dead = members.active(record, settings)[:, -1], members.dead_steps(record, settings)
-    coordinates = [name for name in ("seed", "lr_given", "lr0", "raises", "cap") if name in record.coords]
+    coordinates = [name for name in ("seed", "lr_given", "lr0", "raises", "cap", "intervention") if name in record.coords]
     rows = []
     for m in range(record.sizes["member"]):
         # A member that stopped ends at the first such step.

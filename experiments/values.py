@@ -19,6 +19,7 @@ from catapult_jax.losses import LOSSES
 from catapult_jax.models import ACTIVATIONS, READOUTS
 from catapult_jax.schedules import SCHEDULES
 from experiments import optimizers
+from experiments.arms import ARMS
 from experiments.verdicts import VERDICTS
 
 
@@ -79,6 +80,11 @@ VALUES = {
     "members.seed": _or_none(_each(_integer(_SEED))),
     "members.lr": _or_none(_each(_above(0))),
     "members.raises": _or_none(_each(_integer(_at_least(0)))),
+    "members.intervention": _or_none(
+        Values(f"a tuple, each one of {', '.join(ARMS)}", lambda v: len(v) > 0 and set(v) <= set(ARMS))
+    ),
+    "intervention.dose": _above(0),
+    "intervention.ratio": _at_least(1),
     "members.cap": _or_none(_each(Values("above 0 or None", lambda v: v is None or v > 0))),
     "data.classes": _or_none(_each(_integer(_at_least(0)))),
     "data.fallback": _or_none(_choice(("digits", "natural_patches"))),

@@ -165,10 +165,10 @@ def has_events(record: xarray.Dataset, settings: Settings) -> bool:
 
 
 def by_setting(record: xarray.Dataset, settings: Settings) -> list[tuple[str, np.ndarray]]:
-    """The members of each setting (learning rate, number of raises, cap), over all seeds.
+    """The members of each setting (learning rate, number of raises, cap, arm of a causal test), over all seeds.
 
     Args:
-      record: its coordinates ``lr_given``, ``raises`` and ``cap`` make the settings, where they are present.
+      record: its coordinates ``lr_given``, ``raises``, ``cap`` and ``intervention`` make the settings, where they are present.
       settings: of the run.
 
     Returns:
@@ -184,13 +184,16 @@ def by_setting(record: xarray.Dataset, settings: Settings) -> list[tuple[str, np
         "lr_given": "lr {:.4g}" if absolute else "{:.4g} x critical lr at start",
         "raises": "{} raises",
         "cap": "cap {:.4g}",
+        "intervention": "{}",
     }
     present = [name for name in labels if name in record.coords]
     axes = [name for name in present if len(np.unique(record[name])) > 1] or present[:1]
     if not axes:
         return [("all members", np.arange(record.sizes["member"]))]
     values = list(zip(*(record[name].values for name in axes), strict=True))
-    label = lambda setting: ", ".join(labels[name].format(value) for name, value in zip(axes, setting, strict=True))
+    arms = record.attrs.get("interventions")  # names of the codes
+    text = lambda name, value: arms[int(value)] if name == "intervention" and arms else labels[name].format(value)
+    label = lambda setting: ", ".join(text(name, value) for name, value in zip(axes, setting, strict=True))
     return [(label(s), np.array([m for m, other in enumerate(values) if other == s])) for s in dict.fromkeys(values)]
 
 

@@ -1,4 +1,4 @@
-"""One step of one member: draw a batch, take the gradient, measure, choose the lr, detect spikes, update.
+"""One step of one member: draw a batch, take the gradient, measure, choose the lr, detect spikes, intervene, update.
 
 :func:`step` has one line for each. They work on a :class:`Problem`, which is fixed, and a :class:`MemberState`.
 """
@@ -20,6 +20,7 @@ from catapult_jax.events import KINDS, Event
 from catapult_jax.losses import batch_loss
 from catapult_jax.preconditioners import Preconditioner, preconditioner_from_state
 from catapult_jax.schedules import Schedule, ScheduleState
+from catapult_jax.training import interventions
 from catapult_jax.training.measurement import Instrument, Moment, measure
 from catapult_jax.xla import every_precision_is_highest
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, PyTree
 
 # What the step itself measures; no instrument may write these series.
-SERIES = ("loss_batch", "lr", "stage", "diverged", "spikes", "stopped")
+SERIES = ("loss_batch", "lr", "stage", "diverged", "spikes", "stopped", "overshoot", "removed_fraction")
 # With all examples in every batch, a series of the batch is that of the training set as well.
 _SAME_AS_BATCH = {
     "loss_train": "loss_batch",
@@ -81,6 +82,7 @@ class MemberState(NamedTuple):
     order: Int[Array, " n"] | None  # of the examples in this epoch; None where all are in every batch
     diverged: Bool[Array, ""]  # True from the step at which it diverged
     stopped: Bool[Array, ""]  # True from the step at which the training loss reached the loss to stop at
+    arm: interventions.Arm | None = None  # of a causal test; None: the step is the optimizer's own
 
 
 class _Gradient(NamedTuple):
@@ -121,9 +123,10 @@ def step(
     now, measured, carried = measure_before(problem, number, state, batch, backward, data, wanted, due)
     schedule = next_lr(problem, number, state, measured)
     detector, event = detect(problem, state, schedule, measured)
-    params, opt_state = update(problem, state, backward.gradient, schedule.lr)
+    gradient, removed = intervene(problem, number, state, batch, backward, schedule.lr)
+    params, opt_state = update(problem, state, gradient, schedule.lr)
     late, carried = measure_after(problem, number, now._replace(new_params=params), backward, carried, wanted, due)
-    measured |= late
+    measured |= late | removed
     after = state._replace(
         params=params, opt_state=opt_state, schedule=schedule, detector=detector, carried=carried, order=order
     )
@@ -274,10 +277,13 @@ def next_lr(problem: Problem, number: Int[Array, ""], state: MemberState, measur
       measured: the schedule sees the training loss (the loss of the batch if it is not measured) and the critical lr of the batch.
 
     Returns:
-      The schedule state; ``lr`` is the lr of this step.
+      The schedule state; ``lr`` is the lr of this step, with the factor of an intervention.
     """
     critical = measured.get("critical_lr_batch", jnp.float32(jnp.nan))
-    return problem.schedule.update(state.schedule, number, _tracked_loss(measured), critical)
+    schedule = problem.schedule.update(state.schedule, number, _tracked_loss(measured), critical)
+    if state.arm is None:
+        return schedule
+    return schedule._replace(lr=schedule.lr * interventions.lr_factor(state.arm, number))
 
 
 def detect(
@@ -306,6 +312,41 @@ def detect(
         measured.get(f"{split}_top", unknown),
         measured.get(f"{split}_rest", unknown),
     )
+
+
+def intervene(
+    problem: Problem,
+    number: Int[Array, ""],
+    state: MemberState,
+    batch: tuple[Array, Array],
+    backward: _Gradient,
+    lr: Float[Array, ""],
+) -> tuple[PyTree, dict[str, Array]]:
+    """Gradient of the step after the intervention of the member's arm.
+
+    Args:
+      problem: what is fixed.
+      number: of the step.
+      state: of the member.
+      batch: ``(x, y)``.
+      backward: outputs, kernel and gradient of the batch.
+      lr: of this step.
+
+    Returns:
+      The gradient, and the series ``overshoot`` and ``removed_fraction``; without an arm the gradient as it is, and no series.
+
+    Raises:
+      ValueError: the exact kernel of the batch is not measured at every step.
+    """
+    if state.arm is None:
+        return backward.gradient, {}
+    if backward.kernel is None:
+        raise ValueError("an arm without the kernel of the batch; allowed: the instrument lambda_max_batch with every=1")
+    modes = interventions.modes_of(backward.kernel, backward.outputs, batch[1], loss=problem.loss)
+    phi = interventions.mode_factors(state.arm, modes, lr, number)
+    gradient = interventions.filtered_gradient(problem.apply_fn, state.params, batch, modes, phi, loss=problem.loss)
+    removed = interventions.removed(modes, phi, lr)
+    return gradient, {"overshoot": removed.overshoot, "removed_fraction": removed.fraction}
 
 
 def update(problem: Problem, state: MemberState, gradient: PyTree, lr: Float[Array, ""]) -> tuple[PyTree, PyTree]:

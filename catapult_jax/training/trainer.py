@@ -19,6 +19,7 @@ from catapult_jax.schedules import Schedule
 from catapult_jax.tangent import top_eigenpairs
 from catapult_jax.tangent.weighted import weighted_tangent_kernel
 from catapult_jax.training.chunks import State, make_chunk
+from catapult_jax.training.interventions import Arm
 from catapult_jax.training.measurement import Instrument, Moment, check_instruments
 from catapult_jax.training.step import SERIES, MemberState, Problem, plain_gradient, preconditioner_of
 from catapult_jax.xla import loops_are_slow
@@ -33,6 +34,7 @@ class Members(NamedTuple):
     cap: np.ndarray | None = None  # (m,) largest lr of the schedule, as a multiple of the critical lr; inf or None: no cap
     # "absolute", or "critical_lr0": ``lr`` is a multiple of the critical lr at initialisation, on the training (or probe) examples
     lr_unit: str = "absolute"
+    arm: Arm | None = None  # of a causal test, each field (m, ...); None: no intervention
 
 
 class Start(NamedTuple):
@@ -146,6 +148,7 @@ def _init(problem: Problem, init_one, begin, arrays: dict, members: Members) -> 
                 order=order,
                 diverged=jnp.asarray(False),
                 stopped=jnp.asarray(False),
+                arm=jax.tree.map(lambda field, i=i: jnp.asarray(field[i]), members.arm),
             )
         )
         critical.append(np.asarray(critical_i))

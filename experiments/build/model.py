@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from catapult_jax import models, training
 from experiments import config as configs
+from experiments.build.arms import build_arms
 
 
 def build_model(c: ConfigDict | Mapping[str, Any], outputs: int) -> Any:
@@ -34,6 +35,12 @@ def build_model(c: ConfigDict | Mapping[str, Any], outputs: int) -> Any:
     return models.FCN(**shared)
 
 
+def member_columns(config: ConfigDict) -> dict[str, tuple]:
+    """The values of each member along :func:`experiments.config.member_axes`, the last axis fastest."""
+    axes = configs.member_axes(config)
+    return dict(zip(axes, zip(*itertools.product(*axes.values()), strict=True), strict=True))
+
+
 def build_members(config: ConfigDict) -> training.Members:
     """Build the members: every combination of the values along :func:`experiments.config.member_axes`, the last axis fastest.
 
@@ -44,8 +51,12 @@ def build_members(config: ConfigDict) -> training.Members:
     >>> members.seed.tolist(), members.lr_unit
     ([3, 4, 3, 4], 'critical_lr0')
     """
-    axes = configs.member_axes(config)
-    columns = dict(zip(axes, zip(*itertools.product(*axes.values()), strict=True), strict=True))
+    columns = member_columns(config)
+    arms = columns.pop("intervention", None)
     dtypes = {"seed": np.int32, "raises": np.int32}
     arrays = {name: np.array(column, dtypes.get(name, np.float32)) for name, column in columns.items()}
-    return training.Members(arrays["seed"], arrays["lr"], arrays.get("raises"), arrays.get("cap"), config.optimizer.lr_unit)
+    members = training.Members(arrays["seed"], arrays["lr"], arrays.get("raises"), arrays.get("cap"), config.optimizer.lr_unit)
+    if arms is None:
+        return members
+    cap = np.array([config.schedule.cap if name == "cap" else np.inf for name in arms], np.float32)
+    return members._replace(cap=cap, arm=build_arms(config, arms, arrays["seed"]))

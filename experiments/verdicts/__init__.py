@@ -3,7 +3,7 @@
 Each file has a group of claims. Importing the package registers them all.
 """
 
-from experiments.verdicts import accuracies, catapults, conditioning, exceedances, features  # noqa: F401  they register their claims
+from experiments.verdicts import accuracies, catapults, causes, conditioning, exceedances, features  # noqa: F401  they register their claims
 from experiments.verdicts.registry import (
     NEEDS,
     NEEDS_SOME,
@@ -11,6 +11,7 @@ from experiments.verdicts.registry import (
     NOT_TESTED,
     OF_RUN,
     OF_SWEEP,
+    PARTLY,
     REPRODUCED,
     RUN,
     SWEEP,
@@ -31,6 +32,7 @@ __all__ = [
     "NOT_TESTED",
     "OF_RUN",
     "OF_SWEEP",
+    "PARTLY",
     "REPRODUCED",
     "RUN",
     "SWEEP",

@@ -20,7 +20,7 @@ from experiments.settings import settings_of
 if TYPE_CHECKING:
     import xarray
 
-REPRODUCED, NOT_REPRODUCED, NOT_TESTED = "reproduced", "not reproduced", "not tested"
+REPRODUCED, PARTLY, NOT_REPRODUCED, NOT_TESTED = "reproduced", "partly", "not reproduced", "not tested"
 RUN, SWEEP = "run", "sweep"  # a claim is tested on one of them
 MIN_SPIKES = 10  # fewer decide nothing
 
