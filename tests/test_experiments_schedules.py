@@ -64,7 +64,6 @@ def test_figure_has_an_axis_for_each_schedule():
         critical, _, capped = (line.get_ydata() for line in axis.lines)
         if axis.get_title() != "staircase":  # a raise ignores the cap
             assert (capped <= 0.7 * np.asarray(critical) * (1 + 1e-6)).all()
-    schedules.plt.close(figure)
 
 
 def test_main_without_a_path(capsys):
