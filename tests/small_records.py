@@ -17,6 +17,7 @@ from configs import (
     suppressed,
     synthetic_sgd_b1,
 )
+from experiments.arms import ARMS
 from experiments.settings import settings_of
 from experiments.verdicts import read_run
 
@@ -180,3 +181,28 @@ def accuracy_rows(errors, critical=0.2):
                 row |= {"active": True, "finished": True, "error_val": value, "error_test": value}
                 rows.append(row | {"critical_steps": critical if schedule == "cyclic" else 0.0})
     return rows
+
+
+def arms_record(seeds=8, steps=8, **effects):
+    """Arms of a causal test that all end at the last step but one; ``effects``: what is added to the test loss of the free arm at the end."""
+    arms = [name for name in ARMS if name not in ("force", "sham")]
+    numbers = [(name, seed) for name in arms for seed in range(seeds)]
+    shape = (len(numbers), steps)
+    loss = np.broadcast_to(np.linspace(1.0, 0.0095, steps), shape).copy()
+    made = record(loss, 1.2, np.ones(steps), lr0=1.2)
+    test = np.full(shape, np.nan)
+    test[:, ::2] = [
+        [0.8, 0.6, 0.4, 0.2 + effects.get(name, 0.0) + 0.01 * seed - 0.01 * (seeds - 1) / 2] for name, seed in numbers
+    ]
+    stopped = np.zeros(shape, bool)
+    stopped[:, -1] = True
+    test[:, -1] = test[:, -2]
+    series = {
+        "loss_test": test, "agop_alignment": 1 - test, "stopped": stopped, "overshoot": np.ones(shape), "removed_fraction": np.zeros(shape),
+    }  # fmt: skip
+    made = made.assign({name: (("member", "step"), values) for name, values in series.items()})
+    return made.assign_coords(
+        intervention=("member", np.array([ARMS.index(name) for name, _ in numbers], np.int32)),
+        seed=("member", np.array([seed for _, seed in numbers])),
+        lr0=("member", np.full(len(numbers), 1.2)),
+    )
