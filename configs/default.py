@@ -90,12 +90,10 @@ def get_config() -> ConfigDict:
 
     # With members.intervention: schedule.cap is the cap of the arm cap only, and schedule.cap_from is the first step of every arm.
     c.intervention = ConfigDict()
-    c.intervention.cap_run = placeholder(
-        str
-    )  # directory of a run with the arm cap and these seeds; shuffled_cap, mean_cap and low_bulk take its lr
-    c.intervention.dose = (
-        1.5  # force: the critical modes come out so many times as large; sham: a kick of the same norm elsewhere
-    )
+    # directory of a run with the arm cap and these seeds; shuffled_cap, mean_cap and low_bulk take its lr
+    c.intervention.cap_run = placeholder(str)
+    # force: the critical modes come out so many times as large; sham: a kick of the same norm in the other modes
+    c.intervention.dose = 1.5
     c.intervention.ratio = 1.0  # force, sham: a mode is critical where it would be at so many times the lr
 
     # Fields that end in _every are the cadence of an instrument in steps; 0: off. A preset sets them.

@@ -7,6 +7,7 @@ from catapult_jax.report.analysis import CONFUSION
 from configs import (
     batch_size,
     catapults_agop,
+    causes,
     cifar_cyclic,
     cifar_gd,
     cifar_gd_multi,
@@ -25,7 +26,7 @@ from experiments.verdicts import read_run
 
 FIG3, FIG4, FIG5 = (module.get_config().to_dict() for module in (cifar_gd, cifar_gd_multi, synthetic_sgd_b1))
 OPTIMIZERS, MNIST, ADAGRAD = (module.get_config().to_dict() for module in (optimizers_agop, mnist_optimizers, mnist_adagrad))
-SGD, CYCLIC, AGOP, FORBIDDEN, BATCH = (
+SGD, CYCLIC, AGOP, FORBIDDEN, BATCH, CAUSES = (
     module.get_config(variant).to_dict()
     for module, variant in (
         (cifar_sgd, "fcn"),
@@ -33,6 +34,7 @@ SGD, CYCLIC, AGOP, FORBIDDEN, BATCH = (
         (catapults_agop, "rank2"),
         (suppressed, "rank2"),
         (batch_size, "rank2"),
+        (causes, "rank2"),
     )
 )
 SMALL_BATCHES = FIG3 | {"optimizer": FIG3["optimizer"] | {"batch_size": FIG3["data"]["train_size"] // 2}}  # two steps an epoch
@@ -206,3 +208,15 @@ def arms_record(seeds=8, steps=8, **effects):
         seed=("member", np.array([seed for _, seed in numbers])),
         lr0=("member", np.full(len(numbers), 1.2)),
     )
+
+
+def forced_rows(force, sham=0.0, seeds=8):
+    """Rows of a sweep over doses and times, in which force and sham add these numbers to the test loss at dose 2."""
+    effect = {"none": 0.0, "force": force, "sham": sham}
+    return [
+        {
+            "intervention.dose": dose, "schedule.cap_from": time, "intervention": ARMS.index(arm), "seed": seed, "finished": True,
+            "loss_test": 1 + 0.1 * seed + effect[arm] * (dose - 1), "lr_given": 0.5,
+        }
+        for dose in (1.5, 2.0) for time in (10, 40) for arm in effect for seed in range(seeds)
+    ]  # fmt: skip

@@ -18,6 +18,7 @@ from catapult_jax.tangent import neural_tangents
 from configs import (
     batch_size,
     catapults_agop,
+    causes,
     cifar_cyclic,
     cifar_gd,
     cifar_gd_multi,
@@ -255,6 +256,22 @@ def test_run_of_the_other_smoke_variants(module, variant, tmp_path, no_data, pla
         assert record["raises"].values.tolist() == [0, 0, 1, 1] and np.isfinite(record["agop_alignment"].values[:, 0]).all()
         assert {"agop_directions.png", "against_catapults.png"} <= {p.name for p in (tmp_path / "run" / "figures").iterdir()}
         assert "gradient of the target" in html
+
+
+def test_run_of_a_causal_test_from_its_capped_run(tmp_path, plain_figures):
+    """First the arm cap, then all arms: until step 2 they are one, and from there on the capped one is the same as in the first run."""
+    main.run(causes.get_config("rank2,cap,smoke"), tmp_path / "cap")
+    config = causes.get_config("rank2,smoke")
+    config.intervention.cap_run, config.run.stop_loss, config.claims = str(tmp_path / "cap"), None, ()
+
+    main.run(config, tmp_path / "run")
+
+    record = catapult_jax.open_record(tmp_path / "run").load()
+    arms = dict(zip(causes.ARMS, record["loss_train"].values.reshape(7, 2, -1), strict=True))
+    assert all((values[:, :3] == arms["none"][:, :3]).all() for values in arms.values())
+    overshoot = dict(zip(causes.ARMS, record["overshoot"].values.reshape(7, 2, -1), strict=True))
+    assert (overshoot["remove_overshoot"][:, 2:] == 0).all() and (overshoot["none"][:, 2:].sum(1) > 0).all()
+    assert "remove_overshoot" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_run_with_a_trained_reference(tmp_path, no_data, capsys, plain_figures):

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from configs import (
     batch_size,
     catapults_agop,
+    causes,
     cifar_cyclic,
     cifar_gd,
     cifar_gd_multi,
@@ -33,6 +34,7 @@ _SYNTHETIC = {
     "data.scaling": "none",
     "data.test_size": 8,
 }
+_ARMS = {"members.intervention": ("none", "remove_overshoot")}
 _STOCHASTIC = {"optimizer.batch_size": 4}
 _PRODUCTS = {"measure.method": "matrix_free", "measure.top_k_max": 8}
 _AGOP = {"measure.agop_alignment_every": 1, "measure.agop_reference": "model.npz"}
@@ -41,7 +43,10 @@ _SETTING = {
     "adagrad_outgrows_its_lr": {"optimizer.name": "adagrad"},
     "forbidding_catapults_hurts": {"members.cap": (None, 0.9)},
 }
-_GIVEN = {"run.stop_loss": 0.1, "data.validation_size": 8, "members.cap": (None, 0.9), "measure.agop_alignment_every": 1}
+_GIVEN = {
+    "run.stop_loss": 0.1, "data.validation_size": 8, "members.cap": (None, 0.9), "measure.agop_alignment_every": 1,
+    "members.intervention": ("none", "remove_overshoot"),
+}  # fmt: skip
 
 
 def config_with(fields: dict) -> ConfigDict:
@@ -81,7 +86,7 @@ def claim_rows() -> list[tuple[str, dict]]:
         for name in every_step:
             rows.append((f"claims, {name}; allowed with the claim {claim}: 1 ({claim})", whole | {name: 2}))
         for name in given:
-            absent = {name: None if name in ("members.cap", "run.stop_loss") else 0}
+            absent = {name: None if name in ("members.cap", "run.stop_loss", "members.intervention") else 0}
             if name == "measure.agop_alignment_every":
                 absent["measure.agop_reference"] = None
             if name == "measure.lambda_max_batch_every" and "members.cap" in given:
@@ -135,6 +140,7 @@ ROWS = [
         (f"{name}; allowed: each value once", {name: (1, 1)})
         for name in ("members.seed", "members.raises", "data.classes", "data.fallback_classes")
     ),
+    ("members.intervention; allowed: each value once", {"members.intervention": ("none", "none")}),
     ("members.cap; allowed: each value once", {"members.cap": (0.5, 0.5)}),
     ("members.lr; allowed: each value once", {"members.lr": (0.5, 0.5)}),
     (
@@ -190,6 +196,29 @@ ROWS = [
             {name: cap, "measure.lambda_max_batch_every": 0},
         )
         for name, cap in (("schedule.cap", 0.5), ("members.cap", (0.5,)))
+    ),
+    (
+        "members.intervention, members.cap; allowed with interventions: None, since schedule.cap is the cap of the arm cap",
+        _ARMS | {"members.cap": (0.5,)},
+    ),
+    (
+        "members.intervention, schedule.cap; allowed with the arm cap: a cap, and without it: None",
+        _ARMS | {"schedule.cap": 0.5},
+    ),
+    (
+        "members.intervention, intervention.cap_run; allowed with low_bulk, shuffled_cap, mean_cap: the directory of a run with the arm cap",
+        {"members.intervention": ("none", "mean_cap")},
+    ),
+    (
+        "members.intervention, optimizer.name, optimizer.momentum; "
+        "allowed with interventions: sgd without momentum, whose step has one factor for each mode",
+        _ARMS | {"optimizer.momentum": 0.9},
+    ),
+    ("members.intervention, schedule.name; allowed with interventions: constant", _ARMS | {"schedule.name": "cyclic"}),
+    (
+        "members.intervention, measure.lambda_max_batch_every, measure.method, measure.preset, measure.chunk_size; "
+        "allowed with interventions: the exact kernel of the whole batch at every step, 1, exact, None, None",
+        _ARMS | {"measure.method": "matrix_free"},
     ),
     ("schedule.name, members.raises; allowed with schedules other than staircase: no raises", {"members.raises": (1, 2)}),
     (
@@ -265,6 +294,7 @@ def test_check_keeps_the_default_with_an_lr():
     rules.check(config_with(_PRODUCTS))
     rules.check(config_with(_AGOP))
     rules.check(config_with(_STOCHASTIC))
+    rules.check(config_with(_ARMS))
 
 
 @pytest.mark.parametrize(
@@ -314,6 +344,14 @@ def test_check_leaves_the_cadences_of_claims_to_a_preset():
         (cifar_sgd, [f"{net}{word}" for net in ("fcn", "cnn", "wrn", "vit") for word in ("", ",ce", ",momentum", ",smoke")]),
         (cifar_cyclic, ("fcn", "smoke")),
         (catapults_agop, [f"{task}{word}" for task in tasks.TASKS for word in ("", ",smoke")]),
+        (
+            causes,
+            [
+                f"{task}{word}"
+                for task in ("rank2", "fmnist2", "usps")
+                for word in ("", ",cap", ",force", ",smoke", ",cap,smoke")
+            ],
+        ),
         (suppressed, [f"{task}{word}" for task in tasks.TASKS for word in ("", ",smoke")]),
         (batch_size, [f"{task}{word}" for task in tasks.TASKS for word in ("", ",momentum", ",smoke")] + ["cifar2,ce,smoke"]),
         (mnist_optimizers, ("mnist", "fashion", "held", "twenty", "smoke", "fashion,smoke", "held,smoke", "twenty,smoke")),

@@ -17,6 +17,7 @@ from catapult_jax import (
     schedules,
 )
 from catapult_jax.training import Members, instruments, make_trainer
+from catapult_jax.training.interventions import KINDS, Arm
 from tests.helpers_training import build, members, run, trained
 
 
@@ -177,3 +178,40 @@ def test_step_with_momentum_moves_the_critical_lr(momentum):
     assert start.critical_lr[0] == pytest.approx((1 + momentum) * plain.init(of)[1].critical_lr[0], rel=1e-5)
     measured = run(trainer, of, 3)[1]
     np.testing.assert_allclose(measured["critical_lr_batch"] * measured["lambda_max_batch"], 2 * (1 + momentum), rtol=1e-5)
+
+
+def arm_of(kind):
+    """The same arm for both members of seeds 0 and 1, from step 2 on."""
+    return Arm(
+        np.full(2, KINDS.index(kind), np.int32),
+        np.full(2, 2, np.int32),
+        np.ones((2, 8), np.float32),
+        np.ones(2, np.float32),
+        np.ones(2, np.float32),
+    )
+
+
+def test_step_with_an_arm_that_does_nothing_is_the_step_without_one():
+    trainer, of = build()[0], members((0, 1), (1.5,))
+
+    plain, armed = run(trainer, of, 6)[1], run(trainer, of._replace(arm=arm_of("none")), 6)[1]
+
+    # The gradient comes from the modes of the kernel, so it is equal up to rounding.
+    np.testing.assert_allclose(armed["loss_batch"], plain["loss_batch"], rtol=1e-3)
+    assert set(armed) - set(plain) == {"overshoot", "removed_fraction"}
+    assert (armed["removed_fraction"] == 0).all()
+
+
+def test_step_with_an_arm_that_removes_the_overshoot():
+    trainer, of = build()[0], members((0, 1), (1.5,))
+
+    free, armed = (run(trainer, of._replace(arm=arm_of(kind)), 6)[1] for kind in ("none", "remove_overshoot"))
+
+    np.testing.assert_array_equal(armed["loss_batch"][:, :3], free["loss_batch"][:, :3])  # step 2 is the first that differs
+    assert (free["overshoot"][:, 2] > 0).all() and (armed["overshoot"][:, 2:] == 0).all()
+    assert (armed["loss_batch"][:, 3] < free["loss_batch"][:, 3]).all()
+
+
+def test_step_with_an_arm_needs_the_kernel_of_the_batch():
+    with pytest.raises(ValueError, match="an arm without the kernel of the batch; allowed: the instrument lambda_max_batch"):
+        run(build(every=2)[0], members((0, 1), (1.5,))._replace(arm=arm_of("none")), 2)

@@ -16,6 +16,7 @@ from tests.small_records import (
     AGOP,
     BATCH,
     BEFORE,
+    CAUSES,
     CYCLIC,
     DEAD_KERNEL,
     DIES,
@@ -30,9 +31,11 @@ from tests.small_records import (
     SPIKE,
     accuracy_rows,
     adagrad_record,
+    arms_record,
     batch_rows,
     capped_record,
     ends_of_pairs,
+    forced_rows,
     members_with,
     optimizer_rows,
     record,
@@ -70,6 +73,7 @@ def reproducing_runs():
             FIG3,
         ),
         "catapults_help_beyond_cycles": (capped_record(0.01), MNIST),
+        "overshoot_is_the_cause": (arms_record(remove_overshoot=0.1), with_schedule(CAUSES, cap_from=1)),
     }
 
 
@@ -83,6 +87,7 @@ def reproducing_sweeps():
         "catapults_help_sgd": (published, MNIST),
         "published_accuracies": (published, MNIST),
         "catapults_hurt_adagrad": (published, MNIST),
+        "forced_overshoot_helps": (forced_rows(-0.2), CAUSES),
     }
 
 

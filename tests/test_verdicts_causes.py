@@ -3,13 +3,11 @@
 import numpy as np
 import pytest
 
-from configs import causes
 from experiments.arms import ARMS
 from experiments.verdicts import NOT_REPRODUCED, NOT_TESTED, PARTLY, REPRODUCED, of_run, of_sweep, read_run
-from tests.small_records import arms_record
+from tests.small_records import CAUSES, arms_record, forced_rows, with_schedule
 
-CONFIG = causes.get_config("rank2").to_dict()
-CONFIG["schedule"]["cap_from"] = 1
+CONFIG = with_schedule(CAUSES, cap_from=1)
 
 
 def verdict_of(**effects):
@@ -65,19 +63,8 @@ def test_overshoot_is_the_cause_at_equal_steps():
     assert free["test loss"].startswith("0.2 ")
 
 
-def force_rows(force, sham=0.0, seeds=8):
-    effect = {"none": 0.0, "force": force, "sham": sham}
-    return [
-        {
-            "intervention.dose": dose, "schedule.cap_from": time, "intervention": ARMS.index(arm), "seed": seed, "finished": True,
-            "loss_test": 1 + 0.1 * seed + effect[arm] * (dose - 1), "lr_given": 0.5,
-        }
-        for dose in (1.5, 2.0) for time in (10, 40) for arm in effect for seed in range(seeds)
-    ]  # fmt: skip
-
-
 def test_forced_overshoot_helps():
-    verdict = of_sweep("forced_overshoot_helps", force_rows(-0.2), CONFIG)
+    verdict = of_sweep("forced_overshoot_helps", forced_rows(-0.2), CONFIG)
 
     assert verdict.verdict == REPRODUCED and "dose 2, force minus sham -0.2 [-0.2, -0.2]" in verdict.effect
     assert [row[0] for row in verdict.table] == ["dose", "1.5", "2"]
@@ -85,8 +72,8 @@ def test_forced_overshoot_helps():
 
 @pytest.mark.parametrize(("force", "sham"), [(0.0, 0.0), (-0.2, -0.2), (0.2, 0.0)])
 def test_forced_overshoot_helps_is_not_reproduced_without_a_gain_over_the_sham(force, sham):
-    assert of_sweep("forced_overshoot_helps", force_rows(force, sham), CONFIG).verdict == NOT_REPRODUCED
+    assert of_sweep("forced_overshoot_helps", forced_rows(force, sham), CONFIG).verdict == NOT_REPRODUCED
 
 
 def test_forced_overshoot_helps_is_not_tested_with_few_seeds():
-    assert of_sweep("forced_overshoot_helps", force_rows(-0.2, seeds=4), CONFIG).verdict == NOT_TESTED
+    assert of_sweep("forced_overshoot_helps", forced_rows(-0.2, seeds=4), CONFIG).verdict == NOT_TESTED

@@ -118,18 +118,23 @@ def mode_factors(arm: Arm, modes: Modes, lr: Float[Array, ""], number: Int[Array
     return jnp.select(cases, list(of_kind.values()), jnp.ones_like(h))
 
 
-def modes_of(weighted: Float[Array, "br br"], outputs: Float[Array, "b *o"], targets: Array, *, loss: str) -> Modes:
+def modes_of(weighted: Float[Array, "br br"] | None, outputs: Float[Array, "b *o"], targets: Array, *, loss: str) -> Modes:
     """The eigenbasis of a batch.
 
     Args:
-      weighted: loss-weighted kernel, of :func:`catapult_jax.tangent.weighted.weighted_tangent_kernel`.
+      weighted: loss-weighted kernel, of :func:`catapult_jax.tangent.weighted.weighted_tangent_kernel`; None: it was not measured.
       outputs: of the batch.
       targets: of the batch.
       loss: name of the loss.
 
     Returns:
       :class:`Modes`, eigenvalues in ascending order.
+
+    Raises:
+      ValueError: there is no kernel.
     """
+    if weighted is None:
+        raise ValueError("an arm without the kernel of the batch; allowed: the instrument lambda_max_batch with every=1")
     warn_of_lapack_threads()
     with jax.default_matmul_precision("highest"):
         _, Q = curvature_columns(outputs, targets, loss=loss)

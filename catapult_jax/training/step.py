@@ -322,26 +322,15 @@ def intervene(
     backward: _Gradient,
     lr: Float[Array, ""],
 ) -> tuple[PyTree, dict[str, Array]]:
-    """Gradient of the step after the intervention of the member's arm.
+    """Gradient of the step after the intervention of the member's arm, and the series that it writes.
 
-    Args:
-      problem: what is fixed.
-      number: of the step.
-      state: of the member.
-      batch: ``(x, y)``.
-      backward: outputs, kernel and gradient of the batch.
-      lr: of this step.
-
-    Returns:
-      The gradient, and the series ``overshoot`` and ``removed_fraction``; without an arm the gradient as it is, and no series.
+    Without an arm the gradient stays, and there are no series.
 
     Raises:
-      ValueError: the exact kernel of the batch is not measured at every step.
+      ValueError: an arm, and no instrument that measures the exact kernel of the batch at every step.
     """
     if state.arm is None:
         return backward.gradient, {}
-    if backward.kernel is None:
-        raise ValueError("an arm without the kernel of the batch; allowed: the instrument lambda_max_batch with every=1")
     modes = interventions.modes_of(backward.kernel, backward.outputs, batch[1], loss=problem.loss)
     phi = interventions.mode_factors(state.arm, modes, lr, number)
     gradient = interventions.filtered_gradient(problem.apply_fn, state.params, batch, modes, phi, loss=problem.loss)

@@ -23,7 +23,7 @@ _CONTROLS = ("placebo", "low_bulk")  # they leave the overshoot as it is
 
 @claim(
     of=RUN,
-    every_step=("measure.lambda_max_batch_every", "measure.loss_train_every"),
+    every_step=("measure.loss_train_every",),
     given=("run.stop_loss", "measure.loss_test_every", "measure.agop_alignment_every", "members.intervention"),
 )
 def overshoot_is_the_cause(run: Run) -> Finding:
@@ -35,7 +35,7 @@ def overshoot_is_the_cause(run: Run) -> Finding:
     )
     record, start = run.record, run.config["schedule"]["cap_from"]
     by_arm = _by_arm(run)
-    ok = finished(record, run.settings)
+    ok = finished(record, run.settings) & _kernel_is_known(record, start)
     seeds = [seed for seed in by_arm["none"] if all(seed in arm and ok[arm[seed]] for arm in by_arm.values())]
     if len(seeds) < 5 or not {"remove_overshoot", *_CONTROLS} <= set(by_arm):
         return Finding(statement, NOT_TESTED, f"{len(seeds)} seeds ended in every arm, of the arms {', '.join(by_arm)}")
@@ -95,13 +95,19 @@ def _outcomes(record, members: dict[str, np.ndarray], start: int) -> dict[str, d
         "mean lr over lr at the start": lambda m, _: float(
             (record["lr"].values[m, moving(m)] / record["lr0"].values[m]).mean()
         ),
-        "sum of overshoot": lambda m, _: float(np.nansum(record["overshoot"].values[m, moving(m)])),
-        "removed fraction": lambda m, _: float(np.nanmean(record["removed_fraction"].values[m, moving(m)])),
+        "sum of overshoot": lambda m, _: float(np.sum(record["overshoot"].values[m, moving(m)])),
+        "removed fraction": lambda m, _: float(np.mean(record["removed_fraction"].values[m, moving(m)])),
     }
     return {
         outcome: {name: np.array([value(m, i) for i, m in enumerate(numbers)]) for name, numbers in members.items()}
         for outcome, value in per_member.items()
     }
+
+
+def _kernel_is_known(record, start: int) -> np.ndarray:
+    """Members whose kernel was finite at every step of the intervention: without it an arm does nothing that is defined."""
+    critical, ends = record["critical_lr_batch"].values, _ends(record)
+    return np.array([np.isfinite(row[start:end]).all() for row, end in zip(critical, ends, strict=True)])
 
 
 def _ends(record) -> np.ndarray:
@@ -130,7 +136,7 @@ def forced_overshoot_helps(rows: list[dict], config: dict) -> Finding:
     )
     cells, dose, time = {}, "intervention.dose", "schedule.cap_from"
     for row in rows:
-        if row["finished"]:
+        if row["finished"] and np.isfinite([row.get(dose, np.nan), row.get(time, np.nan)]).all():
             cells[row.get(dose), row.get(time), ARMS[int(row["intervention"])], row["seed"]] = row["loss_test"]
     doses = sorted({key[0] for key in cells if key[0] is not None})
     times = sorted({key[1] for key in cells}, key=str)
