@@ -164,7 +164,7 @@ def detector_with(settings: DetectorSettings, *, tells_deaths: bool = True) -> D
 
     Args:
       settings: of :func:`detector_settings`.
-      tells_deaths: False gives a death the kind that it has without the kernel.
+      tells_deaths: False: no event is a death; each has the kind that its loss and lr give.
 
     Returns:
       The functions ``init``, ``update`` and ``finish``.

@@ -44,13 +44,20 @@ def _check(outputs, targets, loss: str) -> tuple[Array, Array]:
     return rows, targets.reshape(rows.shape).astype(rows.dtype)
 
 
+def _no_branch(loss: str) -> ValueError:
+    """The error of a function that has no branch for a loss: another loss's numbers would be wrong without a sign."""
+    return ValueError(f"loss={loss!r} has no branch here; allowed: {', '.join(LOSSES)}")
+
+
 def _example_loss(outputs: Float[Array, " o"], target, loss: str) -> Float[Array, ""]:
     """``l(f_i, y_i)`` of one example."""
     if loss == "mse":
         return jnp.sum((outputs - target) ** 2)
     if loss == "softmax_cross_entropy":
         return optax.softmax_cross_entropy_with_integer_labels(outputs, target)
-    return jnp.sum(optax.sigmoid_binary_cross_entropy(outputs, target))
+    if loss == "logistic":
+        return jnp.sum(optax.sigmoid_binary_cross_entropy(outputs, target))
+    raise _no_branch(loss)
 
 
 def batch_loss(outputs: Float[Array, "b *o"], targets: Array, *, loss: str) -> Float[Array, ""]:
@@ -141,6 +148,8 @@ def curvature_factor(outputs: Float[Array, "b *o"], targets: Array, *, loss: str
         root = _logistic_root(outputs)
         scale = lambda u: u * root.astype(u.dtype)
         return CurvatureFactor(scale, scale)
+    if loss != "softmax_cross_entropy":
+        raise _no_branch(loss)
     p = jax.nn.softmax(outputs)
     s = jnp.sqrt(p)
 
@@ -184,10 +193,12 @@ def curvature_columns(
     """
     outputs, targets = _check(outputs, targets, loss)
     b, o = outputs.shape
-    if loss != "softmax_cross_entropy":
+    if loss in ("mse", "logistic"):
         root = _logistic_root(outputs)[:, :, None] if loss == "logistic" else 2.0**0.5
         Q = jnp.broadcast_to(jnp.eye(o, dtype=outputs.dtype), (b, o, o))
         return Q * root, Q
+    if loss != "softmax_cross_entropy":
+        raise _no_branch(loss)
     s = jnp.sqrt(jax.nn.softmax(outputs))
     top = jnp.argmax(s, -1)[:, None]  # the axis without a column
     column = jnp.arange(o - 1)[None]
@@ -229,6 +240,8 @@ def weighted_residual(outputs: Float[Array, "b *o"], targets: Array, *, loss: st
     if loss == "mse":
         return gradient / 2
     rows, _ = _check(outputs, targets, loss)
+    if loss not in ("logistic", "softmax_cross_entropy"):
+        raise _no_branch(loss)
     root = _logistic_root(rows) if loss == "logistic" else jnp.sqrt(jax.nn.softmax(rows))
     return jnp.where(root > 0, gradient / jnp.where(root > 0, root, 1), 0) * 0.5**0.5
 
@@ -256,8 +269,10 @@ def hessian_range(outputs: int, *, loss: str) -> Float[np.ndarray, "o r"]:
     >>> (hessian_range(2, loss="softmax_cross_entropy") * 2**0.5).round(3).tolist()
     [[1.0], [-1.0]]
     """
-    if loss != "softmax_cross_entropy":
+    if loss in ("mse", "logistic"):
         return np.eye(outputs)
+    if loss != "softmax_cross_entropy":
+        raise _no_branch(loss)
     # Column j weighs outputs 0 to j equally, against output j + 1.
     basis = np.tril(np.ones((outputs, outputs)), 0).T[:, : outputs - 1]
     j = np.arange(1, outputs)

@@ -100,7 +100,7 @@ QUICK = {"xla_backend_optimization_level": 0}
 
 
 def loops_are_slow(apply_fn: Callable, params, x) -> bool:
-    """Whether a model has convolutions and runs on the CPU: inside loops and branches XLA runs them 40 to 60 times slower there.
+    """Whether a model has convolutions and runs on the CPU: XLA runs them slowly inside loops and branches there.
 
     Source: jax issue 12868, open for every version of JAX that is allowed (0.9.2 to 0.12); measured in ``benchmarks --only loops``.
     """

@@ -134,7 +134,7 @@ def get_config() -> ConfigDict:
     c.run.chunk_steps = 10  # steps between two returns to the host
     c.run.checkpoint_seconds = 30.0  # between two checkpoints; another one comes at the end, or when a signal stops the run
     c.run.checkpoint_every = placeholder(int)  # the same in steps, rounded up to a whole chunk; replaces the seconds
-    # a member stops once its training loss is at most this; the run ends when all have stopped or diverged; None: never
+    # a member stops once its raises are made, no spike is open and its training loss is at most this; the run ends when all have stopped or diverged; None: never
     c.run.stop_loss = placeholder(float)
     c.run.save_model = False  # write model.npz at the end: parameters of the first member, config and test scores
 

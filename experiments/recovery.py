@@ -26,14 +26,14 @@ def restore(
     attributes: dict[str, Any],
     damage: list[records.Damage],
 ) -> training.State | None:
-    """The state of the newest undamaged checkpoint. The record is repaired up to that step.
+    """Restore the newest undamaged checkpoint, move damaged ones to checkpoints-damaged, and repair the record up to its step.
 
     Args:
       config: of the run.
       workdir: directory of the run.
       built: from that config.
       fresh: the state before the first step.
-      coordinates: of the record along its members.
+      coordinates: of the record, one value for each member.
       attributes: of the record.
       damage: to the record, from :func:`catapult_jax.records.damage`.
 
@@ -41,7 +41,7 @@ def restore(
       The state, or None: start at step 0.
 
     Raises:
-      RunError: no checkpoint can be read, or the steps come out different here.
+      RunError: no checkpoint can be read, or the repeated steps give other numbers.
       ConfigError: the record is shorter than the checkpoint.
     """
     restored, damaged = checkpoints.restore(workdir / "checkpoints", fresh)

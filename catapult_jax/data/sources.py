@@ -108,12 +108,12 @@ def read(
     return arrays._replace(source=source)
 
 
-def _check_attribute(attribute: str | None, names: Sequence[str], name: str) -> None:
-    """Refuse an attribute that is not in ``names``, the attributes of the data set; without names it has class labels."""
+def _check_attribute(attribute: str | None, names: Sequence[str], data_name: str) -> None:
+    """Refuse an attribute that the data set does not have. Without ``names`` it has class labels: refuse any."""
     if names and attribute not in names:
         raise ValueError(f"data.attribute={attribute!r}; allowed: {', '.join(names)}")
     if not names and attribute is not None:
-        raise ValueError(f"data.attribute={attribute!r}; allowed: None, {name} has class labels")
+        raise ValueError(f"data.attribute={attribute!r}; allowed: None, {data_name} has class labels")
 
 
 def _resize(image: np.ndarray, size: int | None, name: str) -> np.ndarray:

@@ -156,7 +156,7 @@ def elementwise(eqn, states, b) -> Placed:
 
 
 def _only(states) -> Placed:
-    """The place of the first operand. The others must not depend on the examples."""
+    """The place of the first operand. Raises Unfollowed if it does not hold the examples, or another operand does."""
     if not isinstance(states[0], Placed) or any(isinstance(state, Placed) for state in states[1:]):
         raise Unfollowed("takes examples in an operand for which it has no rule")
     return states[0]

@@ -43,12 +43,15 @@ _EXTRA_PRODUCTS = 32  # products by default, beyond k
 
 
 class Directions(NamedTuple):
-    """What one call hands to the next: eigenvectors in the space of the parameters, which stays the same for another batch."""
+    """What one call hands to the next: eigenvectors in the space of the parameters, which stays the same for another batch.
+
+    ``b`` is the number of examples, ``J`` the Jacobian of the outputs, ``B`` the factor of the loss Hessian, ``P`` the preconditioner.
+    """
 
     vectors: (
         Any  # pytree like params, leading axis k_max: b^(-1/2) J^T B v for unit eigenvectors v; the next call divides by its P
     )
-    tracked: Int[Array, ""]  # how many of them are in use
+    tracked: Int[Array, ""]  # number of vectors in use, once ``calls`` is above 0
     largest: Float[Array, ""]  # largest eigenvalue of the last call
     below: Float[Array, ""]  # upper bound on the eigenvalues below the tracked ones
     age: Int[Array, ""]  # number of calls in a row that reused this bound
@@ -271,16 +274,16 @@ def _finish(search: Search, warm: Directions, state: State, extra, image=None) -
     k_max, pairs = search.settings.k_max, state.ritz
     vectors = pairs.vectors[:, :k_max]
     if image is None:
-        images, count = _images(search, vectors, state.tracked)
+        directions_next, count = _next_directions(search, vectors, state.tracked)
     else:
         has_grown = state.space.count > 1
         first = jax.tree.map(lambda a: a[None], image)
         new = lambda _: jax.tree.map(lambda a: a[None], search.A.backward(vectors[:, 0]))
-        images, count = if_needed(search, has_grown, first, new), has_grown.astype(jnp.float32)
+        directions_next, count = if_needed(search, has_grown, first, new), has_grown.astype(jnp.float32)
     bounds = pairs.above[:k_max] - pairs.values[:k_max] + rounding(pairs.values)
     reused = state.space.steps == 0
     directions = Directions(
-        images,
+        directions_next,
         state.tracked,
         pairs.values[0],
         pairs.above[state.tracked],
@@ -299,18 +302,21 @@ def _finish(search: Search, warm: Directions, state: State, extra, image=None) -
     )
 
 
-def _images(search: Search, vectors: Array, tracked: Array) -> tuple[Any, Any]:
-    """``A^T v`` of the tracked vectors and zeros for the others, and how many were computed. Unrolled: ``A^T v`` of all."""
+def _next_directions(search: Search, vectors: Array, tracked: Array) -> tuple[Any, Any]:
+    """``backward`` of the tracked columns of ``vectors`` and zeros for the others, and how many were computed.
+
+    All are computed where products are unrolled, or if ``k_max`` is ``k``.
+    """
     A, k_max = search.A, search.settings.k_max
     if A.loop == "python":
-        images = [A.backward(v) for v in vectors.T[: int(tracked)]]
-        images += [jax.tree.map(jnp.zeros_like, images[0])] * (k_max - len(images))
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *images), tracked
+        directions = [A.backward(v) for v in vectors.T[: int(tracked)]]
+        directions += [jax.tree.map(jnp.zeros_like, directions[0])] * (k_max - len(directions))
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *directions), tracked
     if A.loop == "unrolled" or k_max == search.settings.k:
         return jax.vmap(A.backward)(vectors.T), k_max
     shapes = jax.eval_shape(A.backward, vectors[:, 0])
     zeros = jax.tree.map(lambda s: jnp.zeros((k_max, *s.shape), s.dtype), shapes)
-    put = lambda j, images: jax.tree.map(lambda a, b: a.at[j].set(b), images, A.backward(vectors[:, j]))
+    put = lambda j, directions: jax.tree.map(lambda a, b: a.at[j].set(b), directions, A.backward(vectors[:, j]))
     return lax.fori_loop(0, tracked, put, zeros), tracked
 
 

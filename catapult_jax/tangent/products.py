@@ -24,10 +24,13 @@ if TYPE_CHECKING:
 
 
 class LinearMap(NamedTuple):
-    """``A`` and its transpose. A vector ``u`` of the parameter space is a pytree like params."""
+    """The two halves of a product with ``K_L = forward(backward(v))``. ``P`` is divided by once, in ``forward``.
 
-    forward: Callable  # u -> A P^(-1/2) u: like params -> (n,)
-    backward: Callable  # v -> P^(1/2) A^T v: (n,) -> like params. So a product divides by P once
+    A vector ``u`` of the parameter space is a pytree like params.
+    """
+
+    forward: Callable  # u -> b^(-1/2) B^T J P^(-1) u: like params -> (n,)
+    backward: Callable  # v -> b^(-1/2) J^T B v: (n,) -> like params
     square: Callable  # u -> ||P^(-1/2) u||^2
     n: int  # number of outputs of the batch
     loop: str  # how to repeat products: "compiled", "python" or "unrolled", see loop_kind
@@ -71,7 +74,7 @@ def linear_map(
     chunk_size: int | None,
     loop: str,
 ) -> LinearMap:
-    """The map ``A`` of a batch.
+    """The two halves of a product with the loss-weighted kernel of a batch.
 
     Args:
       apply_fn, params, batch, loss: As in :func:`catapult_jax.tangent.top_eigenpairs`.
@@ -80,7 +83,7 @@ def linear_map(
       loop: See :func:`loop_kind`.
 
     Returns:
-      ``A``, its transpose and the norm.
+      The linear map, its transpose without ``P``, and the norm.
 
     Source: the chain rule.
 

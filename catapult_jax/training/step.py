@@ -1,6 +1,7 @@
 """One step of one member: draw a batch, take the gradient, measure, choose the lr, detect spikes, intervene, update.
 
-:func:`step` has one line for each. They work on a :class:`Problem`, which is fixed, and a :class:`MemberState`.
+:func:`step` calls one function for each; then it measures on the new weights, and keeps the old ones of a member that has ended. The
+functions work on a :class:`Problem`, which is fixed, and a :class:`MemberState`.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Problem(NamedTuple):
 
     @property
     def train_loss_is_known(self) -> bool:
-        """Whether the training loss is measured at every step. If not, an open spike of single batches is no sign of divergence."""
+        """Whether the training loss is measured at every step. The loss of batches alone does not show that a member diverged."""
         return self.is_full_batch or any(
             i.every == 1 and not i.after_update and "loss_train" in i.series for i in self.instruments.values()
         )
@@ -81,7 +82,8 @@ class MemberState(NamedTuple):
     carried: dict[str, PyTree]  # for each instrument that carries something from one measurement to the next
     order: Int[Array, " n"] | None  # of the examples in this epoch; None where all are in every batch
     diverged: Bool[Array, ""]  # True from the step at which it diverged
-    stopped: Bool[Array, ""]  # True from the step at which the training loss reached the loss to stop at
+    # True from the first step at which its raises are made, no spike is open, and the training loss is at most ``stop_loss``
+    stopped: Bool[Array, ""]
     arm: interventions.Arm | None = None  # of a causal test; None: the step is the optimizer's own
 
 
@@ -110,9 +112,9 @@ def step(
       number: of the step, from 0 on.
       state: of the member.
       data: ``x_train``, ``y_train``, ``x_test``, ``y_test``, and ``x_val``, ``y_val`` where there are any.
-      wanted: False for a step that only fills a chunk up to its length. Its measurements are discarded, and the state stays, except
-        ``order``, which may be drawn early: the next step draws the same order.
-      due: labels of the instruments that are due, so that the others are not compiled; None: decide at run time.
+      wanted: False for a step that only fills a chunk up to its length. Its measurements are discarded, and the state stays. Only
+        ``order`` may change; the next step draws it again.
+      due: labels of the instruments that run in this step; only they are compiled. None: decide at run time.
 
     Returns:
       The state after the step, and the measurements by series. A measurement is taken on the weights before the update unless its
@@ -167,7 +169,7 @@ def take_gradient(problem: Problem, params: PyTree, batch: tuple[Array, Array]) 
       batch: ``(x, y)``.
 
     Returns:
-      Outputs, kernel and gradient. The kernel is None unless an instrument that is due at every step takes both in one pass.
+      Outputs, kernel and gradient. The kernel is there if an instrument with ``every=1`` computes it in the same pass; else None.
     """
     shared = [i.gradient for i in problem.instruments.values() if i.gradient and i.every == 1]
     together = bool(shared) and _is_plain(problem, params)
@@ -216,7 +218,7 @@ def measure_before(
       batch: ``(x, y)``.
       backward: outputs, kernel and gradient of the batch.
       data: all examples.
-      wanted: False: nothing with a cadence is due.
+      wanted: False: only instruments with ``every=1`` run.
       due: labels of the instruments that are due; None: decide at run time.
 
     Returns:
@@ -256,7 +258,7 @@ def measure_after(
       now: what the instruments see, with the new weights.
       backward: outputs, kernel and gradient of the batch.
       carried: what each instrument carries from the measurement before.
-      wanted: False: nothing with a cadence is due.
+      wanted: False: only instruments with ``every=1`` run.
       due: labels of the instruments that are due; None: decide at run time.
 
     Returns:
@@ -291,7 +293,7 @@ def detect(
 ) -> tuple[DetectorState, Event]:
     """Detector state after this step, and the event that ends at it.
 
-    ``lambda_max`` and the split of the loss are of all training examples, or of a fixed probe; never of different batches.
+    ``lambda_max`` is of all training examples or of a fixed probe, the split of the loss of all training examples; otherwise NaN.
 
     Args:
       problem: what is fixed.
@@ -363,7 +365,7 @@ def freeze(
     measured: dict[str, Array],
     wanted: Bool[Array, ""] | bool,
 ) -> tuple[MemberState, dict[str, Array]]:
-    """Keeps the weights of a member that diverged or stopped, and adds the series that the step itself measures.
+    """Decides whether the member diverged or stopped, and then keeps its old weights; adds the series that the step itself measures.
 
     Parameters, optimizer, schedule and instruments stay as before the step. Detector, ``diverged`` and ``stopped`` go on.
 
@@ -418,7 +420,7 @@ def preconditioner_of(problem: Problem, gradient: PyTree, params: PyTree, opt_st
 
 
 def _is_plain(problem: Problem, params: PyTree) -> bool:
-    """Whether the optimizer has no preconditioner: the kernel that comes with the gradient has none either."""
+    """Whether the optimizer has no preconditioner. Only then does the kernel that comes with the gradient fit it."""
     # Only shapes are computed, so the parameters can take the place of the gradient.
     rule = lambda params: preconditioner_of(problem, params, params, problem.transformation.init(params))
     return jax.eval_shape(rule, params).diagonal is None
@@ -430,7 +432,7 @@ def _tracked_loss(measured: dict[str, Array]) -> Array:
 
 
 def _clock(number, wanted):
-    """Number of the step; -1 if the step is not wanted, so that nothing with a cadence is due."""
+    """Number of the step; -1 if the step is not wanted, so that only instruments with ``every=1`` run."""
     return jnp.where(wanted, number, -1)
 
 

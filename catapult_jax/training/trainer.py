@@ -106,7 +106,9 @@ def make_trainer(
     first_input = jnp.asarray(data.x_train[:1])
     example = jax.eval_shape(lambda: model.init(jax.random.key(0), first_input))
     scanned = not loops_are_slow(model.apply, example, first_input)  # convolutions on the CPU, also batched over members
-    init_one = partial(_init_member, problem, model, probe_size=probe_size, matrix_free=matrix_free, chunk_size=chunk_size)
+    init_one = partial(
+        _params_and_critical_lr, problem, model, probe_size=probe_size, matrix_free=matrix_free, chunk_size=chunk_size
+    )
     if scanned or not matrix_free:  # otherwise Python runs the products one by one, so no jit
         init_one = jax.jit(init_one)
     begin = jax.jit(partial(_begin, problem))
@@ -158,7 +160,7 @@ def _init(problem: Problem, init_one, begin, arrays: dict, members: Members) -> 
     return _reset_instruments(begin, arrays, State(jnp.int32(0), stacked)), start
 
 
-def _init_member(
+def _params_and_critical_lr(
     problem: Problem, model, arrays: dict, seed, *, probe_size: int | None, matrix_free: bool, chunk_size: int | None
 ):
     """Parameters, critical lr on the training (or probe) examples, and a bound on its relative error."""

@@ -17,9 +17,11 @@ from experiments import config as configs
 from experiments.build.instruments import build_instruments
 from experiments.build.trainer import build_trainer
 
-# Fields that change the compiled programs. So do the shapes of the data.
-_IN_PROGRAM = re.compile(
-    r"(model|loss|optimizer(?!\.lr)|schedule|measure|events)\b|data\.(target_encoding|train_size)$|run\.stop_loss$"
+# Fields that change no compiled program: they choose data, members or files, or say when the run visits the host. A field that is not
+# here costs a compilation at most. The shapes of the data are in the key as well.
+_NOT_IN_PROGRAM = re.compile(
+    r"(title|steps|seed|sweep|claims|published_critical_lr)$|(members|intervention|data\.synthetic)\.|optimizer\.lr(_unit)?$"
+    r"|data\.(?!target_encoding$|train_size$)|run\.(?!stop_loss$)"
 )
 
 
@@ -77,7 +79,7 @@ def trainer_of(
 
     if _PROGRAMS is None:
         return make()
-    fields = {name: value for name, value in configs.flat(config).items() if _IN_PROGRAM.match(name)}
+    fields = {name: value for name, value in configs.flat(config).items() if not _NOT_IN_PROGRAM.match(name)}
     shapes = [(name, a.shape, str(a.dtype)) for name, a in arrays._asdict().items() if isinstance(a, np.ndarray)]
     rows = None if reference is None else hashlib.sha256(np.ascontiguousarray(reference)).hexdigest()
     key = json.dumps([fields, shapes, arrays.outputs, plan["cadences"], plan["methods"], rows], sort_keys=True, default=list)
