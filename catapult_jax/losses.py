@@ -264,6 +264,9 @@ def hessian_range(outputs: int, *, loss: str) -> Float[np.ndarray, "o r"]:
     Returns:
       ``(o, r)``.
 
+    Raises:
+      ValueError: unknown loss.
+
     Source: the Helmert matrix.
 
     >>> (hessian_range(2, loss="softmax_cross_entropy") * 2**0.5).round(3).tolist()

@@ -102,6 +102,14 @@ QUICK = {"xla_backend_optimization_level": 0}
 def loops_are_slow(apply_fn: Callable, params, x) -> bool:
     """Whether a model has convolutions and runs on the CPU: XLA runs them slowly inside loops and branches there.
 
+    Args:
+      apply_fn: ``apply_fn(params, x) -> outputs``.
+      params: Parameters, or their shapes.
+      x: Inputs.
+
+    Returns:
+      True or False.
+
     Source: jax issue 12868, open for every version of JAX that is allowed (0.9.2 to 0.12); measured in ``benchmarks --only loops``.
     """
     if jax.default_backend() != "cpu":
@@ -154,6 +162,9 @@ def computed_after(make: Callable[[], PyTree]) -> Callable[[Array], PyTree]:
     Args:
       make: A function of no arguments. What it closes over may be traced.
 
+    Returns:
+      A function of an array that returns ``make()``.
+
     >>> float(computed_after(lambda: jnp.float32(2))(jnp.ones(3)))
     2.0
     """
@@ -173,6 +184,13 @@ def entry(tree: PyTree, i: int) -> Array:
 
     Two readings of :func:`computed_after` that wait for different entries are computed twice: XLA does not merge them.
 
+    Args:
+      tree: Arrays.
+      i: 0 or -1.
+
+    Returns:
+      A scalar.
+
     >>> float(entry({"a": jnp.ones((2, 2)), "b": jnp.zeros(0)}, -1))
     1.0
     """
@@ -184,6 +202,13 @@ def sum_of_products(a: Array, b: Array) -> Array:
     """Inner product of two arrays of one shape, in eight parts: XLA's sum to one number is three times slower on the CPU.
 
     The parts of a matrix are rows, so that XLA computes ``b`` on the fly.
+
+    Args:
+      a: Any array.
+      b: An array of the same shape.
+
+    Returns:
+      A scalar, float32 or float64.
 
     >>> float(sum_of_products(jnp.arange(3.0), jnp.ones(3)))
     3.0
@@ -198,8 +223,13 @@ def sum_of_products(a: Array, b: Array) -> Array:
 
 
 def every_precision_is_highest() -> bool:
-    """Whether every matmul precision is the highest, as on the CPU. To say so lets XLA merge equal products: the forward pass of a
-    measurement with that of the step."""
+    """Whether every matmul precision is the highest, as on the CPU.
+
+    There the step names it too, so that XLA merges the forward pass of a measurement with that of the step.
+
+    Returns:
+      True or False.
+    """
     return jax.default_backend() == "cpu"
 
 
@@ -207,6 +237,13 @@ def fresh_jaxpr(function: Callable, *arguments) -> tuple[jax.extend.core.ClosedJ
     """The program of ``function(*arguments)``, traced again, and the shapes of its result.
 
     JAX caches traces by the function, so a new one is traced: it sees new values of what ``function`` closes over.
+
+    Args:
+      function: Any function that JAX can trace.
+      arguments: Its arguments, or their shapes.
+
+    Returns:
+      The program, and the shapes of the result.
 
     >>> fresh_jaxpr(jnp.sin, 1.0)[1].dtype
     dtype('float32')
@@ -216,6 +253,12 @@ def fresh_jaxpr(function: Callable, *arguments) -> tuple[jax.extend.core.ClosedJ
 
 def at_least_float32(dtype) -> jnp.dtype:
     """The dtype of sums: ``float64`` for ``float64``, ``float32`` for every other. Works under strict dtype promotion too.
+
+    Args:
+      dtype: Of the terms.
+
+    Returns:
+      The dtype.
 
     >>> at_least_float32(jnp.bfloat16)
     dtype('float32')

@@ -40,6 +40,12 @@ class Lost(NamedTuple):
 def fixed(shape: tuple[int, ...]) -> Fixed:
     """State of an array of this shape that depends on no example, and may vary along all axes.
 
+    Args:
+      shape: Of the array.
+
+    Returns:
+      The state; an axis of length one can't vary.
+
     >>> fixed((3, 1))
     Fixed(varies=frozenset({0}))
     """
@@ -63,6 +69,12 @@ _ALONG = Unfollowed("works along the axis of the examples")
 
 def union(states) -> Fixed:
     """State of an array that varies where any of these does.
+
+    Args:
+      states: Of arrays that depend on no example.
+
+    Returns:
+      The state.
 
     >>> sorted(union([Fixed(frozenset({0})), Fixed(frozenset({2}))]).varies)
     [0, 2]
@@ -142,6 +154,17 @@ FIXED_RULES = {
 
 def elementwise(eqn, states, b) -> Placed:
     """The common place of the operands, which have one shape or are scalars. A fixed one must not vary along the examples.
+
+    Args:
+      eqn: The operation; not used.
+      states: Of the operands.
+      b: Batch size; not used.
+
+    Returns:
+      The place of the result.
+
+    Raises:
+      Unfollowed: Operands have the examples on other axes, or a fixed one varies along them.
 
     >>> elementwise(None, [Placed(0, 1), Fixed(frozenset({1}))], 2)
     Placed(axis=0, inner=1)

@@ -125,7 +125,15 @@ def check_preconditioner(preconditioner: PyTree | None, params: PyTree) -> None:
 
 
 def check_updates(updates: PyTree, params: PyTree) -> None:
-    """Raises ValueError unless they have one entry for each parameter."""
+    """Raises ValueError unless they have one entry for each parameter.
+
+    Args:
+      updates: What a step adds to the parameters.
+      params: Parameters.
+
+    Raises:
+      ValueError: They have another structure or other shapes.
+    """
     if why := _difference(updates, params):
         raise ValueError(
             f"updates have other leaves or shapes than params ({why}); allowed: one entry for each parameter, in a tree like params"
@@ -213,6 +221,9 @@ def without_derivative(what: str, tree: PyTree) -> PyTree:
       what: Name of the public function, for the error.
       tree: Arrays.
 
+    Returns:
+      ``tree``.
+
     >>> without_derivative("f", jnp.ones(1)).tolist()
     [1.0]
     """
@@ -232,6 +243,9 @@ def forward_mode_only(kernel: Array) -> Array:
 
     Args:
       kernel: Any array.
+
+    Returns:
+      ``kernel``.
 
     >>> forward_mode_only(jnp.ones(1)).tolist()
     [1.0]

@@ -19,6 +19,9 @@ def same_program(left: ClosedJaxpr, right: ClosedJaxpr, b: int, c: int) -> bool:
       right: The program for ``c`` examples.
       b, c: Batch sizes.
 
+    Returns:
+      True or False.
+
     >>> program = lambda f, b: jax.make_jaxpr(f)(np.ones(b, np.float32))
     >>> same_program(program(jnp.negative, 2), program(jnp.negative, 3), 2, 3)
     True

@@ -183,6 +183,9 @@ def intercept_calls(on_call: Callable, kinds: Iterable[type] = tuple(_RULES)) ->
       on_call: Returns the outputs of the call; ``proceed()`` is what the module returns.
       kinds: Classes of modules; a subclass is another kind.
 
+    Returns:
+      The context.
+
     >>> with intercept_calls(lambda module, h, proceed: 2 * proceed()):
     ...     nn.Dense(1).apply({"params": {"kernel": jnp.ones((1, 1)), "bias": jnp.zeros(1)}}, jnp.ones((1, 1))).tolist()
     [[2.0]]
@@ -221,6 +224,9 @@ def plan(apply_fn: Callable, params: PyTree, x: Array) -> Plan:
       apply_fn: ``apply_fn(params, x) -> (b, ...)``.
       params: Arrays or shapes.
       x: ``(b, ...)`` array or shape.
+
+    Returns:
+      The calls with a rule, the leaves that they cover, and the leaves that need the Jacobian.
 
     >>> dense = nn.Dense(2)
     >>> sorted(plan(dense.apply, dense.init(jax.random.key(0), jnp.ones((1, 3))), jnp.ones((1, 3))).covered)  # bias and kernel

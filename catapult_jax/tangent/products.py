@@ -58,6 +58,12 @@ def loop_kind(apply_fn: Callable, params: PyTree, x: Array, arrays: PyTree) -> s
 def is_traced(arrays: PyTree) -> bool:
     """Whether one of these arrays is traced, or the call is under jit.
 
+    Args:
+      arrays: Any pytree of arrays.
+
+    Returns:
+      True or False.
+
     >>> is_traced(jnp.ones(2))
     False
     """

@@ -63,6 +63,12 @@ class Ritz(NamedTuple):
 def norm(v: Float[Array, " n"]) -> Float[Array, ""]:
     """Euclidean norm without overflow or underflow; zero for zeros.
 
+    Args:
+      v: Any vector.
+
+    Returns:
+      A scalar.
+
     >>> round(float(norm(jnp.array([3e30, 4e30]))) / 1e30, 4)
     5.0
     """
@@ -77,6 +83,9 @@ def empty(n: int, m: int, dtype) -> Space:
       n: Dimensions.
       m: Vectors that it has room for.
       dtype: Of the vectors.
+
+    Returns:
+      The space.
 
     >>> empty(5, 2, jnp.float32).basis.shape
     (5, 2)
@@ -109,6 +118,12 @@ def _beyond(space: Space, v: Array, spare: Array) -> tuple[Array, Array]:
 
 def runs_on(space: Space) -> Array:
     """Whether the Lanczos recursion can go on, because its last step is the last column of the space.
+
+    Args:
+      space: The space.
+
+    Returns:
+      A boolean scalar.
 
     >>> bool(runs_on(empty(5, 2, jnp.float32)))
     False
@@ -146,6 +161,9 @@ def insert(space: Space, q: Array, image: Array, spare: Array, lanczos: Array) -
       spare: ``(n,)``, taken for ``rest`` if the image is in the space.
       lanczos: Whether it is a Lanczos step. If the recursion can't go on, a new one begins at ``q``.
 
+    Returns:
+      The larger space.
+
     >>> q, image = jnp.array([1.0, 0.0]), jnp.array([3.0, 0.5])
     >>> space = insert(empty(2, 1, jnp.float32), q, image, jnp.ones(2), jnp.asarray(True))
     >>> space.alpha.tolist(), space.beta.tolist()
@@ -174,6 +192,9 @@ def ritz(space: Space, k: Array, failure: float) -> Ritz:
       space: The space.
       k: Rank of the value near which the bounds are finest.
       failure: Probability that a bound does not hold. Before the first Lanczos step the bounds are infinite.
+
+    Returns:
+      The pairs, largest first.
 
     Source: see the top of this file.
 
@@ -205,6 +226,9 @@ def rounding(values: Array) -> Array:
 
     Args:
       values: Ritz values, largest first.
+
+    Returns:
+      A scalar.
 
     >>> float(rounding(jnp.array([2.0, 1.0]))) == 32 * 2.0**-23
     True
@@ -271,6 +295,9 @@ def log_least_component(dimension: Array, failure: float) -> Array:
     Args:
       dimension: Of the unit vector.
       failure: Above 0 and below 1.
+
+    Returns:
+      A scalar.
 
     Source: the marginal density of the uniform distribution on the sphere.
 

@@ -215,6 +215,9 @@ def if_needed(search: Search, needed: Array, have: PyTree, make: Callable) -> Py
       needed: A boolean.
       have: Arrays.
       make: A function of ``have`` that returns arrays of the same shapes.
+
+    Returns:
+      Arrays of the shapes of ``have``.
     """
     if search.A.loop == "unrolled":
         return make(have)

@@ -109,6 +109,9 @@ def lambda_max_batch_matrix_free(
 
     Returns:
       The instrument.
+
+    Raises:
+      ValueError: in a step whose lr is not known, if ``k_max`` is above ``k``.
     """
     growing = k_max is not None and k_max > k
 

@@ -328,6 +328,17 @@ def intervene(
 
     Without an arm the gradient stays, and there are no series.
 
+    Args:
+      problem: what is fixed.
+      number: of the step.
+      state: of the member.
+      batch: ``(x, y)``.
+      backward: outputs, kernel and gradient of the batch.
+      lr: of this step.
+
+    Returns:
+      The gradient, and the series ``overshoot`` and ``removed_fraction``.
+
     Raises:
       ValueError: an arm, and no instrument that measures the exact kernel of the batch at every step.
     """
