@@ -211,6 +211,14 @@ def open_record(run_dir: str | Path) -> xarray.Dataset:
     Raises:
       FileNotFoundError: there is no record.
       DamagedFile: a file of the record is missing or damaged.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     loss = {"loss_train": np.array([[4.0, 1.0, 0.5]], np.float32)}  # one member, three steps
+    ...     create(folder, members={"seed": np.array([0])}, steps=3, shapes=loss, about={"title": "mine"})
+    ...     write(folder, 0, loss)
+    ...     open_record(folder)["loss_train"].values.tolist()
+    [[4.0, 1.0, 0.5]]
     """
     import xarray
 
