@@ -291,9 +291,9 @@ def heavy_ball_score(
 
     def radius(h):
         a, beta = 1 + momentum - lr * h, jnp.asarray(momentum, h.dtype)
-        one, zero = jnp.ones_like(h), jnp.zeros_like(h)
+        unit, zero = jnp.ones_like(h), jnp.zeros_like(h)
         second_moments = jnp.array(
-            [[a**2 + noise * (lr * h) ** 2, -2 * a * beta, beta**2], [a, -beta, zero], [one, zero, zero]]
+            [[a**2 + noise * (lr * h) ** 2, -2 * a * beta, beta**2], [a, -beta, zero], [unit, zero, zero]]
         )
         return _spectral_radius(second_moments)
 

@@ -191,7 +191,7 @@ def arms_record(seeds=8, steps=8, **effects):
     numbers = [(name, seed) for name in arms for seed in range(seeds)]
     shape = (len(numbers), steps)
     loss = np.broadcast_to(np.linspace(1.0, 0.0095, steps), shape).copy()
-    made = record(loss, 1.2, np.ones(steps), lr0=1.2)
+    data = record(loss, 1.2, np.ones(steps), lr0=1.2)
     test = np.full(shape, np.nan)
     test[:, ::2] = [
         [0.8, 0.6, 0.4, 0.2 + effects.get(name, 0.0) + 0.01 * seed - 0.01 * (seeds - 1) / 2] for name, seed in numbers
@@ -202,8 +202,8 @@ def arms_record(seeds=8, steps=8, **effects):
     series = {
         "loss_test": test, "agop_alignment": 1 - test, "stopped": stopped, "overshoot": np.ones(shape), "removed_fraction": np.zeros(shape),
     }  # fmt: skip
-    made = made.assign({name: (("member", "step"), values) for name, values in series.items()})
-    return made.assign_coords(
+    data = data.assign({name: (("member", "step"), values) for name, values in series.items()})
+    return data.assign_coords(
         intervention=("member", np.array([ARMS.index(name) for name, _ in numbers], np.int32)),
         seed=("member", np.array([seed for _, seed in numbers])),
         lr0=("member", np.full(len(numbers), 1.2)),

@@ -27,25 +27,25 @@ _FLOORS = (
 
 def modules() -> dict[str, Path]:
     """Every module of the library, the programs and the configs, by name."""
-    found = {}
+    paths = {}
     for top in ("catapult_jax", "experiments", "configs"):
         for path in sorted((ROOT / top).rglob("*.py")):
             parts = path.relative_to(ROOT).with_suffix("").parts
-            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+            paths[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return paths
 
 
-def imports(path: Path, known: dict[str, Path]) -> set[str]:
+def imports(path: Path, paths: dict[str, Path]) -> set[str]:
     """Modules of ours that a module imports when it is imported itself."""
-    found = set()
+    names = set()
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
-                found.add(whole if whole in known else node.module)
-    return {name for name in found if name in known}
+                names.add(whole if whole in paths else node.module)
+    return {name for name in names if name in paths}
 
 
 def test_no_public_name_shadows_a_module():
@@ -57,9 +57,9 @@ def test_no_public_name_shadows_a_module():
 
 
 def test_imports_make_no_cycle_and_point_downwards():
-    known = modules()
-    needs = {name: imports(path, known) - {name} for name, path in known.items()}
-    assert len(list(graphlib.TopologicalSorter(needs).static_order())) == len(known)  # raises CycleError
+    paths = modules()
+    needs = {name: imports(path, paths) - {name} for name, path in paths.items()}
+    assert len(list(graphlib.TopologicalSorter(needs).static_order())) == len(paths)  # raises CycleError
     layers = ("catapult_jax", "configs", "experiments")  # configs hold fields alone
     layer = lambda name: layers.index(name.partition(".")[0])
     for name, needed in needs.items():
@@ -73,9 +73,9 @@ def test_imports_make_no_cycle_and_point_downwards():
 
 
 def test_report_imports_records_and_events_only():
-    known = modules()
-    for name, path in known.items():
-        needed = imports(path, known)
+    paths = modules()
+    for name, path in paths.items():
+        needed = imports(path, paths)
         if name.startswith("catapult_jax.report"):
             rooms = ("report", "records", "events", "detection", "spikes", "criteria", "metrics")
             allowed = tuple(f"catapult_jax.{room}" for room in rooms)

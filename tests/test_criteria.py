@@ -165,10 +165,10 @@ def test_line_search_score_of_a_network_near_the_directional_one():
 
 
 def test_line_search_score_at_the_ends():
-    one = jnp.float32(1.0)
-    assert float(criteria.line_search_score(lambda w: -w, one, one)) == 0  # falls for ever
-    assert np.isinf(criteria.line_search_score(lambda w: w, one, one))  # rises at once
-    assert np.isinf(criteria.line_search_score(lambda w: jnp.where(w == 1, 1.0, jnp.nan), one, one))
+    start = jnp.float32(1.0)
+    assert float(criteria.line_search_score(lambda w: -w, start, start)) == 0  # falls for ever
+    assert np.isinf(criteria.line_search_score(lambda w: w, start, start))  # rises at once
+    assert np.isinf(criteria.line_search_score(lambda w: jnp.where(w == 1, 1.0, jnp.nan), start, start))
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])

@@ -64,19 +64,19 @@ def test_after_changes_nothing(done):
         "mask": jnp.array([True, False]),
         "none": jnp.zeros((0, 2)),
     }
-    found = jax.jit(after)(jnp.full((2, 2), done), tree)
+    result = jax.jit(after)(jnp.full((2, 2), done), tree)
     for name, leaf in tree.items():
-        assert found[name].dtype == leaf.dtype
-        np.testing.assert_array_equal(found[name], leaf)
+        assert result[name].dtype == leaf.dtype
+        np.testing.assert_array_equal(result[name], leaf)
 
 
 def test_after_keeps_shared_arrays_shared():
     """Under vmap, also in another one, what is the same for all is not held once for each."""
-    shared, own = jnp.ones(5), jnp.ones((3, 4, 2))
-    found = jax.vmap(jax.vmap(lambda done: after(done, shared), out_axes=None), out_axes=None)(own)
-    np.testing.assert_array_equal(found, shared)
+    shared, batched = jnp.ones(5), jnp.ones((3, 4, 2))
+    result = jax.vmap(jax.vmap(lambda done: after(done, shared), out_axes=None), out_axes=None)(batched)
+    np.testing.assert_array_equal(result, shared)
     with pytest.raises(ValueError, match="out_axes"):  # of plain arithmetic
-        jax.vmap(lambda done: shared * done[0, 0], out_axes=None)(own)
+        jax.vmap(lambda done: shared * done[0, 0], out_axes=None)(batched)
 
 
 def test_after_orders_what_is_independent():
@@ -84,12 +84,12 @@ def test_after_orders_what_is_independent():
 
     def plan(order):
         def columns(v):
-            found = [v]
+            sums = [v]
             for i in range(4):
-                w = order(found[-1], v)
+                w = order(sums[-1], v)
                 matrix = jnp.outer(w, w) + i
-                found.append(jnp.sum(matrix @ matrix, axis=0))
-            return jnp.stack(found)
+                sums.append(jnp.sum(matrix @ matrix, axis=0))
+            return jnp.stack(sums)
 
         return planned(columns, single(256))
 
@@ -174,10 +174,10 @@ def test_entry_keeps_readings_apart(monkeypatch):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_sum_of_products_is_the_inner_product(shape, dtype):
     a, b = (jax.random.normal(jax.random.key(i), shape).astype(dtype) for i in range(2))
-    found = sum_of_products(a, b)
-    assert found.dtype == jnp.float32
+    result = sum_of_products(a, b)
+    assert result.dtype == jnp.float32
     expected = np.sum(np.asarray(a, np.float64) * np.asarray(b, np.float64))
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_sum_of_products_holds_no_products():

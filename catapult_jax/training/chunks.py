@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from catapult_jax.training.step import MemberState, Problem, step
+from catapult_jax.training.problem import MemberState, Problem
+from catapult_jax.training.step import step
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -193,6 +193,6 @@ def removed(modes: Modes, phi: Float[Array, " n"], lr: Float[Array, ""]) -> Remo
     (2.197, 0.0)
     """
     growth = 2 * jnp.log(jnp.maximum(jnp.abs(1 - lr * modes.eigenvalues * phi), 1.0))
-    taken = jnp.sum(((1 - phi) * modes.coefficients) ** 2)
+    removed_size = jnp.sum(((1 - phi) * modes.coefficients) ** 2)
     size = jnp.sum(modes.coefficients**2)
-    return Removed(jnp.sum(growth), taken / jnp.where(size > 0, size, 1))
+    return Removed(jnp.sum(growth), removed_size / jnp.where(size > 0, size, 1))

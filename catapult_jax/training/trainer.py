@@ -21,7 +21,8 @@ from catapult_jax.tangent.weighted import weighted_tangent_kernel
 from catapult_jax.training.chunks import State, make_chunk
 from catapult_jax.training.interventions import Arm
 from catapult_jax.training.measurement import Instrument, Moment, check_instruments
-from catapult_jax.training.step import SERIES, MemberState, Problem, plain_gradient, preconditioner_of
+from catapult_jax.training.problem import MemberState, Problem
+from catapult_jax.training.step import SERIES, plain_gradient, preconditioner_of
 from catapult_jax.xla import loops_are_slow
 
 
