@@ -29,6 +29,12 @@ def test_overview_counts_members_that_diverged_or_are_dead():
     assert table_of(sections.diverged(data, FULL))[1] == [["2", "5", "a spike did not close within 1000 steps"]]
 
 
+def test_initialisation_has_one_row_for_members_with_equal_values():
+    data = xr.Dataset(coords={"seed": ("member", [5, 6, 5, 5]), "lr0": ("member", [0.5, 0.5, 0.5, 0.25])})
+
+    assert table_of(sections.initialisation(data))[1] == [["0 and 1 more", "5", "0.5"], ["1", "6", "0.5"], ["3", "5", "0.25"]]
+
+
 def test_initialisation_has_the_coordinates_that_are_present():
     axes = {"lr0": [0.5], "critical_lr0": [0.25], "lr0_over_critical": [2.0]}
     data = xr.Dataset(coords={name: ("member", values) for name, values in axes.items()})

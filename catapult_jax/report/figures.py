@@ -21,6 +21,7 @@ from catapult_jax.report.members import Settings, by_setting, dead_steps, finish
 from catapult_jax.report.panels import (
     COLORS,
     add_legend,
+    cut_top,
     log_scale,
     make_panels,
     mark_events,
@@ -84,6 +85,7 @@ def loss_figure(record: xarray.Dataset, settings: Settings, title: str, events: 
             axis.axvline(float(dead[m]), color=COLORS["death"], lw=1.5, label="dead from here")
         mark_events(axis, events[m], record)
         log_scale(axis)
+        cut_top(axis, record[series].values[m])
         add_legend(axis, fontsize=7, loc="lower left")
     return figure
 
@@ -333,7 +335,7 @@ FIGURES = {
         loss_figure,
         (("loss_train", "loss_batch"),),
         "The loss, with its parts inside and outside the top eigenspace. Spikes are shaded, open ones hatched. A line marks the step from which "
-        "the network is dead. The other seeds are grey.",
+        "the network is dead. The other seeds are grey; one that leaves the panel at its top diverged.",
         with_events=True,
     ),
     "lambda_max": Drawing(

@@ -163,6 +163,25 @@ def log_scale(axis: Axes) -> None:
         axis.yaxis.set_minor_formatter(_PlainLabels(labelOnlyBase=False))
 
 
+def cut_top(axis: Axes, values: np.ndarray, factor: float = 1e3) -> None:
+    """Ends the y axis at ``factor`` times the largest value: a member that diverged does not squeeze the others.
+
+    Args:
+      axis: with its lines, and a logarithmic scale.
+      values: of the member that is drawn in full.
+      factor: above 1.
+
+    >>> axis = Figure().subplots()
+    >>> line = axis.plot([1.0, 1e30])
+    >>> cut_top(axis, np.array([1.0, 2.0]))
+    >>> float(axis.get_ylim()[1])
+    2000.0
+    """
+    largest = np.max(values, initial=0, where=np.isfinite(values))
+    if 0 < factor * largest < axis.get_ylim()[1]:
+        axis.set_ylim(top=factor * largest)
+
+
 def add_legend(axis: Axes, **options: Any) -> None:
     """Adds a legend with each label once, if there are labels.
 

@@ -166,7 +166,10 @@ def initialisation(record: xarray.Dataset) -> Section:
     axes = [axis for axis in names if axis in record.coords]
     if not axes:
         return Section("", [])
-    rows = [(m, *(record[axis].values[m].item() for axis in axes)) for m in range(record.sizes["member"])]
+    members_of: dict[tuple, list[int]] = {}  # members with equal values share a row
+    for m in range(record.sizes["member"]):
+        members_of.setdefault(tuple(record[axis].values[m].item() for axis in axes), []).append(m)
+    rows = [(f"{m[0]} and {len(m) - 1} more" if len(m) > 1 else m[0], *values) for values, m in members_of.items()]
     labels = {"lr0_over_critical": "initial lr / critical lr", "lr0": "initial lr", "critical_lr0": "critical lr"}
     header = ("member", *(labels.get(axis, axis) for axis in axes))
     return Section("Critical learning rate at initialisation", [table(header, rows)])
