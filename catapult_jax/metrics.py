@@ -73,3 +73,28 @@ def scores(tp: int, fp: int, fn: int, tn: int) -> Prediction:
         fraction(tp + fn, tp + fp + fn + tn),
     )
     return Prediction(tp, fp, fn, tn, *rates)
+
+
+def auroc(scores: ArrayLike, happened: ArrayLike) -> float:
+    """Area under the ROC curve: the probability that a score where it happened is above one where it did not; ties count half.
+
+    Args:
+      scores: one for each step, ``(t,)``; they may be infinite.
+      happened: one boolean for each step, ``(t,)``.
+
+    Returns:
+      0 to 1; NaN where it always or never happened. Steps whose score is NaN are left out.
+
+    Source: the Mann-Whitney statistic over the number of pairs (Hanley and McNeil, 1982).
+
+    >>> auroc([0.1, 0.4, 0.35, 0.8], [False, False, True, True])
+    0.75
+    """
+    values, outcome = np.asarray(scores, float), np.asarray(happened, bool)
+    values, outcome = values[~np.isnan(values)], outcome[~np.isnan(values)]
+    positive, negative = values[outcome], values[~outcome]
+    if not len(positive) or not len(negative):
+        return float("nan")
+    import scipy.stats  # takes half a second to import
+
+    return float(scipy.stats.mannwhitneyu(positive, negative).statistic / (len(positive) * len(negative)))

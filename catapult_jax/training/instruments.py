@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from catapult_jax import outer_product
 from catapult_jax.critical import critical_lr_from_lambda
+from catapult_jax.directional import directional_critical_lr
 from catapult_jax.eigenspace import fraction_of, split_weighted_loss
 from catapult_jax.losses import batch_loss, weighted_residual
 from catapult_jax.preconditioners import smallest_entry
@@ -304,6 +305,53 @@ def loss_batch_after(apply_fn: Callable, *, loss: str, every: int) -> Instrument
         lambda now: {"loss_batch_after": batch_loss(apply_fn(now.new_params, now.batch[0]), now.batch[1], loss=loss)},
         after_update=True,
     )
+
+
+def directional_batch(apply_fn: Callable, *, loss: str, every: int) -> Instrument:
+    """Multiple of this step's update at which the loss of the batch stops falling: below 1 the loss of the batch rises in the step.
+
+    It is 0 where the update is no descent direction. Cost: one jvp of the batch.
+
+    Args:
+      apply_fn: ``(params, x) -> outputs``.
+      loss: name of the loss.
+      every: cadence in steps.
+
+    Returns:
+      The instrument.
+
+    Source: :func:`catapult_jax.directional_critical_lr`.
+    """
+
+    def measure(now: Moment):
+        return {"directional_batch": directional_critical_lr(apply_fn, now.params, now.batch, now.updates, loss=loss).multiple}
+
+    return Instrument(("directional_batch",), every, measure, after_update=True)
+
+
+def directional_train(apply_fn: Callable, *, loss: str, every: int) -> Instrument:
+    """As :func:`directional_batch`, on all training examples; with it the training loss after the step in its quadratic model.
+
+    ``loss_train_predicted = L + <g, D> + <D, G D> / 2``: for ``mse`` the loss of the linearised network. Cost: one jvp of all examples.
+
+    Args:
+      apply_fn: ``(params, x) -> outputs``.
+      loss: name of the loss.
+      every: cadence in steps.
+
+    Returns:
+      The instrument.
+
+    Source: :func:`catapult_jax.directional_critical_lr`.
+    """
+
+    def measure(now: Moment):
+        x, y = now.data["x_train"], now.data["y_train"]
+        along = directional_critical_lr(apply_fn, now.params, (x, y), now.updates, loss=loss)
+        before = batch_loss(apply_fn(now.params, x), y, loss=loss)
+        return {"directional_train": along.multiple, "loss_train_predicted": before + along.slope + along.curvature / 2}
+
+    return Instrument(("directional_train", "loss_train_predicted"), every, measure, after_update=True)
 
 
 def loss_test(apply_fn: Callable, *, loss: str, every: int, target_encoding: str, split: str = "test") -> Instrument:

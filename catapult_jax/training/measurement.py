@@ -24,6 +24,7 @@ class Moment(NamedTuple):
     # Preconditioner of this step, as a pytree function: it is computed only if an instrument needs it.
     preconditioner: Partial = Partial(lambda: PLAIN)
     kernel: jax.Array | None = None  # loss-weighted, of the batch, before the update; None: not computed
+    updates: Any = None  # what the step adds to the params; None: not known yet
     # lr of the previous step, at step 0 the initial lr: the lr of this step may depend on the measurements. None: not known.
     lr: jax.Array | None = None
 
@@ -41,7 +42,7 @@ class Instrument(NamedTuple):
     # (params, batch) -> (outputs, loss-weighted kernel, gradient): one pass for the kernel and the gradient of the step. Used if every is 1.
     # If several instruments have one, the step uses the first.
     gradient: Callable[..., tuple] | None = None
-    after_update: bool = False  # True: it reads new_params, and is measured after the update
+    after_update: bool = False  # True: it reads new_params or updates, and is measured after the update
 
 
 def check_instruments(instruments: Mapping[str, Instrument], reserved: Iterable[str] = ()) -> None:

@@ -78,8 +78,10 @@ def step(
     schedule = next_lr(problem, number, state, measured)
     detector, event = detect(problem, state, schedule, measured)
     gradient, removed = intervene(problem, number, state, batch, backward, schedule.lr)
-    params, opt_state = update(problem, state, gradient, schedule.lr)
-    late, carried = measure_after(problem, number, now._replace(new_params=params), backward, carried, wanted, due)
+    updates, opt_state = update(problem, state, gradient, schedule.lr)
+    params = optax.apply_updates(state.params, updates)
+    now = now._replace(new_params=params, updates=updates)
+    late, carried = measure_after(problem, number, now, backward, carried, wanted, due)
     measured |= late | removed
     after = state._replace(
         params=params, opt_state=opt_state, schedule=schedule, detector=detector, carried=carried, order=order
@@ -304,7 +306,7 @@ def intervene(
 
 
 def update(problem: Problem, state: MemberState, gradient: PyTree, lr: Float[Array, ""]) -> tuple[PyTree, PyTree]:
-    """Parameters and optimizer state after a step with this lr.
+    """Updates of the parameters, and optimizer state after a step with this lr.
 
     Args:
       problem: what is fixed.
@@ -313,11 +315,11 @@ def update(problem: Problem, state: MemberState, gradient: PyTree, lr: Float[Arr
       lr: of this step.
 
     Returns:
-      ``(params, opt_state)``.
+      ``(updates, opt_state)``; the updates are added to the parameters.
     """
     opt_state = state.opt_state._replace(hyperparams=state.opt_state.hyperparams | {"learning_rate": lr})
     updates, opt_state = problem.transformation.update(gradient, opt_state, state.params)
-    return optax.apply_updates(state.params, updates), opt_state
+    return updates, opt_state
 
 
 def freeze(

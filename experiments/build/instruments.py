@@ -87,6 +87,8 @@ def build_instruments(
         ),
         "loss_train": partial(instruments.loss_train, apply_fn, loss=config.loss),
         "loss_batch_after": partial(instruments.loss_batch_after, apply_fn, loss=config.loss),
+        "directional_batch": partial(instruments.directional_batch, apply_fn, loss=config.loss),
+        "directional_train": partial(instruments.directional_train, apply_fn, loss=config.loss),
         "preconditioner_min": partial(instruments.preconditioner_min, apply_fn, loss=config.loss),
         "loss_test": partial(score, split="test"),
         "loss_val": partial(score, split="val"),

@@ -3,7 +3,7 @@
 Each file has a group of claims. Importing the package registers them all.
 """
 
-from experiments.verdicts import accuracies, catapults, causes, conditioning, exceedances, features  # noqa: F401  they register their claims
+from experiments.verdicts import accuracies, catapults, causes, conditioning, exceedances, features, predictors  # noqa: F401  they register their claims
 from experiments.verdicts.registry import (
     NEEDS,
     NEEDS_SOME,
