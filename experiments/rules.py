@@ -93,6 +93,14 @@ def _critical_lr_for_cap(name: str) -> Rule:
     )
 
 
+def _not_in_a_preset(name: str) -> Rule:
+    return Rule(
+        ("measure.preset", name),
+        "allowed with a preset: 0, since no preset measures it",
+        lambda f: f["measure.preset"] and f[name],
+    )
+
+
 def _end_is_measured(name: str) -> Rule:
     return Rule(
         ("run.stop_loss", "run.chunk_steps", name),
@@ -141,10 +149,9 @@ _BEFORE_CLAIMS = (
         "allowed for sgd, heavy_ball and nesterov, which have no preconditioner: 0",
         lambda f: f["optimizer.name"] in ("sgd", *optimizers.MOMENTUM) and f["measure.preconditioner_min_every"],
     ),
-    Rule(
-        ("measure.preset", "measure.preconditioner_min_every"),
-        "allowed with a preset: 0, since no preset measures it",
-        lambda f: f["measure.preset"] and f["measure.preconditioner_min_every"],
+    *map(
+        _not_in_a_preset,
+        ("measure.preconditioner_min_every", "measure.directional_batch_every", "measure.directional_train_every"),
     ),
     Rule(
         ("measure.top_k_max", "measure.method"),

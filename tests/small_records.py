@@ -15,6 +15,7 @@ from configs import (
     mnist_adagrad,
     mnist_optimizers,
     optimizers_agop,
+    predictors,
     suppressed,
     synthetic_sgd_b1,
 )
@@ -25,7 +26,9 @@ from experiments.verdicts import read_run
 # Configs.
 
 FIG3, FIG4, FIG5 = (module.get_config().to_dict() for module in (cifar_gd, cifar_gd_multi, synthetic_sgd_b1))
-OPTIMIZERS, MNIST, ADAGRAD = (module.get_config().to_dict() for module in (optimizers_agop, mnist_optimizers, mnist_adagrad))
+OPTIMIZERS, MNIST, ADAGRAD, PREDICTORS = (
+    module.get_config().to_dict() for module in (optimizers_agop, mnist_optimizers, mnist_adagrad, predictors)
+)
 SGD, CYCLIC, AGOP, FORBIDDEN, BATCH, CAUSES = (
     module.get_config(variant).to_dict()
     for module, variant in (
@@ -220,3 +223,21 @@ def forced_rows(force, sham=0.0, seeds=8):
         }
         for dose in (1.5, 2.0) for time in (10, 40) for arm in effect for seed in range(seeds)
     ]  # fmt: skip
+
+
+def predictors_record(members=6, steps=60, spectral=False):
+    """Steps that rise at random; the directional criteria are above 1 exactly there, the spectral one only if it is told to."""
+    rng = np.random.default_rng(0)
+    rises = rng.random((members, steps)) < 0.4
+    loss = np.cumprod(np.where(rises, 1.2, 0.85), 1)
+    loss_train = np.concatenate([np.ones((members, 1)), loss[:, :-1]], 1)
+    multiple = np.where(rises, 0.8, 1.25)
+    critical = np.where(rises, 0.8, 1.25) if spectral else np.exp(rng.standard_normal((members, steps)))
+    return record(
+        loss_train,
+        1.0,
+        critical,
+        loss_batch_after=loss_train * np.where(rises, 1.2, 0.85),
+        directional_batch=multiple,
+        directional_train=multiple,
+    )

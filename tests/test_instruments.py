@@ -106,6 +106,29 @@ def test_loss_batch_after_reads_the_new_weights():
     assert values["loss_batch_after"] != pytest.approx(mse(now.params, *now.batch), rel=1e-2)
 
 
+def test_directional_batch_against_the_losses_along_the_update():
+    """In the linear model the loss is back at its start at that multiple."""
+    now = moment()
+    now = now._replace(updates=jax.tree.map(lambda new, old: new - old, now.new_params, now.params))
+    multiple = float(instruments.directional_batch(_MODEL.apply, loss="mse", every=1).measure(now)["directional_batch"])
+
+    outputs, moved = jax.jvp(lambda p: _MODEL.apply(p, now.batch[0]), (now.params,), (now.updates,))
+    outputs, moved, targets = (np.asarray(a, np.float64) for a in (outputs, moved, now.batch[1]))
+    slope, curvature = 2 * np.sum((outputs - targets) * moved), 2 * np.sum(moved**2)
+    assert multiple == pytest.approx(max(0.0, -2 * slope / curvature), rel=1e-4)
+
+
+def test_directional_train_predicts_the_loss_of_the_linear_model():
+    now = moment()
+    now = now._replace(updates=jax.tree.map(lambda new, old: new - old, now.new_params, now.params))
+    values = instruments.directional_train(_MODEL.apply, loss="mse", every=1).measure(now)
+
+    x, y = now.data["x_train"], np.asarray(now.data["y_train"], np.float64)
+    outputs, moved = (np.asarray(a, np.float64) for a in jax.jvp(lambda p: _MODEL.apply(p, x), (now.params,), (now.updates,)))
+    assert values["loss_train_predicted"] == pytest.approx(np.mean(np.sum((outputs + moved - y) ** 2, 1)), rel=1e-4)
+    assert (values["directional_train"] < 1) == (values["loss_train_predicted"] > np.mean(np.sum((outputs - y) ** 2, 1)))
+
+
 @pytest.mark.parametrize(
     ("target_encoding", "loss", "targets"),
     [

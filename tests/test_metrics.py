@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from catapult_jax import prediction
-from catapult_jax.metrics import scores
+from catapult_jax.metrics import auroc, scores
 
 
 def test_prediction_against_counts_by_hand():
@@ -24,3 +26,16 @@ def test_scores_are_nan_where_nothing_is_counted():
     assert np.isnan(scores(0, 0, 0, 0)[4:]).all()
     assert np.isnan(scores(0, 0, 3, 1).precision) and scores(0, 0, 3, 1).recall == 0
     assert np.isnan(scores(0, 3, 0, 1).recall) and scores(0, 3, 0, 1).precision == 0
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0, 2.0, np.inf]), st.booleans()), min_size=2, max_size=20))
+def test_auroc_is_the_fraction_of_pairs_in_the_right_order(steps):
+    values, happened = (np.array(column) for column in zip(*steps, strict=True))
+    pairs = [(a > b) + 0.5 * (a == b) for a in values[happened] for b in values[~happened]]
+    assert auroc(values, happened) == pytest.approx(np.mean(pairs), abs=1e-12) if pairs else np.isnan(auroc(values, happened))
+
+
+def test_auroc_leaves_out_scores_that_are_nan():
+    assert auroc([np.nan, 1.0, 2.0, np.nan], [True, False, True, False]) == 1
+    assert np.isnan(auroc([1.0, 2.0], [True, True]))

@@ -18,6 +18,7 @@ from configs import (
     mnist_ntk,
     mnist_optimizers,
     optimizers_agop,
+    predictors,
     quickstart,
     reference,
     suppressed,
@@ -108,9 +109,12 @@ ROWS = [
         "allowed for sgd, heavy_ball and nesterov, which have no preconditioner: 0",
         {"measure.preconditioner_min_every": 1},
     ),
-    (
-        "measure.preset, measure.preconditioner_min_every; allowed with a preset: 0, since no preset measures it",
-        {"optimizer.name": "adam", "measure.preset": "full", "measure.preconditioner_min_every": 1},
+    *(
+        (
+            f"measure.preset, measure.{name}_every; allowed with a preset: 0, since no preset measures it",
+            {"optimizer.name": "adam", "measure.preset": "full", f"measure.{name}_every": 1},
+        )
+        for name in ("preconditioner_min", "directional_batch", "directional_train")
     ),
     (
         "measure.top_k_max, measure.method; "
@@ -344,6 +348,7 @@ def test_check_leaves_the_cadences_of_claims_to_a_preset():
         (cifar_sgd, [f"{net}{word}" for net in ("fcn", "cnn", "wrn", "vit") for word in ("", ",ce", ",momentum", ",smoke")]),
         (cifar_cyclic, ("fcn", "smoke")),
         (catapults_agop, [f"{task}{word}" for task in tasks.TASKS for word in ("", ",smoke")]),
+        (predictors, [f"{name}{word}" for name in predictors.OPTIMIZERS for word in ("", ",smoke")]),
         (
             causes,
             [

@@ -27,6 +27,7 @@ from tests.small_records import (
     FORBIDDEN,
     MNIST,
     OPTIMIZERS,
+    PREDICTORS,
     SGD,
     SPIKE,
     accuracy_rows,
@@ -38,6 +39,7 @@ from tests.small_records import (
     forced_rows,
     members_with,
     optimizer_rows,
+    predictors_record,
     record,
     sgd_record,
     with_schedule,
@@ -73,6 +75,7 @@ def reproducing_runs():
             FIG3,
         ),
         "catapults_help_beyond_cycles": (capped_record(0.01), MNIST),
+        "directional_predicts_the_step": (predictors_record(), PREDICTORS),
         "overshoot_is_the_cause": (arms_record(remove_overshoot=0.1), with_schedule(CAUSES, cap_from=1)),
     }
 
