@@ -38,7 +38,7 @@ class Damage(NamedTuple):
     file: str  # below the directory of the run
     array: str | None  # None: progress.json, or the metadata of the whole record
     first_step: int  # first step whose numbers are lost
-    end_step: int  # the step after the last one whose numbers are lost; 0: no numbers are lost
+    end_step: int  # the step after the last one whose values are lost; 0: none are lost
     reason: str  # in words
 
     def __str__(self) -> str:

@@ -226,7 +226,7 @@ def forced_rows(force, sham=0.0, seeds=8):
 
 
 def predictors_record(members=6, steps=60, spectral=False):
-    """Steps that rise at random; the directional criteria are above 1 exactly there, the spectral one only if it is told to."""
+    """Steps that rise at random; the directional criteria are above 1 exactly there, the spectral one only with ``spectral``."""
     rng = np.random.default_rng(0)
     rises = rng.random((members, steps)) < 0.4
     loss = np.cumprod(np.where(rises, 1.2, 0.85), 1)

@@ -125,7 +125,7 @@ def diverged(record: xarray.Dataset, settings: Settings) -> Section:
     'Members that diverged'
     """
     rows = [tuple(row.values()) for row in diverged_members(record, settings)]
-    words = "Each is frozen from its step on. What follows is in no figure and no number."
+    words = "Each keeps its weights from its step on. Later steps are in no figure and no table."
     return Section("Members that diverged", [text(words), table(("member", "step", "cause"), rows)] if rows else [])
 
 
