@@ -1,7 +1,7 @@
 """Causes: is the overshoot of the critical modes what changes the outcome of SGD? Interventions on single modes of each step.
 
     python -m experiments.main --config=configs/causes.py:rank2,cap --workdir=runs/causes-rank2-cap   # first: the lr of the arm cap
-    python -m experiments.main --config=configs/causes.py:rank2          # all arms; also rank3, rank4
+    python -m experiments.main --config=configs/causes.py:rank2          # all arms; also rank3, rank4, fmnist2, usps
     python -m experiments.sweep --config=configs/causes.py:rank2,force   # one forced overshoot at a low lr: doses, times, sham
     python -m experiments.main --config=configs/causes.py:rank2,smoke
 
