@@ -3,7 +3,7 @@
     python -m experiments.main --config=configs/causes.py:rank2,cap --workdir=runs/causes-rank2-cap   # first: the lr of the arm cap
     python -m experiments.main --config=configs/causes.py:rank2          # all arms; also rank3, rank4, fmnist2, usps
     python -m experiments.sweep --config=configs/causes.py:rank2,force   # one forced overshoot at a low lr: doses, times, sham
-    python -m experiments.main --config=configs/causes.py:rank2,smoke
+    python -m experiments.main --config=configs/causes.py:rank2,cap,smoke --workdir=runs/causes-rank2-cap-smoke   # then rank2,smoke
 
 Claim (ours; Zhu et al. 2024 compare runs, they do not intervene): the benefit of catapults comes from the overshoot of a few modes of the
 kernel of the batch. A cap on the lr can't show it: it lowers the lr of all modes as well. The arms differ from step 10 on, with the same
