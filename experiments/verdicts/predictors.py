@@ -14,11 +14,13 @@ from experiments.verdicts.registry import RUN, Finding, Run, claim, decide
 
 _MIN_OF_EACH = 5  # rises and falls that a member must have for its area under the curve to count
 
+_SPECTRAL = "c1 lr / critical lr of the batch"
+_BATCH, _TRAIN = "c3 directional, batch", "c5 directional, training set"
 # Criterion -> its score; theory expects a rise above 1. The baselines have no threshold.
 _CRITERIA: dict[str, Callable] = {
-    "c1 lr / critical lr of the batch": lambda series: series["lr"] / series["critical_lr_batch"],
-    "c3 directional, batch": lambda series: _inverse(series["directional_batch"]),
-    "c5 directional, training set": lambda series: _inverse(series["directional_train"]),
+    _SPECTRAL: lambda series: series["lr"] / series["critical_lr_batch"],
+    _BATCH: lambda series: _inverse(series["directional_batch"]),
+    _TRAIN: lambda series: _inverse(series["directional_train"]),
 }
 _BASELINES: dict[str, Callable] = {
     "loss of the batch": lambda series: series["loss_batch"],
@@ -52,11 +54,7 @@ def directional_predicts_the_step(run: Run) -> Finding:
         "rises and falls, and a sign test"
     )
     areas, tables = _areas(run), {}
-    for name, target in (
-        ("c1 lr / critical lr of the batch", 0),
-        ("c3 directional, batch", 0),
-        ("c5 directional, training set", 1),
-    ):
+    for name, target in ((_SPECTRAL, 0), (_BATCH, 0), (_TRAIN, 1)):
         tables[name] = pooled([prediction(*_at_threshold(run, m, name, target)) for m in range(run.record.sizes["member"])])
     rows = [
         (name, *(text_of(values[np.isfinite(values)]) for values in per_target))
@@ -68,8 +66,8 @@ def directional_predicts_the_step(run: Run) -> Finding:
         for name, per_target in areas.items()
     ]
     header = ("criterion", *(f"AUROC, {target}" for target in _TARGETS), "precision above 1", "recall above 1", "base rate")
-    first = _difference(areas, "c3 directional, batch", 0)
-    second = _difference(areas, "c5 directional, training set", 1)
+    first = _difference(areas, _BATCH, 0)
+    second = _difference(areas, _TRAIN, 1)
     effect = f"AUROC, c3 minus c1 on T1 {text_of(first)} ({len(first)} members); c5 minus c1 on T2 {text_of(second)} ({len(second)} members)"
     return Finding(statement, decide(beyond_zero(first, 1), beyond_zero(second, 1)), effect, (header, *rows))
 
@@ -83,10 +81,10 @@ def _inverse(multiple: np.ndarray) -> np.ndarray:
 def _steps(run: Run, m: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The series of a member, and the steps at which all are known and the next training loss is."""
     series = {name: run.record[name].values[m].astype(float) for name in _SERIES}
-    known = np.all([~np.isnan(values) for values in series.values()], 0) & running(run.record, run.settings, m)
-    known[:-1] &= np.isfinite(series["loss_train"][1:])
-    known[-1] = False
-    return series, known
+    is_usable = np.all([~np.isnan(values) for values in series.values()], 0) & running(run.record, run.settings, m)
+    is_usable[:-1] &= np.isfinite(series["loss_train"][1:])
+    is_usable[-1] = False
+    return series, is_usable
 
 
 def _areas(run: Run) -> dict[str, list[np.ndarray]]:
@@ -98,8 +96,8 @@ def _areas(run: Run) -> dict[str, list[np.ndarray]]:
         for happens in _TARGETS.values():
             of_members = []
             for m in range(run.record.sizes["member"]):
-                series, known = _steps(run, m)
-                values, happened = score(series)[known], happens(series)[known]
+                series, is_usable = _steps(run, m)
+                values, happened = score(series)[is_usable], happens(series)[is_usable]
                 has_both = min(happened.sum(), (~happened).sum()) >= _MIN_OF_EACH
                 of_members.append(auroc(values, happened) if has_both else np.nan)
             areas[name].append(np.array(of_members))
@@ -108,11 +106,11 @@ def _areas(run: Run) -> dict[str, list[np.ndarray]]:
 
 def _difference(areas: dict[str, list[np.ndarray]], name: str, target: int) -> np.ndarray:
     """The area of a criterion minus that of c1, of the members that have both."""
-    difference = areas[name][target] - areas["c1 lr / critical lr of the batch"][target]
+    difference = areas[name][target] - areas[_SPECTRAL][target]
     return difference[np.isfinite(difference)]
 
 
 def _at_threshold(run: Run, m: int, name: str, target: int) -> tuple[np.ndarray, np.ndarray]:
     """Whether the criterion is above 1, and whether the target happens, at each step of a member."""
-    series, known = _steps(run, m)
-    return _CRITERIA[name](series)[known] > 1, list(_TARGETS.values())[target](series)[known]
+    series, is_usable = _steps(run, m)
+    return _CRITERIA[name](series)[is_usable] > 1, list(_TARGETS.values())[target](series)[is_usable]
