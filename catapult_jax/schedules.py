@@ -12,7 +12,7 @@ import optax
 if TYPE_CHECKING:
     from jaxtyping import Array
 
-SCHEDULES = ("constant", "warm_up", "cyclic", "exponential_cyclic", "staircase", "relative_to_critical")
+SCHEDULES = ("constant", "warm_up", "decay", "cyclic", "exponential_cyclic", "staircase", "relative_to_critical")
 
 # The spike of a raise begins when the loss is above _SPIKE times its level, and ends when it is back at _BACK times the level.
 _SPIKE, _BACK = 1.5, 1.1

@@ -75,13 +75,14 @@ def get_config() -> ConfigDict:
     c.optimizer.weight_decay = placeholder(float)  # adamw: decoupled weight decay
 
     c.schedule = ConfigDict()
-    # constant, warm_up, cyclic, exponential_cyclic; staircase: raise the lr when the loss has settled; relative_to_critical: keep it
+    # constant, warm_up, decay, cyclic, exponential_cyclic; staircase: raise the lr when the loss has settled; relative_to_critical: keep it
     # at optimizer.lr times the critical lr of each step
     c.schedule.name = "constant"
     c.schedule.cap = placeholder(float)  # the lr stays at or below this multiple of the critical lr of the step; None: no cap
     c.schedule.cap_from = 0  # first step with the cap
-    c.schedule.low = 0.1  # cycles and warm-up: lr at their beginning, as a fraction of the peak
-    c.schedule.period = 50  # cycles and warm-up: length in steps
+    c.schedule.low = 0.1  # cycles and warm-up: lr at their beginning; decay: lr at its end; as a fraction of the peak
+    c.schedule.period = 50  # cycles, warm-up and decay: length in steps
+    c.schedule.decay_from = 0  # decay: step at which the lr begins to fall
     c.schedule.decay = 0.999  # exponential_cyclic: factor of the height of the cycles in a step
     c.schedule.raises = 2  # staircase: number of raises
     c.schedule.raise_to = 1.67  # staircase: multiple of the critical lr of that step

@@ -26,6 +26,7 @@ def build(s: ConfigDict) -> schedules.Schedule:
     return {
         "constant": lambda: following(optax.constant_schedule(1.0)),
         "warm_up": lambda: following(optax.linear_schedule(s.low, 1.0, s.period)),
+        "decay": lambda: following(optax.linear_schedule(1.0, s.low, s.period, transition_begin=s.decay_from)),
         "cyclic": lambda: following(schedules.triangular(low=s.low, period=s.period)),
         "exponential_cyclic": lambda: following(schedules.triangular(low=s.low, period=s.period, decay=s.decay)),
         "staircase": lambda: schedules.staircase(
@@ -45,11 +46,12 @@ def figure() -> Figure:
     """Draw the learning rate of each schedule along an invented run, whose critical lr rises slowly."""
     steps, peak = np.arange(200), 1.0
     critical = 1.2 + 0.6 * steps / len(steps) + 0.15 * np.sin(steps / 9)
-    result = Figure(figsize=(11, 5))
-    axes = result.subplots(2, 3, sharex=True, sharey=True)
-    for axis, name in zip(axes.flat, schedules.SCHEDULES, strict=True):
+    result = Figure(figsize=(13, 5))
+    axes = result.subplots(2, 4, sharex=True, sharey=True)
+    axes[1, 3].set_visible(False)
+    for axis, name in zip(axes.flat, schedules.SCHEDULES, strict=False):
         s = default.get_config().schedule
-        s.name, s.raise_to, s.settle_fraction, s.decay = name, 1.3, 0.7, 0.99
+        s.name, s.raise_to, s.settle_fraction, s.decay, s.decay_from = name, 1.3, 0.7, 0.99, 120
         schedule = build(s)
         states = [schedule.init(peak, raises=2, lr_over_critical=1.1, cap=cap) for cap in (np.inf, 0.7)]
         lrs = []

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
@@ -20,10 +20,16 @@ from experiments.figures import SWEEP_CAPTION, sweep_figure
 from experiments.sections import fallback_warning, verdict_block
 from experiments.settings import settings_of
 
+if TYPE_CHECKING:
+    import xarray
+
+    from catapult_jax.report import Settings
+
 Rows = list[dict[str, Any]]
 
 # How well lr > critical_lr_batch predicts that the loss of the batch rises in the step; beside the counts of analysis.CONFUSION.
 _PREDICTION = ("precision", "recall", "base_rate")
+_CURVES = "curves"  # in a row: errors by epoch; for claims, not for the table
 
 
 def member_rows(runs: Sequence[tuple[dict, ConfigDict]], workdir: Path) -> Rows:
@@ -54,6 +60,7 @@ def _rows_of_run(point: dict, run_dir: Path) -> Rows:
     setting = {m: name for name, numbers in members.by_setting(record, settings) for m in numbers}
     active, dead = members.active(record, settings)[:, -1], members.dead_steps(record, settings)
     coordinates = [name for name in ("seed", "lr_given", "lr0", "raises", "cap", "intervention") if name in record.coords]
+    curves = _curves(record, settings)
     rows = []
     for m in range(record.sizes["member"]):
         # A member that stopped ends at the first such step.
@@ -76,8 +83,20 @@ def _rows_of_run(point: dict, run_dir: Path) -> Rows:
             | ({name: getattr(prediction, name) for name in (*analysis.CONFUSION, *_PREDICTION)} if prediction else {})
             | {name: float(values[m]) for name, values in ends.items()}
             | {"run": run_dir.name}
+            | ({_CURVES: curves[m]} if curves else {})
         )
     return rows
+
+
+def _curves(record: xarray.Dataset, settings: Settings) -> list[dict[str, np.ndarray]]:
+    """The errors of each member at the end of each epoch at which they were measured, with the epochs; empty: not on record."""
+    names = [name for name in ("error_val", "error_test") if name in record]
+    if not names:
+        return []
+    steps = np.arange(0, record.sizes["step"], members.steps_of_an_epoch(settings))
+    steps = steps[np.isfinite(record[names[-1]].values[:, steps]).any(0)]
+    epoch = steps // members.steps_of_an_epoch(settings)
+    return [{"epoch": epoch} | {name: record[name].values[m, steps] for name in names} for m in range(record.sizes["member"])]
 
 
 def _short(value: Any) -> Any:
@@ -86,8 +105,8 @@ def _short(value: Any) -> Any:
 
 
 def _columns(rows: Rows) -> list[str]:
-    """The columns of all rows. The runs of a sweep need not measure the same series."""
-    return list(dict.fromkeys(name for row in rows for name in row))
+    """The columns of all rows, without the curves. The runs of a sweep need not measure the same series."""
+    return list(dict.fromkeys(name for row in rows for name in row if name != _CURVES))
 
 
 def find_verdicts(rows: Rows, config: ConfigDict, names: Sequence[str], about: dict[str, Any]) -> list[verdicts.Verdict]:
@@ -150,7 +169,7 @@ def write_summary(
 
 def _write_csv(rows: Rows, workdir: Path) -> None:
     file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, _columns(rows), lineterminator="\n")
+    writer = csv.DictWriter(file, _columns(rows), lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
     records.write_text(workdir / "summary.csv", file.getvalue())

@@ -24,7 +24,10 @@ from experiments.config import TYPE_NAMES, ConfigError, RunError
 from experiments.main import default_workdir
 
 _GRID = flags.DEFINE_multi_string(
-    "grid", [], "FIELD=v1,v2,...; may be given several times. Default: the field sweep of the config."
+    "grid",
+    [],
+    "FIELD=v1,v2,..., or FIELD+OTHER=v1+w1,v2+w2,... for fields that change together; may be given several times. Default: the field "
+    "sweep of the config.",
 )
 _PROCESSES = flags.DEFINE_integer("processes", 1, "Number of runs at a time.", lower_bound=1)
 
@@ -37,6 +40,39 @@ _OF_MEMBERS = {
 }
 
 Runs = list[tuple[dict[str, Any], ConfigDict]]  # of each run: its values on the axes, and its config
+
+
+def parse_joint_axis(text: str, config: ConfigDict) -> tuple[tuple[str, ...], list[tuple]]:
+    """Parse an axis: ``"FIELD=v1,v2"``, or ``"FIELD+OTHER=v1+w1,v2+w2"`` for fields that change together.
+
+    Args:
+      text: of the axis.
+      config: has the fields.
+
+    Returns:
+      The fields, and their values at each point.
+
+    Raises:
+      ConfigError: as :func:`parse_axis`; or points of another number of values than there are fields; or the same point twice.
+
+    >>> from configs import quickstart
+    >>> parse_joint_axis("model.width+model.depth=16+2,32+3", quickstart.get_config())
+    (('model.width', 'model.depth'), [(16, 2), (32, 3)])
+    """
+    names, _, values = text.partition("=")
+    fields = tuple(name.strip() for name in names.split("+"))
+    if len(fields) == 1:
+        name, parsed = parse_axis(text, config)
+        return (name,), [(value,) for value in parsed]
+    points = [tuple(part.split("+")) for part in values.split(",") if part.strip()]
+    if len(set(points)) < len(points) or not points or any(len(point) != len(fields) for point in points):
+        raise ConfigError(f"grid={text!r}; allowed: {names}=v1+w1,v2+w2,... with each point once")
+    members = set(fields) & {*_OF_MEMBERS, *_OF_MEMBERS.values()}
+    if members:
+        raise ConfigError(f"grid={text!r}; allowed: fields that make runs, not {', '.join(sorted(members))}")
+    return fields, [
+        tuple(parse_axis(f"{name}={value}", config)[1][0] for name, value in zip(fields, point, strict=True)) for point in points
+    ]
 
 
 def parse_axis(text: str, config: ConfigDict) -> tuple[str, tuple]:
@@ -97,25 +133,26 @@ def plan(config: ConfigDict, grid: Sequence[str]) -> tuple[Runs, list[str]]:
     Raises:
       ConfigError: an axis that is not allowed, or a config that can't be run.
     """
-    axes = [parse_axis(text, config) for text in grid or config.sweep]
-    names = [_OF_MEMBERS.get(name, name) for name, _ in axes]
+    axes = [parse_joint_axis(text, config) for text in grid or config.sweep]
+    names = [_OF_MEMBERS.get(name, name) for fields, _ in axes for name in fields]
     if len(set(names)) < len(names):
         raise ConfigError(f"grid={names}; allowed: each field once")
     base = config.copy_and_resolve_references()
     run_axes = []
-    for name, values in axes:
-        if name in _OF_MEMBERS or name in _OF_MEMBERS.values():
-            base.update_from_flattened_dict({_OF_MEMBERS.get(name, name): values})
+    for fields, points in axes:
+        name = _OF_MEMBERS.get(fields[0], fields[0])
+        if name in _OF_MEMBERS.values():
+            base.update_from_flattened_dict({name: tuple(value for (value,) in points)})
         else:
-            run_axes.append((name, values))
+            run_axes.append([dict(zip(fields, values, strict=True)) for values in points])
     runs = []
-    for values in itertools.product(*(values for _, values in run_axes)):
-        point = dict(zip((name for name, _ in run_axes), values, strict=True))
+    for parts in itertools.product(*run_axes):
+        point = {name: value for part in parts for name, value in part.items()}
         run_config = base.copy_and_resolve_references()
         run_config.update_from_flattened_dict(point)
         rules.check(run_config)
         runs.append((point, configs.expanded(run_config)))
-    return runs, [name for name, _ in run_axes]
+    return runs, [name for points in run_axes for name in points[0]]
 
 
 def run_sweep(

@@ -126,6 +126,7 @@ VALUES = {
     "schedule.low": Values("0 to 1", lambda v: 0 <= v <= 1),
     "schedule.period": _at_least(2),
     "schedule.decay": Values("above 0, at most 1", lambda v: 0 < v <= 1),
+    "schedule.decay_from": _at_least(0),
     "schedule.raises": _at_least(0),
     "schedule.raise_to": _above(0),
     "schedule.settle_fraction": Values("above 0, at most 1", lambda v: 0 < v <= 1),

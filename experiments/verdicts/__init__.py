@@ -5,12 +5,15 @@ Each file has a group of claims. Importing the package registers them all.
 
 from experiments.verdicts import accuracies, catapults, causes, conditioning, exceedances, features, predictors  # noqa: F401  they register their claims
 from experiments.verdicts.registry import (
+    CLAIMS,
     NEEDS,
     NEEDS_SOME,
+    NOT_MEASURABLE,
     NOT_REPRODUCED,
     NOT_TESTED,
     OF_RUN,
     OF_SWEEP,
+    OURS,
     PARTLY,
     REPRODUCED,
     RUN,
@@ -26,12 +29,15 @@ from experiments.verdicts.registry import (
 )
 
 __all__ = [
+    "CLAIMS",
     "NEEDS",
     "NEEDS_SOME",
+    "NOT_MEASURABLE",
     "NOT_REPRODUCED",
     "NOT_TESTED",
     "OF_RUN",
     "OF_SWEEP",
+    "OURS",
     "PARTLY",
     "REPRODUCED",
     "RUN",

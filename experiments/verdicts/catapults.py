@@ -14,7 +14,7 @@ from catapult_jax.spikes import FACTORS
 from experiments.verdicts.registry import MIN_SPIKES, NOT_REPRODUCED, NOT_TESTED, REPRODUCED, RUN, Finding, Run, claim, decide
 
 
-@claim(of=RUN, every_step=("measure.lambda_max_batch_every",))
+@claim(of=RUN, title="TITLE", every_step=("measure.lambda_max_batch_every",))
 def first_catapult(run: Run) -> Finding:
     """Fig. 3: above the critical lr at initialisation a catapult comes at once, in the top eigenspace, and lowers lambda_max."""
     record, settings = run.record, run.settings
@@ -49,7 +49,7 @@ def first_catapult(run: Run) -> Finding:
     return Finding(statement, REPRODUCED if holds else NOT_REPRODUCED, effect)
 
 
-@claim(of=RUN, every_step=("measure.lambda_max_batch_every",))
+@claim(of=RUN, title="TITLE", every_step=("measure.lambda_max_batch_every",))
 def spikes_are_catapults(run: Run) -> Finding:
     """Spikes need an exceedance of the *current* critical lr, whatever the lr was relative to the initial one."""
     record = run.record
@@ -84,7 +84,7 @@ def spikes_are_catapults(run: Run) -> Finding:
     return Finding(statement, REPRODUCED if holds else NOT_REPRODUCED, effect + "; ".join(parts))
 
 
-@claim(of=RUN, every_step=("measure.lambda_max_batch_every",))
+@claim(of=RUN, title="TITLE", every_step=("measure.lambda_max_batch_every",))
 def catapult_follows_raise(run: Run) -> Finding:
     """Fig. 4: each raise of the lr above the current critical lr brings a catapult."""
     statement = "Each of the raises above the current critical lr is followed within 10 steps by the onset of a catapult (spike factor 1.2)"
@@ -107,7 +107,7 @@ def catapult_follows_raise(run: Run) -> Finding:
     return Finding(statement, REPRODUCED if holds else NOT_REPRODUCED, effect)
 
 
-@claim(of=RUN, every_step=("measure.lambda_max_batch_every", "measure.loss_train_every"))
+@claim(of=RUN, title="TITLE", every_step=("measure.lambda_max_batch_every", "measure.loss_train_every"))
 def cycles_cause_catapults(run: Run) -> Finding:
     """A cyclic lr makes a spike in the cycles whose lr exceeds the current critical lr, and in no others."""
     statement = (
@@ -167,7 +167,7 @@ def _exceedances_of_spikes(run: Run, factor: float) -> _Exceedances:
     return exceedances
 
 
-@claim(of=RUN, every_step=("measure.lambda_max_batch_every", "measure.loss_train_every", "measure.lambda_max_train_every"))
+@claim(of=RUN, title="TITLE", every_step=("measure.lambda_max_batch_every", "measure.loss_train_every", "measure.lambda_max_train_every"))
 def sgd_spikes_are_catapults(run: Run) -> Finding:
     """Spikes of the full training loss of SGD: an exceedance on the way up, and the rise in the top eigenspace."""
     record, settings, factor = run.record, run.settings, run.settings.factor

@@ -22,7 +22,7 @@ _CONTROLS = ("placebo", "low_bulk")  # they leave the overshoot as it is
 
 
 @claim(
-    of=RUN,
+    of=RUN, title="TITLE",
     every_step=("measure.loss_train_every",),
     given=("run.stop_loss", "measure.loss_test_every", "measure.agop_alignment_every", "members.intervention"),
 )
@@ -125,7 +125,7 @@ def _last_measured(record, m: int, name: str, end: int) -> float:
 
 
 @claim(
-    of=SWEEP, given=("run.stop_loss", "measure.loss_test_every", "members.intervention"), columns=("loss_test", "intervention")
+    of=SWEEP, title="TITLE", given=("run.stop_loss", "measure.loss_test_every", "members.intervention"), columns=("loss_test", "intervention")
 )
 def forced_overshoot_helps(rows: list[dict], config: dict) -> Finding:
     """One forced overshoot of the critical modes at a low lr, against a kick of the same norm in the other modes."""

@@ -9,7 +9,7 @@ from catapult_jax.report.statistics import spread_text, text_of
 from experiments.verdicts.registry import MIN_SPIKES, NOT_REPRODUCED, NOT_TESTED, REPRODUCED, RUN, Finding, Run, claim
 
 
-@claim(of=RUN, every_step=("measure.lambda_max_batch_every",))
+@claim(of=RUN, title="TITLE", every_step=("measure.lambda_max_batch_every",))
 def catapults_condition_the_kernel(run: Run) -> Finding:
     """A catapult leaves a kernel of smaller norm and smaller condition number."""
     statement = (
@@ -41,7 +41,7 @@ def catapults_condition_the_kernel(run: Run) -> Finding:
     return Finding(statement, REPRODUCED if holds else NOT_REPRODUCED, effect)
 
 
-@claim(of=RUN, every_step=("measure.lambda_max_batch_every", "measure.preconditioner_min_every"))
+@claim(of=RUN, title="TITLE", every_step=("measure.lambda_max_batch_every", "measure.preconditioner_min_every"))
 def adagrad_outgrows_its_lr(run: Run) -> Finding:
     """With AdaGrad under a cyclic lr the critical lr grows until no lr of the schedule is critical."""
     statement = (

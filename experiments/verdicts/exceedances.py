@@ -12,7 +12,7 @@ from experiments.verdicts.registry import NOT_REPRODUCED, NOT_TESTED, REPRODUCED
 from experiments.verdicts.sweep_rows import ONLY_OPTIMIZERS, rows_by_arm
 
 
-@claim(of=RUN, every_step=("measure.lambda_max_batch_every", "measure.loss_batch_after_every", "measure.loss_train_every"))
+@claim(of=RUN, title="TITLE", every_step=("measure.lambda_max_batch_every", "measure.loss_batch_after_every", "measure.loss_train_every"))
 def exceedance_predicts_rise(run: Run) -> Finding:
     """Fig. 5: with batch size one, the loss of a batch rises in the steps with lr above the critical lr of that batch."""
     statement = (
@@ -54,7 +54,7 @@ def _scores_text(table: Prediction) -> str:
     )
 
 
-@claim(of=SWEEP, every_step=("measure.lambda_max_batch_every", "measure.loss_batch_after_every"), columns=CONFUSION)
+@claim(of=SWEEP, title="TITLE", every_step=("measure.lambda_max_batch_every", "measure.loss_batch_after_every"), columns=CONFUSION)
 def exceedance_predicts_for_every_optimizer(rows: list[dict], config) -> Finding:
     """For every optimizer, lr above its own critical lr predicts a rise of the loss of the batch better than chance."""
     axis = "optimizer.name"

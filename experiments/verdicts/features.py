@@ -16,7 +16,7 @@ _ENDS = ("agop_alignment", "loss_test", "error_test", "loss_train")
 
 
 @claim(
-    of=RUN, given=("run.stop_loss", "measure.loss_test_every", "measure.agop_alignment_every", "measure.lambda_max_batch_every")
+    of=RUN, title="TITLE", given=("run.stop_loss", "measure.loss_test_every", "measure.agop_alignment_every", "measure.lambda_max_batch_every")
 )
 def catapults_raise_alignment(run: Run) -> Finding:
     """More catapults, trained to the same loss: higher AGOP alignment, lower test loss."""
@@ -49,7 +49,7 @@ def catapults_raise_alignment(run: Run) -> Finding:
 
 
 @claim(
-    of=RUN,
+    of=RUN, title="TITLE",
     every_step=("measure.lambda_max_batch_every", "measure.loss_train_every"),
     given=("run.stop_loss", "measure.loss_test_every", "measure.agop_alignment_every", "members.cap"),
 )
@@ -107,7 +107,7 @@ def _pairs_by_seed(record, ok: np.ndarray) -> dict[Any, list[tuple[int, int]]]:
 
 
 @claim(
-    of=SWEEP,
+    of=SWEEP, title="TITLE",
     given=(
         "run.stop_loss",
         "measure.loss_test_every",
@@ -166,7 +166,7 @@ def _correlations(rows: list[dict], x: str, y: str) -> list[float]:
 
 
 @claim(
-    of=SWEEP,
+    of=SWEEP, title="TITLE",
     given=("run.stop_loss", "measure.loss_test_every", "measure.agop_alignment_every", "data.validation_size"),
     columns=("loss_val", "loss_test", "agop_alignment"),
 )

@@ -15,12 +15,15 @@ from catapult_jax.events import Event
 from catapult_jax.report import Settings
 from catapult_jax.report.analysis import run_events
 from catapult_jax.report.members import dead_members, dead_text, running
+from catapult_jax.report.statistics import MIN_SEEDS
 from experiments.settings import settings_of
 
 if TYPE_CHECKING:
     import xarray
 
-REPRODUCED, PARTLY, NOT_REPRODUCED, NOT_TESTED = "reproduced", "partly", "not reproduced", "not tested"
+REPRODUCED, PARTLY, NOT_REPRODUCED = "reproduced", "partly", "not reproduced"
+NOT_MEASURABLE, NOT_TESTED = "not measurable", "not tested"  # the runs can't decide; there are no such runs
+OURS = "ours"  # source of a claim that no study makes
 RUN, SWEEP = "run", "sweep"  # a claim is tested on one of them
 MIN_SPIKES = 10  # fewer decide nothing
 
@@ -39,8 +42,9 @@ class Finding(NamedTuple):
 
     statement: str  # with its thresholds
     verdict: str
-    effect: str  # sizes, over members
+    effect: str  # the size that the verdict rests on, with its interval
     table: tuple[tuple[str, ...], ...] = ()  # header and rows; empty: no table
+    details: str = ""  # further sizes
 
 
 class Verdict(NamedTuple):
@@ -51,6 +55,7 @@ class Verdict(NamedTuple):
     verdict: str
     effect: str
     table: tuple[tuple[str, ...], ...] = ()
+    details: str = ""
 
 
 class Claim(NamedTuple):
@@ -58,6 +63,10 @@ class Claim(NamedTuple):
 
     check: Callable[..., Finding]  # takes a Run, or the rows of a sweep and a config
     of: str  # RUN or SWEEP
+    title: str  # for a table: the claim in a few words
+    published: str  # what the source says, in our words; empty for a claim of ours
+    source: str  # study, and the place in it; OURS
+    min_seeds: int  # fewer seeds are a demonstration, not a test
     every_step: tuple[str, ...]  # fields of the config that must be 1
     given: tuple[str, ...]  # fields of the config that must be set
     columns: tuple[str, ...]  # columns that every row of the sweep must have
@@ -67,12 +76,24 @@ CLAIMS: dict[str, Claim] = {}
 
 
 def claim(
-    *, of: str, every_step: tuple[str, ...] = (), given: tuple[str, ...] = (), columns: tuple[str, ...] = ()
+    *,
+    of: str,
+    title: str,
+    published: str = "",
+    source: str = OURS,
+    min_seeds: int = MIN_SEEDS,
+    every_step: tuple[str, ...] = (),
+    given: tuple[str, ...] = (),
+    columns: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Finding]], Callable[..., Finding]]:
     """Register the decorated function as the claim of its name.
 
     Args:
       of: ``RUN``: the function takes a :class:`Run`. ``SWEEP``: it takes the rows of a sweep's summary and a config.
+      title: the claim in a few words, for a table.
+      published: what the source says, in our words. Empty: the claim is ours.
+      source: the study and the place in it.
+      min_seeds: a run with fewer seeds demonstrates the claim and does not test it.
       every_step: Fields of the config that must be 1, for instruments that must run at every step.
       given: Fields of the config that must not be 0 or empty.
       columns: Columns of the rows of a sweep without which the claim is not tested.
@@ -81,18 +102,21 @@ def claim(
       A decorator that returns the function unchanged.
 
     Raises:
-      ValueError: A claim of that name is registered, ``of`` is neither value, or a claim of a run has columns.
+      ValueError: A claim of that name is registered, ``of`` is neither value, a claim of a run has columns, or only one of
+        ``published`` and ``source`` is given.
     """
     if of not in (RUN, SWEEP):
         raise ValueError(f"of={of!r}; allowed: {RUN!r} or {SWEEP!r}")
     if of == RUN and columns:
         raise ValueError(f"columns={columns!r}; allowed: none for a claim of a run, which has no rows")
+    if bool(published) == (source == OURS):
+        raise ValueError(f"published={published!r}, source={source!r}; allowed: both, or none for a claim of ours")
 
     def register(check: Callable[..., Finding]) -> Callable[..., Finding]:
         name = check.__name__
         if name in CLAIMS:
             raise ValueError(f"claim={name!r} is registered already; allowed: another name")
-        CLAIMS[name] = Claim(check, of, every_step, given, columns)
+        CLAIMS[name] = Claim(check, of, title, published, source, min_seeds, every_step, given, columns)
         return check
 
     return register
@@ -128,6 +152,17 @@ def decide(*tests: bool | None) -> str:
     return NOT_REPRODUCED if False in tests else NOT_TESTED if None in tests else REPRODUCED
 
 
+def grade(*parts: bool | None) -> str:
+    """The verdict of several parts of a claim: reproduced if all hold, partly if some do. One that is None leaves it untested.
+
+    >>> grade(True, True), grade(True, False), grade(False, False), grade(True, None)
+    ('reproduced', 'partly', 'not reproduced', 'not tested')
+    """
+    if None in parts:
+        return NOT_TESTED
+    return REPRODUCED if all(parts) else PARTLY if any(parts) else NOT_REPRODUCED
+
+
 def read_run(record: xarray.Dataset, config: dict[str, Any]) -> Run:
     """The record of a run with what its claims need.
 
@@ -148,16 +183,21 @@ def of_run(name: str, run: Run) -> Verdict:
     verdict = Verdict(name, *OF_RUN[name](run))
     dead = dead_members(record, settings)
     if dead:
-        verdict = verdict._replace(effect=f"{verdict.effect}; {dead_text(dead)} of {record.sizes['member']} members")
+        verdict = _with_details(verdict, f"{dead_text(dead)} of {record.sizes['member']} members")
     if "measure.lambda_max_batch_every" not in CLAIMS[name].every_step:
         return verdict
     steps = np.array([running(record, settings, m) for m in range(record.sizes["member"])])
     unknown = int((np.isnan(record["critical_lr_batch"].values) & steps).sum())
     if not unknown:
         return verdict
+    verdict = _with_details(verdict, verdict.effect)
     return verdict._replace(
-        verdict=NOT_TESTED, effect=f"the critical lr is not known at {unknown} of {int(steps.sum())} steps; {verdict.effect}"
+        verdict=NOT_TESTED, effect=f"the critical lr is not known at {unknown} of {int(steps.sum())} steps"
     )
+
+
+def _with_details(verdict: Verdict, words: str) -> Verdict:
+    return verdict._replace(details=f"{verdict.details}; {words}" if verdict.details else words)
 
 
 def of_sweep(name: str, rows: list[dict], config: dict[str, Any]) -> Verdict:
@@ -168,4 +208,4 @@ def of_sweep(name: str, rows: list[dict], config: dict[str, Any]) -> Verdict:
         summary = " ".join(check.__doc__.split()).rstrip(".")
         return Verdict(name, summary, NOT_TESTED, f"not measured in every run: {', '.join(missing)}")
     verdict, dead = Verdict(name, *check(rows, config)), sum(row.get("dead_from", -1) >= 0 for row in rows)
-    return verdict._replace(effect=f"{verdict.effect}; dead: {dead} of {len(rows)} members") if dead else verdict
+    return _with_details(verdict, f"dead: {dead} of {len(rows)} members") if dead else verdict

@@ -35,14 +35,15 @@ def tuned_arms(rows: list[dict], axes: tuple[str, ...], metric: str, *, finished
     Returns:
       Rows by the values of the axes. An arm without such a learning rate is left out.
     """
+    best = {arm: lr_with_least(members, metric, finished=finished) for arm, members in rows_by_arm(rows, axes).items()}
+    return {arm: members for arm, members in best.items() if members}
+
+
+def lr_with_least(rows: list[dict], metric: str, *, finished: bool) -> list[dict]:
+    """The rows of the learning rate with the smallest mean ``metric`` over the seeds, as in :func:`tuned_arms`; empty: there is none."""
     ended = lambda row: (row["finished"] if finished else row["active"]) and np.isfinite(row[metric])
-    best = {}
-    for arm, members in rows_by_arm(rows, axes).items():
-        by_lr = rows_by_arm(members, ("lr_given",)).values()
-        complete = [seeds for seeds in by_lr if all(map(ended, seeds))]
-        if complete:
-            best[arm] = min(complete, key=lambda seeds: np.mean([row[metric] for row in seeds]))
-    return best
+    complete = [seeds for seeds in rows_by_arm(rows, ("lr_given",)).values() if all(map(ended, seeds))]
+    return min(complete, key=lambda seeds: np.mean([row[metric] for row in seeds])) if complete else []
 
 
 def at_the_edge(rows: list[dict], lr: float) -> str:
