@@ -36,16 +36,14 @@ def get_config(variant: str = "mnist") -> ConfigDict:
     c.data.name, c.data.target_encoding = "fashion_mnist" if "fashion" in words else "mnist", "one_hot"
     c.data.fallback = "digits"
     c.data.train_size, c.data.validation_size = 49_920, 4_000  # the same number of each digit
-    c.model.depth, c.model.width = 2, 256
+    c.model.depth, c.model.width = 2, 128
     epochs = 5 if "capped" in words else 30
     c.steps = epochs * _EPOCH + 1  # and a step that measures the end
     c.optimizer.initial_accumulator_value = 0.0  # AdaGrad
-    c.sweep = (
-        "optimizer.name+schedule.name=sgd+constant,sgd+cyclic,sgd+decay,adagrad+constant,adagrad+cyclic,adam+constant",
-    )
+    c.sweep = ("optimizer.name+schedule.name=sgd+constant,sgd+cyclic,sgd+decay,adagrad+constant,adagrad+cyclic,adam+constant",)
     c.members.seed = (400, 401, 402, 403, 404)
     c.optimizer.lr_unit = "critical_lr0"
-    c.members.lr = (1.0, 3.0, 10.0, 20.0, 40.0)
+    c.members.lr = (1.0, 3.0, 10.0, 30.0)
     c.optimizer.batch_size = 128
     c.schedule.period, c.schedule.low, c.schedule.decay_from = _EPOCH // 2, 0.1, epochs * _EPOCH - _EPOCH // 2
     c.measure.method, c.measure.top_k, c.measure.lambda_max_batch_every = "matrix_free", 1, 39
@@ -59,7 +57,7 @@ def get_config(variant: str = "mnist") -> ConfigDict:
     )  # fmt: skip
     if "capped" in words:
         c.sweep, c.schedule.name, c.claims = (), "cyclic", ("catapults_help_beyond_cycles",)
-        c.members.cap, c.members.lr = (None, 0.9), (10.0, 20.0, 40.0)
+        c.members.cap, c.members.lr = (None, 0.9), (3.0, 10.0, 30.0)
         c.measure.lambda_max_batch_every = 20
     if "smoke" in words:
         c.steps, c.data.train_size, c.data.validation_size, c.data.test_size, c.model.width = 8, 20, 10, 20, 16

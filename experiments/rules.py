@@ -171,15 +171,14 @@ _BEFORE_CLAIMS = (
     ),
     Rule(
         ("claims", "optimizer.batch_size"),
-        "allowed with the claim catapults_condition_the_kernel: None, all examples",
-        lambda f: "catapults_condition_the_kernel" in f["claims"] and not _full_batch(f),
+        "allowed with the claim catapults_lower_the_norm: None, all examples",
+        lambda f: "catapults_lower_the_norm" in f["claims"] and not _full_batch(f),
     ),
     Rule(
         ("claims", "measure.preset", "measure.method"),
-        "allowed with the claim catapults_condition_the_kernel: no preset, and the method exact",
+        "allowed with the claim catapults_lower_the_norm: no preset, and the method exact",
         lambda f: (
-            "catapults_condition_the_kernel" in f["claims"]
-            and (f["measure.preset"] or f["measure.method"] not in (None, "exact"))
+            "catapults_lower_the_norm" in f["claims"] and (f["measure.preset"] or f["measure.method"] not in (None, "exact"))
         ),
     ),
     Rule(

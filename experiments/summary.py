@@ -23,6 +23,7 @@ from experiments.settings import settings_of
 if TYPE_CHECKING:
     import xarray
 
+    from catapult_jax.events import Event
     from catapult_jax.report import Settings
 
 Rows = list[dict[str, Any]]
@@ -60,7 +61,7 @@ def _rows_of_run(point: dict, run_dir: Path) -> Rows:
     setting = {m: name for name, numbers in members.by_setting(record, settings) for m in numbers}
     active, dead = members.active(record, settings)[:, -1], members.dead_steps(record, settings)
     coordinates = [name for name in ("seed", "lr_given", "lr0", "raises", "cap", "intervention") if name in record.coords]
-    curves = _curves(record, settings)
+    curves, start = _curves(record, settings), _starts(record, events, run_dir)
     rows = []
     for m in range(record.sizes["member"]):
         # A member that stopped ends at the first such step.
@@ -81,11 +82,27 @@ def _rows_of_run(point: dict, run_dir: Path) -> Rows:
             | ({"spikes": spikes[m]} if has_events else {})
             | ({"critical_steps": analysis.critical_fraction(record, settings, m)} if has_critical_lr else {})
             | ({name: getattr(prediction, name) for name in (*analysis.CONFUSION, *_PREDICTION)} if prediction else {})
+            | {name: _short(values[m].item()) for name, values in start.items()}
             | {name: float(values[m]) for name, values in ends.items()}
             | {"run": run_dir.name}
             | ({_CURVES: curves[m]} if curves else {})
         )
     return rows
+
+
+def _starts(record: xarray.Dataset, events: list[list[Event]], run_dir: Path) -> dict[str, np.ndarray]:
+    """Of each member: critical lr at initialisation, height of the first spike, alignment before training, and that of two references."""
+    columns = {}
+    if "critical_lr0" in record.coords:
+        columns["critical_lr0"] = record["critical_lr0"].values
+    if events:
+        columns["first_peak_ratio"] = np.array([row[0].peak_ratio if row else 1.0 for row in events])
+    if "agop_alignment" in record:
+        columns["agop_alignment_start"] = record["agop_alignment"].values[:, 0]
+        ceiling = (records.read_json(run_dir / "run.json").get("agop_reference") or {}).get("ceiling")
+        if ceiling is not None:
+            columns["agop_ceiling"] = np.full(record.sizes["member"], float(ceiling))
+    return columns
 
 
 def _curves(record: xarray.Dataset, settings: Settings) -> list[dict[str, np.ndarray]]:

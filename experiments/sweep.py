@@ -71,7 +71,8 @@ def parse_joint_axis(text: str, config: ConfigDict) -> tuple[tuple[str, ...], li
     if members:
         raise ConfigError(f"grid={text!r}; allowed: fields that make runs, not {', '.join(sorted(members))}")
     return fields, [
-        tuple(parse_axis(f"{name}={value}", config)[1][0] for name, value in zip(fields, point, strict=True)) for point in points
+        tuple(parse_axis(f"{name}={value}", config)[1][0] for name, value in zip(fields, point, strict=True))
+        for point in points
     ]
 
 

@@ -3,7 +3,18 @@
 Each file has a group of claims. Importing the package registers them all.
 """
 
-from experiments.verdicts import accuracies, catapults, causes, conditioning, exceedances, features, predictors  # noqa: F401  they register their claims
+from experiments.verdicts import (  # noqa: F401  they register their claims
+    accuracies,
+    batch_sizes,
+    catapults,
+    causes,
+    conditioning,
+    exceedances,
+    features,
+    optimizers,
+    predictors,
+    sgd_spikes,
+)
 from experiments.verdicts.registry import (
     CLAIMS,
     NEEDS,

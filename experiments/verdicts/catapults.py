@@ -1,20 +1,38 @@
-"""Spikes of the loss: where they come from, and when they are catapults."""
+"""Catapults of gradient descent: above the critical learning rate, after each raise of the learning rate, and in cycles."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
+import scipy
 
-from catapult_jax.detection import momentum_horizon
-from catapult_jax.report.analysis import critical_fraction
-from catapult_jax.report.members import active, by_setting, lambda_series, running
-from catapult_jax.report.statistics import BEYOND, beyond_zero, spread_text, text_of
-from catapult_jax.spikes import FACTORS
-from experiments.verdicts.registry import MIN_SPIKES, NOT_REPRODUCED, NOT_TESTED, REPRODUCED, RUN, Finding, Run, claim, decide
+from catapult_jax.report.members import active, by_setting, lambda_series
+from catapult_jax.report.statistics import BEYOND, beyond_zero, rank_correlation, spread_text, text_of
+from experiments.verdicts.registry import (
+    MIN_SPIKES,
+    NOT_MEASURABLE,
+    NOT_REPRODUCED,
+    NOT_TESTED,
+    REPRODUCED,
+    RUN,
+    SWEEP,
+    Finding,
+    Run,
+    claim,
+    decide,
+    grade,
+)
+from experiments.verdicts.sweep_rows import rows_by_arm
+
+ZHU = "Zhu et al. 2024"
 
 
-@claim(of=RUN, title="TITLE", every_step=("measure.lambda_max_batch_every",))
+@claim(
+    of=RUN,
+    every_step=("measure.lambda_max_batch_every",),
+    title="Above the critical lr a catapult comes at once, in the top eigenspace",
+    published="At 1.67 (FCN) and 1.78 (CNN) times the critical lr the loss of gradient descent spikes at once and comes back, inside the top-5 eigenspace",
+    source=f"{ZHU}, Fig. 3",
+)
 def first_catapult(run: Run) -> Finding:
     """Fig. 3: above the critical lr at initialisation a catapult comes at once, in the top eigenspace, and lowers lambda_max."""
     record, settings = run.record, run.settings
@@ -41,15 +59,43 @@ def first_catapult(run: Run) -> Finding:
         and min(e.end for e in catapults.values()) >= 0
     )
     effect = (
-        f"{len(catapults)} of {len(chosen)} members have one; onset at step {spread_text(onset)}; fraction of the rise {spread_text(fraction)}; "
-        f"peak over level {spread_text([e.peak_ratio for e in catapults.values()])}; lambda_max after / before {spread_text(ratio)}"
+        f"{len(catapults)} of {len(chosen)} runs, peak over level {spread_text([e.peak_ratio for e in catapults.values()])}"
     )
+    details = f"onset at step {spread_text(onset)}; fraction of the rise {spread_text(fraction)}; lambda_max after / before {spread_text(ratio)}"
     if np.isnan([*fraction, *ratio]).any():
-        return Finding(statement, NOT_TESTED, "a fraction or a lambda_max is not known; " + effect)
-    return Finding(statement, REPRODUCED if holds else NOT_REPRODUCED, effect)
+        return Finding(statement, NOT_TESTED, "a fraction or a lambda_max is not known", details=details)
+    return Finding(statement, REPRODUCED if holds else NOT_REPRODUCED, effect, details=details)
 
 
-@claim(of=RUN, title="TITLE", every_step=("measure.lambda_max_batch_every",))
+@claim(of=SWEEP, columns=("model.width", "first_peak_ratio"), title="The wider the network, the higher the first spike")
+def peak_grows_with_width(rows: list[dict], config) -> Finding:
+    """The height of the first spike of gradient descent against the width of the network."""
+    del config
+    statement = (
+        "At one multiple of the critical lr at initialisation the rank correlation, within a seed, of the width with the peak of the first spike over "
+        f"its level is positive ({BEYOND}). A run without a spike has a peak of 1"
+    )
+    by_width = rows_by_arm(rows, ("model.width",))
+    if len(by_width) < 3:
+        return Finding(statement, NOT_TESTED, "fewer than three widths")
+    rho = [
+        rank_correlation([row["model.width"] for row in members], [row["first_peak_ratio"] for row in members])
+        for members in rows_by_arm(rows, ("seed",)).values()
+    ]
+    table = [("width", "peak over level", "critical lr at the start")]
+    for (width,), members in by_width.items():
+        peaks, critical = ([row[name] for row in members] for name in ("first_peak_ratio", "critical_lr0"))
+        table.append((str(width), text_of(peaks), text_of(critical)))
+    return Finding(statement, decide(beyond_zero(rho, 1)), f"rank correlation {text_of(rho)}", tuple(table))
+
+
+@claim(
+    of=RUN,
+    every_step=("measure.lambda_max_batch_every",),
+    title="A spike of gradient descent needs an lr above the critical lr of that moment",
+    published="The loss of gradient descent spikes when its lr exceeds the critical lr set by the top eigenvalue of the current kernel",
+    source=f"{ZHU}, section 3",
+)
 def spikes_are_catapults(run: Run) -> Finding:
     """Spikes need an exceedance of the *current* critical lr, whatever the lr was relative to the initial one."""
     record = run.record
@@ -70,21 +116,27 @@ def spikes_are_catapults(run: Run) -> Finding:
         )
     spikes = [e for row in events for e in row]
     if not spikes:
-        return Finding(statement, NOT_TESTED, "no spike; " + "; ".join(parts))
+        return Finding(statement, NOT_TESTED, "no spike", details="; ".join(parts))
     early = sum(e.onset < first(m) for m, row in enumerate(events) for e in row)
     count = {kind: sum(e.kind == kind for e in spikes) for kind in ("catapult", "divergence", "death")}
     at_onset = sum(e.kind == "catapult" and e.lr > e.critical_lr for e in spikes)
     later = [e.lr / e.critical_lr for e in spikes if not e.lr > e.critical_lr]
-    effect = (
-        f"{count['catapult']} of {len(spikes)} spikes are catapults, {at_onset} of them with an exceedance at the onset; lr / critical lr at "
-        f"the onset of the others {spread_text(later)}; {count['divergence']} divergences, {count['death']} deaths; "
-        f"{early} start before the first exceedance; "
-    )
+    effect = f"{count['catapult']} of {len(spikes)} spikes are catapults, {early} start before an exceedance"
+    details = (
+        f"{at_onset} have an exceedance at the onset, lr / critical lr at the onset of the others {spread_text(later)}; "
+        f"{count['divergence']} divergences, {count['death']} deaths; "
+    ) + "; ".join(parts)
     holds = early == 0 and count["catapult"] == len(spikes)
-    return Finding(statement, REPRODUCED if holds else NOT_REPRODUCED, effect + "; ".join(parts))
+    return Finding(statement, REPRODUCED if holds else NOT_REPRODUCED, effect, details=details)
 
 
-@claim(of=RUN, title="TITLE", every_step=("measure.lambda_max_batch_every",))
+@claim(
+    of=RUN,
+    every_step=("measure.lambda_max_batch_every",),
+    title="Each raise of the lr above critical makes another catapult",
+    published="Gradient descent whose lr is raised twice has a catapult after each raise",
+    source=f"{ZHU}, Fig. 4",
+)
 def catapult_follows_raise(run: Run) -> Finding:
     """Fig. 4: each raise of the lr above the current critical lr brings a catapult."""
     statement = "Each of the raises above the current critical lr is followed within 10 steps by the onset of a catapult (spike factor 1.2)"
@@ -95,111 +147,73 @@ def catapult_follows_raise(run: Run) -> Finding:
     delays = []
     for m, t in above:
         delays += [e.onset - t for e in events[m] if e.kind == "catapult" and t <= e.onset <= t + 10][:1]
-    effect = (
-        f"{len(raises)} of {planned} raises were made, {len(above)} above the current critical lr; "
-        f"{len(delays)} followed by a catapult; delay in steps {spread_text(delays)}"
-    )
+    effect = f"{len(delays)} of {planned} raises, delay in steps {spread_text(delays)}"
+    details = f"{len(raises)} raises were made, {len(above)} above the current critical lr"
     if not above:
-        return Finding(statement, NOT_TESTED, effect)
+        return Finding(statement, NOT_TESTED, "no raise above the critical lr was made", details=details)
     if len(above) == len(delays) < planned:
-        return Finding(statement, NOT_TESTED, "too short for all raises; " + effect)
-    holds = len(delays) == planned
-    return Finding(statement, REPRODUCED if holds else NOT_REPRODUCED, effect)
+        return Finding(statement, NOT_TESTED, "too short for all raises; " + effect, details=details)
+    return Finding(statement, REPRODUCED if len(delays) == planned else NOT_REPRODUCED, effect, details=details)
 
 
-@claim(of=RUN, title="TITLE", every_step=("measure.lambda_max_batch_every", "measure.loss_train_every"))
+@claim(
+    of=RUN,
+    every_step=("measure.lambda_max_batch_every", "measure.loss_train_every"),
+    title="Cyclical learning rates cause catapults",
+    published="Cyclic lrs make catapults in the cycles in which the lr exceeds the critical lr",
+    source=f"{ZHU}, Remark 3; MNIST study",
+)
 def cycles_cause_catapults(run: Run) -> Finding:
-    """A cyclic lr makes a spike in the cycles whose lr exceeds the current critical lr, and in no others."""
+    """A cyclic lr makes a spike in the cycles whose lr exceeds the current critical lr, the more so the larger its overshoot."""
     statement = (
-        "At least 90 % of the cycles of the lr in which it exceeds the current critical lr hold the onset of a spike, and at "
-        "most 10 % of the others"
+        "Cycles with a step above the critical lr hold the onset of a spike more often than others: one-sided exact test of Fisher over all cycles with "
+        f"p <= 0.001, and in every seed ({BEYOND}). Partly: the test alone. The dose is the log gain of the top mode, summed over the cycle"
     )
+    dose, spiked, seeds = _cycles(run)
+    has_exceedance = dose > 0
+    count = lambda chosen: f"{int(spiked[chosen].sum())} of {int(chosen.sum())}"
+    effect = f"spikes in {count(has_exceedance)} cycles with an exceedance, in {count(~has_exceedance)} without"
+    table = _dose_table(dose, spiked)
+    if min(has_exceedance.sum(), (~has_exceedance).sum()) < MIN_SPIKES:
+        return Finding(statement, NOT_MEASURABLE, f"fewer than {MIN_SPIKES} cycles of one kind", table, effect)
+    counts = [[int((spiked & has_exceedance).sum()), int((~spiked & has_exceedance).sum())]]
+    counts.append([int((spiked & ~has_exceedance).sum()), int((~spiked & ~has_exceedance).sum())])
+    p = float(scipy.stats.fisher_exact(counts, alternative="greater").pvalue)
+    more = [
+        spiked[(seeds == seed) & has_exceedance].mean() - spiked[(seeds == seed) & ~has_exceedance].mean()
+        for seed in np.unique(seeds)
+        if has_exceedance[seeds == seed].any() and not has_exceedance[seeds == seed].all()
+    ]
+    verdict = grade(p <= 0.001, beyond_zero(more, 1))
+    return Finding(statement, verdict, effect, table, f"p = {p:.1e}; more often by {text_of(more)} over {len(more)} seeds")
+
+
+def _cycles(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each whole cycle at which a member is active: the summed log gain of the top mode, whether a spike begins in it, and its seed."""
     record, settings, period = run.record, run.settings, run.config["schedule"]["period"]
-    events = run.events(settings.factor)
-    above = record["lr"].values > record["critical_lr_batch"].values
-    is_active = active(record, settings)
-    with_spike: dict[bool, list[bool]] = {True: [], False: []}  # by whether the cycle has an exceedance
-    parts = []
-    for label, members in by_setting(record, settings):
-        parts.append(f"{label}: {sum(len(events[m]) for m in members)} spikes in {len(members)} members")
-        for m in members:
-            for start in range(0, record.sizes["step"] - period + 1, period):
-                cycle = slice(start, start + period)
-                if is_active[m, cycle].all():
-                    spike = any(start <= e.onset < start + period for e in events[m])
-                    with_spike[bool(above[m, cycle].any())].append(spike)
-    fraction = {kind: float(np.mean(cycles)) if cycles else float("nan") for kind, cycles in with_spike.items()}
-    kinds = [e.kind for row in events for e in row]
-    effect = (
-        f"spikes in {sum(with_spike[True])} of {len(with_spike[True])} cycles with an exceedance and in {sum(with_spike[False])} of "
-        f"{len(with_spike[False])} without; {kinds.count('catapult')} of {len(kinds)} spikes are catapults; " + "; ".join(parts)
-    )
-    if min(map(len, with_spike.values())) < MIN_SPIKES:
-        return Finding(statement, NOT_TESTED, f"fewer than {MIN_SPIKES} cycles of one kind; " + effect)
-    holds = fraction[True] >= 0.9 and fraction[False] <= 0.1
-    return Finding(statement, REPRODUCED if holds else NOT_REPRODUCED, effect)
+    ratio = record["lr"].values / record["critical_lr_batch"].values
+    gain = np.where(ratio > 1, 2 * np.log(np.maximum(np.abs(1 - 2 * ratio), 1)), 0.0)
+    is_active, dose, spiked, seeds = active(record, settings), [], [], []
+    for m, events in enumerate(run.events(settings.factor)):
+        for start in range(0, record.sizes["step"] - period + 1, period):
+            cycle = slice(start, start + period)
+            if is_active[m, cycle].all():
+                dose.append(gain[m, cycle].sum())
+                spiked.append(any(start <= e.onset < start + period for e in events))
+                seeds.append(int(record["seed"].values[m]))
+    return np.array(dose), np.array(spiked, bool), np.array(seeds)
 
 
-class _Exceedances(NamedTuple):
-    """Exceedances on the way up of the spikes of one factor, member by member."""
-
-    hits: list[list[bool]]  # for each spike: there is one from onset to peak, or within the memory of the momentum before
-    base: list[list[float]]  # for each spike: fraction of the windows of that length in the steps of that member that have one
-    fractions: list[float]  # of the rise in the top eigenspace, for each spike of all members
-
-
-def _exceedances_of_spikes(run: Run, factor: float) -> _Exceedances:
-    """The spikes of one factor. Windows are over the steps at which a member is running."""
-    record, memory = run.record, momentum_horizon(run.settings.momentum)
-    exceedances = _Exceedances([], [], [])
-    for m, events in enumerate(run.events(factor)):
-        steps = running(record, run.settings, m).sum()
-        above = (record["lr"].values[m] > record["critical_lr_batch"].values[m])[:steps]
-        hits, base = [], []
-        for e in events:
-            if e.kind not in ("divergence", "death") and len(above):
-                length = min(memory + e.peak - e.onset + 1, len(above))
-                hits.append(e.kind == "catapult")
-                base.append(float(np.lib.stride_tricks.sliding_window_view(above, length).any(1).mean()))
-                exceedances.fractions.append(e.fraction_top)
-        exceedances.hits.append(hits)
-        exceedances.base.append(base)
-    return exceedances
+def _dose_table(dose: np.ndarray, spiked: np.ndarray) -> tuple[tuple[str, ...], ...]:
+    """How often a cycle has a spike: without an exceedance, and in thirds of the dose."""
+    header = ("summed log gain in the cycle", "cycles", "with a spike")
+    rows = [("0, no exceedance", str(int((dose == 0).sum())), _fraction(spiked[dose == 0]))]
+    limits = np.quantile(dose[dose > 0], (0, 1 / 3, 2 / 3, 1)) if (dose > 0).any() else []
+    for i in range(len(limits) - 1):
+        chosen = (dose > 0) & (dose >= limits[i]) & ((dose < limits[i + 1]) | (i == len(limits) - 2))
+        rows.append((f"{limits[i]:.2g} to {limits[i + 1]:.2g}", str(int(chosen.sum())), _fraction(spiked[chosen])))
+    return (header, *rows)
 
 
-@claim(of=RUN, title="TITLE", every_step=("measure.lambda_max_batch_every", "measure.loss_train_every", "measure.lambda_max_train_every"))
-def sgd_spikes_are_catapults(run: Run) -> Finding:
-    """Spikes of the full training loss of SGD: an exceedance on the way up, and the rise in the top eigenspace."""
-    record, settings, factor = run.record, run.settings, run.settings.factor
-    part = "of the rise" if run.config["loss"] == "mse" else "of the rise of the Newton decrement"
-    statement = (
-        f"At least 95 % of the spikes of the full training loss (factor {factor}, divergences and deaths apart) have, from onset to peak, a step "
-        "with lr above the critical lr of its batch. They have one more often than windows of the same length anywhere in the same runs (the base "
-        f"rate; {BEYOND}). On average at least 90 % {part} lies in the top-{settings.top_k} eigenspace of the kernel of the training set"
-    )
-    critical = np.array([critical_fraction(record, settings, m) for m in range(record.sizes["member"])])
-    critical = critical[~np.isnan(critical)]
-    exceedances = _exceedances_of_spikes(run, factor)
-    flat = lambda lists: np.array([value for values in lists for value in values], float)
-    hits, base = flat(exceedances.hits), flat(exceedances.base)
-    if not len(hits):
-        return Finding(statement, NOT_TESTED, f"no spike; {text_of(critical)} of the steps critical")
-    gain = [np.mean(h) - np.mean(b) for h, b in zip(exceedances.hits, exceedances.base, strict=True) if h]
-    fractions = np.array(exceedances.fractions)[np.isfinite(exceedances.fractions)]
-    at_onset = sum(e.lr > e.critical_lr for events in run.events(factor) for e in events)
-    by_factor = []
-    for other in FACTORS:
-        others = _exceedances_of_spikes(run, other)
-        if any(others.hits):
-            other_hits, other_base = flat(others.hits), flat(others.base)
-            by_factor.append(
-                f"factor {other}: {other_hits.mean():.0%} of {len(other_hits)} (base rate {other_base.mean():.0%})"
-            )
-    effect = (
-        f"{hits.mean():.0%} of {len(hits)} spikes have one on the way (base rate {base.mean():.0%}, difference over seeds {text_of(gain)}), "
-        f"fraction of the rise in the top space {text_of(fractions)}; {at_onset} have one at the very onset; {', '.join(by_factor)}; "
-        f"{text_of(critical)} of all steps are critical"
-    )
-    if len(hits) < MIN_SPIKES or not len(fractions):
-        return Finding(statement, NOT_TESTED, f"fewer than {MIN_SPIKES} spikes, or no split of the training loss; " + effect)
-    return Finding(statement, decide(bool(hits.mean() >= 0.95), bool(fractions.mean() >= 0.9), beyond_zero(gain, 1)), effect)
+def _fraction(flags: np.ndarray) -> str:
+    return f"{flags.mean():.0%}" if len(flags) else "-"

@@ -2,201 +2,128 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from catapult_jax.report.analysis import catapult_counts
-from catapult_jax.report.members import SAME_LOSS, by_setting, finished, last
-from catapult_jax.report.statistics import BEYOND, beyond_zero, rank_correlation, text_of
-from experiments.verdicts.registry import NOT_TESTED, RUN, SWEEP, Finding, Run, claim, decide
-from experiments.verdicts.sweep_rows import ONLY_OPTIMIZERS, at_the_edge, rows_by_arm, tuned_arms
+from catapult_jax.report.members import SAME_LOSS
+from catapult_jax.report.statistics import BEYOND, beyond_zero, interval, text_of
+from experiments.verdicts.registry import NOT_MEASURABLE, NOT_TESTED, SWEEP, Finding, claim, decide
+from experiments.verdicts.sweep_rows import rows_by_arm
 
-_ENDS = ("agop_alignment", "loss_test", "error_test", "loss_train")
-
-
-@claim(
-    of=RUN, title="TITLE", given=("run.stop_loss", "measure.loss_test_every", "measure.agop_alignment_every", "measure.lambda_max_batch_every")
-)
-def catapults_raise_alignment(run: Run) -> Finding:
-    """More catapults, trained to the same loss: higher AGOP alignment, lower test loss."""
-    record, settings = run.record, run.settings
-    statement = (
-        f"Among members trained to the same loss ({SAME_LOSS} to 1 times {settings.stop_loss:g}), the rank correlation, within a "
-        f"seed, of the number of catapults with the AGOP alignment is positive and with the test loss negative ({BEYOND}), and at "
-        "most one member in five did not end there"
-    )
-    counts, ok = catapult_counts(run.events(settings.factor)), finished(record, settings)
-    seeds = record["seed"].values
-    series = {name: last(record, settings, name) for name in _ENDS if name in record}
-    parts = []
-    for label, members in by_setting(record, settings):
-        ended = members[ok[members]]
-        means = ", ".join(f"{name} {text_of(values[ended])}" for name, values in series.items())
-        parts.append(f"{label}: {len(ended)} of {len(members)} members, {text_of(counts[ended])} catapults, {means}")
-    of_seed = [(seeds == seed) & ok for seed in np.unique(seeds)]
-    correlations = {
-        name: [rank_correlation(counts[members], series[name][members]) for members in of_seed]
-        for name in ("agop_alignment", "loss_test", "error_test")
-        if name in series
-    }
-    effect = ", ".join(f"rank correlation of catapults with {name} {text_of(rho)}" for name, rho in correlations.items())
-    effect += "; " + "; ".join(parts)
-    if (~ok).mean() > 0.2:
-        return Finding(statement, NOT_TESTED, f"{(~ok).sum()} of {len(ok)} members did not end at that loss; " + effect)
-    tests = beyond_zero(correlations["agop_alignment"], 1), beyond_zero(correlations["loss_test"], -1)
-    return Finding(statement, decide(*tests), effect)
+ZHU = "Zhu et al. 2024"
+_GIVEN = ("run.stop_loss", "measure.loss_test_every", "measure.agop_alignment_every", "measure.lambda_max_batch_every")
+_COLUMNS = ("catapults", "raises", "schedule.raise_to", "loss_test", "agop_alignment")
+_CEILING = 0.5  # least alignment of two references of one recipe
 
 
-@claim(
-    of=RUN, title="TITLE",
-    every_step=("measure.lambda_max_batch_every", "measure.loss_train_every"),
-    given=("run.stop_loss", "measure.loss_test_every", "measure.agop_alignment_every", "members.cap"),
-)
-def forbidding_catapults_hurts(run: Run) -> Finding:
-    """The causal test: the same run with catapults forbidden from one step on, compared at equal training loss."""
-    record, settings, start = run.record, run.settings, run.config["schedule"]["cap_from"]
-    statement = (
-        f"At equal training loss ({SAME_LOSS} to 1 times {settings.stop_loss:g}), a member that may have catapults has more of them "
-        f"from step {start} on, a higher AGOP alignment and a lower test loss than the same member (seed, batches, first {start} steps) held "
-        f"below the critical lr ({BEYOND} on the paired differences)"
-    )
-    ok = finished(record, settings)
-    late_catapults = lambda events: sum(event.kind == "catapult" and event.onset >= start for event in events)
-    counts = np.array([late_catapults(events) for events in run.events(settings.factor)])
-    ratio, moves = record["lr"].values / record["critical_lr_batch"].values, ~record["stopped"].values
-    ratios = np.array([row[steps].mean() if steps.any() else np.nan for row, steps in zip(ratio, moves, strict=True)])
-    series = {"catapults": counts} | {name: last(record, settings, name) for name in _ENDS if name in record}
-    series["lr / critical lr"] = ratios
-    by_seed = _pairs_by_seed(record, ok)
-    differences = {
-        name: [np.mean([values[free] - values[capped] for free, capped in pairs]) for pairs in by_seed.values()]
-        for name, values in series.items()
-    }
-    sides = {word: [pair[i] for pairs in by_seed.values() for pair in pairs] for i, word in enumerate(("allowed", "held"))}
-    means = {
-        word: ", ".join(f"{name} {text_of(values[members])}" for name, values in series.items())
-        for word, members in sides.items()
-    }
-    effect = (
-        "allowed minus held: "
-        + ", ".join(f"{name} {text_of(values)}" for name, values in differences.items())
-        + "; "
-        + "; ".join(f"{word}: {text}" for word, text in means.items())
-        + f"; {len(by_seed)} seeds; {int((~ok).sum())} of {len(ok)} members did not end at that loss"
-    )
-    if not beyond_zero(differences["catapults"], 1):
-        return Finding(statement, NOT_TESTED, "too few seeds, or no more catapults where they are allowed; " + effect)
-    tests = beyond_zero(differences["agop_alignment"], 1), beyond_zero(differences["loss_test"], -1)
-    return Finding(statement, decide(*tests), effect)
+def not_measurable(rows: list[dict]) -> str | None:
+    """The reason why the AGOP alignment of these runs can't be judged, or None; math.md, section 10.
 
+    Two references of one recipe must agree (the ceiling), and untrained networks must be far from that (the floor).
 
-def _pairs_by_seed(record, ok: np.ndarray) -> dict[Any, list[tuple[int, int]]]:
-    """For each seed the pairs (member without cap, member below the critical lr) at one lr; both must have finished.
-
-    The pairs of one seed are not independent of each other.
+    Args:
+      rows: of a sweep, with ``agop_alignment_start``, and ``agop_ceiling`` where a second reference was given.
     """
-    coordinates = (record[name].values for name in ("seed", "lr_given", "cap"))
-    members = {key: m for m, key in enumerate(zip(*coordinates, strict=True))}
-    pairs: dict[Any, list[tuple[int, int]]] = {}
-    for (seed, lr, cap), capped in members.items():
-        free = members.get((seed, lr, np.float32(np.inf)))
-        if cap < 1 and free is not None and ok[free] and ok[capped]:
-            pairs.setdefault(seed, []).append((free, capped))
-    return pairs
+    ceiling = rows[0].get("agop_ceiling", np.nan)
+    floor = np.mean([row["agop_alignment_start"] for row in rows])
+    if np.isnan(ceiling):
+        return "the ceiling is not known: no second reference"
+    if ceiling < _CEILING:
+        return f"two references have an alignment of {ceiling:.3g} only (untrained networks {floor:.3g})"
+    if not floor < ceiling / 2:
+        return f"untrained networks have an alignment of {floor:.3g}, two references {ceiling:.3g}"
+    return None
+
+
+def _slopes(rows: list[dict], x: str, y: str) -> list[float]:
+    """The slope of ``y`` over ``x`` within each seed, by least squares; seeds with one value of ``x`` are left out."""
+    slopes = []
+    for members in rows_by_arm(rows, ("seed",)).values():
+        a, b = (np.array([row[name] for row in members], float) for name in (x, y))
+        if np.ptp(a) > 0:
+            slopes.append(float(np.polyfit(a, b, 1)[0]))
+    return slopes
+
+
+def _at_equal_loss(rows: list[dict], least: float = 0.8) -> tuple[list[dict], list[dict], str]:
+    """The members that ended at the loss to stop at, with raises above and below the critical lr; and why they are too few, or nothing."""
+    critical, twins = ([row for row in rows if (row["schedule.raise_to"] > 1) == above] for above in (True, False))
+    ended = [[row for row in part if row["finished"]] for part in (critical, twins)]
+    for part, of_part in zip(ended, (critical, twins), strict=True):
+        if len(part) < least * len(of_part):
+            return *ended, f"{len(of_part) - len(part)} of {len(of_part)} members did not end at that loss"
+    return *ended, ""
+
+
+def _raises_table(rows: list[dict]) -> tuple[tuple[str, ...], ...]:
+    header = ("raised to", "raises", "members at that loss", "catapults", "AGOP alignment", "test loss", "steps")
+    table = [header]
+    for (to, raises), members in sorted(rows_by_arm(rows, ("schedule.raise_to", "raises")).items(), reverse=True):
+        ended = [row for row in members if row["finished"]]
+        means = (text_of([row[name] for row in ended]) for name in ("catapults", "agop_alignment", "loss_test", "steps"))
+        table.append((f"{to:g} x critical lr", str(raises), f"{len(ended)} of {len(members)}", *means))
+    return tuple(table)
+
+
+def _statement_of_slope(outcome: str, sign: str, config) -> str:
+    return (
+        f"Among members trained to the same loss ({SAME_LOSS} to 1 times {config['run']['stop_loss']:g}) the slope of the {outcome} over the number of "
+        f"catapults, within a seed, is {sign} ({BEYOND}), and at most one member in five did not end there"
+    )
 
 
 @claim(
-    of=SWEEP, title="TITLE",
-    given=(
-        "run.stop_loss",
-        "measure.loss_test_every",
-        "measure.agop_alignment_every",
-        "measure.lambda_max_batch_every",
-        "data.validation_size",
-    ),
-    columns=("catapults", "loss_val", "loss_test", "agop_alignment"),
+    of=SWEEP,
+    given=_GIVEN,
+    columns=(*_COLUMNS, "agop_alignment_start"),
+    title="More catapults of gradient descent raise the AGOP alignment",
+    published="Gradient descent with more catapults, trained to the same loss, has a higher AGOP alignment with the true model",
+    source=f"{ZHU}, section 4.1",
 )
-def small_batches_help(rows: list[dict], config) -> Finding:
-    """Smaller batches: more catapults, higher alignment, lower test loss; at one shared lr, and at lrs tuned on validation."""
-    axis = "optimizer.batch_size"
-    statement = (
-        f"Among members trained to the same loss ({SAME_LOSS} to 1 times {config['run']['stop_loss']:g}), the rank correlation, within a seed, "
-        f"of the batch size with the test loss is positive, and with the AGOP alignment and the number of catapults negative ({BEYOND}). This "
-        "holds (a) at the largest lr of the grid at which every seed of every batch size ends there, and (b) at the lr of the same grid at "
-        "which this batch size has the smallest mean validation loss over seeds"
-    )
-    sizes = list(dict.fromkeys(row.get(axis) for row in rows))
-    if len(sizes) < 3 or len({row["run"] for row in rows}) > len(sizes):
-        return Finding(statement, NOT_TESTED, "allowed: a sweep over three or more batch sizes and nothing else but members")
-    by_lr = rows_by_arm(rows, ("lr_given",))
-    shared = [lr for (lr,), members in by_lr.items() if all(row["finished"] for row in members)]
-    tuned = tuned_arms(rows, (axis,), "loss_val", finished=True)
-    arms = {
-        "(a) shared lr": {size: max(shared) for size in sizes} if shared else {},
-        "(b) tuned lr": {size: members[0]["lr_given"] for (size,), members in tuned.items()},
-    }
-    signs = {"loss_test": 1, "agop_alignment": -1, "catapults": -1}
-    heads, parts, tests = [], [], []
-    for label, lrs in arms.items():
-        if len(lrs) < len(sizes):
-            heads.append(f"{label}: only {len(lrs)} of {len(sizes)} batch sizes came to that loss")
-            tests.append(None)
-            continue
-        chosen = [row for row in rows if lrs[row[axis]] == row["lr_given"]]
-        rho = {name: _correlations(chosen, axis, name) for name in signs}
-        tests += [beyond_zero(rho[name], sign) for name, sign in signs.items()]
-        words = ", ".join(f"{name} {text_of(values)}" for name, values in rho.items())
-        heads.append(f"{label}: rank correlation of batch size with {words}")
-        for size, lr in lrs.items():
-            members = [row for row in chosen if row[axis] == size]
-            names = [name for name in (*signs, "error_test") if name in members[0]]
-            means = ", ".join(f"{name} {text_of([row[name] for row in members])}" for name in names)
-            edge = at_the_edge(rows, lr) if label.startswith("(b)") else ""
-            parts.append(f"{label}, batch {size} ({lr:.3g}{edge}): {means}")
-    return Finding(statement, decide(*tests), ", ".join(heads) + "; " + "; ".join(parts))
-
-
-def _correlations(rows: list[dict], x: str, y: str) -> list[float]:
-    """The rank correlation of two columns within each seed."""
-    return [
-        rank_correlation([row[x] for row in members], [row[y] for row in members])
-        for members in rows_by_arm(rows, ("seed",)).values()
-    ]
+def catapults_raise_alignment(rows: list[dict], config) -> Finding:
+    """More catapults, trained to the same loss: higher AGOP alignment."""
+    statement = _statement_of_slope("AGOP alignment", "positive", config)
+    if reason := not_measurable(rows):
+        return Finding(statement, NOT_MEASURABLE, reason, _raises_table(rows))
+    return _slope_finding(rows, statement, "agop_alignment", 1)
 
 
 @claim(
-    of=SWEEP, title="TITLE",
-    given=("run.stop_loss", "measure.loss_test_every", "measure.agop_alignment_every", "data.validation_size"),
-    columns=("loss_val", "loss_test", "agop_alignment"),
+    of=SWEEP,
+    given=_GIVEN,
+    columns=_COLUMNS,
+    title="More catapults of gradient descent lower the test loss",
+    published="Gradient descent with more catapults, trained to the same loss, has a better test performance",
+    source=f"{ZHU}, section 4.1",
 )
-def alignment_over_optimizers(rows: list[dict], config) -> Finding:
-    """Over optimizers, each at its own tuned lr: a higher AGOP alignment, a lower test loss."""
-    axis = "optimizer.name"
+def catapults_lower_the_test_loss(rows: list[dict], config) -> Finding:
+    """More catapults, trained to the same loss: lower test loss."""
+    return _slope_finding(rows, _statement_of_slope("test loss", "negative", config), "loss_test", -1)
+
+
+def _slope_finding(rows: list[dict], statement: str, outcome: str, sign: int) -> Finding:
+    critical, _, problem = _at_equal_loss(rows)
+    table = _raises_table(rows)
+    if problem:
+        return Finding(statement, NOT_MEASURABLE, problem, table)
+    slopes = _slopes(critical, "catapults", outcome)
+    return Finding(statement, decide(beyond_zero(slopes, sign)), f"{text_of(slopes)} per catapult", table)
+
+
+@claim(of=SWEEP, given=_GIVEN, columns=_COLUMNS, title="Raises that stay below the critical lr do not lower the test loss")
+def raises_below_critical_do_little(rows: list[dict], config) -> Finding:
+    """Control: as many raises at the same times, to just below the critical lr, so without a catapult."""
     statement = (
-        f"Over the optimizers, three or more, of which every seed comes to the same loss ({SAME_LOSS} to 1 times "
-        f"{config['run']['stop_loss']:g}) at an lr of the grid, each at the lr with the smallest mean validation loss, the rank correlation, "
-        f"within a seed, of the AGOP alignment with the test loss is negative ({BEYOND})"
+        f"Among members trained to the same loss ({SAME_LOSS} to 1 times {config['run']['stop_loss']:g}) the slope of the test loss over the number of "
+        "raises to 0.98 times the critical lr lies, with its 95 % interval over seeds, above half of the slope over the number of raises to 1.2 times the "
+        "critical lr, which is negative"
     )
-    names = list(dict.fromkeys(row.get(axis) for row in rows))
-    if len(names) < 3 or len({row["run"] for row in rows}) > len(names):
-        return Finding(statement, NOT_TESTED, ONLY_OPTIMIZERS)
-    arms = tuned_arms(rows, (axis,), "loss_val", finished=True)
-    counts = ("catapults", "critical_steps") if "critical_steps" in rows[0] else ()  # only if the critical lr was measured
-    columns = ("agop_alignment", "loss_test", *(["error_test"] if "error_test" in rows[0] else []), *counts)
-    table = [("optimizer", "lr / critical lr at start", *(column.replace("_", " ") for column in columns))]
-    for (name,), members in rows_by_arm(rows, (axis,)).items():
-        if (name,) not in arms:
-            table.append((name, "none at which every seed came to that loss", *("-" for _ in columns)))
-            continue
-        chosen = arms[name,]
-        lr = chosen[0]["lr_given"]
-        means = (text_of([row[column] for row in chosen]) for column in columns)
-        table.append((name, f"{lr:.3g}{at_the_edge(members, lr)}", *means))
-    seeds = list(dict.fromkeys(row["seed"] for row in rows))
-    of_seed = [[row for members in arms.values() for row in members if row["seed"] == seed] for seed in seeds]
-    pick = lambda members, column: [row[column] for row in members]
-    rho = [rank_correlation(pick(members, "agop_alignment"), pick(members, "loss_test")) for members in of_seed]
-    effect = f"rank correlation {text_of(rho)} over {len(arms)} optimizers"
-    verdict = decide(beyond_zero(rho, -1)) if len(arms) >= 3 else NOT_TESTED
-    return Finding(statement, verdict, effect, tuple(table))
+    critical, twins, problem = _at_equal_loss(rows)
+    table = _raises_table(rows)
+    if problem or not twins:
+        return Finding(statement, NOT_MEASURABLE, problem or "no twin arms", table)
+    of_catapults, of_twins = (_slopes(part, "raises", "loss_test") for part in (critical, twins))
+    falls = beyond_zero(of_catapults, -1)
+    effect = f"{text_of(of_twins)} per raise below, {text_of(of_catapults)} above critical"
+    if not falls:
+        return Finding(statement, NOT_TESTED if falls is None else NOT_MEASURABLE, "no effect of catapults: " + effect, table)
+    return Finding(statement, decide(interval(of_twins)[1] > interval(of_catapults)[0] / 2), effect, table)

@@ -191,9 +191,7 @@ def of_run(name: str, run: Run) -> Verdict:
     if not unknown:
         return verdict
     verdict = _with_details(verdict, verdict.effect)
-    return verdict._replace(
-        verdict=NOT_TESTED, effect=f"the critical lr is not known at {unknown} of {int(steps.sum())} steps"
-    )
+    return verdict._replace(verdict=NOT_TESTED, effect=f"the critical lr is not known at {unknown} of {int(steps.sum())} steps")
 
 
 def _with_details(verdict: Verdict, words: str) -> Verdict:
