@@ -1,28 +1,26 @@
-"""The experiments behind the page of claims: configs, and the claims that each of them tests."""
+"""The experiments behind the page of claims: configs, and the claims that each of them tests; and the claims by question."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-ZHU = "Zhu et al. 2024"
-MNIST = "MNIST study"
-
 
 class Experiment(NamedTuple):
-    """A config and the claims that it tests."""
+    """A config and the claims that it tests: one setting of each of them."""
 
     name: str  # CONFIG or CONFIG:VARIANT
-    claims: dict[str, tuple[str, str]]  # name of the claim -> (its text, its source)
-    figure: str = "loss"  # name of a figure, or several names joined by commas
+    claims: tuple[str, ...]
+    figures: tuple[str, ...] = ("loss",)  # of a run; a sweep has its summary
     is_sweep: bool = False
-    reference: str = ""  # variant of configs/reference.py, which is trained first; empty: none
-    cpu: Mapping[str, Any] = MappingProxyType({})  # fields that differ at the scale cpu
+    references: tuple[str, ...] = ()  # variants of configs/reference.py that are trained first
+    cap: str = ""  # variant of the same config that runs first, for intervention.cap_run
+    is_variant: bool = False  # a setting of ours that no study has: shown, and not counted in a verdict
+    is_quick: bool = False  # part of --scale=quick
+    needs_gpu: bool = False  # only part of --scale=gpu
 
     @property
     def folder(self) -> str:
@@ -30,102 +28,100 @@ class Experiment(NamedTuple):
         return self.name.replace(":", "-").replace(",", "-")
 
 
-_RATIOS = "A spike needs a learning rate above the critical one of that moment, whatever it was at the start"
-_EXCEEDS = "The loss of a batch rises in a step whose learning rate is above the critical one of that batch"
-_SPIKES = "Spikes in the training loss of SGD are catapults, in the top eigenspace of the kernel"
-_ALIGNMENT = "More catapults, higher AGOP alignment, better test performance"
-_BATCHES = "Smaller batches, more catapults, higher AGOP alignment, better test performance"
-_CYCLIC = "SGD with catapults (cyclic lr) has a higher test accuracy than SGD without"
-_TABLE = "Test accuracy of a two-layer network on MNIST: SGD 95.38, AdaGrad 97.09, Adam 98.12 %"
-_ORDER = "AdaGrad with catapults (95.91 %) has a lower test accuracy than AdaGrad without (97.09 %)"
-_CONDITION = "The condition number and the norm of the NTK fall in catapult phases"
-_OVER = "Over optimizers, AGOP alignment and test performance go together"
-_PREDICTS = "Of every optimizer, an lr above its own critical lr predicts a rise of the loss of the batch"
-_CAUSE = "Catapults are the cause of the better features (our addition: the same run with catapults forbidden)"
+_SPIKES = ("spikes_lie_in_the_top_space", "spikes_lower_lambda_max", "spikes_have_exceedances")
+_RAISES = ("catapults_raise_alignment", "catapults_lower_the_test_loss", "raises_below_critical_do_little")
+_BATCHES = ("small_batches_help", "small_batches_help_at_tuned_lrs")
+_OPTIMIZERS = ("alignment_over_optimizers", "alignment_is_the_best_predictor")
+_CAUSES = ("overshoot_is_the_cause", "overshoot_helps_at_equal_effort")
+_STUDY = (
+    "published_accuracies",
+    "catapults_help_sgd",
+    "catapults_hurt_adagrad",
+    "cycles_help_tuned_sgd",
+    "cycles_help_beyond_decay",
+)
+_SYNTHETIC = ("rank2", "rank3", "rank4")
 
 
-def _sgd(variant: str, where: str) -> Experiment:
-    claims = {"sgd_spikes_are_catapults": (_SPIKES, where), "exceedance_predicts_rise": (_EXCEEDS, where)}
-    return Experiment(f"cifar_sgd:{variant}", claims)
+def _references(task: str) -> tuple[str, ...]:
+    return () if task in _SYNTHETIC else (task, f"{task},second")
 
 
-def _task(config: str, claim: str, text: str, task: str, figure: str, is_sweep: bool = False) -> Experiment:
-    reference = "" if task.startswith("rank") else task.split(",")[0]
-    sizes = "5,15,40" if task == "usps" else "8,24,64" if reference else "4,16,64"
-    cpu = {"sweep": (f"optimizer.batch_size={sizes}",)} if is_sweep else {}
-    return Experiment(f"{config}:{task}", {claim: (text, ZHU)}, figure, is_sweep, reference, cpu)
+def _task(config: str, claims: tuple[str, ...], task: str, variant: str = "") -> Experiment:
+    name = f"{config}:{task}" + (f",{variant}" if variant else "")
+    return Experiment(
+        name, claims, is_sweep=True, references=_references(task), is_variant=bool(variant), is_quick=name.endswith(":rank2")
+    )
 
 
 EXPERIMENTS = (
+    Experiment("cifar_gd:fcn", ("first_catapult",), is_quick=True),
+    Experiment("cifar_gd:cnn", ("first_catapult",)),
+    Experiment("cifar_gd:cnn,gpu", ("first_catapult",), needs_gpu=True),
+    Experiment("cifar_gd:width", ("peak_grows_with_width",), is_sweep=True),
+    Experiment("cifar_gd:ratios", ("spikes_are_catapults",), ("lr_over_critical_lr",)),
+    Experiment("cifar_gd_multi:fcn", ("catapult_follows_raise",), is_quick=True),
+    Experiment("cifar_gd_multi:cnn", ("catapult_follows_raise",)),
     Experiment(
-        "cifar_gd:fcn", {"first_catapult": ("Above the critical learning rate a catapult comes at once, in the top eigenspace (FCN)", f"{ZHU}, Fig. 3")}
+        "synthetic_sgd_b1:full", ("exceedance_predicts_rise", "spikes_have_exceedances_at_batch_one"), ("lr_over_critical_lr",), is_quick=True
     ),
-    Experiment(
-        "cifar_gd:cnn", {"first_catapult": ("The same for a CNN", f"{ZHU}, Fig. 3")}, cpu={"members.seed": (0, 1, 2)}
-    ),
-    Experiment(
-        "cifar_gd:ratios",
-        {"spikes_are_catapults": (_RATIOS, ZHU)},
-        "lr_over_critical_lr",
-        cpu={"members.seed": (0, 1, 2), "members.lr": (0.5, 1.67)},
-    ),
-    Experiment("cifar_gd_multi:fcn", {"catapult_follows_raise": ("Raising the learning rate again makes another catapult (FCN)", f"{ZHU}, Fig. 4")}),
-    Experiment(
-        "cifar_gd_multi:cnn",
-        {"catapult_follows_raise": ("The same for a CNN", f"{ZHU}, Fig. 4")},
-        cpu={"members.seed": (0,)},
-    ),
-    Experiment("synthetic_sgd_b1:full", {"exceedance_predicts_rise": (_EXCEEDS + " (batch size one)", f"{ZHU}, Fig. 5")}, "lr_over_critical_lr"),
-    _sgd("fcn", ZHU),
-    _sgd("cnn", ZHU),
-    _sgd("wrn", f"{ZHU} (network), our setting"),
-    _sgd("vit", f"{ZHU} (network), our setting"),
-    _sgd("fcn,ce", "our variant: logistic loss"),
-    _sgd("fcn,momentum", "our variant: heavy ball"),
-    Experiment("cifar_cyclic:fcn", {"cycles_cause_catapults": ("Cyclical learning rates cause catapults", f"{ZHU}; {MNIST}")}),
-    *(
-        _task("catapults_agop", "catapults_raise_alignment", _ALIGNMENT, task, "against_catapults")
-        for task in ("rank2", "rank3", "rank4", "cifar2", "svhn2", "fmnist2", "usps", "celeba")
-    ),
-    *(
-        _task("batch_size", "small_batches_help", _BATCHES, task, "summary", True)
-        for task in ("rank2", "rank3", "rank4", "cifar2", "svhn2", "fmnist2", "usps", "celeba", "cifar2,ce", "rank2,momentum")
-    ),
-    *(_task("suppressed", "forbidding_catapults_hurts", _CAUSE, task, "agop_alignment") for task in ("rank2", "cifar2")),
-    Experiment(
-        "mnist_optimizers:mnist", {"catapults_help_sgd": (_CYCLIC, MNIST), "published_accuracies": (_TABLE, MNIST), "catapults_hurt_adagrad": (_ORDER, MNIST)}, "summary", True
-    ),
-    Experiment("mnist_optimizers:twenty", {"published_accuracies": (_TABLE + ", after twenty epochs", MNIST)}, "summary", True),
-    Experiment("mnist_optimizers:held", {"catapults_help_beyond_cycles": ("SGD gains by catapults more than by the same cycles held below its critical lr", "ours")}, "scores"),
-    Experiment("mnist_optimizers:fashion", {"catapults_help_sgd": (_CYCLIC + ", on Fashion-MNIST", "our variant")}, "summary", True),
-    *(
-        Experiment(f"mnist_ntk:{kind}", {"catapults_condition_the_kernel": (f"{_CONDITION} ({what} cycles)", MNIST)}, "conditioning")
-        for kind, what in (("cyclic", "equal"), ("exponential", "exponential"))
-    ),
-    Experiment(
-        "mnist_adagrad:full",
-        {"adagrad_outgrows_its_lr": ("With AdaGrad the critical lr grows until no lr of the schedule is critical", MNIST)},
-        "preconditioner,scores",
-    ),
+    Experiment("cifar_sgd:fcn", _SPIKES, is_quick=True),
+    *(Experiment(f"cifar_sgd:{network}", _SPIKES) for network in ("cnn", "wrn", "vit")),
+    *(Experiment(f"cifar_sgd:{network}", _SPIKES, is_variant=True) for network in ("fcn,ce", "fcn,momentum")),
+    Experiment("cifar_cyclic:sgd", ("cycles_cause_catapults",), is_quick=True),
+    Experiment("cifar_cyclic:gd", ("cycles_cause_catapults",)),
+    *(_task("catapults_agop", _RAISES, task) for task in (*_SYNTHETIC, "cifar2", "svhn2", "fmnist2", "usps", "celeba")),
+    *(_task("batch_size", _BATCHES, task) for task in (*_SYNTHETIC, "cifar2", "svhn2", "fmnist2", "usps", "celeba")),
+    _task("batch_size", _BATCHES, "cifar2", "ce"),
+    _task("batch_size", (*_BATCHES, "small_batches_help_without_catapults"), "rank2", "momentum"),
+    *(_task("optimizers_agop", _OPTIMIZERS, task) for task in (*_SYNTHETIC, "fmnist2", "usps")),
     *(
         Experiment(
-            f"optimizers_agop:{task}",
-            {"alignment_over_optimizers": (_OVER, ZHU)}
-            | ({"exceedance_predicts_for_every_optimizer": (_PREDICTS, "ours")} if task.startswith("rank") else {}),
-            "summary", True, "" if task.startswith("rank") else task,
+            f"causes:{task}", _CAUSES, ("arms", "loss_test"), references=_references(task)[:1], cap=f"{task},cap", is_quick=task == "rank2"
         )
-        for task in ("rank2", "rank3", "rank4", "fmnist2", "usps")
+        for task in (*_SYNTHETIC, "fmnist2", "usps")
     ),
+    *(Experiment(f"causes:{task},force", ("forced_overshoot_helps",), is_sweep=True) for task in _SYNTHETIC),
+    *(
+        Experiment(f"predictors:{name}", ("directional_predicts_the_step",), is_quick=name == "sgd")
+        for name in ("sgd", "heavy_ball", "nesterov", "adam", "adagrad", "rmsprop")
+    ),
+    Experiment("mnist_optimizers:mnist", _STUDY, is_sweep=True),
+    Experiment("mnist_optimizers:capped", ("catapults_help_beyond_cycles",), ("scores",)),
+    *(Experiment(f"mnist_ntk:{kind}", ("catapults_lower_the_norm",), ("conditioning",)) for kind in ("cyclic", "exponential")),
+    *(
+        Experiment(f"mnist_adagrad:{start}", ("adagrad_outgrows_its_lr", "smallest_entry_grows"), ("preconditioner",))
+        for start in ("zero", "tenth")
+    ),
+    Experiment("mnist_adagrad:arms", ("adagrad_has_fewer_critical_steps",), is_sweep=True),
 )  # fmt: skip
 
+# The claims in the order of the page, by the question that they answer.
+QUESTIONS = {
+    "Are the spikes of the loss catapults?": (
+        "first_catapult", "spikes_are_catapults", "catapult_follows_raise", "cycles_cause_catapults", "spikes_have_exceedances",
+        "exceedance_predicts_rise", "spikes_have_exceedances_at_batch_one", "peak_grows_with_width",
+    ),
+    "Are they in the top eigenspace of the kernel?": ("spikes_lie_in_the_top_space", "spikes_lower_lambda_max"),
+    "Do catapults improve features and test loss?": (*_RAISES, *_OPTIMIZERS),
+    "Do small batches help by more catapults?": (*_BATCHES, "small_batches_help_without_catapults"),
+    "What is the cause?": (*_CAUSES, "forced_overshoot_helps"),
+    "What predicts a rise of the loss?": ("directional_predicts_the_step",),
+    "Does the study on MNIST hold?": (
+        *_STUDY, "catapults_help_beyond_cycles", "catapults_lower_the_norm", "adagrad_outgrows_its_lr", "smallest_entry_grows",
+        "adagrad_has_fewer_critical_steps",
+    ),
+}  # fmt: skip
 
-def config_name(experiment: Experiment, scale: str) -> tuple[str, str]:
-    """Module and variant of the config of an experiment.
+
+def config_name(experiment: Experiment, scale: str, variant: str | None = None) -> tuple[str, str]:
+    """Module and variant of the config of an experiment; ``variant`` replaces its own.
 
     >>> config_name(EXPERIMENTS[0], "smoke")
     ('cifar_gd', 'fcn,smoke')
     """
-    module, _, variant = experiment.name.partition(":")
+    module, _, own = experiment.name.partition(":")
+    variant = own if variant is None else variant
     words = [variant] if variant and variant != "full" else []
     return module, ",".join([*words, "smoke"] if scale == "smoke" else words)
 
@@ -145,18 +141,39 @@ def config_of(experiment: Experiment, scale: str, workdir: Path) -> ConfigDict:
 
     Args:
       experiment: one of :data:`EXPERIMENTS`.
-      scale: smoke, cpu or gpu.
+      scale: smoke, quick, cpu or gpu.
       workdir: directory of all experiments.
     """
     config = load(*config_name(experiment, scale))
-    if scale == "cpu":
-        config.update_from_flattened_dict(dict(experiment.cpu))
     config.data.strict = scale != "smoke"  # fallback data can't test a claim about a data set
-    if experiment.reference:
-        config.measure.agop_reference = str(reference_dir(experiment, workdir) / "model.npz")
+    if experiment.references:
+        config.measure.agop_reference = str(reference_dir(experiment.references[0], workdir) / "model.npz")
+    if len(experiment.references) > 1:
+        config.measure.agop_second_reference = str(reference_dir(experiment.references[1], workdir) / "model.npz")
+    if experiment.cap:
+        config.intervention.cap_run = str(cap_dir(experiment, workdir))
     return config
 
 
-def reference_dir(experiment: Experiment, workdir: Path) -> Path:
-    """The directory of the run that trains the AGOP reference of an experiment."""
-    return workdir / f"reference-{experiment.reference}"
+def cap_config(experiment: Experiment, scale: str, workdir: Path) -> ConfigDict:
+    """The config of the capped run that an experiment needs first."""
+    config = load(*config_name(experiment, scale, experiment.cap))
+    config.data.strict = scale != "smoke"
+    if experiment.references:
+        config.measure.agop_reference = str(reference_dir(experiment.references[0], workdir) / "model.npz")
+    return config
+
+
+def cap_dir(experiment: Experiment, workdir: Path) -> Path:
+    """The directory of the capped run that an experiment needs first."""
+    return workdir / f"{experiment.folder}-cap"
+
+
+def reference_dir(reference: str, workdir: Path) -> Path:
+    """The directory of the run that trains an AGOP reference."""
+    return workdir / f"reference-{reference.replace(',', '-')}"
+
+
+def is_part_of(experiment: Experiment, scale: str) -> bool:
+    """Whether a scale runs an experiment."""
+    return (experiment.is_quick or scale != "quick") and (scale in ("gpu", "smoke") or not experiment.needs_gpu)

@@ -1,7 +1,7 @@
-"""Test the claims of the source studies: python -m experiments.claims [--scale=smoke|cpu|gpu] [--only=NAME ...].
+"""Test the claims of the source studies: python -m experiments.claims [--scale=quick|cpu|gpu|smoke] [--only=NAME ...].
 
-Each experiment is a config or a sweep, with its claims. Complete runs are not run again. The page has one row for each claim.
-A claim that is not tested has a row with the reason.
+Each experiment is a config or a sweep: one setting of its claims. Complete runs are not run again, and one that was stopped goes on. The page
+has one row for each claim. A setting that is not tested has the reason beside it.
 """
 
 from __future__ import annotations
@@ -19,22 +19,27 @@ from catapult_jax import records
 from experiments import command_line, sweep
 from experiments import config as configs
 from experiments import main as single
-from experiments.catalogue import EXPERIMENTS, Experiment, config_of, load, reference_dir
+from experiments.catalogue import EXPERIMENTS, Experiment, cap_config, cap_dir, config_of, is_part_of, load, reference_dir
 from experiments.claims_page import write_page
 
-_SCALES = ("smoke", "cpu", "gpu")
+_SCALES = ("smoke", "quick", "cpu", "gpu")
 _SCALE = flags.DEFINE_enum(
     "scale",
     "cpu",
     _SCALES,
-    "smoke: seconds for each; cpu: smaller, two to three hours on two cores; gpu: the configs as they are.",
+    "smoke: seconds for each; quick: the head rows, 20 minutes on two cores; cpu: all but what needs a GPU, three hours; gpu: all. quick and cpu "
+    "share their runs.",
 )
 _ONLY = flags.DEFINE_multi_string(
     "only", [], "Name of an experiment or config to run; may be given several times. Default: all."
 )
-_CLAIMS_DIR = flags.DEFINE_string("claims_dir", None, "Directory of the runs; default: runs/claims-SCALE.")
+_CLAIMS_DIR = flags.DEFINE_string(
+    "claims_dir", None, "Directory of the runs; default: runs/claims-SCALE, for quick runs/claims-cpu."
+)
 _PAGE = flags.DEFINE_string(
-    "page", None, "Page to write; default: docs/claims.md (smoke: claims.md in the directory of the runs)."
+    "page",
+    None,
+    "Page to write, with a folder of details beside it; default: docs/claims.md (smoke and quick: claims.md in the directory of the runs).",
 )
 
 
@@ -43,17 +48,19 @@ def run_experiment(experiment: Experiment, scale: str, workdir: Path) -> str | N
 
     Args:
       experiment: one of :data:`EXPERIMENTS`.
-      scale: smoke, cpu or gpu.
+      scale: smoke, quick, cpu or gpu.
       workdir: directory of all experiments.
 
     Returns:
       The error message, or None.
     """
     try:
-        if experiment.reference:
-            reference = load("reference", experiment.reference + (",smoke" if scale == "smoke" else ""))
+        for variant in experiment.references:
+            reference = load("reference", variant + (",smoke" if scale == "smoke" else ""))
             reference.data.strict = scale != "smoke"
-            single.run(reference, reference_dir(experiment, workdir))
+            single.run(reference, reference_dir(variant, workdir))
+        if experiment.cap:
+            single.run(cap_config(experiment, scale, workdir), cap_dir(experiment, workdir))
         config, run_dir = config_of(experiment, scale, workdir), workdir / experiment.folder
         if experiment.is_sweep:
             sweep.run_sweep(config, [], run_dir, 1)
@@ -81,15 +88,14 @@ def main(_argv: list[str]) -> int:
         if not any(name in (full, full.partition(":")[0]) for full in names):
             print(f"error: only={name!r}; allowed: {', '.join(names)}", file=sys.stderr)
             return 2
-    workdir = Path(_CLAIMS_DIR.value or Path("runs", f"claims-{scale}")).expanduser()
-    page = (
-        Path(_PAGE.value).expanduser()
-        if _PAGE.value
-        else workdir / "claims.md"
-        if scale == "smoke"
-        else Path("docs", "claims.md")
-    )
-    chosen = [e for e in EXPERIMENTS if not _ONLY.value or e.name in _ONLY.value or e.name.partition(":")[0] in _ONLY.value]
+    workdir = Path(_CLAIMS_DIR.value or Path("runs", f"claims-{'cpu' if scale == 'quick' else scale}")).expanduser()
+    default_page = workdir / "claims.md" if scale in ("smoke", "quick") else Path("docs", "claims.md")
+    page = Path(_PAGE.value).expanduser() if _PAGE.value else default_page
+    chosen = [
+        e
+        for e in EXPERIMENTS
+        if is_part_of(e, scale) and (not _ONLY.value or e.name in _ONLY.value or e.name.partition(":")[0] in _ONLY.value)
+    ]
     file, start = _failures(workdir), time.time()
     failures = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     for experiment in chosen:
@@ -103,7 +109,7 @@ def main(_argv: list[str]) -> int:
         records.write_json(file, failures, checksum=False)
         jax.clear_caches()  # the next experiment has other programs
     for row in write_page(page, scale, workdir, failures):
-        print(f"{row[4]}: {row[2]}: {row[0]}")
+        print(f"{row.grade}: {row.title}: {row.effect}")
     print(f"page: {page}; {time.time() - start:.0f} s")
     return 0
 

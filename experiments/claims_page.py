@@ -1,9 +1,8 @@
-"""The page of claims: one row for each claim, with its verdict, then the details of each experiment."""
+"""The page of claims in four parts: answers, a table, the criteria, what was chosen after trials; and a page of details for each config."""
 
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +14,27 @@ from catapult_jax.report.members import until_diverged
 from configs import default
 from experiments import config as configs
 from experiments import directory, summary, sweep, verdicts
-from experiments.catalogue import EXPERIMENTS, Experiment, config_name, config_of, reference_dir
+from experiments.catalogue import (
+    EXPERIMENTS,
+    QUESTIONS,
+    Experiment,
+    cap_dir,
+    config_name,
+    config_of,
+    reference_dir,
+)
+from experiments.verdicts import CLAIMS, NOT_MEASURABLE, NOT_REPRODUCED, NOT_TESTED, OURS, PARTLY, REPRODUCED, Verdict
+
+_DECIDED = (REPRODUCED, PARTLY, NOT_REPRODUCED)
+_WORDS_OF_OURS = {REPRODUCED: "holds", PARTLY: "holds in part", NOT_REPRODUCED: "does not hold"}
+_MOST = 88  # characters in a cell of the table
+NEEDS_GPU = "needs a GPU"
 
 
 class Results(NamedTuple):
     """The results of a complete experiment."""
 
-    verdicts: list[verdicts.Verdict]
+    verdicts: list[Verdict]
     data: str  # name of the data
     reference: dict[str, Any]  # facts about the AGOP reference, from run.json; empty: none
     seeds: int
@@ -30,12 +43,23 @@ class Results(NamedTuple):
     figures: list[Path]
 
 
+class Row(NamedTuple):
+    """A claim over its settings, in words: a row of the table."""
+
+    title: str
+    source: str
+    grade: str
+    settings: str  # how many decided, and how
+    effect: str  # of the first setting that decided
+    claim: str  # its name
+
+
 def results(experiment: Experiment, scale: str, workdir: Path) -> Results | str:
     """The results of an experiment, or the reason why there are none.
 
     Args:
       experiment: one of :data:`EXPERIMENTS`.
-      scale: smoke, cpu or gpu.
+      scale: smoke, quick, cpu or gpu.
       workdir: directory of all experiments.
     """
     config, top = config_of(experiment, scale, workdir), workdir / experiment.folder
@@ -44,27 +68,21 @@ def results(experiment: Experiment, scale: str, workdir: Path) -> Results | str:
         directory.directory_of_run(top, point, run_config) if experiment.is_sweep else top for point, run_config in runs
     ]
     if not all(map(directory.is_complete, run_dirs)):
-        return "not run"
-    # A run without a field is one with its default.
-    defaults = configs.flat(json.loads(default.get_config().to_json()))
-    stored = [defaults | configs.flat(records.read_json(run_dir / "config.json")) for run_dir in run_dirs]
-    expected = [configs.flat(json.loads(run_config.to_json())) for _, run_config in runs]
-    for fields in (*stored, *expected):
-        del fields["claims"], fields["sweep"]  # they do not change the record
-    if stored != expected:
+        return NEEDS_GPU if experiment.needs_gpu and scale != "gpu" else "not run"
+    if _fields_on_disk(run_dirs) != [_comparable(configs.flat(json.loads(run_config.to_json()))) for _, run_config in runs]:
         return "run with another config"
     infos = [records.read_json(run_dir / "run.json") for run_dir in run_dirs]
     if experiment.is_sweep:
         rows = summary.member_rows(runs, top)
-        verdicts_of_claims = summary.find_verdicts(rows, config, tuple(experiment.claims), infos[0]["data"])
+        verdicts_of_claims = summary.find_verdicts(rows, config, experiment.claims, infos[0]["data"])
         figures = [top / "summary.png"]
     else:
         run = verdicts.read_run(until_diverged(records.open_record(top).load()), config.to_dict())
         verdicts_of_claims = [verdicts.of_run(name, run) for name in experiment.claims]
-        figures = [top / "figures" / f"{name}.png" for name in experiment.figure.split(",")]
+        figures = [top / "figures" / f"{name}.png" for name in experiment.figures]
     join = lambda values: ", ".join(sorted(set(values)))
     reference = infos[0].get("agop_reference") or {}
-    if any((info.get("agop_reference") or {}) != reference for info in infos):
+    if any((info.get("agop_reference") or {}).get("sha256") != reference.get("sha256") for info in infos):
         return "its runs have different AGOP references"
     return Results(
         verdicts_of_claims,
@@ -77,80 +95,225 @@ def results(experiment: Experiment, scale: str, workdir: Path) -> Results | str:
     )
 
 
+def _fields_on_disk(run_dirs: Sequence[Path]) -> list[dict[str, Any]]:
+    """The fields of stored runs. A run without a field is one with its default."""
+    defaults = configs.flat(json.loads(default.get_config().to_json()))
+    return [_comparable(defaults | configs.flat(records.read_json(run_dir / "config.json"))) for run_dir in run_dirs]
+
+
+def _comparable(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields that change a record."""
+    return {name: value for name, value in fields.items() if name not in ("claims", "sweep")}
+
+
 def _short_commit(commit: str | None) -> str:
     head, _, rest = (commit or "unknown").partition(" ")
     return f"{head[:10]} {rest}".strip()
 
 
-def _commands(experiment: Experiment, scale: str, workdir: Path) -> list[str]:
-    """The command lines of an experiment: first the reference, if it has one, then the run."""
-    module, variant = config_name(experiment, scale)
-    name = f"configs/{module}.py" + (f":{variant}" if variant else "")
-    changed = dict(experiment.cpu) if scale == "cpu" else {}
-    grid = [f" --grid={axis}" for axis in changed.pop("sweep", ())]
-    commands = []
-    if experiment.reference:
-        trained = reference_dir(experiment, workdir)
-        smoke = ",smoke" if scale == "smoke" else ""
-        commands.append(
-            f"python -m experiments.main --config=configs/reference.py:{experiment.reference}{smoke} --workdir={trained}"
-        )
-        changed["measure.agop_reference"] = str(trained / "model.npz")
-    flags_of = "".join(f" --config.{k}={str(v).replace(' ', '')}" for k, v in changed.items())
-    program = "sweep" if experiment.is_sweep else "main"
-    return [*commands, f"python -m experiments.{program} --config={name}{''.join(grid)}{flags_of}"]
+def grade_of(verdicts_of_settings: Sequence[str]) -> str:
+    """The grade of a claim from the verdicts of its settings.
+
+    It is that of the settings that decide, if they agree; "partly" if they do not. Without such a setting it is "not measurable" if one was run.
+
+    >>> grade_of(["reproduced", "not measurable"]), grade_of(["reproduced", "not reproduced"]), grade_of(["not tested"])
+    ('reproduced', 'partly', 'not tested')
+    """
+    decided = [verdict for verdict in verdicts_of_settings if verdict in _DECIDED]
+    if decided:
+        return decided[0] if len(set(decided)) == 1 else PARTLY
+    return NOT_MEASURABLE if NOT_MEASURABLE in verdicts_of_settings else NOT_TESTED
 
 
-def _anchor(heading: str) -> str:
-    """The anchor that a Markdown heading gets."""
-    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+def rows_of(outcomes: dict[str, Results | str]) -> list[Row]:
+    """One row for each claim, in the order of the questions.
+
+    Args:
+      outcomes: experiment -> its results, or the reason why there are none.
+    """
+    return [_row(name, outcomes) for names in QUESTIONS.values() for name in names]
 
 
-_HEADER = ("claim", "source", "config", "seeds", "verdict", "effect, or why not", "figure")
+def _row(name: str, outcomes: dict[str, Results | str]) -> Row:
+    settings = _settings(name, outcomes)
+    counted = [verdict for experiment, verdict in settings if not experiment.is_variant]
+    grade = grade_of([verdict.verdict for verdict in counted])
+    of_ours = CLAIMS[name].source == OURS
+    words = f"{OURS}: {_WORDS_OF_OURS.get(grade, grade)}" if of_ours else grade
+    count = {verdict: sum(v.verdict == verdict for v in counted) for verdict in (*_DECIDED, NOT_MEASURABLE, NOT_TESTED)}
+    parts = [f"{number} {_WORDS_OF_OURS.get(v, v) if of_ours else v}" for v, number in count.items() if number]
+    first = next((v for _, v in settings if v.verdict in _DECIDED), next((v for v in counted), None))
+    effect = first.effect if first else "no setting"
+    return Row(CLAIMS[name].title, CLAIMS[name].source, words, ", ".join(parts), effect, name)
 
 
-def write_page(page: Path, scale: str, workdir: Path, failures: dict[str, str]) -> list[tuple]:
-    """Write the page, and copy its figures to the folder beside it.
+def _settings(name: str, outcomes: dict[str, Results | str]) -> list[tuple[Experiment, Verdict]]:
+    """The settings of a claim with their verdicts; one that was not run is not tested."""
+    settings = []
+    for experiment in EXPERIMENTS:
+        if name in experiment.claims:
+            outcome = outcomes[experiment.name]
+            if isinstance(outcome, str):
+                verdict = Verdict(name, "", NOT_TESTED, outcome)
+            else:
+                verdict = next(v for v in outcome.verdicts if v.claim == name)
+            settings.append((experiment, verdict))
+    return settings
+
+
+def write_page(page: Path, scale: str, workdir: Path, failures: dict[str, str]) -> list[Row]:
+    """Write the page, the pages of details in a folder beside it, and copy the figures.
 
     Args:
       page: file to write.
-      scale: smoke, cpu or gpu.
+      scale: smoke, quick, cpu or gpu.
       workdir: directory of all experiments.
       failures: experiment -> reason why it is not tested.
 
     Returns:
       The rows of the table of claims.
     """
-    table, details = [], []
-    for experiment in EXPERIMENTS:
-        name = experiment.name
-        outcome = failures[name] if name in failures else results(experiment, scale, workdir)
-        if isinstance(outcome, str):
-            for text, source in experiment.claims.values():
-                table.append((text, source, name, "-", verdicts.NOT_TESTED, outcome, "-"))
-            continue
-        copies = _copy_figures(experiment, outcome.figures, page)
-        link = ", ".join(f"[figure]({copy})" for copy in copies) or "-"
-        for verdict in outcome.verdicts:
-            text, source = experiment.claims[verdict.claim]
-            table.append(
-                (text, source, f"[{name}](#{_anchor(name)})", outcome.seeds, verdict.verdict, short(verdict.effect), link)
-            )
-        details += _details(experiment, outcome, _commands(experiment, scale, workdir), details)
-        details += [f"![{name}]({copy})\n" for copy in copies]
+    outcomes = {e.name: failures[e.name] if e.name in failures else results(e, scale, workdir) for e in EXPERIMENTS}
+    rows = rows_of(outcomes)
+    folder = page.with_suffix("")
+    folder.mkdir(parents=True, exist_ok=True)
+    for module in dict.fromkeys(e.name.partition(":")[0] for e in EXPERIMENTS):
+        chosen = [e for e in EXPERIMENTS if e.name.partition(":")[0] == module]
+        (folder / f"{module}.md").write_text(_details_page(module, chosen, outcomes, scale, workdir, page), encoding="utf-8")
+    choices = Path(__file__).with_name("choices.md").read_text("utf-8")
+    parts = [_answers(rows, scale), _table(rows, folder.name), _criteria(outcomes), choices]
+    page.write_text("\n".join(parts), encoding="utf-8")
+    return rows
+
+
+# Part one: the answers.
+
+
+def _answers(rows: list[Row], scale: str) -> str:
+    by_name = {row.claim: row for row in rows}
     lines = [
-        "# Claims\n",
-        f"Written by `python -m experiments.claims --scale={scale}`, from the runs whose commands are below. Brackets hold the 95 % percentile "
-        "bootstrap interval of a mean over seeds. With five seeds it is too narrow: it misses the mean of a normal distribution in "
-        'about 15 % of cases. Where a verdict depends on it, a sign test over seeds must hold too. "Not reproduced" means that the '
-        "statement under the claim, with its thresholds, does not hold here. The statements and thresholds are ours.\n",
-        f"Definition of the events: {DEFINITION}\n",
-        _markdown((_HEADER, *table)),
-        *details,
+        "# Does it hold?\n",
+        "Zhu, Liu, Radhakrishnan and Belkin (2024, arXiv 2306.04815) claim that the spikes of SGD are catapults, that they live in the top eigenspace of the",
+        "tangent kernel, and that they improve generalisation. A student study on MNIST adds cyclic learning rates and AdaGrad.",
+        "Each line answers one question from the rows of the table below.\n",
     ]
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text("\n".join(lines), encoding="utf-8")
-    return table
+    lines += [f"- **{question}** {_answer([by_name[name] for name in names])}" for question, names in QUESTIONS.items()]
+    lines += [
+        "",
+        "**Why believe it?** Each row tests one published statement, or one of ours, with thresholds that were committed before the runs.",
+        "Where a setting was chosen after looking, the runs have fresh seeds; what was chosen is listed at the end.",
+        "Effects are compared with controls: ordinary rises, matched windows, placebos, twin arms.",
+        "A row says *not measurable* where its own instrument fails, and contrary results stay.",
+        f"`python -m experiments.claims --scale={scale}` writes this page from the runs; each page of details has the command of each run.\n",
+    ]
+    return "\n".join(lines)
+
+
+def _answer(rows: list[Row]) -> str:
+    """One line: what holds, in part, and what does not."""
+    groups: dict[str, list[str]] = {}
+    for row in rows:
+        word = row.grade.removeprefix(f"{OURS}: ")
+        groups.setdefault(word, []).append(_lower(row.title))
+    order = ("reproduced", "holds", "partly", "holds in part", "not reproduced", "does not hold", NOT_MEASURABLE, NOT_TESTED)
+    parts = [f"{word.capitalize()}: {'; '.join(groups[word])}." for word in order if word in groups]
+    return " ".join(parts)
+
+
+def _lower(title: str) -> str:
+    """The title inside a sentence: only an abbreviation or a name keeps its capital.
+
+    >>> _lower("Above critical"), _lower("SGD gains"), _lower("AdaGrad loses")
+    ('above critical', 'SGD gains', 'AdaGrad loses')
+    """
+    word = title.partition(" ")[0]
+    return title if any(letter.isupper() for letter in word[1:]) else title[0].lower() + title[1:]
+
+
+# Part two: the table.
+
+
+def _table(rows: list[Row], folder: str) -> str:
+    header = ("claim", "published in", "grade", "settings", "effect")
+    lines = []
+    for row in rows:
+        module = next(e.name.partition(":")[0] for e in EXPERIMENTS if row.claim in e.claims)
+        link = f"[{row.title}]({folder}/{module}.md)"
+        lines.append((link, row.source, row.grade, row.settings, _cut(row.effect)))
+    return (
+        "## All claims\n\nThe grade is over the settings that decide: one that agrees with the others, or *partly*.\n"
+        "The effect is that of the first such setting; brackets hold the 95 % interval over seeds.\n\n"
+        + markdown((header, *lines))
+    )
+
+
+def _cut(words: str) -> str:
+    """The words, cut at a comma or a space so that they fit a cell."""
+    if len(words) <= _MOST:
+        return words
+    head = words[: _MOST - 1]
+    return (
+        head[: max(head.rfind(", "), head.rfind("; "), head.rfind(" ") if ", " not in head and "; " not in head else -1)] + " …"
+    )
+
+
+# Part three: the criteria.
+
+
+def _criteria(outcomes: dict[str, Results | str]) -> str:
+    lines = [
+        "## Criteria\n",
+        f"**Events.** {DEFINITION}\n",
+        "**Intervals** are 95 % percentile bootstrap intervals of a mean over seeds. With five seeds they are too narrow: they miss the mean of a normal",
+        "distribution in about 15 % of cases. So a sign test over seeds must hold, too (5 of 5, 7 of 8).\n",
+        "**AGOP alignment** is judged only where it is measurable: two references of one recipe must have an alignment of at least 0.5 with each other, and",
+        "untrained networks less than half of that.\n",
+        "**Grades.** *Reproduced*, *partly*, *not reproduced*: the statement below holds, a part of it, or not. *Not measurable*: the runs can't decide.",
+        "*Not tested*: there are no such runs. *Ours*: no study says it.\n",
+    ]
+    for names in QUESTIONS.values():
+        for name in names:
+            claim = CLAIMS[name]
+            statement = next((v.statement for _, v in _settings(name, outcomes) if v.statement), "")
+            words = f"Published ({claim.source}): {claim.published}. " if claim.published else "Ours. "
+            lines.append(f"- **{claim.title}.** {words}" + (f"Tested as: {statement}." if statement else "Not tested yet."))
+    return "\n".join(lines) + "\n"
+
+
+# The pages of details.
+
+
+def _details_page(
+    module: str, experiments: list[Experiment], outcomes: dict[str, Results | str], scale: str, workdir: Path, page: Path
+) -> str:
+    lines = [f"# {module}\n", f"Details of [the claims](../{page.name}); the config is `configs/{module}.py`.\n"]
+    for experiment in experiments:
+        lines += _details(experiment, outcomes[experiment.name], commands(experiment, scale, workdir), page)
+    return "\n".join(lines)
+
+
+def _details(experiment: Experiment, outcome: Results | str, lines_to_run: list[str], page: Path) -> list[str]:
+    """The section of an experiment."""
+    title = experiment.name + (" (our variant, not counted)" if experiment.is_variant else "")
+    parts = [f"## {title}\n", "```\n" + "\n".join(lines_to_run) + "\n```\n"]
+    if isinstance(outcome, str):
+        return [*parts, f"Not tested: {outcome}.\n"]
+    facts = f"Data: {outcome.data}; {outcome.seeds} seeds; {outcome.seconds:.0f} s; code {outcome.code}."
+    if reference := outcome.reference:
+        facts += f" AGOP reference: {reference['name']}"
+        error = f", test error {reference['error_test']:.3g}" if reference.get("error_test") is not None else ""
+        ceiling = f", alignment of a second one {reference['ceiling']:.3g}" if reference.get("ceiling") is not None else ""
+        facts += f"{error}{ceiling}, SHA-256 {reference['sha256'][:16]}." if "sha256" in reference else "."
+    parts.append(facts + "\n")
+    tables = []
+    for verdict in outcome.verdicts:
+        parts.append(f"**{verdict.verdict}**: {CLAIMS[verdict.claim].title}.\n\n{verdict.effect}.\n")
+        if verdict.details:
+            parts.append(f"{verdict.details}.\n")
+        if verdict.table and verdict.table not in tables:
+            tables.append(verdict.table)
+            parts.append(markdown(verdict.table))
+    return [*parts, *(f"![{experiment.name}](../{copy})\n" for copy in _copy_figures(experiment, outcome.figures, page))]
 
 
 def _copy_figures(experiment: Experiment, figures: list[Path], page: Path) -> list[Path]:
@@ -163,34 +326,47 @@ def _copy_figures(experiment: Experiment, figures: list[Path], page: Path) -> li
     return [copy.relative_to(page.parent) for copy in copies]
 
 
-def _details(experiment: Experiment, outcome: Results, commands: list[str], before: list[str]) -> list[str]:
-    """The section of an experiment. A table that is on the page ``before`` is left out."""
-    facts = f"Data: {outcome.data}; {outcome.seeds} seeds; {outcome.seconds:.0f} s; code {outcome.code}."
-    if reference := outcome.reference:
-        facts += f" AGOP reference: {reference['name']}"
-        error = f", test error {reference['error_test']:.3g}" if reference.get("error_test") is not None else ""
-        facts += f"{error}, SHA-256 {reference['sha256'][:16]}." if "sha256" in reference else "."
-    parts = [f"## {experiment.name}\n", "```\n" + "\n".join(commands) + "\n```\n", facts + "\n"]
-    for verdict in outcome.verdicts:
-        text, source = experiment.claims[verdict.claim]
-        parts.append(f"**{verdict.verdict}**: {text} ({source}). Tested as: {verdict.statement}.\n\n{verdict.effect}.\n")
-        table = _markdown(verdict.table) if verdict.table else ""
-        if table and table not in (*before, *parts):
-            parts.append(table)
-    return parts
+def commands(experiment: Experiment, scale: str, workdir: Path) -> list[str]:
+    """The command lines of an experiment: what it needs first, then its runs.
+
+    Args:
+      experiment: one of :data:`EXPERIMENTS`.
+      scale: smoke, quick, cpu or gpu.
+      workdir: directory of all experiments.
+    """
+    smoke = ",smoke" if scale == "smoke" else ""
+    lines = [
+        f"python -m experiments.main --config=configs/reference.py:{variant}{smoke} --workdir={reference_dir(variant, workdir)}"
+        for variant in experiment.references
+    ]
+    flags = ""
+    if experiment.references:
+        flags += f" --config.measure.agop_reference={reference_dir(experiment.references[0], workdir) / 'model.npz'}"
+    if experiment.cap:
+        module, variant = config_name(experiment, scale, experiment.cap)
+        lines.append(
+            f"python -m experiments.main --config=configs/{module}.py:{variant}{flags} --workdir={cap_dir(experiment, workdir)}"
+        )
+        flags += f" --config.intervention.cap_run={cap_dir(experiment, workdir)}"
+    if len(experiment.references) > 1:
+        flags += f" --config.measure.agop_second_reference={reference_dir(experiment.references[1], workdir) / 'model.npz'}"
+    module, variant = config_name(experiment, scale)
+    name = f"configs/{module}.py" + (f":{variant}" if variant else "")
+    return [*lines, f"python -m experiments.{'sweep' if experiment.is_sweep else 'main'} --config={name}{flags}"]
 
 
-def _markdown(table: Sequence[Sequence[Any]]) -> str:
-    """A table in Markdown; its first row is the header."""
+def markdown(table: Sequence[Sequence[Any]]) -> str:
+    """A table in Markdown.
+
+    Args:
+      table: header, then rows.
+
+    >>> print(markdown((("arm", "loss"), ("a", 1))))
+    | arm | loss |
+    | --- | --- |
+    | a | 1 |
+    <BLANKLINE>
+    """
     header, *rows = table
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
-
-
-def short(effect: str) -> str:
-    """The part of an effect before its first semicolon: the numbers behind the verdict.
-
-    >>> short("5 of 5 members have one; onset at step 0")
-    '5 of 5 members have one'
-    """
-    return effect.split(";")[0]

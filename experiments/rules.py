@@ -340,17 +340,9 @@ _BEFORE_CLAIMS = (
 
 _AFTER_CLAIMS = (
     Rule(
-        ("claims", "members.cap"),
-        "allowed with the claim forbidding_catapults_hurts: None, which is no cap, and a cap below 1",
-        lambda f: (
-            "forbidding_catapults_hurts" in f["claims"]
-            and (None not in (f["members.cap"] or ()) or not any(cap and cap < 1 for cap in f["members.cap"]))
-        ),
-    ),
-    Rule(
         ("claims", "measure.probe_size"),
-        "allowed with the claim sgd_spikes_are_catapults: None, since it needs the split of the whole training loss",
-        lambda f: "sgd_spikes_are_catapults" in f["claims"] and f["measure.probe_size"],
+        "allowed with claims on the spikes of SGD: None, since they need the kernel of the whole training set",
+        lambda f: {"spikes_lie_in_the_top_space", "spikes_lower_lambda_max"} & set(f["claims"]) and f["measure.probe_size"],
     ),
     Rule(
         ("optimizer.batch_size", "measure.loss_train_every"),

@@ -213,7 +213,7 @@ def _best_lr(errors: np.ndarray, lrs: np.ndarray, arm: np.ndarray) -> tuple[floa
     return lr, ", an end of the grid" if lr in (min(means), max(means)) else ""
 
 
-@claim(of=RUN, given=(*_GIVEN, "members.cap"), title="Cycles with catapults help SGD more than the same cycles below critical")
+@claim(of=RUN, given=(*_GIVEN, "members.cap"), title="Cycles with catapults beat the same cycles capped below critical")
 def catapults_help_beyond_cycles(run: Run) -> Finding:
     """The same cycles with and without catapults: the gain that remains when the lr stays below its critical value."""
     record, settings = run.record, run.settings

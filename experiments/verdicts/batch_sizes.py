@@ -66,9 +66,9 @@ def _statement(config, at: str) -> str:
     of=SWEEP,
     given=_GIVEN,
     columns=_COLUMNS,
-    title="Smaller batches at the same lr: more spikes, better features and test loss",
+    title="Smaller batches, same lr: more catapults, better features and test loss",
     published="At the same lr, smaller batches give more catapults, a higher AGOP alignment and a better test performance",
-    source=f"{ZHU}, section 4.2",
+    source=f"{ZHU}, abstract",
 )
 def small_batches_help(rows: list[dict], config) -> Finding:
     """Smaller batches at one shared lr: more spikes, higher alignment, lower test loss."""
@@ -82,7 +82,7 @@ def small_batches_help(rows: list[dict], config) -> Finding:
     return _finding(chosen, statement, dict.fromkeys(dict.fromkeys(row[_AXIS] for row in rows), max(shared)), rows)
 
 
-@claim(of=SWEEP, given=_GIVEN, columns=_COLUMNS, title="The same where each batch size has its own tuned lr")
+@claim(of=SWEEP, given=_GIVEN, columns=_COLUMNS, title="Smaller batches do so where each size has its own tuned lr")
 def small_batches_help_at_tuned_lrs(rows: list[dict], config) -> Finding:
     """Smaller batches, each size at its own tuned lr: more spikes, higher alignment, lower test loss."""
     statement = _statement(config, "each batch size at the lr of one grid with the smallest mean validation loss")

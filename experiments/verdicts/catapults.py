@@ -94,7 +94,7 @@ def peak_grows_with_width(rows: list[dict], config) -> Finding:
     every_step=("measure.lambda_max_batch_every",),
     title="A spike of gradient descent needs an lr above the critical lr of that moment",
     published="The loss of gradient descent spikes when its lr exceeds the critical lr set by the top eigenvalue of the current kernel",
-    source=f"{ZHU}, section 3",
+    source=f"{ZHU}, section on GD",
 )
 def spikes_are_catapults(run: Run) -> Finding:
     """Spikes need an exceedance of the *current* critical lr, whatever the lr was relative to the initial one."""
@@ -161,7 +161,7 @@ def catapult_follows_raise(run: Run) -> Finding:
     every_step=("measure.lambda_max_batch_every", "measure.loss_train_every"),
     title="Cyclical learning rates cause catapults",
     published="Cyclic lrs make catapults in the cycles in which the lr exceeds the critical lr",
-    source=f"{ZHU}, Remark 3; MNIST study",
+    source=f"{ZHU}, Remark 3",
 )
 def cycles_cause_catapults(run: Run) -> Finding:
     """A cyclic lr makes a spike in the cycles whose lr exceeds the current critical lr, the more so the larger its overshoot."""

@@ -44,7 +44,7 @@ _GIVEN = ("run.stop_loss", "measure.loss_test_every", "measure.agop_alignment_ev
     every_step=("measure.loss_train_every",),
     given=_GIVEN,
     min_seeds=10,
-    title="The overshoot of a few modes is what lowers the test loss at equal training loss",
+    title="The overshoot of a few modes lowers the test loss at equal training loss",
 )
 def overshoot_is_the_cause(run: Run) -> Finding:
     """The causal test: without the overshoot of the critical modes the test loss is higher, and no control does the same."""
@@ -77,7 +77,7 @@ def overshoot_is_the_cause(run: Run) -> Finding:
     every_step=("measure.loss_train_every",),
     given=_GIVEN,
     min_seeds=10,
-    title="The overshoot lowers the test loss also at equal steps and at an equal sum of lr",
+    title="It does so at equal steps and at an equal sum of lr, too",
 )
 def overshoot_helps_at_equal_effort(run: Run) -> Finding:
     """The same comparison after the same number of steps, and after the same sum of learning rates."""

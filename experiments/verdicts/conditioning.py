@@ -108,7 +108,7 @@ def adagrad_outgrows_its_lr(run: Run) -> Finding:
 @claim(
     of=RUN,
     every_step=("measure.lambda_max_batch_every", "measure.preconditioner_min_every"),
-    title="The smallest entry of AdaGrad's accumulator grows, and with it a bound on its critical lr",
+    title="The smallest entry of AdaGrad's accumulator grows",
     published="The smallest entry of AdaGrad's accumulator grows; times the critical lr of SGD it bounds the critical lr of AdaGrad from below",
     source=f"{STUDY}, AdaGrad figures",
 )

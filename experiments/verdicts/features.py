@@ -77,7 +77,7 @@ def _statement_of_slope(outcome: str, sign: str, config) -> str:
     columns=(*_COLUMNS, "agop_alignment_start"),
     title="More catapults of gradient descent raise the AGOP alignment",
     published="Gradient descent with more catapults, trained to the same loss, has a higher AGOP alignment with the true model",
-    source=f"{ZHU}, section 4.1",
+    source=f"{ZHU}, abstract",
 )
 def catapults_raise_alignment(rows: list[dict], config) -> Finding:
     """More catapults, trained to the same loss: higher AGOP alignment."""
@@ -93,7 +93,7 @@ def catapults_raise_alignment(rows: list[dict], config) -> Finding:
     columns=_COLUMNS,
     title="More catapults of gradient descent lower the test loss",
     published="Gradient descent with more catapults, trained to the same loss, has a better test performance",
-    source=f"{ZHU}, section 4.1",
+    source=f"{ZHU}, abstract",
 )
 def catapults_lower_the_test_loss(rows: list[dict], config) -> Finding:
     """More catapults, trained to the same loss: lower test loss."""

@@ -63,7 +63,7 @@ def _table(rows: list[dict], arms: dict[tuple, list[dict]]) -> tuple[tuple[str, 
     columns=("loss_val", "loss_test", "agop_alignment", "agop_alignment_start"),
     title="Over optimizers, a higher AGOP alignment goes with a lower test loss",
     published="Over optimizers, a higher AGOP alignment with the true model goes with a better test performance",
-    source=f"{ZHU}, section 4.3",
+    source=f"{ZHU}, section on optimizers",
 )
 def alignment_over_optimizers(rows: list[dict], config) -> Finding:
     """Over optimizers, each at its own tuned lr: a higher AGOP alignment, a lower test loss, whichever optimizer is left out."""

@@ -39,7 +39,7 @@ _SERIES = ("lr", "critical_lr_batch", "directional_batch", "directional_train", 
 
 
 @claim(
-    of=RUN, title="The directional criterion predicts a rise in this step better than the spectral one",
+    of=RUN, title="Directional beats spectral as a predictor of this step",
     every_step=(
         "measure.lambda_max_batch_every", "measure.loss_train_every", "measure.loss_batch_after_every", "measure.directional_batch_every",
         "measure.directional_train_every",

@@ -58,7 +58,7 @@ def _mean_text(of_seed: dict[int, float]) -> str:
     every_step=(*_NEEDS, "measure.lambda_max_train_every"),
     title="Spikes of SGD lie in the top eigenspace",
     published="The spikes of the training loss of SGD lie in the space of the top eigenvectors of the tangent kernel",
-    source=f"{ZHU}, section 3.2",
+    source=f"{ZHU}, abstract",
 )
 def spikes_lie_in_the_top_space(run: Run) -> Finding:
     """The fraction of the rise of a spike inside the top eigenspace, against that of all other rises."""
@@ -103,7 +103,7 @@ def _ordinary_rises(run: Run, spikes: list[list[Event]]) -> list[list[float]]:
     every_step=(*_NEEDS, "measure.lambda_max_train_every"),
     title="Spikes of SGD lower the norm of the kernel",
     published="The spectral norm of the tangent kernel falls over the spikes of SGD, as it does over a catapult of gradient descent",
-    source=f"{ZHU}, section 3.2",
+    source=f"{ZHU}, section on SGD",
 )
 def spikes_lower_lambda_max(run: Run) -> Finding:
     """Lambda_max of the training kernel over a spike, against control windows of equal length that start at the same lambda_max."""
@@ -205,7 +205,7 @@ def _exceedances_before_spikes(run: Run) -> Finding:
     every_step=_NEEDS,
     title="Spikes of SGD come when the lr exceeds the critical lr of a batch",
     published="The spikes of the training loss of SGD are catapults: on the way the lr exceeds the critical lr of a batch",
-    source=f"{ZHU}, section 3.2",
+    source=f"{ZHU}, abstract",
 )
 def spikes_have_exceedances(run: Run) -> Finding:
     """An exceedance on the way up of the spikes of the training loss, by their size and against chance."""
