@@ -3,7 +3,6 @@
 import numpy as np
 import xarray as xr
 
-from catapult_jax.report.analysis import CONFUSION
 from configs import (
     batch_size,
     catapults_agop,
@@ -16,7 +15,6 @@ from configs import (
     mnist_optimizers,
     optimizers_agop,
     predictors,
-    suppressed,
     synthetic_sgd_b1,
 )
 from experiments.arms import ARMS
@@ -29,13 +27,12 @@ FIG3, FIG4, FIG5 = (module.get_config().to_dict() for module in (cifar_gd, cifar
 OPTIMIZERS, MNIST, ADAGRAD, PREDICTORS = (
     module.get_config().to_dict() for module in (optimizers_agop, mnist_optimizers, mnist_adagrad, predictors)
 )
-SGD, CYCLIC, AGOP, FORBIDDEN, BATCH, CAUSES = (
+SGD, CYCLIC, AGOP, BATCH, CAUSES = (
     module.get_config(variant).to_dict()
     for module, variant in (
         (cifar_sgd, "fcn"),
-        (cifar_cyclic, "fcn"),
+        (cifar_cyclic, "sgd"),
         (catapults_agop, "rank2"),
-        (suppressed, "rank2"),
         (batch_size, "rank2"),
         (causes, "rank2"),
     )
@@ -94,28 +91,40 @@ def sgd_record(critical, fraction, seeds=5, spikes=2):
     return record(loss, 1.5, critical, loss_batch_after=loss, **parts)
 
 
+def with_ordinary_rises(inside, outside):
+    """Spikes with this fraction of their rise in the top space, and after each of them a small rise with that fraction."""
+    data = sgd_record(BEFORE, inside)
+    loss, top = data["loss_train"].values, data["loss_train_top"].values
+    for start in (0, 8):
+        step = start + 6
+        rise = 0.1 * loss[:, step]
+        loss[:, step + 1] = loss[:, step] + rise
+        top[:, step + 1] = top[:, step] + outside * rise
+    data["loss_train_rest"][:] = loss - top
+    data["loss_batch"][:] = loss
+    return data
+
+
+def with_lambda(over_spikes, elsewhere, calm=12):
+    """Two spikes and then quiet steps in each seed; lambda_max changes by these factors from onset to close, and over as many quiet steps."""
+    rows = sgd_record(BEFORE, 0.95)
+    padded = rows.pad(step=(0, calm), mode="edge")
+    padded["diverged"] = padded["diverged"].astype(bool)
+    steps = padded.sizes["step"]
+    log_lambda, level = np.zeros(steps), 0.0
+    events = read_run(padded, SGD).events(1.5)[0]
+    for step in range(1, steps):
+        inside = [e for e in events if e.onset < step <= e.end]
+        length = events[0].end - events[0].onset
+        level += np.log(over_spikes) / (inside[0].end - inside[0].onset) if inside else np.log(elsewhere) / length
+        log_lambda[step] = level
+    values = np.exp(np.tile(log_lambda, (padded.sizes["member"], 1)))
+    return padded.assign(lambda_max_train=(("member", "step"), values))
+
+
 def ends(name, values, steps=8):
     """A series that ends at the given value of each member."""
     return {name: np.repeat(np.asarray(values, float)[:, None], steps, 1)}
-
-
-def spikes(count):
-    """A loss with that many catapults of factor 3, and the critical lr that makes them so."""
-    loss, critical = np.ones(8), np.full(8, 9.0)
-    for i in range(count):
-        loss[2 * i + 1], critical[2 * i] = 3.0, 1.0
-    return loss, critical
-
-
-def members_with(counts, seeds, **finals):
-    """Members with so many catapults each, which end at the loss to stop at and at the given values of other series."""
-    loss, critical = (np.stack(values) for values in zip(*(spikes(count) for count in counts), strict=True))
-    more = {name: series for final, values in finals.items() for name, series in ends(final, values).items()}
-    data = record(loss, 1.5, critical, **more)
-    data["loss_train"][:, -1] = 0.01
-    stopped = np.zeros(loss.shape, bool)
-    stopped[:, -1] = True
-    return data.assign(stopped=(("member", "step"), stopped)).assign_coords(seed=("member", np.asarray(seeds)))
 
 
 def adagrad_record(exact, bound):
@@ -135,12 +144,52 @@ def capped_record(gain, critical=(1.0, 9.0)):
     return data.assign_coords(lr_given=("member", lr), cap=("member", cap.astype(np.float32)), seed=("member", seed))
 
 
-def ends_of_pairs(free):
-    """Where members end: better where catapults are allowed."""
-    return {"agop_alignment": 0.5 + 0.1 * free, "loss_test": 0.5 - 0.1 * free}
-
-
 # Rows of sweeps.
+
+
+def measurable(ceiling=0.9, floor=0.1):
+    """The columns by which an alignment can be judged."""
+    return {"agop_ceiling": ceiling, "agop_alignment_start": floor}
+
+
+def raise_rows(alignment, test, twin=0.0, seeds=5, **more):
+    """Members with 0 to 3 raises above and below the critical lr; ``alignment``, ``test``: change for each catapult, ``twin``: for each raise below."""
+    rows, rng = [], np.random.default_rng(0)
+    for to in (1.2, 0.98):
+        for raises in range(4):
+            for seed in range(seeds):
+                catapults, noise = raises * (to > 1), rng.uniform(0, 1e-3)
+                row = {
+                    "schedule.raise_to": to,
+                    "raises": raises,
+                    "seed": seed,
+                    "finished": True,
+                    "steps": 100,
+                    "catapults": catapults,
+                }
+                row |= {"agop_alignment": 0.5 + alignment * catapults + noise, "loss_test": 1 + test * catapults + noise}
+                row["loss_test"] += twin * raises * (to < 1)
+                rows.append(row | measurable() | more)
+    return rows
+
+
+def width_rows(peaks):
+    return [
+        {"model.width": width, "first_peak_ratio": peak + 0.01 * seed, "critical_lr0": 4.0, "seed": seed}
+        for width, peak in zip((16, 32, 64), peaks, strict=True)
+        for seed in range(5)
+    ]
+
+
+def critical_rows(zero, tenth):
+    """Fractions of critical steps of SGD, and of AdaGrad with an accumulator from 0 and from 0.1."""
+    names = ("optimizer.name", "optimizer.initial_accumulator_value")
+    arms = [("sgd", None, 0.5), ("adagrad", 0.0, zero), ("adagrad", 0.1, tenth)]
+    return [
+        dict(zip(names, arm, strict=True)) | {"seed": seed, "critical_steps": value + 0.01 * seed}
+        for *arm, value in arms
+        for seed in range(5)
+    ]
 
 
 def batch_rows(effect_shared, effect_tuned, catapults=-1):
@@ -151,39 +200,50 @@ def batch_rows(effect_shared, effect_tuned, catapults=-1):
             for seed in range(5):
                 gain = (effect_shared if lr == 0.1 else effect_tuned) * i + rng.uniform(0, 1e-3)
                 row = {"optimizer.batch_size": size, "lr_given": lr, "seed": seed, "finished": True, "run": f"b{size}"}
-                row |= {"catapults": 3 + catapults * i, "loss_val": 1.0 if lr == 0.1 else 0.5}
-                rows.append(row | {"loss_test": 1 + gain, "agop_alignment": 0.9 - gain})
+                row |= {name: 3 + catapults * i for name in ("catapults", "spikes")} | measurable()
+                row |= {"loss_val": 1.0 if lr == 0.1 else 0.5, "loss_test": 1 + gain, "agop_alignment": 0.9 - gain}
+                rows.append(row)
                 if lr != 0.1:  # the other batch sizes do not come down at this lr
                     others = [other for other in (4, 8, 16) if other != size]
                     rows += [row | {"optimizer.batch_size": o, "run": f"b{o}", "finished": False} for o in others]
     return rows
 
 
-def optimizer_rows(slope, precision=0.9, unfinished=()):
-    """Three optimizers, each at three learning rates, of which the second has the smallest validation loss."""
-    right, rises = round(30 * precision), round(60 * precision)  # of 30 that were predicted; half of the rises are
-    counts = (right, 30 - right, rises - right, round(rises / 0.3) - 30 - rises + right)
+def optimizer_rows(slope, unfinished=(), rival=0.0, unrelated=False):
+    """Five optimizers, each at three learning rates, of which the second has the smallest validation loss.
+
+    ``rival``: 1 orders the rivals of the alignment as it does; ``unrelated``: they have no correlation with the test loss at all.
+    """
     rows, rng = [], np.random.default_rng(0)
-    for i, name in enumerate(("sgd", "adagrad", "adam")):
+    for i, name in enumerate(("sgd", "adagrad", "adam", "rmsprop", "nesterov")):
         for lr in (0.3, 1.0, 3.0):
             for seed in range(5):
                 aligned = 0.5 + 0.1 * i + rng.uniform(0, 1e-3)
                 row = {"optimizer.name": name, "lr_given": lr, "seed": seed, "run": name}
                 row |= {"active": True, "finished": name not in unfinished}
                 row |= {"agop_alignment": aligned, "loss_test": 1 + slope * aligned, "loss_val": 1.0 if lr < 1 else lr / 10}
-                rows.append(row | {"catapults": 0, "critical_steps": 0.1} | dict(zip(CONFUSION, counts, strict=True)))
+                others = {
+                    name: rival * aligned + (1 - rival) * rng.uniform()
+                    for name in ("loss_train", "lambda_max_train", "weight_norm")
+                }
+                others["steps"] = int(rng.integers(100))
+                if unrelated:
+                    others = dict.fromkeys(others, float((1, 4, 2, 0, 3)[i]))
+                rows.append(row | measurable() | others)
     return rows
 
 
-def accuracy_rows(errors, critical=0.2):
-    """Errors in percent of each arm at the better of two learning rates."""
+def accuracy_rows(errors, critical=0.2, epochs=30, off=0.0):
+    """Errors in percent of each arm at the better of two learning rates; ``off``: points more for each epoch away from the twelfth."""
+    epoch = np.arange(epochs + 1)
     rows = []
     for (name, schedule), error in errors.items():
         for lr in (1.0, 3.0):
             for seed in range(5):
-                value = (error + 0.01 * seed) / 100 + (lr - 1)
+                curve = (error + 0.01 * seed + off * np.abs(epoch - 12)) / 100 + 0.1 * (lr - 1)
                 row = {"optimizer.name": name, "schedule.name": schedule, "lr_given": lr, "seed": seed}
-                row |= {"active": True, "finished": True, "error_val": value, "error_test": value}
+                row |= {"active": True, "finished": True, "error_val": float(curve[-1]), "error_test": float(curve[-1])}
+                row["curves"] = {"epoch": epoch, "error_val": curve, "error_test": curve}
                 rows.append(row | {"critical_steps": critical if schedule == "cyclic" else 0.0})
     return rows
 

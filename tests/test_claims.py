@@ -40,7 +40,7 @@ def test_main_keeps_the_reasons_of_failure_until_an_experiment_succeeds(tmp_path
     assert records.read_json(tmp_path / "failures.json") == {
         "cifar_gd:cnn": "data.name='cifar10' is not available: no file cifar10.npz"
     }
-    page = (tmp_path / "claims.md").read_text()
+    page = (tmp_path / "claims" / "cifar_gd.md").read_text()
     assert "not available: no file cifar10.npz" in page and "/home" not in page and "another name" not in page
 
     reasons.clear()

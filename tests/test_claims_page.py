@@ -41,10 +41,5 @@ def test_write_page_of_a_run_a_sweep_missing_data_and_the_rest(tmp_path):
     assert record["data"]["fallback_for"] == "cifar10"
 
 
-def test_short_of_an_effect():
-    assert claims_page.short("5 of 5 members; onset at 0; rise 1") == "5 of 5 members"
-    assert claims_page.short("too few spikes") == "too few spikes"
-
-
 def test_examples_in_docstrings():
     assert not doctest.testmod(claims_page).failed

@@ -59,8 +59,9 @@ def test_build_of_a_staircase_raises_to_a_multiple_of_the_critical_lr():
 def test_figure_has_an_axis_for_each_schedule():
     figure = schedules.figure()
 
-    assert [axis.get_title() for axis in figure.axes] == list(SCHEDULES)
-    for axis in figure.axes:
+    axes = [axis for axis in figure.axes if axis.get_visible()]
+    assert [axis.get_title() for axis in axes] == list(SCHEDULES)
+    for axis in axes:
         critical, _, capped = (line.get_ydata() for line in axis.lines)
         if axis.get_title() != "staircase":  # a raise ignores the cap
             assert (capped <= 0.7 * np.asarray(critical) * (1 + 1e-6)).all()

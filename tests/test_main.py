@@ -27,7 +27,6 @@ from configs import (
     optimizers_agop,
     quickstart,
     reference,
-    suppressed,
     synthetic_sgd_b1,
 )
 from experiments import build, main, report
@@ -237,7 +236,6 @@ def test_report_of_nothing(tmp_path, capsys):
         *((cifar_sgd, f"{variant},smoke") for variant in ("fcn", "fcn,momentum")),
         (cifar_cyclic, "smoke"),
         (batch_size, "rank2,momentum,smoke"),
-        (suppressed, "rank2,smoke"),
         (catapults_agop, "rank2,smoke"),
         (mnist_adagrad, "smoke"),
         (optimizers_agop, "rank2,smoke"),
@@ -296,10 +294,6 @@ def test_run_with_a_trained_reference(tmp_path, no_data, capsys, plain_figures):
     other.measure.agop_reference = config.measure.agop_reference
     with pytest.raises(configs.ConfigError, match="is a model for data with name 'natural_patches'; allowed here: 'digits'"):
         main.run(other, tmp_path / "other")
-    config = suppressed.get_config(f"{task},smoke")
-    config.measure.agop_reference = other.measure.agop_reference
-    main.run(config, tmp_path / "suppressed")
-    assert np.isfinite(catapult_jax.open_record(tmp_path / "suppressed")["agop_alignment"].values[:, 0]).all()
 
 
 def test_run_ends_when_all_members_have_stopped(tmp_path, plain_figures):

@@ -21,7 +21,6 @@ from configs import (
     predictors,
     quickstart,
     reference,
-    suppressed,
     synthetic_sgd_b1,
     tasks,
 )
@@ -42,7 +41,7 @@ _AGOP = {"measure.agop_alignment_every": 1, "measure.agop_reference": "model.npz
 # A setting that each claim can be tested in, beside what NEEDS and NEEDS_SOME ask for.
 _SETTING = {
     "adagrad_outgrows_its_lr": {"optimizer.name": "adagrad"},
-    "forbidding_catapults_hurts": {"members.cap": (None, 0.9)},
+    "smallest_entry_grows": {"optimizer.name": "adagrad"},
 }
 _GIVEN = {
     "run.stop_loss": 0.1, "data.validation_size": 8, "members.cap": (None, 0.9), "measure.agop_alignment_every": 1,
@@ -127,13 +126,13 @@ ROWS = [
     ),
     ("measure.top_k_max, measure.top_k; allowed: measure.top_k or more, or None", _PRODUCTS | {"measure.top_k_max": 2}),
     (
-        "claims, optimizer.batch_size; allowed with the claim catapults_condition_the_kernel: None, all examples",
-        _STOCHASTIC | {"claims": ("catapults_condition_the_kernel",)},
+        "claims, optimizer.batch_size; allowed with the claim catapults_lower_the_norm: None, all examples",
+        _STOCHASTIC | {"claims": ("catapults_lower_the_norm",)},
     ),
     (
         "claims, measure.preset, measure.method; "
-        "allowed with the claim catapults_condition_the_kernel: no preset, and the method exact",
-        {"claims": ("catapults_condition_the_kernel",), "measure.method": "matrix_free"},
+        "allowed with the claim catapults_lower_the_norm: no preset, and the method exact",
+        {"claims": ("catapults_lower_the_norm",), "measure.method": "matrix_free"},
     ),
     (
         "claims, optimizer.name; allowed with the claim adagrad_outgrows_its_lr: adagrad",
@@ -249,19 +248,9 @@ ROWS = [
         _STOCHASTIC | {"measure.lambda_max_batch_every": 2},
     ),
     (
-        "claims, members.cap; allowed with the claim forbidding_catapults_hurts: None, which is no cap, and a cap below 1",
-        _AGOP
-        | {
-            "claims": ("forbidding_catapults_hurts",),
-            "run.stop_loss": 0.1,
-            "measure.loss_test_every": 1,
-            "members.cap": (0.9,),
-        },
-    ),
-    (
         "claims, measure.probe_size; "
-        "allowed with the claim sgd_spikes_are_catapults: None, since it needs the split of the whole training loss",
-        {"claims": ("sgd_spikes_are_catapults",), "measure.lambda_max_train_every": 1, "measure.probe_size": 8},
+        "allowed with claims on the spikes of SGD: None, since they need the kernel of the whole training set",
+        {"claims": ("spikes_lower_lambda_max",), "measure.lambda_max_train_every": 1, "measure.probe_size": 8},
     ),
     (
         "optimizer.batch_size, measure.loss_train_every; "
@@ -341,12 +330,15 @@ def test_check_leaves_the_cadences_of_claims_to_a_preset():
 @pytest.mark.parametrize(
     ("module", "variants"),
     [
-        (cifar_gd, ("fcn", "cnn", "ratios", "smoke", "cnn,smoke", "ratios,smoke")),
+        (
+            cifar_gd,
+            ("fcn", "cnn", "ratios", "width", "cnn,gpu", "smoke", "cnn,smoke", "ratios,smoke", "width,smoke", "cnn,gpu,smoke"),
+        ),
         (cifar_gd_multi, ("fcn", "cnn", "smoke", "cnn,smoke")),
         (synthetic_sgd_b1, ("full", "smoke")),
         (quickstart, ("full", "smoke")),
         (cifar_sgd, [f"{net}{word}" for net in ("fcn", "cnn", "wrn", "vit") for word in ("", ",ce", ",momentum", ",smoke")]),
-        (cifar_cyclic, ("fcn", "smoke")),
+        (cifar_cyclic, ("sgd", "gd", "smoke", "gd,smoke")),
         (catapults_agop, [f"{task}{word}" for task in tasks.TASKS for word in ("", ",smoke")]),
         (predictors, [f"{name}{word}" for name in predictors.OPTIMIZERS for word in ("", ",smoke")]),
         (
@@ -357,11 +349,10 @@ def test_check_leaves_the_cadences_of_claims_to_a_preset():
                 for word in ("", ",cap", ",force", ",smoke", ",cap,smoke")
             ],
         ),
-        (suppressed, [f"{task}{word}" for task in tasks.TASKS for word in ("", ",smoke")]),
         (batch_size, [f"{task}{word}" for task in tasks.TASKS for word in ("", ",momentum", ",smoke")] + ["cifar2,ce,smoke"]),
-        (mnist_optimizers, ("mnist", "fashion", "held", "twenty", "smoke", "fashion,smoke", "held,smoke", "twenty,smoke")),
+        (mnist_optimizers, ("mnist", "fashion", "capped", "smoke", "fashion,smoke", "capped,smoke")),
         (mnist_ntk, ("cyclic", "exponential", "smoke", "exponential,smoke")),
-        (mnist_adagrad, ("full", "smoke")),
+        (mnist_adagrad, ("zero", "tenth", "arms", "smoke", "tenth,smoke", "arms,smoke")),
         (optimizers_agop, [f"{task}{word}" for task in tasks.TASKS for word in ("", ",smoke")]),
         (reference, [f"{task}{word}" for task in tasks.IMAGES for word in ("", ",smoke")]),
     ],
@@ -381,14 +372,6 @@ def test_check_of_a_field_that_the_default_does_not_have():
         config.model.widht = 3
     with pytest.raises(ConfigError, match=r"no field .model\.widht.; nearest: .model\.width."):
         rules.check(config)
-
-
-def test_check_needs_both_arms_of_the_causal_test():
-    config = suppressed.get_config("rank2")
-    for caps in (None, (0.9,), (None, 1.5)):
-        config.members.cap = caps
-        with pytest.raises(ConfigError, match=r"members.cap=.*; allowed with the claim forbidding_catapults_hurts"):
-            rules.check(config)
 
 
 def test_examples_in_docstrings():

@@ -33,6 +33,18 @@ def test_plan_makes_members_of_numbers_of_a_member_and_runs_of_the_rest():
     assert config.members.seed == (3, 4) and config.members.lr == (1.0, 2.5)
 
 
+def test_plan_changes_the_fields_of_a_joint_axis_together():
+    grid = ["model.width+optimizer.name+optimizer.initial_accumulator_value=8+sgd+None,16+adagrad+0.1", "model.depth=2,3"]
+
+    runs, axes = sweep.plan(quickstart.get_config("smoke"), grid)
+
+    assert axes == ["model.width", "optimizer.name", "optimizer.initial_accumulator_value", "model.depth"]
+    assert [tuple(point.values()) for point, _ in runs] == [
+        (8, "sgd", None, 2), (8, "sgd", None, 3), (16, "adagrad", 0.1, 2), (16, "adagrad", 0.1, 3),
+    ]  # fmt: skip
+    assert runs[-1][1].optimizer.initial_accumulator_value == 0.1
+
+
 def test_plan_of_members_alone_is_one_run():
     runs, axes = sweep.plan(quickstart.get_config("smoke"), ["members.seed=1,2"])
     assert len(runs) == 1 and axes == [] and runs[0][1].members.seed == (1, 2)
@@ -43,6 +55,10 @@ def test_plan_of_members_alone_is_one_run():
     [
         (["model.widht=8"], "no field 'model.widht'; nearest: 'model.width'"),
         (["model.width=8,8"], "each value once"),
+        (["model.width+model.depth=8+2,8"], r"allowed: model.width\+model.depth=v1\+w1,v2\+w2,... with each point once"),
+        (["model.width+model.depth=8+2,8+2"], "with each point once"),
+        (["model.width+seed=8+1"], "fields that make runs, not seed"),
+        (["model.width+model.depth=8+two"], "'two' has the wrong type; allowed: a whole number"),
         (["model.width="], "allowed: FIELD=v1,v2"),
         (["model.width=8,wide"], "'wide' has the wrong type; allowed: a whole number"),
         (["model.width=8", "model.width=16"], "each field once"),
@@ -70,9 +86,9 @@ def test_run_sweep_resumes_skips_and_summarises(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(workers, "run", dies)
     with pytest.raises(KeyboardInterrupt):
         sweep.run_sweep(config, [], tmp_path / "s", 1)
-    (verdict,) = sweep.run_sweep(config, [], tmp_path / "s", 1)
+    verdicts = sweep.run_sweep(config, [], tmp_path / "s", 1)
     assert "2 runs, 1 already complete" in capsys.readouterr().out
-    assert verdict.claim == "small_batches_help" and len(calls) == 3
+    assert [verdict.claim for verdict in verdicts] == list(config.claims) and len(calls) == 3
     rows = table(tmp_path / "s")
     assert [row["optimizer.batch_size"] for row in rows] == ["5"] * 4 + ["10"] * 4
     assert {"seed", "lr_given", "finished", "catapults", "loss_test", "loss_val", "agop_alignment", "run"} <= set(rows[0])

@@ -4,21 +4,18 @@ import numpy as np
 import pytest
 
 from experiments import verdicts
-from experiments.verdicts import catapults, read_run
+from experiments.verdicts import catapults
 from tests.small_records import (
-    AFTER,
-    BEFORE,
     CYCLIC,
     DROPS,
     FALLING,
     FIG3,
     FIG4,
-    SGD,
     SPIKE,
     finding_of,
     record,
-    sgd_record,
     verdict_of,
+    width_rows,
     with_schedule,
 )
 
@@ -52,11 +49,8 @@ def test_spikes_are_catapults_counts_them():
 
     finding = finding_of(catapults.spikes_are_catapults, record(loss, 1.5, critical), FIG3)
 
-    assert finding.effect.startswith("1 of 2 spikes are catapults, 1 of them with an exceedance at the onset")
-    assert (
-        "onset of the others median 0.167 (from 0.167 to 0.167, n = 1); 0 divergences, 0 deaths; 1 start before"
-        in finding.effect
-    )
+    assert finding.effect == "1 of 2 spikes are catapults, 1 start before an exceedance"
+    assert "onset of the others median 0.167 (from 0.167 to 0.167, n = 1); 0 divergences, 0 deaths" in finding.details
 
 
 def test_catapult_follows_raise():
@@ -73,42 +67,37 @@ def test_catapult_follows_raise():
     assert check(record(quiet, lr, critical)) == verdicts.NOT_TESTED
 
 
-@pytest.mark.parametrize(
-    ("data", "verdict"),
-    [
-        (sgd_record(BEFORE, 0.95), verdicts.REPRODUCED),
-        (sgd_record(BEFORE, 0.5), verdicts.NOT_REPRODUCED),  # half of the rise is elsewhere
-        (sgd_record(AFTER, 0.95), verdicts.NOT_REPRODUCED),  # critical after the peak only
-        (sgd_record(1.0, 0.95), verdicts.NOT_REPRODUCED),  # every step is critical: no better than the base rate
-        (sgd_record(BEFORE, 0.95, seeds=4, spikes=3), verdicts.NOT_TESTED),
-        (sgd_record(BEFORE, 0.95, spikes=1), verdicts.NOT_TESTED),
-        (sgd_record(BEFORE, 0.95).drop_vars(["loss_train_top", "loss_train_rest"]), verdicts.NOT_TESTED),
-    ],
-)
-def test_sgd_spikes_are_catapults(data, verdict):
-    assert verdict_of(catapults.sgd_spikes_are_catapults, data, SGD) == verdict
+def test_peak_grows_with_width():
+    check = lambda peaks: catapults.peak_grows_with_width(width_rows(peaks), FIG3)
+
+    assert check((1.0, 2.0, 3.0)).verdict == verdicts.REPRODUCED
+    assert check((3.0, 2.0, 1.0)).verdict == verdicts.NOT_REPRODUCED
+    assert check((2.0, 2.0, 2.0)).verdict == verdicts.NOT_REPRODUCED
+    assert check((1.0, 2.0, 3.0)).table[1] == ("16", "1.02 [1.01, 1.03]", "4 [4, 4]")
+    assert catapults.peak_grows_with_width(width_rows((1.0, 2.0, 3.0))[:10], FIG3).verdict == verdicts.NOT_TESTED
 
 
-def test_exceedances_of_spikes_have_the_base_rate_of_the_steps_before_a_member_diverged():
-    """Every step up to there is critical: the windows of its spikes are no better than any other."""
-    data = sgd_record(1.0, 0.95).copy(deep=True)
-    data["diverged"][:, 12:] = True
-    data["critical_lr_batch"][:, 12:] = np.nan
-    data["loss_train"][:, 12:] = np.nan
-
-    exceedances = catapults._exceedances_of_spikes(read_run(data, SGD), 1.5)
-
-    assert len(exceedances.base) == 5 and all(np.mean(base) == 1 for base in exceedances.base)
+def cycles_record(critical, members=10):
+    """Two cycles of four steps in each member; the first has a spike, the second has none."""
+    loss = np.tile([1.0, 3.0, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5], (members, 1))
+    return record(loss, 1.5, critical).assign_coords(seed=("member", np.arange(members) // 2))
 
 
 def test_cycles_cause_catapults():
-    config = with_schedule(CYCLIC, period=4)
-    loss = np.tile([1.0, 3.0, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5], (10, 1))
-    critical = [1.0, 1, 9, 9, 9, 9, 9, 9]
-
+    first, config = [1.0, 1, 9, 9, 9, 9, 9, 9], with_schedule(CYCLIC, period=4)
     check = lambda data: verdict_of(catapults.cycles_cause_catapults, data, config)
 
-    assert check(record(loss, 1.5, critical)) == verdicts.REPRODUCED
-    assert check(record(loss, 1.5, critical[::-1])) == verdicts.NOT_REPRODUCED
-    assert check(record(loss, 1.5, 1.0)) == verdicts.NOT_TESTED
-    assert check(record(loss[:9], 1.5, critical)) == verdicts.NOT_TESTED
+    assert check(cycles_record(first)) == verdicts.REPRODUCED
+    assert check(cycles_record(first[::-1])) == verdicts.NOT_REPRODUCED
+    assert check(cycles_record(1.0)) == verdicts.NOT_MEASURABLE
+    assert check(cycles_record(first, members=9)) == verdicts.NOT_MEASURABLE
+
+
+def test_cycles_cause_catapults_sums_the_log_gain_of_a_cycle():
+    """At 1.5 times the critical lr the top mode is multiplied by -2 in a step."""
+    config = with_schedule(CYCLIC, period=4)
+    finding = finding_of(catapults.cycles_cause_catapults, cycles_record([1.0, 1, 9, 9, 9, 9, 9, 9]), config)
+
+    assert finding.table[1] == ("0, no exceedance", "10", "0%")
+    assert f"{4 * np.log(2):.2g} to {4 * np.log(2):.2g}" == finding.table[-1][0]
+    assert finding.effect == "spikes in 10 of 10 cycles with an exceedance, in 0 of 10 without"

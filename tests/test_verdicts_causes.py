@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments.arms import ARMS
-from experiments.verdicts import NOT_REPRODUCED, NOT_TESTED, PARTLY, REPRODUCED, of_run, of_sweep, read_run
+from experiments.verdicts import NOT_MEASURABLE, NOT_REPRODUCED, NOT_TESTED, PARTLY, REPRODUCED, of_run, of_sweep, read_run
 from tests.small_records import CAUSES, arms_record, forced_rows, with_schedule
 
 CONFIG = with_schedule(CAUSES, cap_from=1)
@@ -18,7 +18,8 @@ def test_overshoot_is_the_cause():
     verdict = verdict_of(remove_overshoot=0.1)
 
     assert verdict.verdict == REPRODUCED
-    assert verdict.effect.startswith("test loss, B - A 0.1 [0.1, 0.1], above zero in 8 of 8 seeds")
+    assert verdict.effect == "test loss without overshoot: 0.1 [0.1, 0.1] higher"
+    assert verdict.details.startswith("B above A in 8 of 8 seeds; E - A 0 [0, 0], C - A ")
     header, *rows = verdict.table
     assert header[:2] == ("arm", "test loss") and [row[0][0] for row in rows] == list("ABCDEFG")
 
@@ -47,7 +48,27 @@ def test_overshoot_is_the_cause_leaves_out_seeds_that_did_not_end_in_every_arm()
 
     verdict = of_run("overshoot_is_the_cause", read_run(record, CONFIG))
 
-    assert verdict.effect.endswith("7 of 8 seeds ended in every arm")
+    assert verdict.details.endswith("7 of 8 seeds ended in every arm")
+
+
+def test_overshoot_is_the_cause_is_not_measurable_without_overshoot():
+    record = arms_record(remove_overshoot=0.1)
+    record["overshoot"][:] = 0.1
+
+    for name in ("overshoot_is_the_cause", "overshoot_helps_at_equal_effort"):
+        verdict = of_run(name, read_run(record, CONFIG))
+        assert verdict.verdict == NOT_MEASURABLE and "free arm without overshoot: 0.6" in verdict.effect
+
+
+def test_overshoot_helps_at_equal_effort():
+    check = lambda record: of_run("overshoot_helps_at_equal_effort", read_run(record, CONFIG))
+    record = arms_record(remove_overshoot=0.1)
+    assert check(record).verdict == REPRODUCED
+    assert check(arms_record(remove_overshoot=-0.1)).verdict == NOT_REPRODUCED
+
+    fast = record["intervention"].values == ARMS.index("cap")
+    record["stopped"][fast, 4:] = True  # at step 4 the arms are equal
+    assert check(record).verdict == NOT_REPRODUCED
 
 
 def test_overshoot_is_the_cause_at_equal_steps():
@@ -66,7 +87,7 @@ def test_overshoot_is_the_cause_at_equal_steps():
 def test_forced_overshoot_helps():
     verdict = of_sweep("forced_overshoot_helps", forced_rows(-0.2), CONFIG)
 
-    assert verdict.verdict == REPRODUCED and "dose 2, force minus sham -0.2 [-0.2, -0.2]" in verdict.effect
+    assert verdict.verdict == REPRODUCED and verdict.effect == "dose 2: test loss -0.2 [-0.2, -0.2] against the sham"
     assert [row[0] for row in verdict.table] == ["dose", "1.5", "2"]
 
 

@@ -17,7 +17,9 @@ def empty_registry(monkeypatch):
 
 
 def test_claim_registers_a_function_of_a_run(empty_registry):
-    @verdicts.claim(of=verdicts.RUN, every_step=("measure.lambda_max_batch_every",), given=("run.stop_loss",))
+    @verdicts.claim(
+        of=verdicts.RUN, title="The lr is positive", every_step=("measure.lambda_max_batch_every",), given=("run.stop_loss",)
+    )
     def lr_is_positive(run):
         """The lr is positive."""
         holds = bool((run.record["lr"].values > 0).all())
@@ -37,7 +39,7 @@ def test_claim_registers_a_function_of_a_run(empty_registry):
 
 
 def test_claim_registers_a_function_of_a_sweep_with_its_columns(empty_registry):
-    @verdicts.claim(of=verdicts.SWEEP, columns=("loss_test",))
+    @verdicts.claim(of=verdicts.SWEEP, title="Rows", columns=("loss_test",))
     def sweep_has_rows(rows, config):
         """The sweep has rows."""
         return verdicts.Finding("rows", verdicts.REPRODUCED, f"{len(rows)} rows")
@@ -54,15 +56,18 @@ def test_claim_refuses_a_second_one_of_that_name(empty_registry):
         """Another one."""
 
     with pytest.raises(ValueError, match="claim='first_catapult' is registered already; allowed: another name"):
-        verdicts.claim(of=verdicts.RUN)(first_catapult)
+        verdicts.claim(of=verdicts.RUN, title="Another")(first_catapult)
     assert verdicts.VERDICTS["first_catapult"] is catapults.first_catapult
 
 
 def test_claim_refuses_other_values_of_its_arguments():
     with pytest.raises(ValueError, match="of='member'; allowed: 'run' or 'sweep'"):
-        verdicts.claim(of="member")
+        verdicts.claim(of="member", title="Of a member")
     with pytest.raises(ValueError, match="allowed: none for a claim of a run"):
-        verdicts.claim(of=verdicts.RUN, columns=("loss_test",))
+        verdicts.claim(of=verdicts.RUN, title="Columns", columns=("loss_test",))
+    for fields in ({"published": "It rises"}, {"source": "a study"}):
+        with pytest.raises(ValueError, match="allowed: both, or none for a claim of ours"):
+            verdicts.claim(of=verdicts.RUN, title="Half", **fields)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +81,19 @@ def test_claim_refuses_other_values_of_its_arguments():
 )
 def test_decide(tests, verdict):
     assert registry.decide(*tests) == verdict
+
+
+@pytest.mark.parametrize(
+    ("parts", "verdict"),
+    [
+        ((True, True), verdicts.REPRODUCED),
+        ((False, True), verdicts.PARTLY),
+        ((False, False), verdicts.NOT_REPRODUCED),
+        ((True, None), verdicts.NOT_TESTED),
+    ],
+)
+def test_grade(parts, verdict):
+    assert registry.grade(*parts) == verdict
 
 
 def test_read_run_finds_the_events_of_a_factor_once(monkeypatch):

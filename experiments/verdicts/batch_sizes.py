@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from catapult_jax.report.members import SAME_LOSS
-from catapult_jax.report.statistics import BEYOND, beyond_zero, rank_correlation, text_of
+from catapult_jax.report.statistics import BEYOND, beyond_zero, number_text, rank_correlation, text_of
 from experiments.verdicts.features import ZHU, not_measurable
 from experiments.verdicts.registry import NOT_MEASURABLE, NOT_TESTED, SWEEP, Finding, claim, decide, grade
 from experiments.verdicts.sweep_rows import at_the_edge, rows_by_arm, tuned_arms
@@ -45,7 +45,7 @@ def _finding(rows: list[dict], statement: str, lrs: dict[int, float], all_rows: 
         means = (text_of([row[name] for row in members]) for name in ("spikes", "catapults", "agop_alignment", "loss_test"))
         table.append((str(size), f"{lr:.3g}{at_the_edge(all_rows, lr)}", *means))
     effect = "correlation with size: " + ", ".join(
-        f"{name.replace('_', ' ')} {np.mean(values):.2f}" for name, values in rho.items()
+        f"{name.replace('_', ' ')} {number_text(float(np.mean(values)))}" for name, values in rho.items()
     )
     details = ", ".join(f"{name.replace('_', ' ')} {text_of(values)}" for name, values in rho.items())
     details += f"; the alignment does not count: {reason}" if reason else ""

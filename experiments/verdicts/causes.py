@@ -67,6 +67,7 @@ def overshoot_is_the_cause(run: Run) -> Finding:
     details = f"B above A in {int((main > 0).sum())} of {len(main)} seeds; " + ", ".join(
         f"{_LETTERS[name]} - A {text_of(difference('test loss', name))}" for name in others
     )
+    details += f"; {arms.seeds}"
     if arms.overshoot < _LEAST_OVERSHOOT:
         return Finding(statement, NOT_MEASURABLE, f"free arm without overshoot: {arms.overshoot:.2g}", arms.table, details)
     return Finding(statement, verdict, f"test loss without overshoot: {text_of(main)} higher", arms.table, details)
@@ -100,6 +101,7 @@ class _Arms(NamedTuple):
 
     outcomes: dict[str, dict[str, np.ndarray]]  # outcome -> arm -> value of each seed
     overshoot: float  # of the free arm, summed over its steps, mean over seeds
+    seeds: str  # how many of them
     table: tuple[tuple[str, ...], ...]
 
 
@@ -119,7 +121,8 @@ def _paired_arms(run: Run) -> _Arms | str:
         minus_a = ["" if name == "none" else text_of(outcomes[o][name] - outcomes[o]["none"]) for o in _TEST_LOSSES]
         rows.append((f"{_LETTERS[name]} {name}", *means, *minus_a))
     header = ("arm", *outcomes, *(f"{outcome}, minus A" for outcome in _TEST_LOSSES))
-    return _Arms(outcomes, float(outcomes["sum of overshoot"]["none"].mean()), (header, *rows))
+    overshoot = float(outcomes["sum of overshoot"]["none"].mean())
+    return _Arms(outcomes, overshoot, f"{len(seeds)} of {len(by_arm['none'])} seeds ended in every arm", (header, *rows))
 
 
 _TEST_LOSSES = ("test loss", "test loss at equal steps", "test loss at equal sum of lr")

@@ -27,6 +27,8 @@ def not_measurable(rows: list[dict]) -> str | None:
     floor = np.mean([row["agop_alignment_start"] for row in rows])
     if np.isnan(ceiling):
         return "the ceiling is not known: no second reference"
+    if np.isnan(floor):
+        return "the alignment of untrained networks is not known"
     if ceiling < _CEILING:
         return f"two references have an alignment of {ceiling:.3g} only (untrained networks {floor:.3g})"
     if not floor < ceiling / 2:

@@ -15,7 +15,7 @@ _GIVEN = ("run.stop_loss", "measure.loss_test_every", "measure.agop_alignment_ev
 # Column -> words, of what may predict the test loss as well as the alignment does.
 _RIVALS = {
     "loss_train": "training loss",
-    "lambda_max_plain_batch": "lambda_max of a batch",
+    "lambda_max_train": "lambda_max of the kernel with P",
     "weight_norm": "norm of the weights",
     "steps": "steps",
 }
