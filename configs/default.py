@@ -35,6 +35,9 @@ def get_config() -> ConfigDict:
     c.data.validation_size = 0  # validation examples; from the training split, none of them a training example
     c.data.attribute = placeholder(str)  # celeba: name of the attribute that is the label
     c.data.image_size = placeholder(int)  # crop to the centre and resize to this width and height; None: unchanged
+    # True: each member's seed draws its own training and validation examples, without replacement from the training split; with synthetic
+    # targets its own inputs and noise, test examples included
+    c.data.by_seed = False
     c.data.scaling = "sqrt_d"  # each image to norm sqrt(d); standardize; none
     c.data.target_encoding = "sign"  # -1, +1; one_hot; integer; binary 0, 1; value
     c.data.synthetic = ConfigDict()  # for data.name = synthetic

@@ -327,6 +327,11 @@ _BEFORE_CLAIMS = (
         lambda f: f["data.attribute"] is None and f["data.name"] == "celeba",
     ),
     Rule(
+        ("data.by_seed", "data.attribute"),
+        "allowed with an attribute: False, since only the first examples of such data are read",
+        lambda f: f["data.by_seed"] and f["data.attribute"] is not None,
+    ),
+    Rule(
         ("optimizer.batch_size", "measure.lambda_max_batch_every", "measure.loss_train_every"),
         "allowed with batches: 0 or 1, since the critical lr of a batch does not explain a later spike; "
         "or no training loss, so that there are no spikes",

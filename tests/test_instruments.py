@@ -154,10 +154,10 @@ def test_agop_alignment_and_validation_against_direct_values():
     """Against the same numbers taken outside the program."""
     model = FCN(depth=2, width=32)
     arrays = build()[1]
-    arrays = arrays._replace(x_val=arrays.x_test[:3], y_val=arrays.y_test[:3])
     reference = np.random.default_rng(0).standard_normal((6, 16)).astype(np.float32)
+    arrays = arrays._replace(x_val=arrays.x_test[:3], y_val=arrays.y_test[:3], agop_reference=reference)
     chosen = {
-        "agop": instruments.agop_alignment(model.apply, every=2, reference=reference, size=6),
+        "agop": instruments.agop_alignment(model.apply, every=2, size=6),
         "val": instruments.loss_test(model.apply, loss="mse", every=1, target_encoding="sign", split="val"),
         "lambda_max_train": instruments.lambda_max_train(model.apply, loss="mse", every=1, probe_size=None, k=2),
     }

@@ -244,6 +244,10 @@ ROWS = [
     ),
     ("data.name, data.attribute; allowed for celeba: the name of an attribute", {"data.name": "celeba"}),
     (
+        "data.by_seed, data.attribute; allowed with an attribute: False, since only the first examples of such data are read",
+        {"data.name": "celeba", "data.attribute": "Smiling", "data.by_seed": True},
+    ),
+    (
         "optimizer.batch_size, measure.lambda_max_batch_every, measure.loss_train_every; allowed with batches: 0 or 1, "
         "since the critical lr of a batch does not explain a later spike; or no training loss, so that there are no spikes",
         _STOCHASTIC | {"measure.lambda_max_batch_every": 2},

@@ -389,17 +389,15 @@ def loss_test(apply_fn: Callable, *, loss: str, every: int, target_encoding: str
     return Instrument(series, every, measure)
 
 
-def agop_alignment(
-    apply_fn: Callable, *, every: int, reference: jax.Array, size: int, chunk_size: int | None = None
-) -> Instrument:
+def agop_alignment(apply_fn: Callable, *, every: int, size: int, chunk_size: int | None = None) -> Instrument:
     """Alignment of the AGOP of the model with the AGOP of a reference, on the first ``size`` training inputs.
 
+    ``agop_reference`` of the data holds the rows of the input Jacobian of the reference on the same inputs, ``(size * outputs, d)``.
     Cost: for each output a backward pass of these examples.
 
     Args:
       apply_fn: ``(params, x) -> outputs``.
       every: cadence in steps.
-      reference: rows of the input Jacobian of the reference on the same inputs, ``(size * outputs, d)``.
       size: number of training inputs.
       chunk_size: examples that are processed at a time; None: all.
 
@@ -409,6 +407,7 @@ def agop_alignment(
 
     def measure(now: Moment):
         rows = outer_product.input_jacobian(apply_fn, now.params, now.data["x_train"][:size], chunk_size=chunk_size)
+        reference = now.data["agop_reference"]
         alignment, pearson = outer_product.agop_alignment(rows, reference), outer_product.agop_pearson(rows, reference)
         return {"agop_alignment": alignment, "agop_pearson": pearson}
 

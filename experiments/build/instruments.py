@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from catapult_jax import data, training
@@ -45,7 +43,6 @@ def build_instruments(
     config: ConfigDict,
     model: Any,
     arrays: data.Data,
-    reference: np.ndarray | None,
     cadences: dict[str, int],
     methods: dict[str, str],
 ) -> dict[str, Instrument]:
@@ -55,7 +52,6 @@ def build_instruments(
       config: of the run.
       model: from that config.
       arrays: data of the run.
-      reference: input Jacobian of the AGOP reference, or None.
       cadences: name -> steps between two measurements.
       methods: name -> exact or matrix_free, for each of ``KERNELS`` that has a cadence.
 
@@ -92,17 +88,13 @@ def build_instruments(
         "preconditioner_min": partial(instruments.preconditioner_min, apply_fn, loss=config.loss),
         "loss_test": partial(score, split="test"),
         "loss_val": partial(score, split="val"),
-        "agop_alignment": lambda every: instruments.agop_alignment(
-            apply_fn, every=every, reference=jax.numpy.asarray(reference), size=m.agop_size, chunk_size=CHUNK
-        ),
+        "agop_alignment": partial(instruments.agop_alignment, apply_fn, size=m.agop_size, chunk_size=CHUNK),
     }
     maker = lambda name: makers[(name, methods[name]) if name in methods else name]
     return {name: maker(name)(every=every) for name, every in sorted(cadences.items())}
 
 
-def choose_instruments(
-    config: ConfigDict, model: Any, arrays: data.Data, members: training.Members, reference: np.ndarray | None
-) -> dict[str, Any]:
+def choose_instruments(config: ConfigDict, model: Any, arrays: data.Data, members: training.Members) -> dict[str, Any]:
     """Choose cadences and methods: those of the config, or, with a preset or the method auto, from the measured cost of each instrument.
 
     Args:
@@ -110,7 +102,6 @@ def choose_instruments(
       model: from that config.
       arrays: data of the run.
       members: of the run.
-      reference: input Jacobian of the AGOP reference, or None.
 
     Returns:
       ``cadences`` and ``methods``. If costs were measured also ``costs``, in bare steps, and ``expected_overhead``, the cost of a
@@ -121,7 +112,7 @@ def choose_instruments(
     if m.method != "auto" and not m.preset:
         return {"cadences": cadences, "methods": dict.fromkeys(kernels, m.method or "exact")}
     methods_of = {name: _methods_to_try(config, rows_of(config, arrays)[name]) for name in kernels}
-    make = partial(build_instruments, config, model, arrays, reference)
+    make = partial(build_instruments, config, model, arrays)
     build = lambda chosen: build_trainer(config, model, arrays, {name.split(",")[0]: i for name, i in chosen.items()})
     all_costs = overhead.measure(build, _candidates(make, cadences, methods_of, bool(m.preset)), members)
     methods = {
