@@ -279,9 +279,9 @@ def by_member(draws: Sequence[Data]) -> Data:
     Raises:
       ValueError: two different draws have the same examples.
 
-    >>> x, y = np.arange(8.0).reshape(4, 2), np.array([7, 9, 7, 9])
+    >>> x, y = np.arange(40.0).reshape(20, 2), np.array([7, 9] * 10)
     >>> arrays = Arrays(x, y, x, y, "toy", "memory")
-    >>> draws = [prepare(arrays, train_size=2, scaling="none", target_encoding="sign", seed=seed) for seed in (0, 1)]
+    >>> draws = [prepare(arrays, train_size=6, scaling="none", target_encoding="sign", seed=seed) for seed in (0, 1)]
     >>> data = by_member(draws)
     >>> data.draws[1].x_train is data.x_train, data.draws[1].x_test is data.x_test
     (False, True)
