@@ -117,6 +117,9 @@ def get_config() -> ConfigDict:
     c.measure.top_k = 5  # number of eigenvalues of a kernel
     # matrix_free: follow every eigenvalue near or above the one that makes the lr critical, at most so many; None: top_k
     c.measure.top_k_max = placeholder(int)
+    # exact method: write the loss in each of so many top eigenvectors of the kernel of the training set, with lambda_max_train, or with
+    # lambda_max_batch where all examples are the batch; 0: none
+    c.measure.loss_modes = 0
     c.measure.loss_train_every = 1  # loss of all training examples; free if they are the batch
     c.measure.lambda_max_train_every = 0  # top eigenvalues of the kernel of the training set
     c.measure.loss_batch_after_every = 0  # loss of the batch after the step

@@ -438,3 +438,25 @@ def test_run_by_seed_stopped_and_resumed_or_repeated_is_the_same_run(tmp_path, m
     assert "resuming at step 6 of 12" in capsys.readouterr().out
     assert reproduce.compare(tmp_path / "whole", tmp_path / "parts").same
     assert main.run_again(tmp_path / "whole", tmp_path / "again")
+
+
+@pytest.mark.parametrize(("batch_size", "name"), [(None, "loss_modes"), (4, "loss_train_modes")], ids=["gd", "sgd"])
+def test_run_with_modes_writes_the_loss_in_each(batch_size, name, tmp_path, plain_figures):
+    fields = {"optimizer__batch_size": batch_size} if batch_size else {}
+    main.run(smoke(measure__loss_modes=8, measure__lambda_max_train_every=2, measure__top_k=3, **fields), tmp_path / "run")
+    record = catapult_jax.open_record(tmp_path / "run").load()
+    assert record[name].dims == ("member", "step", "mode") and record[name].sizes["mode"] == 8
+    top = record[name.replace("modes", "top")].values
+    assert np.isfinite(top[:, 0]).all()
+    np.testing.assert_allclose(record[name].values[..., :3].sum(-1), top, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"loss": "softmax_cross_entropy", "data__target_encoding": "integer"}], ids=["mse", "softmax"]
+)
+def test_run_with_more_modes_than_rows_writes_nothing(fields, tmp_path):
+    config = smoke(measure__loss_modes=17, **fields)
+    assert config.data.train_size == 16
+    with pytest.raises(configs.ConfigError, match=r"^measure.loss_modes=17; allowed for a kernel of 16 rows: 0 to 16$"):
+        main.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -127,6 +127,16 @@ ROWS = [
     ),
     ("measure.top_k_max, measure.top_k; allowed: measure.top_k or more, or None", _PRODUCTS | {"measure.top_k_max": 2}),
     (
+        "measure.loss_modes, measure.method, measure.preset; "
+        "allowed with loss_modes: the exact kernel, exact or None, without a preset",
+        {"measure.loss_modes": 3, "measure.method": "auto"},
+    ),
+    (
+        "measure.loss_modes, optimizer.batch_size, measure.lambda_max_batch_every, measure.lambda_max_train_every; "
+        "allowed with loss_modes: a cadence of lambda_max_train, or of lambda_max_batch where all examples are the batch",
+        _STOCHASTIC | {"measure.loss_modes": 3},
+    ),
+    (
         "claims, optimizer.batch_size; allowed with the claim catapults_condition_the_kernel: None, all examples",
         _STOCHASTIC | {"claims": ("catapults_condition_the_kernel",)},
     ),
@@ -335,6 +345,13 @@ def test_check_takes_the_claims_in_their_order():
     for claims in (("first_catapult", "spikes_are_catapults"), ("spikes_are_catapults", "first_catapult")):
         with pytest.raises(ConfigError, match=f"allowed with the claim {claims[0]}: 1"):
             rules.check(config_with({"claims": claims, "measure.lambda_max_batch_every": 0}))
+
+
+def test_check_takes_the_modes_of_the_kernel_of_the_training_set():
+    rules.check(config_with({"measure.loss_modes": 3}))
+    rules.check(config_with(_STOCHASTIC | {"measure.loss_modes": 3, "measure.lambda_max_train_every": 2}))
+    with pytest.raises(ConfigError, match=r"measure.loss_modes=3, .* allowed with loss_modes: a cadence of lambda_max_train"):
+        rules.check(config_with({"measure.loss_modes": 3, "measure.lambda_max_batch_every": 0}))
 
 
 def test_check_leaves_the_cadences_of_claims_to_a_preset():

@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from catapult_jax import data, training
+from catapult_jax.losses import hessian_range
 from catapult_jax.training import instruments
 from catapult_jax.training.measurement import Instrument
 from experiments.build import overhead
@@ -57,15 +58,24 @@ def build_instruments(
 
     Returns:
       Name -> instrument.
+
+    Raises:
+      ValueError: measure.loss_modes is above the number of rows of its kernel.
     """
     m, apply_fn, rows = config.measure, model.apply, rows_of(config, arrays)
+    _check_modes(config, arrays)
     k = 1 if m.preset == "economy" else m.top_k
     reuse_bound = _REUSE if _is_full_batch(config) else 0
     of_kernel = partial(partial, apply_fn=apply_fn, loss=config.loss, chunk_size=m.chunk_size)
     search = dict(tol=m.tolerance, max_products=m.max_products)
     score = partial(instruments.loss_test, apply_fn, loss=config.loss, target_encoding=config.data.target_encoding)
     makers = {
-        ("lambda_max_batch", "exact"): of_kernel(instruments.lambda_max_batch, follow=_is_full_batch(config), k=k),
+        ("lambda_max_batch", "exact"): of_kernel(
+            instruments.lambda_max_batch,
+            follow=_is_full_batch(config),
+            k=k,
+            modes=m.loss_modes if _is_full_batch(config) else 0,
+        ),
         ("lambda_max_batch", "matrix_free"): of_kernel(
             instruments.lambda_max_batch_matrix_free,
             k=min(k, rows["lambda_max_batch"]),
@@ -73,7 +83,9 @@ def build_instruments(
             reuse_bound=reuse_bound,
             **search,
         ),
-        ("lambda_max_train", "exact"): of_kernel(instruments.lambda_max_train, probe_size=m.probe_size, k=k),
+        ("lambda_max_train", "exact"): of_kernel(
+            instruments.lambda_max_train, probe_size=m.probe_size, k=k, modes=0 if _is_full_batch(config) else m.loss_modes
+        ),
         ("lambda_max_train", "matrix_free"): of_kernel(
             instruments.lambda_max_train_matrix_free,
             probe_size=m.probe_size,
@@ -136,6 +148,14 @@ def choose_instruments(config: ConfigDict, model: Any, arrays: data.Data, member
 
 def _is_full_batch(config: ConfigDict) -> bool:
     return config.optimizer.batch_size in (None, config.data.train_size)
+
+
+def _check_modes(config: ConfigDict, arrays: data.Data) -> None:
+    """Refuse more modes than the kernel of the training set has rows: one for each output, one less for each example with softmax."""
+    per_example = hessian_range(arrays.outputs, loss=config.loss).shape[1]
+    rows = rows_of(config, arrays)["lambda_max_batch" if _is_full_batch(config) else "lambda_max_train"]
+    if config.measure.loss_modes > (most := rows // arrays.outputs * per_example):
+        raise ValueError(f"measure.loss_modes={config.measure.loss_modes}; allowed for a kernel of {most} rows: 0 to {most}")
 
 
 def _methods_to_try(config: ConfigDict, rows: int) -> tuple[str, ...]:
