@@ -26,6 +26,7 @@ class LossSplit(NamedTuple):
     ]  # largest over smallest eigenvalue, on the range of the loss Hessian; inf: smallest is rounding
     eigenvalues: Float[Array, " k"]  # of the loss-weighted kernel, in the order of the eigenvectors
     eigenvectors: Float[Array, "n k"]  # columns, aligned with the previous ones if there are any
+    modes: Float[Array, " modes"]  # part of the loss in each of the largest eigenvalues' directions, always in descending order
 
 
 def split_loss(
@@ -77,6 +78,7 @@ def split_weighted_loss(
     loss: str,
     k: int = 5,
     previous: Float[Array, "bo k"] | None = None,
+    modes: int = 0,
 ) -> LossSplit:
     """:func:`split_loss` of a kernel that is loss-weighted already.
 
@@ -88,12 +90,13 @@ def split_weighted_loss(
       loss: ``"mse"``, ``"softmax_cross_entropy"`` or ``"logistic"``.
       k: size of the eigenspace; a ``k`` above the size of ``weighted`` takes all eigenvectors.
       previous: eigenvectors of the previous step, as in :func:`split_loss`.
+      modes: number of directions whose parts ``(u_i . r)^2 / b`` of the loss are given one by one, at most the size of ``weighted``.
 
     Returns:
       A :class:`LossSplit`. Its eigenvectors have ``b*o`` entries for both kinds of ``weighted``.
 
     Raises:
-      ValueError: as :func:`split_loss`.
+      ValueError: as :func:`split_loss`; ``modes`` out of its range.
 
     Source: as :func:`split_loss`.
 
@@ -103,6 +106,8 @@ def split_weighted_loss(
     """
     if k < 1:
         raise ValueError(f"k={k!r}; allowed: 1 or more")
+    if not 0 <= modes <= len(weighted):
+        raise ValueError(f"modes={modes!r}; allowed for a kernel of {len(weighted)} rows: 0 to {len(weighted)}")
     with jax.default_matmul_precision("highest"):
         residual, b = weighted_residual(outputs, targets, loss=loss), len(outputs)
         expected = (residual.size, min(k, len(weighted)))
@@ -112,16 +117,16 @@ def split_weighted_loss(
             )
         if len(weighted) == residual.size:
             zeros = b if loss == "softmax_cross_entropy" else 0  # one direction per example
-            return _split(weighted, residual.reshape(-1), b, k, previous, zeros)
+            return _split(weighted, residual.reshape(-1), b, k, previous, zeros, modes)
         _, Q = curvature_columns(outputs, targets, loss=loss)
         to_rows = lambda v: jnp.einsum("bor,bok->brk", Q, v.reshape(*residual.shape, -1)).reshape(len(weighted), -1)
         previous = None if previous is None else to_rows(previous)
-        split = _split(weighted, to_rows(residual)[:, 0], b, k, previous, 0)
+        split = _split(weighted, to_rows(residual)[:, 0], b, k, previous, 0, modes)
         vectors = jnp.einsum("bor,brk->bok", Q, split.eigenvectors.reshape(b, Q.shape[2], -1))
         return split._replace(eigenvectors=vectors.reshape(residual.size, -1))
 
 
-def _split(weighted, residual, b: int, k: int, previous, zeros: int) -> LossSplit:
+def _split(weighted, residual, b: int, k: int, previous, zeros: int, modes: int) -> LossSplit:
     """The split in the space of ``weighted``; ``zeros`` eigenvalues are zero for every model, as the loss has no curvature there."""
     warn_of_lapack_threads()
     values, vectors = jnp.linalg.eigh(weighted)
@@ -132,11 +137,13 @@ def _split(weighted, residual, b: int, k: int, previous, zeros: int) -> LossSpli
         lambda_max / jnp.where(is_resolved, lambda_min, 1),
         jnp.where(jnp.isnan(lambda_max), jnp.nan, jnp.inf),
     )
+    residual = residual.astype(weighted.dtype)
+    parts = (vectors[:, ::-1][:, :modes].T @ residual) ** 2 / b
     values, vectors = values[::-1][:k], vectors[:, ::-1][:, :k]
     if previous is not None:
         order, sign = _alignment(previous.T @ vectors)
         values, vectors = values[order], vectors[:, order] * sign[None]
-    return LossSplit(*fraction_of(vectors, residual.astype(weighted.dtype), b), lambda_max, condition, values, vectors)
+    return LossSplit(*fraction_of(vectors, residual, b), lambda_max, condition, values, vectors, parts)
 
 
 def fraction_of(

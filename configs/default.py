@@ -35,6 +35,9 @@ def get_config() -> ConfigDict:
     c.data.validation_size = 0  # validation examples; from the training split, none of them a training example
     c.data.attribute = placeholder(str)  # celeba: name of the attribute that is the label
     c.data.image_size = placeholder(int)  # crop to the centre and resize to this width and height; None: unchanged
+    # True: each member's seed draws its own training and validation examples, without replacement from the training split; with synthetic
+    # targets its own inputs and noise, test examples included
+    c.data.by_seed = False
     c.data.scaling = "sqrt_d"  # each image to norm sqrt(d); standardize; none
     c.data.target_encoding = "sign"  # -1, +1; one_hot; integer; binary 0, 1; value
     c.data.synthetic = ConfigDict()  # for data.name = synthetic
@@ -115,6 +118,9 @@ def get_config() -> ConfigDict:
     c.measure.top_k = 5  # number of eigenvalues of a kernel
     # matrix_free: follow every eigenvalue near or above the one that makes the lr critical, at most so many; None: top_k
     c.measure.top_k_max = placeholder(int)
+    # exact method: write the loss in each of so many top eigenvectors of the kernel of the training set, with lambda_max_train, or with
+    # lambda_max_batch where all examples are the batch; 0: none
+    c.measure.loss_modes = 0
     c.measure.loss_train_every = 1  # loss of all training examples; free if they are the batch
     c.measure.lambda_max_train_every = 0  # top eigenvalues of the kernel of the training set
     c.measure.loss_batch_after_every = 0  # loss of the batch after the step

@@ -180,7 +180,7 @@ def _about(built: build.Built, check: dict, earlier: dict | None) -> dict[str, A
         "data": {
             "name": arrays.name, "source": arrays.source, "fallback_for": built.fallback_for, "sha256": arrays.checksum,
             "train": len(arrays.x_train), "test": len(arrays.x_test), "shape": list(arrays.x_train.shape[1:]), "outputs": arrays.outputs,
-        },
+        } | ({"by_seed": True} if arrays.draws else {}),
         "agop_reference": built.about_reference,
         "kernel_check": check,
         "instruments": built.plan,

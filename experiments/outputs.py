@@ -56,6 +56,8 @@ def write_directions(
 ) -> None:
     """Write agop.npz: top eigenvectors of the AGOP of the reference, and of each setting at the end of training.
 
+    All of them are taken at the examples of the first seed.
+
     Args:
       config: of the run.
       workdir: directory of the run.
@@ -66,7 +68,7 @@ def write_directions(
     """
     x = jax.numpy.asarray(built.data.x_train[: config.measure.agop_size])
     jacobian = jax.jit(partial(input_jacobian, built.model.apply, chunk_size=CHUNK))
-    names, rows = ["reference"], [jax.numpy.asarray(built.reference)]
+    names, rows = ["reference"], [jax.numpy.asarray(built.data.agop_reference)]
     first = coordinates["seed"][0]
     axes = [axis for axis in ("lr_given", "raises", "cap") if len(np.unique(coordinates.get(axis, 0))) > 1]
     for m in np.flatnonzero((coordinates["seed"] == first) & usable):

@@ -170,6 +170,16 @@ _BEFORE_CLAIMS = (
         lambda f: 0 < (f["measure.top_k_max"] or 0) < f["measure.top_k"] and f["measure.preset"] != "economy",
     ),
     Rule(
+        ("measure.loss_modes", "measure.method", "measure.preset"),
+        "allowed with loss_modes: the exact kernel, exact or None, without a preset",
+        lambda f: f["measure.loss_modes"] and (f["measure.method"] not in (None, "exact") or f["measure.preset"]),
+    ),
+    Rule(
+        ("measure.loss_modes", "optimizer.batch_size", "measure.lambda_max_batch_every", "measure.lambda_max_train_every"),
+        "allowed with loss_modes: a cadence of lambda_max_train, or of lambda_max_batch where all examples are the batch",
+        lambda f: f["measure.loss_modes"] and not f[f"measure.lambda_max_{'batch' if _full_batch(f) else 'train'}_every"],
+    ),
+    Rule(
         ("claims", "optimizer.batch_size"),
         "allowed with the claim catapults_lower_the_norm: None, all examples",
         lambda f: "catapults_lower_the_norm" in f["claims"] and not _full_batch(f),
@@ -324,6 +334,11 @@ _BEFORE_CLAIMS = (
         ("data.name", "data.attribute"),
         "allowed for celeba: the name of an attribute",
         lambda f: f["data.attribute"] is None and f["data.name"] == "celeba",
+    ),
+    Rule(
+        ("data.by_seed", "data.attribute"),
+        "allowed with an attribute: False, since only the first examples of such data are read",
+        lambda f: f["data.by_seed"] and f["data.attribute"] is not None,
     ),
     Rule(
         ("optimizer.batch_size", "measure.lambda_max_batch_every", "measure.loss_train_every"),

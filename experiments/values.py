@@ -140,6 +140,7 @@ VALUES = {
     "measure.lambda_max_batch_every": _at_least(0),
     "measure.top_k": _at_least(1),
     "measure.top_k_max": _or_none(_at_least(1)),
+    "measure.loss_modes": _at_least(0),
     "measure.loss_train_every": _at_least(0),
     "measure.lambda_max_train_every": _at_least(0),
     "measure.loss_batch_after_every": _at_least(0),

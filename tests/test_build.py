@@ -31,7 +31,7 @@ def test_build_of_a_config(built):
 
     assert run.data.x_train.shape == (config.data.train_size, config.data.synthetic.dimension) and run.fallback_for is None
     assert run.members.raises.tolist() == [0, 0, 1, 1] and run.members.seed.tolist() == [0, 1, 0, 1]
-    assert run.reference.shape == run.data.x_train.shape and run.about_reference == {"name": "gradient of the target"}
+    assert run.data.agop_reference.shape == run.data.x_train.shape and run.about_reference == {"name": "gradient of the target"}
     assert run.plan["cadences"] == {"lambda_max_batch": 4, "loss_test": 4, "agop_alignment": 4}
     params = run.model.init(jax.random.key(0), run.data.x_train[:1])
     assert run.model.apply(params, run.data.x_train).shape == run.data.y_train.shape
@@ -77,7 +77,9 @@ def test_build_uses_data_that_are_loaded(built, monkeypatch):
     config, run = built
     monkeypatch.setattr(build, "load_data", None)
 
-    assert build.build(config, None, (run.data, "cifar10"))[:2] == (run.data, "cifar10")
+    again = build.build(config, None, (run.data, "cifar10"))
+
+    assert again.data.x_train is run.data.x_train and again.fallback_for == "cifar10"
 
 
 @pytest.mark.parametrize(

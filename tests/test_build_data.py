@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from configs import cifar_gd, default, quickstart
+from configs import batch_size, cifar_gd, default, quickstart
 from experiments import build
 from experiments.config import ConfigError
 from tests.helpers_data import write_npz
@@ -104,3 +104,46 @@ def test_load_data_refuses_vectors_for_image_models(tmp_path, model):
     message = rf"model.name='{model}' with toy, whose examples have shape \(64,\); allowed: images"
     with pytest.raises(ConfigError, match=message):
         build.load_data(data_config(tmp_path, model=model, name="toy", classes=(0, 1)))
+
+
+def test_load_data_by_seed_draws_synthetic_data_from_both_seeds():
+    config = batch_size.get_config("rank2,smoke")
+    config.data.by_seed, config.data.synthetic.seed, config.members.seed, config.members.lr = True, 7, (3, 5), (0.1, 0.2)
+    n = config.data.train_size
+
+    arrays, _ = build.load_data(config)
+
+    assert len(arrays.draws) == 4 and arrays.draws[2] is arrays.draws[0] and arrays.draws[3] is arrays.draws[1]
+    for drawn, seed in zip(arrays.draws, (3, 5), strict=False):
+        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([7, seed])))
+        x = rng.standard_normal((n + config.data.validation_size + config.data.test_size, 20))
+        np.testing.assert_allclose(np.concatenate([drawn.x_train, drawn.x_val, drawn.x_test]), x, rtol=1e-6)
+        np.testing.assert_allclose(drawn.y_test[:, 0], drawn.x_test[:, 0] * drawn.x_test[:, 1], rtol=1e-6)
+    np.testing.assert_array_equal(arrays.x_train, arrays.draws[0].x_train)
+
+
+def test_load_data_by_seed_shares_the_test_examples_of_a_data_set(tmp_path):
+    write_npz(tmp_path)
+    config = data_config(tmp_path, name="toy", classes=(0, 1), by_seed=True, validation_size=4)
+    config.optimizer.lr, config.members.seed = 1.0, (3, 5)
+
+    arrays, _ = build.load_data(config)
+
+    first, second = arrays.draws
+    assert first.x_test is second.x_test and not np.array_equal(first.x_train, second.x_train)
+    config.members.seed, config.seed = None, 5
+    alone = build.load_data(config)[0]
+    np.testing.assert_array_equal(alone.x_train, second.x_train)
+    np.testing.assert_array_equal(alone.x_val, second.x_val)
+
+
+def test_load_data_by_seed_refuses_to_draw_all_examples(tmp_path):
+    write_npz(tmp_path)
+    config = data_config(tmp_path, name="toy", classes=(0, 1), by_seed=True, train_size=20)
+    config.optimizer.lr, config.members.seed = 1.0, (3, 5)
+
+    with pytest.raises(
+        ConfigError, match=r"two seeds draw the same examples of toy; allowed with data.by_seed: fewer"
+    ) as caught:
+        build.load_data(config)
+    assert "\n" not in str(caught.value)

@@ -39,7 +39,7 @@ def test_choose_instruments_of_a_config_measures_no_costs(method, expected, monk
     arrays, _ = build.load_data(config)
     monkeypatch.setattr(instruments.overhead, "measure", None)
 
-    plan = build.choose_instruments(config, None, arrays, None, None)
+    plan = build.choose_instruments(config, None, arrays, None)
 
     assert plan == {
         "cadences": {"lambda_max_batch": 1, "lambda_max_train": 5, "loss_test": 10},
@@ -53,7 +53,7 @@ def test_build_instruments_has_the_names_and_cadences_that_are_asked_for():
     model = build.build_model(config.model, arrays.outputs)
     cadences = {"loss_test": 3, "lambda_max_batch": 2}
 
-    built = instruments.build_instruments(config, model, arrays, None, cadences, {"lambda_max_batch": "exact"})
+    built = instruments.build_instruments(config, model, arrays, cadences, {"lambda_max_batch": "exact"})
 
     assert {name: instrument.every for name, instrument in built.items()} == cadences
 

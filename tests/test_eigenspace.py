@@ -7,7 +7,7 @@ import pytest
 
 from catapult_jax import FCN, batch_loss, critical_lr, critical_lr_from_lambda, split_loss, tangent_kernel
 from catapult_jax.eigenspace import fraction_of, split_weighted_loss
-from catapult_jax.tangent.weighted import weighted_tangent_kernel
+from catapult_jax.tangent.weighted import loss_weighted_kernel, weighted_tangent_kernel
 from catapult_jax.testing import symmetric_with_spectrum
 from tests.helpers_losses import LOSS_CASES
 
@@ -144,3 +144,34 @@ def test_fraction_of_keeps_the_digits_of_a_small_rest():
 
     assert float(top) == pytest.approx(1e6 / 2, rel=1e-6)
     assert float(rest) == pytest.approx(1e-6 / 2, rel=1e-5)  # below the rounding of the sum
+
+
+def test_split_weighted_loss_gives_each_mode_in_descending_order():
+    kernel, vectors = symmetric_with_spectrum((1, 9, 4, 2))
+    residual = vectors @ np.array([1.0, 2.0, 3.0, 4.0])
+    previous = jnp.float32(vectors[:, [2, 1]])  # asks for another order of the eigenvectors, not of the modes
+
+    split = split_weighted_loss(
+        jnp.float32(kernel / 2), jnp.float32(residual), jnp.zeros(4), loss="mse", k=2, previous=previous, modes=3
+    )
+
+    np.testing.assert_allclose(split.modes, np.array([2.0, 3.0, 4.0]) ** 2 / 4, rtol=1e-4)
+    assert split.eigenvalues.tolist() == pytest.approx([2, 4.5], rel=1e-5)
+    assert float(split.modes[:2].sum()) == pytest.approx(float(split.top), rel=1e-5)
+
+
+def test_split_weighted_loss_of_softmax_has_modes_that_sum_to_the_newton_decrement():
+    f, y = LOSS_CASES["softmax_cross_entropy"]
+    kernel, _ = symmetric_with_spectrum(np.linspace(3, 1, f.size))
+    weighted = loss_weighted_kernel(jnp.float32(kernel), f, y, loss="softmax_cross_entropy")
+
+    split = split_weighted_loss(weighted, f, y, loss="softmax_cross_entropy", k=3, modes=f.size)
+
+    assert float(split.modes[:3].sum()) == pytest.approx(float(split.top), rel=1e-4)
+    assert float(split.modes.sum()) == pytest.approx(float(split.top + split.rest), rel=1e-4)
+
+
+@pytest.mark.parametrize("modes", [-1, 5])
+def test_split_weighted_loss_refuses_modes_that_the_kernel_does_not_have(modes):
+    with pytest.raises(ValueError, match=rf"modes={modes}; allowed for a kernel of 4 rows: 0 to 4"):
+        split_weighted_loss(jnp.eye(4), jnp.ones(4), jnp.zeros(4), loss="mse", modes=modes)

@@ -75,6 +75,36 @@ def test_lambda_max_train_against_the_float64_kernel(probe_size, name):
     assert rows[0][f"lambda_max_{name}"] == pytest.approx(lambda_max, rel=1e-5)
 
 
+def modes_of(params, x, y):
+    """The loss in each eigenvector of the kernel, by descending eigenvalue, in float64."""
+    _, vectors = np.linalg.eigh(explicit_kernel(_MODEL.apply, params, x))
+    residual = (np.asarray(_MODEL.apply(params, x), np.float64) - y).reshape(-1)
+    return ((vectors.T @ residual) ** 2 / len(x))[::-1]
+
+
+def test_lambda_max_batch_with_modes_against_the_float64_kernel():
+    now = moment()
+    instrument = instruments.lambda_max_batch(_MODEL.apply, loss="mse", every=1, k=2, modes=4)
+
+    values, _ = instrument.measure(now, instrument.start(now))
+
+    np.testing.assert_allclose(values["loss_modes"], modes_of(now.params, *now.batch), rtol=1e-3, atol=1e-6)
+    assert float(values["loss_modes"][:2].sum()) == pytest.approx(float(values["loss_top"]), rel=1e-5)
+    assert float(values["loss_modes"].sum()) == pytest.approx(mse(now.params, *now.batch), rel=1e-5)
+
+
+@pytest.mark.parametrize(("probe_size", "name"), [(None, "train"), (3, "probe")])
+def test_lambda_max_train_with_modes_against_the_float64_kernel(probe_size, name):
+    now = moment()
+    instrument = instruments.lambda_max_train(_MODEL.apply, loss="mse", every=1, probe_size=probe_size, k=2, modes=3)
+
+    values = instrument.measure(now)
+
+    x, y = now.data["x_train"][:probe_size], now.data["y_train"][:probe_size]
+    np.testing.assert_allclose(values[f"loss_{name}_modes"], modes_of(now.params, x, y)[:3], rtol=1e-3, atol=1e-6)
+    assert float(values[f"loss_{name}_modes"][:2].sum()) == pytest.approx(float(values[f"loss_{name}_top"]), rel=1e-5)
+
+
 def test_preconditioner_min_bounds_the_critical_lr_from_below():
     now = moment()
     diagonal = jax.tree.map(lambda a: 0.5 + jnp.abs(a), now.params)
@@ -154,10 +184,10 @@ def test_agop_alignment_and_validation_against_direct_values():
     """Against the same numbers taken outside the program."""
     model = FCN(depth=2, width=32)
     arrays = build()[1]
-    arrays = arrays._replace(x_val=arrays.x_test[:3], y_val=arrays.y_test[:3])
     reference = np.random.default_rng(0).standard_normal((6, 16)).astype(np.float32)
+    arrays = arrays._replace(x_val=arrays.x_test[:3], y_val=arrays.y_test[:3], agop_reference=reference)
     chosen = {
-        "agop": instruments.agop_alignment(model.apply, every=2, reference=reference, size=6),
+        "agop": instruments.agop_alignment(model.apply, every=2, size=6),
         "val": instruments.loss_test(model.apply, loss="mse", every=1, target_encoding="sign", split="val"),
         "lambda_max_train": instruments.lambda_max_train(model.apply, loss="mse", every=1, probe_size=None, k=2),
     }

@@ -29,7 +29,7 @@ from configs import (
     reference,
     synthetic_sgd_b1,
 )
-from experiments import build, main, report
+from experiments import build, main, report, reproduce
 from experiments import config as configs
 from experiments.build import checks, programs
 from experiments.verdicts import OF_RUN
@@ -370,3 +370,87 @@ def test_text_is_utf8_whatever_the_locale(tmp_path):
     environment = os.environ | {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "text")], env=environment, check=True, timeout=60)
     assert (tmp_path / "text").read_bytes() == "Größe".encode()
+
+
+def by_seed_config(task="rank2", **fields):
+    config = batch_size.get_config(f"{task},smoke")
+    config.data.by_seed, config.claims, config.sweep, config.run.stop_loss = True, (), (), None
+    if task != "rank2":
+        config.measure.agop_reference, config.measure.agop_alignment_every = None, 0
+    config.members.seed, config.members.lr = (3, 5), (0.2,)
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+@pytest.mark.parametrize("task", ["rank2", "cifar2"])
+def test_run_by_seed_is_that_of_each_seed_alone(task, tmp_path, no_data, plain_figures):
+    main.run(by_seed_config(task), tmp_path / "both")
+    record = catapult_jax.open_record(tmp_path / "both").load()
+    for m, seed in enumerate((3, 5)):
+        main.run(by_seed_config(task, **{"members.seed": None, "seed": seed}), tmp_path / str(seed))
+        alone = catapult_jax.open_record(tmp_path / str(seed)).load()
+        for name in alone.data_vars:  # side by side the matrix products of the members are batched, which sums in another order
+            values = np.asarray(record[name].values[m], float), np.asarray(alone[name].values[0], float)
+            np.testing.assert_allclose(*values, rtol=1e-4, atol=1e-5, err_msg=f"{name} of seed {seed}")
+    assert abs(record["loss_train"].values[0, 0] - record["loss_train"].values[1, 0]) > 1e-3
+    abouts = [json.loads((tmp_path / name / "run.json").read_text())["data"] for name in ("both", "3", "5")]
+    assert all(about["by_seed"] for about in abouts) and len({about["sha256"] for about in abouts}) == 3
+
+
+def test_run_by_seed_measures_the_alignment_at_the_points_of_each_member(tmp_path, plain_figures):
+    config = by_seed_config(**{"run.checkpoint_every": 6})
+    main.run(config, tmp_path / "run")
+    record = catapult_jax.open_record(tmp_path / "run").load()
+    model = build.build_model(config.model, 1)
+    for m, seed in enumerate((3, 5)):
+        x = np.random.default_rng([0, seed]).standard_normal((config.data.train_size, 20)).astype(np.float32)
+        params = model.init(jax.random.fold_in(jax.random.key(seed), 0), x[:1])
+        rows = np.asarray(jax.vmap(jax.grad(lambda z: model.apply(params, z[None])[0, 0]))(x), float)  # noqa: B023
+        target = np.zeros((len(x), 20))  # the gradient of x_1 x_2
+        target[:, 0], target[:, 1] = x[:, 1], x[:, 0]
+        ours, theirs = rows.T @ rows, target.T @ target
+        expected = (ours * theirs).sum() / np.linalg.norm(ours) / np.linalg.norm(theirs)
+        assert record["agop_alignment"].values[m, 0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_run_by_seed_stopped_and_resumed_or_repeated_is_the_same_run(tmp_path, monkeypatch, capsys, plain_figures):
+    config = by_seed_config(**{"run.checkpoint_every": 6})
+    main.run(config, tmp_path / "whole")
+    trainer_of, calls = build.trainer_of, []
+
+    def dies(*arguments):
+        trainer = trainer_of(*arguments)
+        second = lambda *a: calls.append(1) or trainer.run(*a) if not calls else sys.exit(1)
+        return trainer._replace(run=second)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(build, "trainer_of", dies)
+        with pytest.raises(SystemExit):
+            main.run(config, tmp_path / "parts")
+    main.run(config, tmp_path / "parts")
+
+    assert "resuming at step 6 of 12" in capsys.readouterr().out
+    assert reproduce.compare(tmp_path / "whole", tmp_path / "parts").same
+    assert main.run_again(tmp_path / "whole", tmp_path / "again")
+
+
+@pytest.mark.parametrize(("batch_size", "name"), [(None, "loss_modes"), (4, "loss_train_modes")], ids=["gd", "sgd"])
+def test_run_with_modes_writes_the_loss_in_each(batch_size, name, tmp_path, plain_figures):
+    fields = {"optimizer__batch_size": batch_size} if batch_size else {}
+    main.run(smoke(measure__loss_modes=8, measure__lambda_max_train_every=2, measure__top_k=3, **fields), tmp_path / "run")
+    record = catapult_jax.open_record(tmp_path / "run").load()
+    assert record[name].dims == ("member", "step", "mode") and record[name].sizes["mode"] == 8
+    top = record[name.replace("modes", "top")].values
+    assert np.isfinite(top[:, 0]).all()
+    np.testing.assert_allclose(record[name].values[..., :3].sum(-1), top, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"loss": "softmax_cross_entropy", "data__target_encoding": "integer"}], ids=["mse", "softmax"]
+)
+def test_run_with_more_modes_than_rows_writes_nothing(fields, tmp_path):
+    config = smoke(measure__loss_modes=17, **fields)
+    assert config.data.train_size == 16
+    with pytest.raises(configs.ConfigError, match=r"^measure.loss_modes=17; allowed for a kernel of 16 rows: 0 to 16$"):
+        main.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

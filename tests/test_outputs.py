@@ -21,7 +21,7 @@ def test_write_directions_are_eigenvectors_of_the_explicit_agop(tmp_path):
     seeds = np.array([0, 1, 0])
     params = jax.vmap(lambda key: model.init(key, x[:1]))(jax.random.split(jax.random.key(0), 3))
     reference = np.tile(np.eye(5, dtype=np.float32)[1], (24, 1))  # the gradient of x_2 at every example
-    built = SimpleNamespace(model=model, data=SimpleNamespace(x_train=x), reference=reference)
+    built = SimpleNamespace(model=model, data=SimpleNamespace(x_train=x, agop_reference=reference))
     config = SimpleNamespace(measure=SimpleNamespace(agop_size=24))
     state = SimpleNamespace(members=SimpleNamespace(params=params))
     coordinates = {"seed": seeds, "lr_given": np.array([0.5, 0.5, 2.0])}

@@ -64,7 +64,7 @@ def test_choose_instruments_uses_the_cost_of_a_kernel_apart_from_the_step(monkey
     model, members = build.build_model(config.model, arrays.outputs), build.build_members(config)
     for most, every, expected in ((1.5, 10, 1.18), (1.95, 1, 1.9)):
         config.measure.max_overhead = most
-        plan = build.choose_instruments(config, model, arrays, members, None)
+        plan = build.choose_instruments(config, model, arrays, members)
         assert plan["cadences"] == {"lambda_max_batch": every} and plan["expected_overhead"] == pytest.approx(expected)
 
 
@@ -74,7 +74,7 @@ def test_measure_of_an_expensive_and_a_cheap_instrument(monkeypatch):
     arrays, _ = build.load_data(config)
     model, members = build.build_model(config.model, arrays.outputs), build.build_members(config)
     make_trainer = lambda chosen: build_trainer(config, model, arrays, chosen)
-    cheap = build_instruments(config, model, arrays, None, {"loss_batch_after": 3}, {})["loss_batch_after"]
+    cheap = build_instruments(config, model, arrays, {"loss_batch_after": 3}, {})["loss_batch_after"]
     heavy = lambda now: {
         "sum": jax.lax.fori_loop(0, 300, lambda _, a: jnp.tanh(a @ a), jnp.ones((128, 128)) + now.outputs[0, 0])[0, 0]
     }

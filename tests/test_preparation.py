@@ -209,3 +209,76 @@ def test_prepare_of_the_real_files(real_data):
             target_encoding="sign",
         )
         assert prepared.x_train[0].size == size and prepared.y_train.sum() == 0
+
+
+def rows_of(x, source):
+    """The row of the source that each example is; the images of the toy data set differ."""
+    return [int(np.flatnonzero((source == example).all((1, 2, 3)))[0]) for example in x]
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_prepare_with_a_seed_draws_as_many_of_each_class_and_each_once(tmp_path, seed):
+    arrays = toy(tmp_path)
+
+    drawn = data.prepare(arrays, **SMALL, validation_size=4, seed=seed)
+
+    train, val = rows_of(drawn.x_train, arrays.x_train), rows_of(drawn.x_val, arrays.x_train)
+    assert len({*train, *val}) == 6 + 4
+    assert np.bincount(drawn.y_train).tolist() == [3, 3] and np.bincount(drawn.y_val).tolist() == [2, 2]
+    assert arrays.y_train[train].tolist() == drawn.y_train.tolist() and arrays.y_train[val].tolist() == drawn.y_val.tolist()
+    np.testing.assert_array_equal(drawn.x_test, data.prepare(arrays, **SMALL).x_test)
+
+
+def test_prepare_with_a_seed_draws_every_example_equally_often(tmp_path):
+    arrays, counts = toy(tmp_path), np.zeros(40)
+
+    for seed in range(200):
+        counts[rows_of(data.prepare(arrays, **SMALL, seed=seed).x_train, arrays.x_train)] += 1
+
+    of_classes = counts[arrays.y_train < 2]  # 3 of 10 in each draw: 60 +- 6.5 of 200
+    assert counts.sum() == of_classes.sum() == 200 * 6 and of_classes.min() > 60 - 5 * 6.5 and of_classes.max() < 60 + 5 * 6.5
+
+
+def test_prepare_with_a_seed_of_real_targets_keeps_inputs_and_targets_together():
+    x = np.arange(20.0).reshape(20, 1)
+    arrays = data.Arrays(x, 2 * x[:, 0], x, x[:, 0], "toy", "memory")
+    draw = lambda seed: data.prepare(
+        arrays, train_size=6, test_size=3, scaling="none", target_encoding="value", validation_size=5, seed=seed
+    )
+
+    first, second = draw(0), draw(1)
+
+    for drawn in (first, second):
+        np.testing.assert_array_equal(drawn.y_train, 2 * drawn.x_train)
+        assert len({*drawn.x_train[:, 0], *drawn.x_val[:, 0]}) == 6 + 5 and drawn.x_test[:, 0].tolist() == [0, 1, 2]
+    assert set(first.x_train[:, 0]) != set(second.x_train[:, 0])
+
+
+def test_by_member_shares_what_is_equal(tmp_path):
+    arrays = toy(tmp_path)
+    draws = [data.prepare(arrays, **SMALL, validation_size=4, seed=seed) for seed in (3, 5)]
+
+    whole = data.by_member([draws[0], draws[1], draws[0]])
+
+    first, second, third = whole.draws
+    assert third is first and second.x_test is first.x_test is whole.x_test and second.x_train is not whole.x_train
+    np.testing.assert_array_equal(second.x_train, draws[1].x_train)
+    assert len({whole.checksum, first.checksum, second.checksum}) == 3
+    assert whole.checksum != data.by_member(draws[::-1]).checksum == data.by_member(draws[::-1]).checksum
+
+
+def test_by_member_standardizes_the_test_examples_of_each_draw(tmp_path):
+    settings = SMALL | {"scaling": "standardize"}
+    draws = [data.prepare(toy(tmp_path), **settings, seed=seed) for seed in (3, 5)]
+
+    first, second = data.by_member(draws).draws
+
+    assert not np.array_equal(first.x_test, second.x_test) and first.y_test is second.y_test
+
+
+def test_by_member_refuses_two_equal_draws(tmp_path):
+    arrays = toy(tmp_path)
+    draws = [data.prepare(arrays, **SMALL | {"train_size": 20}, seed=seed) for seed in (0, 1)]  # all of both classes
+
+    with pytest.raises(ValueError, match=r"data.train_size=20: two seeds draw the same examples of toy; allowed with data.by_"):
+        data.by_member(draws)

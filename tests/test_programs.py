@@ -16,12 +16,14 @@ def no_data(monkeypatch, plain_figures):
 
 
 def test_trainer_of_shared_programs_has_the_bits_of_runs_alone(tmp_path, monkeypatch):
-    """Other data, seeds and lengths are other arguments of the same programs; another width is another program."""
+    """Other data, AGOP references, seeds and lengths are other arguments of the same programs; another width is another program."""
     config = batch_size.get_config("rank2,smoke")
-    config.measure.agop_alignment_every, config.measure.agop_reference, config.claims, config.sweep = 0, None, (), ()
+    config.claims, config.sweep = (), ()
     make_trainer, built = training.make_trainer, []
     monkeypatch.setattr(training, "make_trainer", lambda *a, **k: built.append(1) or make_trainer(*a, **k))
-    changes = [{}, {"data.synthetic.seed": 1}, {"steps": config.steps + 1, "members.seed": (5, 6)}, {"model.width": 12}]
+    changes = [
+        {}, {"data.synthetic.seed": 1}, {"data.by_seed": True}, {"steps": config.steps + 1, "members.seed": (5, 6)}, {"model.width": 12},
+    ]  # fmt: skip
     runs = []
     for fields in changes:
         run_config = config.copy_and_resolve_references()

@@ -15,13 +15,27 @@ def test_agop_reference_of_a_product_is_its_gradient():
     config = catapults_agop.get_config("rank2,smoke")
     arrays, _ = build.load_data(config)
 
-    rows, about = agop_reference(config, arrays)
+    prepared, about = agop_reference(config, arrays)
 
     x = np.asarray(arrays.x_train)
     expected = np.zeros_like(x)  # of y = x_1 x_2
     expected[:, 0], expected[:, 1] = x[:, 1], x[:, 0]
-    np.testing.assert_allclose(rows, expected, rtol=1e-6)
+    np.testing.assert_allclose(prepared.agop_reference, expected, rtol=1e-6)
     assert about == {"name": "gradient of the target"}
+
+
+def test_agop_reference_of_each_draw_is_taken_at_its_points():
+    config = catapults_agop.get_config("rank2,smoke")
+    config.data.by_seed, config.members.seed = True, (3, 5)
+    arrays, _ = build.load_data(config)
+
+    prepared, _ = agop_reference(config, arrays)
+
+    for drawn in prepared.draws:
+        expected = np.zeros_like(drawn.x_train)  # of y = x_1 x_2
+        expected[:, 0], expected[:, 1] = drawn.x_train[:, 1], drawn.x_train[:, 0]
+        np.testing.assert_allclose(drawn.agop_reference, expected, rtol=1e-6)
+    assert prepared.agop_reference is prepared.draws[0].agop_reference is not prepared.draws[1].agop_reference
 
 
 @pytest.fixture
@@ -45,13 +59,13 @@ def test_agop_reference_of_a_model_is_its_input_jacobian(stored):
     config, arrays, _, store = stored
     store()
 
-    rows, about = agop_reference(config, arrays)
+    prepared, about = agop_reference(config, arrays)
 
     params, _, checksum = checkpoints.load_model(config.measure.agop_reference)
     model = build.build_model(config.model, arrays.outputs)
     output = lambda x: model.apply(params, x[None])[0, 0]
     expected = [np.ravel(jax.grad(output)(x)) for x in arrays.x_train]
-    np.testing.assert_allclose(rows, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(prepared.agop_reference, expected, rtol=1e-4, atol=1e-6)
     assert about == {"name": "fcn trained on 16 examples", "sha256": checksum, "error_test": None}
 
 

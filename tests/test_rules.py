@@ -126,6 +126,16 @@ ROWS = [
     ),
     ("measure.top_k_max, measure.top_k; allowed: measure.top_k or more, or None", _PRODUCTS | {"measure.top_k_max": 2}),
     (
+        "measure.loss_modes, measure.method, measure.preset; "
+        "allowed with loss_modes: the exact kernel, exact or None, without a preset",
+        {"measure.loss_modes": 3, "measure.method": "auto"},
+    ),
+    (
+        "measure.loss_modes, optimizer.batch_size, measure.lambda_max_batch_every, measure.lambda_max_train_every; "
+        "allowed with loss_modes: a cadence of lambda_max_train, or of lambda_max_batch where all examples are the batch",
+        _STOCHASTIC | {"measure.loss_modes": 3},
+    ),
+    (
         "claims, optimizer.batch_size; allowed with the claim catapults_lower_the_norm: None, all examples",
         _STOCHASTIC | {"claims": ("catapults_lower_the_norm",)},
     ),
@@ -243,6 +253,10 @@ ROWS = [
     ),
     ("data.name, data.attribute; allowed for celeba: the name of an attribute", {"data.name": "celeba"}),
     (
+        "data.by_seed, data.attribute; allowed with an attribute: False, since only the first examples of such data are read",
+        {"data.name": "celeba", "data.attribute": "Smiling", "data.by_seed": True},
+    ),
+    (
         "optimizer.batch_size, measure.lambda_max_batch_every, measure.loss_train_every; allowed with batches: 0 or 1, "
         "since the critical lr of a batch does not explain a later spike; or no training loss, so that there are no spikes",
         _STOCHASTIC | {"measure.lambda_max_batch_every": 2},
@@ -320,6 +334,13 @@ def test_check_takes_the_claims_in_their_order():
     for claims in (("first_catapult", "spikes_are_catapults"), ("spikes_are_catapults", "first_catapult")):
         with pytest.raises(ConfigError, match=f"allowed with the claim {claims[0]}: 1"):
             rules.check(config_with({"claims": claims, "measure.lambda_max_batch_every": 0}))
+
+
+def test_check_takes_the_modes_of_the_kernel_of_the_training_set():
+    rules.check(config_with({"measure.loss_modes": 3}))
+    rules.check(config_with(_STOCHASTIC | {"measure.loss_modes": 3, "measure.lambda_max_train_every": 2}))
+    with pytest.raises(ConfigError, match=r"measure.loss_modes=3, .* allowed with loss_modes: a cadence of lambda_max_train"):
+        rules.check(config_with({"measure.loss_modes": 3, "measure.lambda_max_batch_every": 0}))
 
 
 def test_check_leaves_the_cadences_of_claims_to_a_preset():

@@ -119,3 +119,15 @@ def test_target_function_refuses_bad_targets(changed, message):
     arguments = {"target": "product", "rank": 2} | changed
     with pytest.raises(ValueError, match=message):
         target_function(**arguments)(jnp.ones(5))
+
+
+def test_synthetic_with_two_seeds_is_drawn_from_both():
+    draw = lambda seed: synthetic(dimension=3, rank=2, noise=0.5, train_size=4, test_size=2, seed=seed)
+
+    arrays = draw((1, 3))
+
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([1, 3])))
+    x, noise = rng.standard_normal((6, 3)), rng.standard_normal(4)
+    np.testing.assert_allclose(np.concatenate([arrays.x_train, arrays.x_test]), x, rtol=1e-6)
+    np.testing.assert_allclose(arrays.y_train, x[:4, 0] * x[:4, 1] + 0.5 * noise, rtol=1e-5)
+    assert all(not np.array_equal(draw(seed).x_train, arrays.x_train) for seed in ((1, 4), (2, 3), (3, 1)))

@@ -1,14 +1,11 @@
 """The wiring: members with raises and caps, and states that go on from disk."""
 
 import numpy as np
+import optax
 import pytest
 
-from catapult_jax import (
-    CNN,
-    checkpoints,
-    schedules,
-)
-from catapult_jax.training import Members
+from catapult_jax import CNN, FCN, checkpoints, data, detector, schedules
+from catapult_jax.training import Members, instruments, make_trainer
 from tests.helpers_training import build, members, run
 
 
@@ -62,3 +59,76 @@ def test_trainer_resumed_from_disk_gives_the_same_bits(model, tmp_path):
     for name in rest:
         np.testing.assert_array_equal(rest[name], resumed[name], err_msg=name)
     assert first["loss_batch"].shape == (4, 4)
+
+
+def drawn(seed):
+    """Data of one member: training, validation and reference rows of the seed, test examples of all."""
+    rng = np.random.default_rng(seed)
+    x, x_test = rng.standard_normal((12, 4, 4, 1)), np.random.default_rng(0).standard_normal((5, 4, 4, 1))
+    target = lambda x: np.sign(x.sum((1, 2)) + 0.1).astype(np.float32)
+    single = lambda x: x.astype(np.float32)
+    return data.Data(
+        single(x[:8]), target(x[:8]), single(x_test), target(x_test), 1, "toy", "test", f"{seed}", single(x[8:]), target(x[8:]),
+        single(rng.standard_normal((6, 16))),
+    )  # fmt: skip
+
+
+def trainer_on(arrays, model, batch_size):
+    f = model.apply
+    chosen = [
+        instruments.lambda_max_batch(f, loss="mse", every=1, k=2, follow=batch_size is None),
+        instruments.agop_alignment(f, every=2, size=6),
+        *(instruments.loss_test(f, loss="mse", every=1, target_encoding="sign", split=split) for split in ("test", "val")),
+        *([instruments.loss_train(f, loss="mse", every=1)] if batch_size else []),
+    ]
+    return make_trainer(
+        model, arrays, loss="mse", optimizer=optax.sgd, schedule=schedules.following(optax.constant_schedule(1.0)),
+        detector=detector(), instruments=dict(enumerate(chosen)), batch_size=batch_size,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+@pytest.mark.parametrize("model", [FCN(depth=2, width=16), CNN(depth=2, width=4)], ids=["scanned", "stepped"])
+def test_trainer_with_data_of_each_member_equals_each_alone(model, batch_size):
+    of = members((3, 5), (0.4, 0.8))
+    draws = {seed: drawn(seed) for seed in (3, 5)}
+    trainer = trainer_on(data.by_member([draws[seed] for seed in of.seed]), model, batch_size)
+
+    start = trainer.init(of)[1]
+    together = run(trainer, of, 5)[1]
+
+    # One by one the members have the same program as alone. Side by side their matrix products are batched, which sums in another order.
+    rtol = 1e-5 if trainer.scanned else 0
+    for m, seed in enumerate(of.seed):
+        alone = trainer_on(draws[seed], model, batch_size)
+        single = Members(of.seed[m : m + 1], of.lr[m : m + 1], lr_unit="critical_lr0")
+        assert alone.init(single)[1].critical_lr[0] == start.critical_lr[m]
+        for name, values in run(alone, single, 5)[1].items():
+            np.testing.assert_allclose(together[name][m], values[0], rtol=rtol, atol=rtol, err_msg=f"{name} {seed}")
+    assert not np.isclose(together["agop_alignment"][0, 0], together["agop_alignment"][1, 0], rtol=1e-3)
+
+
+def test_trainer_takes_only_what_differs_for_each_member():
+    draws = data.by_member([drawn(3), drawn(5)]).draws
+    trainer = trainer_on(data.by_member(draws), FCN(depth=2, width=16), None)
+
+    of_run = trainer.init.args[3]
+
+    assert sorted(of_run.by_member) == ["agop_reference", "x_train", "x_val", "y_train", "y_val"]
+    assert of_run.shared["x_test"].shape == (5, 4, 4, 1) and of_run.by_member["x_train"].shape == (2, 8, 4, 4, 1)
+
+
+def test_trainer_with_data_of_one_member_has_the_bits_of_that_member():
+    of, model = members((3,), (0.4,)), FCN(depth=2, width=16)
+
+    with_draws = run(trainer_on(data.by_member([drawn(3)]), model, 3), of, 4)[1]
+
+    for name, values in run(trainer_on(drawn(3), model, 3), of, 4)[1].items():
+        np.testing.assert_array_equal(with_draws[name], values, err_msg=name)
+
+
+def test_trainer_refuses_data_of_another_number_of_members():
+    trainer = trainer_on(data.by_member([drawn(3), drawn(5)]), FCN(depth=2, width=16), None)
+
+    with pytest.raises(ValueError, match=r"members.seed has 4 entries, the data are those of 2 members; allowed: one for each"):
+        trainer.init(members((3, 5), (0.4, 0.8)))

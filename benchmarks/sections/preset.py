@@ -57,8 +57,8 @@ def achieved(model: str, preset: str, scale: str) -> list[dict[str, Any]]:
     arrays, _ = build.load_data(config)
     net, members = build.build_model(config.model, arrays.outputs), build.build_members(config)
     with contextlib.redirect_stdout(io.StringIO()):
-        plan = build.choose_instruments(config, net, arrays, members, None)
-    chosen = build_instruments(config, net, arrays, None, plan["cadences"], plan["methods"])
+        plan = build.choose_instruments(config, net, arrays, members)
+    chosen = build_instruments(config, net, arrays, plan["cadences"], plan["methods"])
     steps = max(plan["cadences"].values(), default=1)
     steps *= -(-4 // steps)
 

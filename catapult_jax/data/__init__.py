@@ -1,6 +1,14 @@
 """Data sets from .npz files, TFDS, installed packages and synthetic targets, behind one interface."""
 
-from catapult_jax.data.preparation import SCALINGS, TARGET_ENCODINGS, TARGET_ENCODINGS_OF_LOSS, Data, most_examples, prepare
+from catapult_jax.data.preparation import (
+    SCALINGS,
+    TARGET_ENCODINGS,
+    TARGET_ENCODINGS_OF_LOSS,
+    Data,
+    by_member,
+    most_examples,
+    prepare,
+)
 from catapult_jax.data.sources import EMBEDDED, KNOWN, Arrays, DataUnavailable, UnknownData, read
 from catapult_jax.data.targets import TARGETS, synthetic, target_function
 
@@ -15,6 +23,7 @@ __all__ = [
     "Data",
     "DataUnavailable",
     "UnknownData",
+    "by_member",
     "most_examples",
     "prepare",
     "read",

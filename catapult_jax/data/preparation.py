@@ -32,6 +32,11 @@ class Data(NamedTuple):
     checksum: str  # SHA-256 of the arrays
     x_val: np.ndarray | None = None  # validation examples, from the training examples of the source; None: there are none
     y_val: np.ndarray | None = None  # as y_train
+    # input Jacobian of the AGOP reference at the first training examples, (examples * outputs, inputs); None: no AGOP is measured
+    agop_reference: np.ndarray | None = None
+    # Data of each member, if each member's seed draws its own. The fields above are then those of the first member, but for source and
+    # checksum. Members share an array that is the same object for all of them.
+    draws: tuple[Data, ...] = ()
 
 
 def prepare(
@@ -43,11 +48,13 @@ def prepare(
     scaling: str,
     target_encoding: str,
     validation_size: int = 0,
+    seed: int | None = None,
 ) -> Data:
     """Select examples of a data set, scale their inputs and encode their targets.
 
     Each class gives its first examples in the order of the source, and as many as every other class. If the size is not a
     multiple of the number of classes, the first classes give one more. ``target_encoding="value"`` takes the first examples of all.
+    With a ``seed``, training and validation examples are drawn at random in place of the first ones.
 
     Args:
       arrays: data set, from :func:`read` or :func:`synthetic`.
@@ -60,6 +67,8 @@ def prepare(
       target_encoding: ``"sign"`` -1, +1; ``"one_hot"``; ``"integer"``; ``"binary"`` 0, 1; ``"value"`` targets as they are.
       validation_size: number of validation examples, from the training split of the source. They are the next examples of each
         class after the training examples.
+      seed: training and validation examples are drawn with it, without replacement, from the training split of the source; None: they
+        are the first ones. The test examples are always the first ones.
 
     Returns:
       A :class:`Data`; inputs in float32.
@@ -74,12 +83,13 @@ def prepare(
     [[-1.0], [1.0]]
     """
     _check_sizes(train_size, test_size, validation_size)
+    rng = None if seed is None else np.random.default_rng(seed)
     if target_encoding == "value":
         if classes:
             raise ValueError(f"data.classes={classes!r} with data.target_encoding='value'; allowed: no classes")
-        selection = _select_values(arrays, train_size, test_size, validation_size)
+        selection = _select_values(arrays, train_size, test_size, validation_size, rng)
     else:
-        selection = _select_classes(arrays, classes, train_size, test_size, validation_size, target_encoding)
+        selection = _select_classes(arrays, classes, train_size, test_size, validation_size, target_encoding, rng)
     splits = {
         "train": (arrays.x_train, arrays.y_train, selection.train),
         "test": (arrays.x_test, arrays.y_test, selection.test),
@@ -119,8 +129,10 @@ class _Selection(NamedTuple):
     encode: Callable[[np.ndarray], np.ndarray]  # targets of the source -> targets of the run
 
 
-def _select_values(arrays: Arrays, train_size: int, test_size: int | None, validation_size: int) -> _Selection:
-    """The first examples; their targets are numbers."""
+def _select_values(
+    arrays: Arrays, train_size: int, test_size: int | None, validation_size: int, rng: np.random.Generator | None
+) -> _Selection:
+    """The first examples, or examples drawn with ``rng``; their targets are numbers."""
     train, test = np.arange(train_size), np.arange(test_size or len(arrays.x_test))
     for split, rows, x in (("train", train, arrays.x_train), ("test", test, arrays.x_test)):
         if len(rows) > len(x):
@@ -131,7 +143,11 @@ def _select_values(arrays: Arrays, train_size: int, test_size: int | None, valid
             f"data.validation_size={validation_size}; allowed for {arrays.name} after data.train_size={train_size}: up to "
             f"{len(rest)}"
         )
-    return _Selection(train, test, rest[:validation_size], 1, lambda y: y.reshape(-1, 1).astype(np.float32))
+    val = rest[:validation_size]
+    if rng is not None:
+        rows = rng.permutation(len(arrays.x_train))[: train_size + validation_size]
+        train, val = np.sort(rows[:train_size]), np.sort(rows[train_size:])
+    return _Selection(train, test, val, 1, lambda y: y.reshape(-1, 1).astype(np.float32))
 
 
 def _select_classes(
@@ -141,16 +157,17 @@ def _select_classes(
     test_size: int | None,
     validation_size: int,
     target_encoding: str,
+    rng: np.random.Generator | None,
 ) -> _Selection:
-    """The first examples of each class."""
+    """The first examples of each class, or examples drawn with ``rng``."""
     kept = _check_classes(arrays, classes, target_encoding)
-    train = _first_of_each(arrays.y_train, kept, train_size, "data.train_size", arrays.name)
+    train = _first_of_each(arrays.y_train, kept, train_size, "data.train_size", arrays.name, rng)
     test = _first_of_each(arrays.y_test, kept, test_size, "data.test_size", arrays.name)
     rest = np.setdiff1d(np.arange(len(arrays.y_train)), train)  # in the order of the source
     val = rest[:0]
     if validation_size:
         name = f"{arrays.name} after data.train_size={train_size}"
-        val = rest[_first_of_each(arrays.y_train[rest], kept, validation_size, "data.validation_size", name)]
+        val = rest[_first_of_each(arrays.y_train[rest], kept, validation_size, "data.validation_size", name, rng)]
     codes = {c: i for i, c in enumerate(kept)}
     integer = lambda y: np.array([codes[int(c)] for c in y], np.int32)
     outputs, encode = {
@@ -208,9 +225,18 @@ def most_examples(y: np.ndarray, classes: Sequence[int] | None = None) -> int:
     return min(int((y == c).sum()) for c in kept) * len(kept)
 
 
-def _first_of_each(y: np.ndarray, classes: Sequence[int], size: int | None, field: str, name: str) -> np.ndarray:
-    """Sorted rows of the first examples of each class; ``size=None``: all of them."""
+def _first_of_each(
+    y: np.ndarray,
+    classes: Sequence[int],
+    size: int | None,
+    field: str,
+    name: str,
+    rng: np.random.Generator | None = None,
+) -> np.ndarray:
+    """Sorted rows of the first examples of each class, or of examples drawn with ``rng``; ``size=None``: all of them."""
     rows = [np.flatnonzero(y == c) for c in classes]
+    if rng is not None:
+        rows = [rng.permutation(r) for r in rows]
     if size is not None:
         counts = [size // len(classes) + (i < size % len(classes)) for i in range(len(classes))]
         if any(len(r) < n for r, n in zip(rows, counts, strict=True)):
@@ -238,6 +264,41 @@ def _scale(splits: list[np.ndarray], scaling: str) -> list[np.ndarray]:
 def _to_norm_sqrt_d(x: np.ndarray) -> np.ndarray:
     norm = np.linalg.norm(x.reshape(len(x), -1), axis=1)
     return x * (np.sqrt(x[0].size) / norm).reshape(-1, *([1] * (x.ndim - 1))).astype(np.float32)
+
+
+def by_member(draws: Sequence[Data]) -> Data:
+    """The data of a run in which each member has its own examples.
+
+    Args:
+      draws: data of each member; an entry may come several times. All have the same shapes.
+
+    Returns:
+      The data of the first member, with the data of all members in ``draws``. Equal arrays become one object, which the members share.
+      The checksum is that of all draws.
+
+    Raises:
+      ValueError: two different draws have the same examples.
+
+    >>> x, y = np.arange(40.0).reshape(20, 2), np.array([7, 9] * 10)
+    >>> arrays = Arrays(x, y, x, y, "toy", "memory")
+    >>> draws = [prepare(arrays, train_size=6, scaling="none", target_encoding="sign", seed=seed) for seed in (0, 1)]
+    >>> data = by_member(draws)
+    >>> data.draws[1].x_train is data.x_train, data.draws[1].x_test is data.x_test
+    (False, True)
+    """
+    different = {id(draw): draw for draw in draws}
+    if len({draw.checksum for draw in different.values()}) < len(different):
+        raise ValueError(
+            f"data.train_size={len(draws[0].x_train)}: two seeds draw the same examples of {draws[0].name}; allowed with data.by_seed: fewer "
+            "examples than the data set has"
+        )
+    first = draws[0]
+    arrays = {name: array for name, array in first._asdict().items() if isinstance(array, np.ndarray)}
+    shared = {n: a for n, a in arrays.items() if all(np.array_equal(getattr(d, n), a) for d in different.values())}
+    different = {key: draw._replace(**shared) for key, draw in different.items()}
+    checksum = hashlib.sha256("".join(draw.checksum for draw in different.values()).encode()).hexdigest()
+    source = f"{first.source}; drawn again for each seed"
+    return first._replace(checksum=checksum, source=source, draws=tuple(different[id(draw)] for draw in draws))
 
 
 def _checksum(arrays: tuple[np.ndarray, ...]) -> str:

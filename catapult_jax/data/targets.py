@@ -72,7 +72,14 @@ def target_function(target: str, rank: int) -> Callable[[Any], Any]:
 
 
 def synthetic(
-    *, dimension: int, rank: int, target: str = "product", noise: float, train_size: int, test_size: int, seed: int
+    *,
+    dimension: int,
+    rank: int,
+    target: str = "product",
+    noise: float,
+    train_size: int,
+    test_size: int,
+    seed: int | tuple[int, ...],
 ) -> Arrays:
     """Gaussian inputs with noisy targets, ``x ~ N(0, I_d)``, ``y = target(x) + noise * N(0, 1)``; test targets have no noise.
 
@@ -83,7 +90,7 @@ def synthetic(
       noise: standard deviation of the noise.
       train_size: number of training examples.
       test_size: number of test examples.
-      seed: of inputs and noise; the inputs are the same for every target, rank and noise.
+      seed: of inputs and noise, one number or several; the inputs are the same for every target, rank and noise.
 
     Returns:
       The :class:`Arrays`.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from catapult_jax.training.problem import MemberState, Problem
+from catapult_jax.training.problem import MemberState, Problem, RunData
 from catapult_jax.training.step import step
 
 if TYPE_CHECKING:
@@ -25,9 +25,7 @@ class State(NamedTuple):
     members: MemberState  # leading axis: member
 
 
-def make_chunk(
-    problem: Problem, *, scanned: bool
-) -> Callable[[State, dict[str, Array], int, int], tuple[State, dict[str, np.ndarray]]]:
+def make_chunk(problem: Problem, *, scanned: bool) -> Callable[[State, RunData, int, int], tuple[State, dict[str, np.ndarray]]]:
     """Makes the function that runs a chunk of steps, with its compiled programs.
 
     Args:
@@ -42,12 +40,12 @@ def make_chunk(
     return partial(_loop_chunk, problem, jax.jit(partial(step, problem), donate_argnums=1, static_argnames="due"))
 
 
-def _scan_chunk(scan, state: State, data: dict[str, Array], steps: int, longest: int):
+def _scan_chunk(scan, state: State, data: RunData, steps: int, longest: int):
     state, measured = scan(state, data, np.int32(steps), longest=longest)
     return state, {name: values[:, :steps] for name, values in jax.device_get(measured).items()}
 
 
-def _scan(problem: Problem, state: State, data: dict[str, Array], steps: Int[Array, ""], *, longest: int):
+def _scan(problem: Problem, state: State, data: RunData, steps: Int[Array, ""], *, longest: int):
     """Runs ``longest`` steps and discards those after ``steps``, so that one program serves every length."""
 
     def body(state, i):
@@ -59,24 +57,26 @@ def _scan(problem: Problem, state: State, data: dict[str, Array], steps: Int[Arr
     return state, jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), measured)
 
 
-def _step_members(problem: Problem, number, members: MemberState, data, wanted):
+def _step_members(problem: Problem, number, members: MemberState, data: RunData, wanted):
     if len(members.seed) > 1:
-        return jax.vmap(partial(step, problem), in_axes=(None, 0, None, None))(number, members, data, wanted)
+        step_of = lambda member, drawn: step(problem, number, member, data.shared | drawn, wanted)
+        return jax.vmap(step_of)(members, data.by_member)
     # One member is not vmapped: XLA would transpose the gradient when it reads it, which on the CPU takes as long as three steps.
     alone = jax.tree.map(lambda a: a[0], members)
-    return jax.tree.map(lambda a: a[None], step(problem, number, alone, data, wanted))
+    return jax.tree.map(lambda a: a[None], step(problem, number, alone, data.of(0), wanted))
 
 
-def _loop_chunk(problem: Problem, step_once, state: State, data: dict[str, Array], steps: int, longest: int):
+def _loop_chunk(problem: Problem, step_once, state: State, data: RunData, steps: int, longest: int):
     count = len(state.members.seed)
     members = [jax.tree.map(lambda a, i=i: a[i], state.members) for i in range(count)]
+    arrays = [data.of(i) for i in range(count)]
     measured = [[] for _ in range(count)]
     first = int(state.step)
     for number in range(first, first + steps):
         # Steps at which the same instruments are due share one compiled program.
         due = frozenset(label for label, instrument in problem.instruments.items() if number % instrument.every == 0)
         for i in range(count):
-            members[i], values = step_once(jnp.int32(number), members[i], data, due=due)
+            members[i], values = step_once(jnp.int32(number), members[i], arrays[i], due=due)
             measured[i].append(values)
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
     series = [jax.tree.map(lambda *values: np.stack(values), *values) for values in jax.device_get(measured)]

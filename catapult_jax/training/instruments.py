@@ -34,6 +34,7 @@ def lambda_max_batch(
     every: int,
     k: int,
     follow: bool = True,
+    modes: int = 0,
     chunk_size: int | None = None,
 ) -> Instrument:
     """Critical lr of the batch, top eigenvalues, and the loss split over the top-``k`` eigenspace, from the exact kernel.
@@ -48,6 +49,7 @@ def lambda_max_batch(
       every: cadence in steps.
       k: dimension of the top eigenspace, and number of eigenvalues.
       follow: eigenvectors keep their order and sign from one measurement to the next. For a batch that never changes.
+      modes: ``loss_modes`` has the loss in each of so many top eigenvectors, in descending order; 0: no such series.
       chunk_size: examples that are processed at a time, as in :func:`tangent_kernel`; None: all.
 
     Returns:
@@ -61,7 +63,7 @@ def lambda_max_batch(
                 apply_fn, now.params, now.batch, now.outputs,
                 loss=loss, preconditioner=now.preconditioner().diagonal, chunk_size=chunk_size,
             )  # fmt: skip
-        return split_weighted_loss(weighted, now.outputs, now.batch[1], loss=loss, k=k, previous=previous)
+        return split_weighted_loss(weighted, now.outputs, now.batch[1], loss=loss, k=k, previous=previous, modes=modes)
 
     def measure(now: Moment, previous=None):
         parts = split(now, previous)
@@ -72,15 +74,16 @@ def lambda_max_batch(
             "loss_top": parts.top,
             "loss_rest": parts.rest,
             "eigenvalues": parts.eigenvalues,
-        }, parts.eigenvectors
+        } | ({"loss_modes": parts.modes} if modes else {}), parts.eigenvectors
 
     def start(now: Moment):
         shape = jax.eval_shape(lambda now: split(now, None).eigenvectors, now)
         return jnp.zeros(shape.shape, shape.dtype)
 
     together = None if chunk_size else partial(weighted_kernel_and_gradient, apply_fn, loss=loss)
+    series = ("lambda_max_batch", "critical_lr_batch", "condition_number_batch", "loss_top", "loss_rest", "eigenvalues")
     return Instrument(
-        ("lambda_max_batch", "critical_lr_batch", "condition_number_batch", "loss_top", "loss_rest", "eigenvalues"),
+        (*series, *(("loss_modes",) if modes else ())),
         every,
         *((measure, start) if follow else (lambda now: measure(now)[0], None)),
         together,
@@ -150,7 +153,7 @@ _NEAR = 0.8  # an eigenvalue is measured from this fraction of the critical eige
 
 
 def lambda_max_train(
-    apply_fn: Callable, *, loss: str, every: int, probe_size: int | None, k: int, chunk_size: int | None = None
+    apply_fn: Callable, *, loss: str, every: int, probe_size: int | None, k: int, modes: int = 0, chunk_size: int | None = None
 ) -> Instrument:
     """Critical lr on the training set or on a probe, and their loss split over the top-``k`` eigenspace of their kernel.
 
@@ -162,6 +165,7 @@ def lambda_max_train(
       every: cadence in steps.
       probe_size: number of training examples to take, from the first on; None: all.
       k: dimension of the top eigenspace.
+      modes: ``loss_train_modes`` has the loss in each of so many top eigenvectors, in descending order; 0: no such series.
       chunk_size: examples that are processed at a time, as in :func:`tangent_kernel`; None: all.
 
     Returns:
@@ -176,16 +180,17 @@ def lambda_max_train(
             apply_fn, now.params, (x, y), outputs,
             loss=loss, preconditioner=now.preconditioner().diagonal, chunk_size=chunk_size,
         )  # fmt: skip
-        split = split_weighted_loss(weighted, outputs, y, loss=loss, k=k)
+        split = split_weighted_loss(weighted, outputs, y, loss=loss, k=k, modes=modes)
         return {
             f"lambda_max_{name}": split.lambda_max,
             f"critical_lr_{name}": critical_lr_from_lambda(split.lambda_max, now.preconditioner()),
             f"condition_number_{name}": split.condition_number,
             f"loss_{name}_top": split.top,
             f"loss_{name}_rest": split.rest,
-        }
+        } | ({f"loss_{name}_modes": split.modes} if modes else {})
 
     kinds = ("lambda_max_{}", "critical_lr_{}", "condition_number_{}", "loss_{}_top", "loss_{}_rest")
+    kinds = (*kinds, *(("loss_{}_modes",) if modes else ()))
     return Instrument(tuple(kind.format(name) for kind in kinds), every, measure)
 
 
@@ -389,17 +394,15 @@ def loss_test(apply_fn: Callable, *, loss: str, every: int, target_encoding: str
     return Instrument(series, every, measure)
 
 
-def agop_alignment(
-    apply_fn: Callable, *, every: int, reference: jax.Array, size: int, chunk_size: int | None = None
-) -> Instrument:
+def agop_alignment(apply_fn: Callable, *, every: int, size: int, chunk_size: int | None = None) -> Instrument:
     """Alignment of the AGOP of the model with the AGOP of a reference, on the first ``size`` training inputs.
 
+    ``agop_reference`` of the data holds the rows of the input Jacobian of the reference on the same inputs, ``(size * outputs, d)``.
     Cost: for each output a backward pass of these examples.
 
     Args:
       apply_fn: ``(params, x) -> outputs``.
       every: cadence in steps.
-      reference: rows of the input Jacobian of the reference on the same inputs, ``(size * outputs, d)``.
       size: number of training inputs.
       chunk_size: examples that are processed at a time; None: all.
 
@@ -409,6 +412,7 @@ def agop_alignment(
 
     def measure(now: Moment):
         rows = outer_product.input_jacobian(apply_fn, now.params, now.data["x_train"][:size], chunk_size=chunk_size)
+        reference = now.data["agop_reference"]
         alignment, pearson = outer_product.agop_alignment(rows, reference), outer_product.agop_pearson(rows, reference)
         return {"agop_alignment": alignment, "agop_pearson": pearson}
 

@@ -20,7 +20,8 @@ class Moment(NamedTuple):
     new_params: Any  # after it
     batch: tuple  # (x, y)
     outputs: jax.Array  # of the batch, before the update
-    data: dict  # x_train, y_train, x_test, y_test; x_val, y_val if there are validation examples
+    # x_train, y_train, x_test, y_test; x_val, y_val if there are validation examples; agop_reference if there is one
+    data: dict
     # Preconditioner of this step, as a pytree function: it is computed only if an instrument needs it.
     preconditioner: Partial = Partial(lambda: PLAIN)
     kernel: jax.Array | None = None  # loss-weighted, of the batch, before the update; None: not computed

@@ -48,6 +48,17 @@ class Problem(NamedTuple):
         )
 
 
+class RunData(NamedTuple):
+    """The arrays of a run by name: x_train, y_train, x_test, y_test; x_val, y_val, agop_reference where there are any."""
+
+    shared: dict[str, Array]  # the same for every member
+    by_member: dict[str, Array]  # leading axis: member
+
+    def of(self, member: int) -> dict[str, Array]:
+        """The arrays of one member."""
+        return self.shared | {name: array[member] for name, array in self.by_member.items()}
+
+
 class MemberState(NamedTuple):
     """What one member carries from one step to the next."""
 

@@ -63,7 +63,7 @@ def step(
       problem: what is fixed.
       number: of the step, from 0 on.
       state: of the member.
-      data: ``x_train``, ``y_train``, ``x_test``, ``y_test``, and ``x_val``, ``y_val`` where there are any.
+      data: ``x_train``, ``y_train``, ``x_test``, ``y_test``, and ``x_val``, ``y_val``, ``agop_reference`` where there are any.
       wanted: False for a step that only fills a chunk up to its length. Its measurements are discarded, and the state stays. Only
         ``order`` may change; the next step draws it again.
       due: labels of the instruments that run in this step; only they are compiled. None: decide at run time.

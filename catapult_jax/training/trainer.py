@@ -21,7 +21,7 @@ from catapult_jax.tangent.weighted import weighted_tangent_kernel
 from catapult_jax.training.chunks import State, make_chunk
 from catapult_jax.training.interventions import Arm
 from catapult_jax.training.measurement import Instrument, Moment, check_instruments
-from catapult_jax.training.problem import MemberState, Problem
+from catapult_jax.training.problem import MemberState, Problem, RunData
 from catapult_jax.training.step import SERIES, plain_gradient, preconditioner_of
 from catapult_jax.xla import loops_are_slow
 
@@ -76,7 +76,7 @@ def make_trainer(
 
     Args:
       model: Flax module, ``model.apply(params, x) -> outputs``.
-      data: the arrays.
+      data: the arrays; with ``data.draws``, those of each member.
       loss: name of the loss.
       optimizer: Optax constructor with a rule, see :func:`catapult_jax.preconditioner_from_state`, or a ``functools.partial`` of one; the schedule's lr is
         handed to it at every step.
@@ -116,8 +116,7 @@ def make_trainer(
     chunk = make_chunk(problem, scanned=scanned)
 
     def with_data(data: Data) -> Trainer:
-        names = ("x_train", "y_train", "x_test", "y_test", "x_val", "y_val")
-        arrays = {name: jnp.asarray(getattr(data, name)) for name in names if getattr(data, name) is not None}
+        arrays = _run_data(data)
         run = lambda state, steps, longest=None: chunk(state, arrays, steps, max(steps, longest or 0))
         return Trainer(
             partial(_init, problem, init_one, begin, arrays),
@@ -130,11 +129,32 @@ def make_trainer(
     return with_data(data)
 
 
-def _init(problem: Problem, init_one, begin, arrays: dict, members: Members) -> tuple[State, Start]:
-    """The state before the first step, and the critical lr, lr and error of each member."""
+def _run_data(data: Data) -> RunData:
+    """The arrays of a run on the device. Members have arrays of their own where these are different objects in ``data.draws``."""
+    shared, by_member = {}, {}
+    for name in ("x_train", "y_train", "x_test", "y_test", "x_val", "y_val", "agop_reference"):
+        array, drawn = getattr(data, name), [getattr(draw, name) for draw in data.draws]
+        if any(other is not array for other in drawn):
+            by_member[name] = jnp.asarray(np.stack(drawn))
+        elif array is not None:
+            shared[name] = jnp.asarray(array)
+    return RunData(shared, by_member)
+
+
+def _init(problem: Problem, init_one, begin, data: RunData, members: Members) -> tuple[State, Start]:
+    """The state before the first step, and the critical lr, lr and error of each member.
+
+    Raises:
+      ValueError: data of another number of members.
+    """
+    for array in data.by_member.values():
+        if len(array) != len(members.seed):
+            raise ValueError(
+                f"members.seed has {len(members.seed)} entries, the data are those of {len(array)} members; allowed: one for each"
+            )
     states, critical, errors = [], [], []
     for i, seed in enumerate(members.seed):
-        params, critical_i, error_i = init_one(arrays, np.int32(seed))
+        params, critical_i, error_i = init_one(data.of(i), np.int32(seed))
         relative = members.lr_unit == "critical_lr0"
         lr = members.lr[i] * critical_i if relative else members.lr[i]
         knobs = {"raises": members.raises, "cap": members.cap, "lr_over_critical": members.lr if relative else None}
@@ -158,7 +178,7 @@ def _init(problem: Problem, init_one, begin, arrays: dict, members: Members) -> 
         errors.append(np.asarray(error_i))
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     start = Start(np.array(critical), np.asarray(stacked.schedule.lr0), np.array(errors))
-    return _reset_instruments(begin, arrays, State(jnp.int32(0), stacked)), start
+    return _reset_instruments(begin, data, State(jnp.int32(0), stacked)), start
 
 
 def _params_and_critical_lr(
@@ -193,8 +213,8 @@ def _begin(problem: Problem, arrays: dict, params) -> dict[str, Any]:
     return {label: i.start(now) for label, i in problem.instruments.items() if i.start is not None}
 
 
-def _reset_instruments(begin, arrays: dict, state: State) -> State:
+def _reset_instruments(begin, data: RunData, state: State) -> State:
     first = jax.tree.map(lambda a: a[0], state.members.params)
     count = len(state.members.seed)
-    carried = jax.tree.map(lambda a: jnp.broadcast_to(a, (count, *a.shape)), begin(arrays, first))
+    carried = jax.tree.map(lambda a: jnp.broadcast_to(a, (count, *a.shape)), begin(data.of(0), first))
     return state._replace(members=state.members._replace(carried=carried))

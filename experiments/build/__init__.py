@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from catapult_jax import data, training
@@ -26,10 +25,9 @@ class Built(NamedTuple):
     fallback_for: str | None  # the data set of the config, if these are fallback data
     model: Any  # a Flax model
     members: training.Members
-    reference: (
-        np.ndarray | None
-    )  # input Jacobian of the AGOP reference, (examples * outputs, inputs); None: no AGOP is measured
-    about_reference: dict[str, Any] | None  # its name, checksum and test error, for run.json
+    about_reference: (
+        dict[str, Any] | None
+    )  # name, checksum and test error of the AGOP reference, for run.json; None: no AGOP is measured
     plan: dict[str, Any]  # cadences and methods of the instruments, see choose_instruments
     trainer: training.Trainer
 
@@ -48,7 +46,7 @@ def build(config: ConfigDict, earlier: dict[str, Any] | None = None, loaded: tup
         data.
     """
     arrays, fallback_for = loaded or load(config, earlier)
-    reference, about_reference = agop_reference(config, arrays) if "agop_alignment" in cadences_of(config) else (None, None)
+    arrays, about_reference = agop_reference(config, arrays) if "agop_alignment" in cadences_of(config) else (arrays, None)
     if earlier and earlier.get("agop_reference") != about_reference:
         raise configs.ConfigError(
             f"measure.agop_reference={config.measure.agop_reference!r} is another model than in the earlier run; allowed: the same model, or "
@@ -56,9 +54,9 @@ def build(config: ConfigDict, earlier: dict[str, Any] | None = None, loaded: tup
         )
     with explain_misfit():
         model, members = build_model(config.model, arrays.outputs), build_members(config)
-        plan = earlier["instruments"] if earlier else choose_instruments(config, model, arrays, members, reference)
-        trainer = trainer_of(config, model, arrays, reference, plan)
-    return Built(arrays, fallback_for, model, members, reference, about_reference, plan, trainer)
+        plan = earlier["instruments"] if earlier else choose_instruments(config, model, arrays, members)
+        trainer = trainer_of(config, model, arrays, plan)
+    return Built(arrays, fallback_for, model, members, about_reference, plan, trainer)
 
 
 def load(config: ConfigDict, earlier: dict[str, Any] | None = None) -> tuple[data.Data, str | None]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from catapult_jax import data
 from experiments import config as configs
+from experiments.build.model import member_columns
 
 _READ = 3  # with an attribute: so many examples are read for each example of the run
 
@@ -18,45 +21,54 @@ def load_data(config: ConfigDict) -> tuple[data.Data, str | None]:
     """Load the data of a run. Where they are not available, load the fallback data of the config and print a warning.
 
     Returns:
-      The data; and the name of the data set that is not available, or None.
+      The data, with ``data.by_seed`` those of each member; and the name of the data set that is not available, or None.
 
     Raises:
       ConfigError: data that are not available, or that do not fit the config.
     """
-    c, fallback_for, classes = config.data, None, config.data.classes
-    sizes = {name: c[name] for name in ("train_size", "validation_size", "test_size")}
     try:
-        if c.name == "synthetic":
-            arrays = _synthetic(c)
-        else:
-            try:
-                # An attribute may be rare: read enough examples for both of its values.
-                limit = _READ * (c.train_size + c.validation_size + c.test_size) if c.attribute and c.test_size else None
-                arrays = data.read(
-                    c.name, directory=c.dir, tfds_dir=c.tfds_dir, download=c.download,
-                    attribute=c.attribute, image_size=c.image_size, limit=limit,
-                )  # fmt: skip
-            except data.DataUnavailable as error:
-                if c.strict or c.fallback is None or isinstance(error, data.UnknownData):
-                    raise configs.ConfigError(configs.one_line(error)) from error
-                arrays, fallback_for = data.read(c.fallback, image_size=c.image_size), c.name
-                classes, sizes = c.fallback_classes, _fallback_sizes(c, arrays)
-                _warn_of_fallback(c, error)
-        if config.model.name != "fcn":
-            arrays = _as_images(arrays, config.model.name)
-        prepared = data.prepare(arrays, classes=classes, **sizes, scaling=c.scaling, target_encoding=c.target_encoding)
+        prepare, fallback_for = _preparation(config)
+        if not config.data.by_seed:
+            return prepare(None), fallback_for
+        seeds = member_columns(config)["seed"]
+        draws = {seed: prepare(seed) for seed in dict.fromkeys(seeds)}
+        return data.by_member([draws[seed] for seed in seeds]), fallback_for
     except ValueError as error:
         raise configs.ConfigError(configs.one_line(error)) from error
     except (OSError, MemoryError, OverflowError) as error:
         reason = configs.one_line(error) or type(error).__name__
         raise configs.ConfigError(
-            f"data.name={c.name!r} is not available ({reason}); allowed: data that this machine can read and hold in memory"
+            f"data.name={config.data.name!r} is not available ({reason}); allowed: data that this machine can read and hold in memory"
         ) from error
-    return prepared, fallback_for
 
 
-def _synthetic(c: ConfigDict) -> data.Arrays:
-    """Draw inputs and targets, unless they are larger than the memory of this machine."""
+def _preparation(config: ConfigDict) -> tuple[Callable[[int | None], data.Data], str | None]:
+    """A function from the seed of a member to its data, from None to the data of all; and the data set that is not available, or None."""
+    c, fallback_for, classes = config.data, None, config.data.classes
+    sizes = {name: c[name] for name in ("train_size", "validation_size", "test_size")}
+    prepare = partial(data.prepare, scaling=c.scaling, target_encoding=c.target_encoding)
+    if c.name == "synthetic":
+        return lambda seed: prepare(_synthetic(c, seed), classes=classes, **sizes), None
+    try:
+        # An attribute may be rare: read enough examples for both of its values.
+        limit = _READ * (c.train_size + c.validation_size + c.test_size) if c.attribute and c.test_size else None
+        arrays = data.read(
+            c.name, directory=c.dir, tfds_dir=c.tfds_dir, download=c.download,
+            attribute=c.attribute, image_size=c.image_size, limit=limit,
+        )  # fmt: skip
+    except data.DataUnavailable as error:
+        if c.strict or c.fallback is None or isinstance(error, data.UnknownData):
+            raise configs.ConfigError(configs.one_line(error)) from error
+        arrays, fallback_for = data.read(c.fallback, image_size=c.image_size), c.name
+        classes, sizes = c.fallback_classes, _fallback_sizes(c, arrays)
+        _warn_of_fallback(c, error)
+    if config.model.name != "fcn":
+        arrays = _as_images(arrays, config.model.name)
+    return lambda seed: prepare(arrays, classes=classes, **sizes, seed=seed), fallback_for
+
+
+def _synthetic(c: ConfigDict, seed: int | None) -> data.Arrays:
+    """Draw inputs and targets, unless they are larger than the memory of this machine. ``seed``: of a member; None: of all."""
     size = 8 * c.synthetic.dimension * (c.train_size + c.validation_size + c.test_size)  # drawn in double precision
     if size > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
         raise configs.ConfigError(
@@ -65,7 +77,8 @@ def _synthetic(c: ConfigDict) -> data.Arrays:
         )
     return data.synthetic(
         dimension=c.synthetic.dimension, rank=c.synthetic.rank, target=c.synthetic.target, noise=c.synthetic.noise,
-        train_size=c.train_size + c.validation_size, test_size=c.test_size, seed=c.synthetic.seed,
+        train_size=c.train_size + c.validation_size, test_size=c.test_size,
+        seed=c.synthetic.seed if seed is None else (c.synthetic.seed, seed),
     )  # fmt: skip
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from catapult_jax import data, training
+from catapult_jax.losses import hessian_range
 from catapult_jax.training import instruments
 from catapult_jax.training.measurement import Instrument
 from experiments.build import overhead
@@ -45,7 +44,6 @@ def build_instruments(
     config: ConfigDict,
     model: Any,
     arrays: data.Data,
-    reference: np.ndarray | None,
     cadences: dict[str, int],
     methods: dict[str, str],
 ) -> dict[str, Instrument]:
@@ -55,21 +53,29 @@ def build_instruments(
       config: of the run.
       model: from that config.
       arrays: data of the run.
-      reference: input Jacobian of the AGOP reference, or None.
       cadences: name -> steps between two measurements.
       methods: name -> exact or matrix_free, for each of ``KERNELS`` that has a cadence.
 
     Returns:
       Name -> instrument.
+
+    Raises:
+      ValueError: measure.loss_modes is above the number of rows of its kernel.
     """
     m, apply_fn, rows = config.measure, model.apply, rows_of(config, arrays)
+    _check_modes(config, arrays)
     k = 1 if m.preset == "economy" else m.top_k
     reuse_bound = _REUSE if _is_full_batch(config) else 0
     of_kernel = partial(partial, apply_fn=apply_fn, loss=config.loss, chunk_size=m.chunk_size)
     search = dict(tol=m.tolerance, max_products=m.max_products)
     score = partial(instruments.loss_test, apply_fn, loss=config.loss, target_encoding=config.data.target_encoding)
     makers = {
-        ("lambda_max_batch", "exact"): of_kernel(instruments.lambda_max_batch, follow=_is_full_batch(config), k=k),
+        ("lambda_max_batch", "exact"): of_kernel(
+            instruments.lambda_max_batch,
+            follow=_is_full_batch(config),
+            k=k,
+            modes=m.loss_modes if _is_full_batch(config) else 0,
+        ),
         ("lambda_max_batch", "matrix_free"): of_kernel(
             instruments.lambda_max_batch_matrix_free,
             k=min(k, rows["lambda_max_batch"]),
@@ -77,7 +83,9 @@ def build_instruments(
             reuse_bound=reuse_bound,
             **search,
         ),
-        ("lambda_max_train", "exact"): of_kernel(instruments.lambda_max_train, probe_size=m.probe_size, k=k),
+        ("lambda_max_train", "exact"): of_kernel(
+            instruments.lambda_max_train, probe_size=m.probe_size, k=k, modes=0 if _is_full_batch(config) else m.loss_modes
+        ),
         ("lambda_max_train", "matrix_free"): of_kernel(
             instruments.lambda_max_train_matrix_free,
             probe_size=m.probe_size,
@@ -92,17 +100,13 @@ def build_instruments(
         "preconditioner_min": partial(instruments.preconditioner_min, apply_fn, loss=config.loss),
         "loss_test": partial(score, split="test"),
         "loss_val": partial(score, split="val"),
-        "agop_alignment": lambda every: instruments.agop_alignment(
-            apply_fn, every=every, reference=jax.numpy.asarray(reference), size=m.agop_size, chunk_size=CHUNK
-        ),
+        "agop_alignment": partial(instruments.agop_alignment, apply_fn, size=m.agop_size, chunk_size=CHUNK),
     }
     maker = lambda name: makers[(name, methods[name]) if name in methods else name]
     return {name: maker(name)(every=every) for name, every in sorted(cadences.items())}
 
 
-def choose_instruments(
-    config: ConfigDict, model: Any, arrays: data.Data, members: training.Members, reference: np.ndarray | None
-) -> dict[str, Any]:
+def choose_instruments(config: ConfigDict, model: Any, arrays: data.Data, members: training.Members) -> dict[str, Any]:
     """Choose cadences and methods: those of the config, or, with a preset or the method auto, from the measured cost of each instrument.
 
     Args:
@@ -110,7 +114,6 @@ def choose_instruments(
       model: from that config.
       arrays: data of the run.
       members: of the run.
-      reference: input Jacobian of the AGOP reference, or None.
 
     Returns:
       ``cadences`` and ``methods``. If costs were measured also ``costs``, in bare steps, and ``expected_overhead``, the cost of a
@@ -121,7 +124,7 @@ def choose_instruments(
     if m.method != "auto" and not m.preset:
         return {"cadences": cadences, "methods": dict.fromkeys(kernels, m.method or "exact")}
     methods_of = {name: _methods_to_try(config, rows_of(config, arrays)[name]) for name in kernels}
-    make = partial(build_instruments, config, model, arrays, reference)
+    make = partial(build_instruments, config, model, arrays)
     build = lambda chosen: build_trainer(config, model, arrays, {name.split(",")[0]: i for name, i in chosen.items()})
     all_costs = overhead.measure(build, _candidates(make, cadences, methods_of, bool(m.preset)), members)
     methods = {
@@ -145,6 +148,14 @@ def choose_instruments(
 
 def _is_full_batch(config: ConfigDict) -> bool:
     return config.optimizer.batch_size in (None, config.data.train_size)
+
+
+def _check_modes(config: ConfigDict, arrays: data.Data) -> None:
+    """Refuse more modes than the kernel of the training set has rows: one for each output, one less for each example with softmax."""
+    per_example = hessian_range(arrays.outputs, loss=config.loss).shape[1]
+    rows = rows_of(config, arrays)["lambda_max_batch" if _is_full_batch(config) else "lambda_max_train"]
+    if config.measure.loss_modes > (most := rows // arrays.outputs * per_example):
+        raise ValueError(f"measure.loss_modes={config.measure.loss_modes}; allowed for a kernel of {most} rows: 0 to {most}")
 
 
 def _methods_to_try(config: ConfigDict, rows: int) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -60,27 +59,23 @@ def shared(key: Any, make: Callable[[], Any]) -> Any:
     return program
 
 
-def trainer_of(
-    config: ConfigDict, model: Any, arrays: data.Data, reference: np.ndarray | None, plan: dict[str, Any]
-) -> training.Trainer:
+def trainer_of(config: ConfigDict, model: Any, arrays: data.Data, plan: dict[str, Any]) -> training.Trainer:
     """The trainer of a run, with its instruments. Within :func:`shared_programs` it may be that of another run, with other data.
 
     Args:
       config: of the run.
       model: from that config.
       arrays: data of the run.
-      reference: input Jacobian of the AGOP reference, or None.
       plan: cadences and methods, see :func:`experiments.build.instruments.choose_instruments`.
     """
 
     def make():
-        instruments = build_instruments(config, model, arrays, reference, plan["cadences"], plan["methods"])
+        instruments = build_instruments(config, model, arrays, plan["cadences"], plan["methods"])
         return build_trainer(config, model, arrays, instruments)
 
     if _PROGRAMS is None:
         return make()
     fields = {name: value for name, value in configs.flat(config).items() if not _NOT_IN_PROGRAM.match(name)}
     shapes = [(name, a.shape, str(a.dtype)) for name, a in arrays._asdict().items() if isinstance(a, np.ndarray)]
-    rows = None if reference is None else hashlib.sha256(np.ascontiguousarray(reference)).hexdigest()
-    key = json.dumps([fields, shapes, arrays.outputs, plan["cadences"], plan["methods"], rows], sort_keys=True, default=list)
+    key = json.dumps([fields, shapes, arrays.outputs, plan["cadences"], plan["methods"]], sort_keys=True, default=list)
     return shared(key, lambda: make().with_data)(arrays)
