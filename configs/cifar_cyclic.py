@@ -24,6 +24,7 @@ def get_config(variant: str = "sgd") -> ConfigDict:
     c = default.get_config()
     c.title = f"{'GD' if 'gd' in words else 'SGD'} with a cyclic lr on 128 images"
     tasks.images(c, "cifar2")
+    c.data.by_seed = True
     c.data.test_size = 500
     c.steps = 180
     c.members.seed = (500, 501, 502, 503, 504)

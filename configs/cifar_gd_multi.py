@@ -29,6 +29,7 @@ def get_config(variant: str = "fcn") -> ConfigDict:
     c.optimizer.lr = 0.5
     c.claims = ("catapult_follows_raise", "spikes_are_catapults")
     c.members.seed = (500, 501, 502, 503, 504)
+    c.data.by_seed = True
     if "cnn" in chosen:
         c.schedule.settle_fraction = 0.8  # its loss falls more slowly
     if "smoke" not in chosen:

@@ -38,6 +38,7 @@ def get_config(variant: str = "fcn") -> ConfigDict:
     c = default.get_config()
     c.title = "SGD on 128 images" + (", logistic loss" if "ce" in words else "") + (", momentum" if "momentum" in words else "")
     tasks.images(c, "cifar2")
+    c.data.by_seed = True
     c.data.test_size = 500
     c.steps = 500
     c.members.seed = tuple(range(500, 510))

@@ -28,6 +28,7 @@ def get_config(variant: str = "zero") -> ConfigDict:
     c.title = "AdaGrad outgrows its learning rate"
     c.steps = 640
     c.data.name, c.data.target_encoding, c.data.fallback = "mnist", "one_hot", "digits"
+    c.data.by_seed = True
     c.data.train_size, c.data.test_size = 2048, 2000
     c.model.depth, c.model.width = 2, 256
     c.members.seed = (400, 401, 402, 403, 404)

@@ -25,6 +25,7 @@ def get_config(variant: str = "cyclic") -> ConfigDict:
     c.title = "Condition number of the NTK, " + ("exponential cycles" if "exponential" in words else "cycles")
     c.steps = 400
     c.data.name, c.data.target_encoding, c.data.fallback = "mnist", "one_hot", "digits"
+    c.data.by_seed = True
     c.data.train_size, c.data.test_size = 32, 1000
     c.model.depth, c.model.width = 2, 128
     c.members.seed = tuple(range(10))

@@ -28,6 +28,7 @@ def get_config(variant: str = "sgd") -> ConfigDict:
     c.optimizer.name = names.pop()
     c.title = f"Predictors of a rise, {c.optimizer.name}"
     tasks.images(c, "cifar2")
+    c.data.by_seed = True
     c.data.test_size = 16
     c.steps = 160
     c.members.seed = (200, 201, 202, 203, 204)

@@ -24,6 +24,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     c.steps = 2000
     c.members.seed = tuple(range(500, 510))
     c.data.name = "synthetic"
+    c.data.by_seed = True
     c.data.target_encoding = "value"
     c.data.scaling = "none"
     c.data.test_size = 256
