@@ -50,9 +50,10 @@ def get_config(variant: str = "fcn") -> ConfigDict:
         c.model.strides, c.steps = None, 60
     if "ratios" in chosen:
         c.steps = 150
+        c.measure.loss_modes = 128
         c.members.lr = (0.5, 0.9, 1.67, 2.5)
         c.members.seed = (500, 501, 502, 503, 504)
-        c.claims = ("spikes_are_catapults",)
+        c.claims = ("spikes_are_catapults", "spikes_need_few_directions")
     if "width" in chosen:
         c.steps = 30
         c.members.seed = (500, 501, 502, 503, 504)
@@ -63,6 +64,7 @@ def get_config(variant: str = "fcn") -> ConfigDict:
         c.data.train_size = 16
         c.data.test_size = 16
         c.model.width = 32
+        c.measure.loss_modes = min(c.measure.loss_modes, 16)
         c.members.seed = (0, 1)
         c.sweep = c.sweep and ("model.width=16,32,64",)
         c.run.chunk_steps = 3

@@ -45,6 +45,7 @@ def get_config(variant: str = "fcn") -> ConfigDict:
     c.members.lr = (0.4, 0.6, 0.8, 1.0)
     c.model.update(_MODELS[nets.pop()])
     c.measure.loss_test_every = 10
+    c.measure.loss_modes = 128
     if c.model.name != "fcn":  # slow: a step has two kernels, and members of convolutional networks run one by one
         c.steps = 100
         c.members.seed, c.members.lr = tuple(range(500, 505)), (0.8,)
@@ -54,7 +55,12 @@ def get_config(variant: str = "fcn") -> ConfigDict:
     c.measure.lambda_max_train_every = 1
     c.run.chunk_steps = 20
     c.run.checkpoint_every = 200
-    c.claims = ("spikes_lie_in_the_top_space", "spikes_lower_lambda_max", "spikes_have_exceedances")
+    c.claims = (
+        "spikes_lie_in_the_top_space",
+        "spikes_lower_lambda_max",
+        "spikes_have_exceedances",
+        "spikes_need_few_directions",
+    )
     if "ce" in words:
         c.loss, c.data.target_encoding = "logistic", "binary"
     if "momentum" in words:
@@ -63,7 +69,7 @@ def get_config(variant: str = "fcn") -> ConfigDict:
         width = 8 if c.model.name in ("wide_resnet", "vit") else 32
         tasks.smoke(c)
         c.model.width, c.optimizer.batch_size = width, 5
-        c.data.image_size = 16
+        c.data.image_size, c.measure.loss_modes = 16, 20
         c.steps = c.run.chunk_steps = c.run.checkpoint_every = 4
         c.members.seed = (0,)
     return c

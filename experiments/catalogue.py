@@ -28,7 +28,7 @@ class Experiment(NamedTuple):
         return self.name.replace(":", "-").replace(",", "-")
 
 
-_SPIKES = ("spikes_lie_in_the_top_space", "spikes_lower_lambda_max", "spikes_have_exceedances")
+_SPIKES = ("spikes_lie_in_the_top_space", "spikes_lower_lambda_max", "spikes_have_exceedances", "spikes_need_few_directions")
 _RAISES = ("catapults_raise_alignment", "catapults_lower_the_test_loss", "raises_below_critical_do_little")
 _BATCHES = ("small_batches_help", "small_batches_help_at_tuned_lrs")
 _OPTIMIZERS = ("alignment_over_optimizers", "alignment_is_the_best_predictor")
@@ -59,7 +59,7 @@ EXPERIMENTS = (
     Experiment("cifar_gd:cnn", ("first_catapult",)),
     Experiment("cifar_gd:cnn,gpu", ("first_catapult",), needs_gpu=True),
     Experiment("cifar_gd:width", ("peak_grows_with_width",), is_sweep=True),
-    Experiment("cifar_gd:ratios", ("spikes_are_catapults",), ("lr_over_critical_lr",)),
+    Experiment("cifar_gd:ratios", ("spikes_are_catapults", "spikes_need_few_directions"), ("lr_over_critical_lr",)),
     Experiment("cifar_gd_multi:fcn", ("catapult_follows_raise",), is_quick=True),
     Experiment("cifar_gd_multi:cnn", ("catapult_follows_raise",)),
     Experiment(
@@ -102,7 +102,7 @@ QUESTIONS = {
         "first_catapult", "spikes_are_catapults", "catapult_follows_raise", "cycles_cause_catapults", "spikes_have_exceedances",
         "exceedance_predicts_rise", "spikes_have_exceedances_at_batch_one", "peak_grows_with_width",
     ),
-    "Are they in the top eigenspace of the kernel?": ("spikes_lie_in_the_top_space", "spikes_lower_lambda_max"),
+    "Are they in the top eigenspace of the kernel?": ("spikes_lie_in_the_top_space", "spikes_lower_lambda_max", "spikes_need_few_directions"),
     "Do catapults improve features and test loss?": (*_RAISES, *_OPTIMIZERS),
     "Do small batches help by more catapults?": (*_BATCHES, "small_batches_help_without_catapults"),
     "What is the cause?": (*_CAUSES, "forced_overshoot_helps"),

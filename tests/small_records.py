@@ -122,6 +122,20 @@ def with_lambda(over_spikes, elsewhere, calm=12):
     return padded.assign(lambda_max_train=(("member", "step"), values))
 
 
+def with_modes(of_spikes, of_others, modes=8):
+    """Spikes that rise in so many equal modes, and after each of them a small rise in so many."""
+    data = with_ordinary_rises(1.0, 1.0)
+    loss = data["loss_train"].values
+    parts = np.zeros((*loss.shape, modes))
+    parts[:, 0, 0] = loss[:, 0]
+    for step in range(1, loss.shape[1]):
+        change = loss[:, step] - loss[:, step - 1]
+        number = of_others if step % 8 == 7 else of_spikes
+        parts[:, step] = parts[:, step - 1]
+        parts[:, step, :number] += change[:, None] / number
+    return data.assign(loss_train_modes=(("member", "step", "mode"), parts))
+
+
 def ends(name, values, steps=8):
     """A series that ends at the given value of each member."""
     return {name: np.repeat(np.asarray(values, float)[:, None], steps, 1)}

@@ -9,6 +9,7 @@ from experiments.verdicts import (  # noqa: F401  they register their claims
     catapults,
     causes,
     conditioning,
+    directions,
     exceedances,
     features,
     optimizers,

@@ -1,0 +1,42 @@
+"""Claims on the directions of a rise, on records with a known answer."""
+
+import doctest
+
+import numpy as np
+import pytest
+
+from experiments import verdicts
+from experiments.verdicts import directions
+from tests.small_records import SGD, finding_of, with_modes
+
+
+@pytest.mark.parametrize(
+    ("rises", "number"),
+    [([1.0, 0, 0, 0], 1), ([0.25] * 4, 4), ([0.89, 0.02, 0.09, 0], 2), ([-1.0, 0, 2.0, 0], 3), ([0.1, 0.1, 0.1, 0.1], 4)],
+)
+def test_directions_of_rise(rises, number):
+    """The last one: the modes hold less than 90 % of a rise of one."""
+    modes = np.array([np.ones(4), 1 + np.array(rises)])
+
+    assert directions.directions_of_rise(modes, 0, 1, 1.0) == number
+
+
+@pytest.mark.parametrize(
+    ("of_spikes", "of_others", "verdict"),
+    [(1, 6, verdicts.REPRODUCED), (2, 2, verdicts.PARTLY), (7, 8, verdicts.PARTLY), (8, 6, verdicts.NOT_REPRODUCED)],
+)
+def test_spikes_need_few_directions(of_spikes, of_others, verdict):
+    finding = finding_of(directions.spikes_need_few_directions, with_modes(of_spikes, of_others), SGD)
+
+    assert finding.verdict == verdict
+    assert finding.effect.startswith(f"median {of_spikes} directions; other rises {of_others}")
+
+
+def test_spikes_need_few_directions_without_other_rises():
+    data = with_modes(1, 6).isel(step=slice(0, 7))
+
+    assert finding_of(directions.spikes_need_few_directions, data, SGD).verdict == verdicts.NOT_MEASURABLE
+
+
+def test_examples_in_docstrings():
+    assert not doctest.testmod(directions).failed
