@@ -1,12 +1,16 @@
-"""The page of claims, from runs on disk."""
+"""The page of claims, from runs on disk and from results with a known answer."""
 
 import doctest
 import json
+import re
 
 import pytest
 
 from catapult_jax.events import DEFINITION
 from experiments import catalogue, claims, claims_page
+from experiments.catalogue import EXPERIMENTS, QUESTIONS
+from experiments.claims_page import Results, rows_of
+from experiments.verdicts import CLAIMS, NOT_MEASURABLE, NOT_REPRODUCED, PARTLY, REPRODUCED, Verdict
 
 
 @pytest.fixture(autouse=True)
@@ -14,9 +18,92 @@ def no_data(monkeypatch, plain_figures):
     monkeypatch.delenv("CATAPULT_DATA_DIR", raising=False)
 
 
+def outcomes_with(claim, *grades):
+    """Results of all experiments: the settings of one claim have these verdicts, in their order; nothing else was run."""
+    outcomes, left = {e.name: "not run" for e in EXPERIMENTS}, list(grades)
+    for e in EXPERIMENTS:
+        if claim in e.claims and left:
+            verdicts = [Verdict(name, "It holds", left[0] if name == claim else NOT_MEASURABLE, "so much") for name in e.claims]
+            outcomes[e.name] = Results(verdicts, "digits", {}, 5, 1.0, "0123456789", [])
+            left.pop(0)
+    return outcomes
+
+
+def row_of(claim, *grades):
+    return next(row for row in rows_of(outcomes_with(claim, *grades)) if row.claim == claim)
+
+
+def test_questions_have_every_claim_once():
+    names = [name for names in QUESTIONS.values() for name in names]
+
+    assert sorted(names) == sorted(CLAIMS)
+    assert all(any(name in e.claims for e in EXPERIMENTS) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("grades", "grade", "settings"),
+    [
+        ((REPRODUCED, REPRODUCED), REPRODUCED, "2 reproduced"),
+        ((REPRODUCED, NOT_REPRODUCED), PARTLY, "1 reproduced, 1 not reproduced"),
+        ((REPRODUCED, NOT_MEASURABLE), REPRODUCED, "1 reproduced, 1 not measurable"),
+        ((NOT_MEASURABLE, NOT_MEASURABLE), NOT_MEASURABLE, "2 not measurable"),
+        ((REPRODUCED,), REPRODUCED, "1 reproduced, 1 not tested"),
+    ],
+)
+def test_rows_of_a_claim_in_two_settings(grades, grade, settings):
+    row = row_of("catapults_lower_the_norm", *grades)
+
+    assert (row.grade, row.settings, row.source) == (grade, settings, "MNIST study, NTK figures")
+
+
+def test_rows_of_a_claim_of_ours_do_not_say_reproduced():
+    row = row_of("overshoot_is_the_cause", *[REPRODUCED] * 3, NOT_REPRODUCED, NOT_MEASURABLE)
+
+    assert row.grade == "ours: holds in part" and row.settings == "3 holds, 1 does not hold, 1 not measurable"
+
+
+def test_rows_of_a_claim_leave_out_our_variants():
+    """cifar_sgd has four networks and two variants of ours."""
+    row = row_of("spikes_have_exceedances", *[REPRODUCED] * 4, NOT_REPRODUCED, NOT_REPRODUCED)
+
+    assert row.grade == REPRODUCED and row.settings == "4 reproduced"
+
+
+def test_answers_name_what_holds_and_what_does_not():
+    outcomes = outcomes_with("first_catapult", REPRODUCED, REPRODUCED) | {
+        name: result for name, result in outcomes_with("spikes_are_catapults", NOT_REPRODUCED).items() if result != "not run"
+    }
+
+    page = claims_page._answers(rows_of(outcomes), "cpu")
+
+    line = next(line for line in page.splitlines() if line.startswith("- **Are the spikes of the loss catapults?**"))
+    assert "Reproduced: above the critical lr a catapult comes at once" in line
+    assert "Not reproduced: a spike of gradient descent needs" in line
+
+
+def test_table_has_cells_of_ninety_characters_at_most():
+    table = claims_page._table(rows_of(outcomes_with("first_catapult", REPRODUCED)), "claims")
+    for line in table.splitlines():
+        if line.startswith("| ["):
+            cells = [re.sub(r"\[(.*?)\]\(.*?\)", r"\1", cell.strip()) for cell in line.strip("|").split(" | ")]
+            assert max(map(len, cells)) <= 90, cells
+
+
+@pytest.mark.parametrize(
+    ("words", "cut"),
+    [
+        ("short", "short"),
+        ("a, " + "b" * 50 + ", " + "c" * 50, "a, " + "b" * 50 + " …"),
+        ("d" * 40 + " " + "e" * 60, "d" * 40 + " …"),
+    ],
+)
+def test_cut(words, cut):
+    assert claims_page._cut(words) == cut
+
+
 def test_write_page_of_a_run_a_sweep_missing_data_and_the_rest(tmp_path):
-    """A run, a sweep with a reference, data that are not available, and everything else not run."""
-    chosen = [e for e in catalogue.EXPERIMENTS if e.name in ("cifar_gd:fcn", "batch_size:cifar2,ce", "catapults_agop:svhn2")]
+    """A run, a sweep with two references, data that are not available, and everything else not run."""
+    chosen = [e for e in EXPERIMENTS if e.name in ("cifar_gd:fcn", "batch_size:cifar2,ce", "catapults_agop:svhn2")]
     failures = {}
     for experiment in chosen:
         scale = "cpu" if experiment.name.endswith("svhn2") else "smoke"
@@ -24,21 +111,43 @@ def test_write_page_of_a_run_a_sweep_missing_data_and_the_rest(tmp_path):
         if why:
             failures[experiment.name] = claims._public(why)
     assert list(failures) == ["catapults_agop:svhn2"] and "svhn" in failures["catapults_agop:svhn2"]
+
     claims_page.write_page(tmp_path / "docs" / "claims.md", "smoke", tmp_path / "runs", failures)
+
     page = (tmp_path / "docs" / "claims.md").read_text()
-    rows = [line for line in page.splitlines() if line.startswith("| ")][2:]  # after the header
-    assert len(rows) == sum(len(e.claims) for e in catalogue.EXPERIMENTS)
-    assert sum("| not run |" in row for row in rows) == len(rows) - 3
-    assert "no file" not in page and str(tmp_path / "docs") not in page
-    assert f"Definition of the events: {DEFINITION}" in page
-    assert "(#cifar_gdfcn)" in page and "--config=configs/batch_size.py:cifar2,ce,smoke" in page
-    with_other = next(e for e in chosen if e.name == "cifar_gd:fcn")._replace(cpu={"steps": 7})
-    assert claims_page.results(with_other, "cpu", tmp_path / "runs") == "run with another config"
-    assert (tmp_path / "docs" / "figures" / "claims" / "cifar_gd-fcn.png").is_file()
-    assert (tmp_path / "docs" / "figures" / "claims" / "batch_size-cifar2-ce.png").is_file()
-    assert "Data: natural_patches" in page and "SHA-256" in page
-    record = json.loads((tmp_path / "runs" / "cifar_gd-fcn" / "run.json").read_text())
-    assert record["data"]["fallback_for"] == "cifar10"
+    details = {path.stem: path.read_text() for path in (tmp_path / "docs" / "claims").iterdir()}
+    assert sum(line.startswith("| [") for line in page.splitlines()) == len(CLAIMS)
+    assert f"**Events.** {DEFINITION}" in page and str(tmp_path / "docs") not in page
+    assert set(details) == {e.name.partition(":")[0] for e in EXPERIMENTS}
+    assert "Data: natural_patches" in details["cifar_gd"] and "Not tested: not run." in details["cifar_gd"]
+    assert "--config=configs/batch_size.py:cifar2,ce,smoke" in details["batch_size"] and "SHA-256" in details["batch_size"]
+    assert "alignment of a second one" in details["batch_size"]
+    assert "not available" in details["catapults_agop"]
+    assert all(
+        (tmp_path / "docs" / "claims" / link).is_file()
+        for text in details.values()
+        for link in re.findall(r"\]\((\.\./figures.*?)\)", text)
+    )
+    assert json.loads((tmp_path / "runs" / "cifar_gd-fcn" / "run.json").read_text())["data"]["fallback_for"] == "cifar10"
+
+
+def test_results_of_a_run_with_another_config(tmp_path):
+    experiment = next(e for e in EXPERIMENTS if e.name == "cifar_gd:fcn")
+    claims.run_experiment(experiment, "smoke", tmp_path)
+    config = json.loads((tmp_path / "cifar_gd-fcn" / "config.json").read_text())
+    assert not isinstance(claims_page.results(experiment, "smoke", tmp_path), str)
+
+    (tmp_path / "cifar_gd-fcn" / "config.json").write_text(json.dumps(config | {"steps": 7}))
+    (tmp_path / "cifar_gd-fcn" / "config.json.sha256").unlink(missing_ok=True)
+
+    assert claims_page.results(experiment, "smoke", tmp_path) == "run with another config"
+
+
+def test_results_of_what_needs_a_gpu(tmp_path):
+    experiment = next(e for e in EXPERIMENTS if e.needs_gpu)
+
+    assert claims_page.results(experiment, "cpu", tmp_path) == "needs a GPU"
+    assert not catalogue.is_part_of(experiment, "cpu") and catalogue.is_part_of(experiment, "gpu")
 
 
 def test_examples_in_docstrings():
