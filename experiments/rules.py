@@ -93,7 +93,8 @@ def _critical_lr_for_cap(name: str) -> Rule:
     )
 
 
-def _not_in_a_preset(name: str) -> Rule:
+def _not_in_a_preset(instrument: str) -> Rule:
+    name = f"measure.{instrument}_every"
     return Rule(
         ("measure.preset", name),
         "allowed with a preset: 0, since no preset measures it",
@@ -101,7 +102,8 @@ def _not_in_a_preset(name: str) -> Rule:
     )
 
 
-def _end_is_measured(name: str) -> Rule:
+def _end_is_measured(instrument: str) -> Rule:
+    name = f"measure.{instrument}_every"
     return Rule(
         ("run.stop_loss", "run.chunk_steps", name),
         "allowed with a stop_loss: chunks as long as the cadences or longer, so that the end is measured",
@@ -149,10 +151,7 @@ _BEFORE_CLAIMS = (
         "allowed for sgd, heavy_ball and nesterov, which have no preconditioner: 0",
         lambda f: f["optimizer.name"] in ("sgd", *optimizers.MOMENTUM) and f["measure.preconditioner_min_every"],
     ),
-    *map(
-        _not_in_a_preset,
-        ("measure.preconditioner_min_every", "measure.directional_batch_every", "measure.directional_train_every"),
-    ),
+    *map(_not_in_a_preset, ("preconditioner_min", "directional_batch", "directional_train", "weight_norm")),
     Rule(
         ("measure.top_k_max", "measure.method"),
         "allowed with a top_k_max: matrix_free, since the exact kernel gives all eigenvalues at once",
@@ -329,7 +328,7 @@ _BEFORE_CLAIMS = (
         "allowed: closed_form for synthetic targets, elsewhere the model.npz of a run with run.save_model",
         lambda f: f["measure.agop_reference"] == "closed_form" and not _synthetic(f),
     ),
-    *map(_end_is_measured, ("measure.loss_test_every", "measure.agop_alignment_every", "measure.lambda_max_batch_every")),
+    *map(_end_is_measured, ("loss_test", "agop_alignment", "lambda_max_batch", "weight_norm")),
     Rule(
         ("data.name", "data.attribute"),
         "allowed for celeba: the name of an attribute",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Rows = list[dict[str, Any]]
 
+_ENDS = (*END_SERIES, "weight_norm", "lambda_max_train", "lambda_max_probe")  # series whose last values are columns
 # How well lr > critical_lr_batch predicts that the loss of the batch rises in the step; beside the counts of analysis.CONFUSION.
 _PREDICTION = ("precision", "recall", "base_rate")
 _CURVES = "curves"  # in a row: errors by epoch; for claims, not for the table
@@ -52,7 +53,7 @@ def _rows_of_run(point: dict, run_dir: Path) -> Rows:
     record = members.until_diverged(records.open_record(run_dir).load())
     settings = settings_of(records.read_json(run_dir / "config.json"))
     events = analysis.run_events(record, settings)
-    ends = {name: members.last(record, settings, name) for name in END_SERIES if name in record}
+    ends = {name: members.last(record, settings, name) for name in _ENDS if name in record}
     has_critical_lr = "critical_lr_batch" in record
     has_prediction = has_critical_lr and "loss_batch_after" in record
     catapults, finished = analysis.catapult_counts(events), members.finished(record, settings)
@@ -208,9 +209,7 @@ def _means(rows: Rows, axes: Sequence[str]) -> page.Block:
     """A table with one row for each setting: means over the seeds that finished."""
     setting_of = lambda row: tuple(row[name] for name in (*axes, "setting"))
     columns = _columns(rows)
-    metrics = [
-        name for name in ("catapults", "spikes", "steps", "critical_steps", *_PREDICTION, *END_SERIES) if name in columns
-    ]
+    metrics = [name for name in ("catapults", "spikes", "steps", "critical_steps", *_PREDICTION, *_ENDS) if name in columns]
     table = []
     for setting in dict.fromkeys(map(setting_of, rows)):
         of_setting = [row for row in rows if setting_of(row) == setting]

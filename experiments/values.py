@@ -59,7 +59,7 @@ MODELS = ("fcn", "cnn", "wide_resnet", "vit")
 # The instruments of a config. Each has a field measure.NAME_every, its cadence.
 CADENCES = (
     "lambda_max_batch", "loss_train", "lambda_max_train", "loss_batch_after", "directional_batch", "directional_train",
-    "preconditioner_min", "loss_test", "agop_alignment",
+    "preconditioner_min", "weight_norm", "loss_test", "agop_alignment",
 )  # fmt: skip
 # The units of optimizer.lr and members.lr.
 LR_UNITS = ("absolute", "critical_lr0")
@@ -147,6 +147,7 @@ VALUES = {
     "measure.directional_batch_every": _at_least(0),
     "measure.directional_train_every": _at_least(0),
     "measure.preconditioner_min_every": _at_least(0),
+    "measure.weight_norm_every": _at_least(0),
     "measure.loss_test_every": _at_least(0),
     "measure.agop_alignment_every": _at_least(0),
     "measure.agop_size": _at_least(1),

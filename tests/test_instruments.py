@@ -123,6 +123,15 @@ def test_preconditioner_min_bounds_the_critical_lr_from_below():
     assert values["critical_lr_bound_batch"] <= 2 / (0.5 * preconditioned + 0.1)
 
 
+def test_weight_norm_against_numpy():
+    now = moment()
+
+    values = instruments.weight_norm(every=1).measure(now)
+
+    weights = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(now.params)]).astype(np.float64)
+    assert values["weight_norm"] == pytest.approx(np.linalg.norm(weights), rel=1e-6)
+
+
 def test_loss_train_against_numpy():
     now = moment()
     values = instruments.loss_train(_MODEL.apply, loss="mse", every=1).measure(now)

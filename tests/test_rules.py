@@ -113,7 +113,7 @@ ROWS = [
             f"measure.preset, measure.{name}_every; allowed with a preset: 0, since no preset measures it",
             {"optimizer.name": "adam", "measure.preset": "full", f"measure.{name}_every": 1},
         )
-        for name in ("preconditioner_min", "directional_batch", "directional_train")
+        for name in ("preconditioner_min", "directional_batch", "directional_train", "weight_norm")
     ),
     (
         "measure.top_k_max, measure.method; "
@@ -245,11 +245,11 @@ ROWS = [
     ),
     *(
         (
-            f"run.stop_loss, run.chunk_steps, {name}; "
+            f"run.stop_loss, run.chunk_steps, measure.{name}_every; "
             "allowed with a stop_loss: chunks as long as the cadences or longer, so that the end is measured",
-            _AGOP | {"run.stop_loss": 0.1, name: 20},
+            _AGOP | {"run.stop_loss": 0.1, f"measure.{name}_every": 20},
         )
-        for name in ("measure.loss_test_every", "measure.agop_alignment_every", "measure.lambda_max_batch_every")
+        for name in ("loss_test", "agop_alignment", "lambda_max_batch", "weight_norm")
     ),
     ("data.name, data.attribute; allowed for celeba: the name of an attribute", {"data.name": "celeba"}),
     (

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.usefixtures("plain_figures")
 
 def test_member_rows_of_a_complete_and_an_incomplete_run(tmp_path):
     config = quickstart.get_config("smoke")
+    config.measure.weight_norm_every = 2
     other = config.copy_and_resolve_references()
     other.model.width = 8
     runs = [({"model.width": 32}, config), ({"model.width": 8}, other)]
@@ -32,6 +33,8 @@ def test_member_rows_of_a_complete_and_an_incomplete_run(tmp_path):
         above = (record["lr"] > record["critical_lr_batch"]).values[m]
         assert row["critical_steps"] == pytest.approx(above.mean())
         assert row["loss_test"] == pytest.approx(float(record["loss_test"].values[m, 0]))
+        assert row["weight_norm"] == pytest.approx(float(record["weight_norm"].values[m, 4]))
+        assert row["lambda_max_train"] == pytest.approx(float(record["lambda_max_batch"].values[m, 5]))
 
 
 def test_columns_of_rows_that_differ():

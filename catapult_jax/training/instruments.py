@@ -275,6 +275,22 @@ def preconditioner_min(apply_fn: Callable, *, loss: str, every: int) -> Instrume
     return Instrument(("preconditioner_min", "lambda_max_plain_batch", "critical_lr_bound_batch"), every, measure)
 
 
+def weight_norm(*, every: int) -> Instrument:
+    """Euclidean norm of all parameters. Cost: one pass over them.
+
+    Args:
+      every: cadence in steps.
+
+    Returns:
+      The instrument.
+    """
+
+    def measure(now: Moment):
+        return {"weight_norm": jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(now.params)))}
+
+    return Instrument(("weight_norm",), every, measure)
+
+
 def loss_train(apply_fn: Callable, *, loss: str, every: int) -> Instrument:
     """Loss on the whole training set. Cost: its forward pass.
 

@@ -93,6 +93,7 @@ def build_instruments(
             reuse_bound=_REUSE,
             **search,
         ),
+        "weight_norm": instruments.weight_norm,
         "loss_train": partial(instruments.loss_train, apply_fn, loss=config.loss),
         "loss_batch_after": partial(instruments.loss_batch_after, apply_fn, loss=config.loss),
         "directional_batch": partial(instruments.directional_batch, apply_fn, loss=config.loss),
