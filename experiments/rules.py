@@ -133,6 +133,8 @@ def _needs_of(claim: str) -> list[Rule]:
     return [*every_step, *given]
 
 
+ONE_OUTPUT = ("sign", "binary", "value")  # target encodings with one output for each example
+
 # Numbers in the text of a rule that depend on the config: in words, and as a function of the fields.
 NUMBERS = {"convolutions": ("`model.depth` - 1", lambda f: f["model.depth"] - 1)}
 
@@ -151,7 +153,17 @@ _BEFORE_CLAIMS = (
     ),
     *map(
         _not_in_a_preset,
-        ("measure.preconditioner_min_every", "measure.directional_batch_every", "measure.directional_train_every"),
+        (
+            "measure.preconditioner_min_every",
+            "measure.directional_batch_every",
+            "measure.directional_train_every",
+            "measure.criteria_every",
+        ),  # fmt: skip
+    ),
+    Rule(
+        ("measure.criteria_every", "data.target_encoding"),
+        f"allowed with criteria: {', '.join(ONE_OUTPUT)}, which have one output",
+        lambda f: f["measure.criteria_every"] and f["data.target_encoding"] not in ONE_OUTPUT,
     ),
     Rule(
         ("measure.top_k_max", "measure.method"),
