@@ -115,38 +115,61 @@ def hessian_lambda_max(
     diagonal: PyTree | None = None,
     iterations: int = 6,
 ) -> tuple[Float[Array, ""], Float[Array, "p k"]]:
-    """c2: the largest eigenvalue of ``P^(-1/2) H P^(-1/2)``, by LOBPCG.
+    """c2: the largest eigenvalue of ``P^(-1/2) H P^(-1/2)``, by block Lanczos with full orthogonalisation.
 
     The value is a lower bound. Nothing proves how near it is: give the vectors of the step before, and check a few steps with more iterations.
 
     Args:
       loss_fn: ``params -> loss``.
       params: the point, ``p`` numbers in all.
-      start: independent columns, fewer than a fifth of ``p``; the vectors of the call before, or random ones.
+      start: ``k`` independent columns; the vectors of the call before, or random ones.
       diagonal: of ``P``; None: one.
-      iterations: each takes ``k`` hvps.
+      iterations: each takes ``k`` hvps, and the memory of ``2 k`` gradients.
 
     Returns:
       The eigenvalue, and the vectors for the next call.
 
-    Source: Knyazev (2001); ``jax.experimental.sparse.linalg.lobpcg_standard``.
+    Source: Golub and Van Loan, Matrix Computations, chapter 10.
 
     >>> value, _ = hessian_lambda_max(lambda w: jnp.sum(jnp.arange(1.0, 7) * w**2), jnp.ones(6), jnp.ones((6, 1)) + jnp.eye(6, 1))
     >>> round(float(value), 3)
     12.0
     """
-    from jax.experimental.sparse.linalg import lobpcg_standard  # takes 0.4 s to import
-
     _, unravel = ravel_pytree(params)
-    root = 1.0 if diagonal is None else jax.lax.rsqrt(ravel_pytree(diagonal)[0])[:, None]
+    root = 1.0 if diagonal is None else jax.lax.rsqrt(ravel_pytree(diagonal)[0])
+    k = start.shape[1]
 
-    def product(columns):
+    def product(rows):
         hvp = lambda v: ravel_pytree(jax.jvp(jax.grad(loss_fn), (params,), (unravel(v),))[1])[0]
-        return root * jax.vmap(hvp, 1, 1)(root * columns)
+        return root * jax.vmap(hvp)(root * rows)
+
+    def extend(i, state):
+        basis, images, rows = state
+        for j in range(k):
+            basis = basis.at[i * k + j].set(_outside(basis, rows[j]))
+        image = product(jax.lax.dynamic_slice(basis, (i * k, 0), rows.shape))
+        return basis, jax.lax.dynamic_update_slice(images, image, (i * k, 0)), image
 
     with jax.default_matmul_precision("highest"):
-        values, vectors, _ = lobpcg_standard(product, start, m=iterations)
-    return values[0], vectors
+        empty = jnp.zeros((iterations * k, len(start)), start.dtype)
+        basis, images, _ = jax.lax.fori_loop(0, iterations, extend, (empty, empty, start.T))
+        inner = basis @ images.T
+        # A row that was dropped is zero: its eigenvalue goes below all others.
+        dropped = jnp.sum(basis**2, 1) == 0
+        values, rotation = jnp.linalg.eigh((inner + inner.T) / 2 - jnp.diag(dropped * (1 + 2 * jnp.linalg.norm(inner))))
+        return values[-1], (rotation[:, ::-1][:, :k].T @ basis).T
+
+
+_DEPENDENT = 1e-5  # a vector of which so little lies outside the basis is rounding
+
+
+def _outside(basis: Float[Array, "m p"], vector: Float[Array, " p"]) -> Float[Array, " p"]:
+    """Unit vector along the part of ``vector`` outside the rows of ``basis``; zero for a vector that lies in their space."""
+    size = jnp.linalg.norm(vector)
+    for _ in range(2):  # the second time takes away the rounding of the first
+        vector = vector - (basis @ vector) @ basis
+    rest = jnp.linalg.norm(vector)
+    return jnp.where(rest > _DEPENDENT * size, vector / jnp.where(rest > 0, rest, 1), 0)
 
 
 def batch_sharpness_score(

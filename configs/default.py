@@ -126,6 +126,8 @@ def get_config() -> ConfigDict:
     c.measure.loss_batch_after_every = 0  # loss of the batch after the step
     c.measure.directional_batch_every = 0  # multiple of this step's update at which the loss of the batch stops falling
     c.measure.directional_train_every = 0  # the same on all training examples, and their predicted loss after the step
+    # every criterion for spikes of docs/predictors.md: for comparisons, costs many passes
+    c.measure.criteria_every = 0
     c.measure.preconditioner_min_every = 0  # smallest entry of the preconditioner, and the bound on the critical lr from it
     c.measure.weight_norm_every = 0  # Euclidean norm of all parameters
     c.measure.loss_test_every = 0  # loss and error on test data, and on validation data if there are some

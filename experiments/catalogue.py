@@ -83,7 +83,7 @@ EXPERIMENTS = (
     ),
     *(Experiment(f"causes:{task},force", ("forced_overshoot_helps",), is_sweep=True) for task in _SYNTHETIC),
     *(
-        Experiment(f"predictors:{name}", ("directional_predicts_the_step",), is_quick=name == "sgd")
+        Experiment(f"predictors:{name}", ("directional_predicts_the_step", "spectral_predicts_the_horizon"), ("lr_over_critical_lr",), is_quick=name == "sgd")
         for name in ("sgd", "heavy_ball", "nesterov", "adam", "adagrad", "rmsprop")
     ),
     Experiment("mnist_optimizers:mnist", _STUDY, is_sweep=True),
@@ -106,7 +106,7 @@ QUESTIONS = {
     "Do catapults improve features and test loss?": (*_RAISES, *_OPTIMIZERS),
     "Do small batches help by more catapults?": (*_BATCHES, "small_batches_help_without_catapults"),
     "What is the cause?": (*_CAUSES, "forced_overshoot_helps"),
-    "What predicts a rise of the loss?": ("directional_predicts_the_step",),
+    "What predicts a rise of the loss?": ("directional_predicts_the_step", "spectral_predicts_the_horizon"),
     "Does the study on MNIST hold?": (
         *_STUDY, "catapults_help_beyond_cycles", "catapults_lower_the_norm", "adagrad_outgrows_its_lr", "smallest_entry_grows",
         "adagrad_has_fewer_critical_steps",

@@ -135,6 +135,8 @@ def _needs_of(claim: str) -> list[Rule]:
     return [*every_step, *given]
 
 
+ONE_OUTPUT = ("sign", "binary", "value")  # target encodings with one output for each example
+
 # Numbers in the text of a rule that depend on the config: in words, and as a function of the fields.
 NUMBERS = {"convolutions": ("`model.depth` - 1", lambda f: f["model.depth"] - 1)}
 
@@ -151,7 +153,12 @@ _BEFORE_CLAIMS = (
         "allowed for sgd, heavy_ball and nesterov, which have no preconditioner: 0",
         lambda f: f["optimizer.name"] in ("sgd", *optimizers.MOMENTUM) and f["measure.preconditioner_min_every"],
     ),
-    *map(_not_in_a_preset, ("preconditioner_min", "directional_batch", "directional_train", "weight_norm")),
+    *map(_not_in_a_preset, ("preconditioner_min", "directional_batch", "directional_train", "weight_norm", "criteria")),
+    Rule(
+        ("measure.criteria_every", "data.target_encoding"),
+        f"allowed with criteria: {', '.join(ONE_OUTPUT)}, which have one output",
+        lambda f: f["measure.criteria_every"] and f["data.target_encoding"] not in ONE_OUTPUT,
+    ),
     Rule(
         ("measure.top_k_max", "measure.method"),
         "allowed with a top_k_max: matrix_free, since the exact kernel gives all eigenvalues at once",

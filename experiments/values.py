@@ -58,7 +58,7 @@ def _integer(values: Values) -> Values:
 MODELS = ("fcn", "cnn", "wide_resnet", "vit")
 # The instruments of a config. Each has a field measure.NAME_every, its cadence.
 CADENCES = (
-    "lambda_max_batch", "loss_train", "lambda_max_train", "loss_batch_after", "directional_batch", "directional_train",
+    "lambda_max_batch", "loss_train", "lambda_max_train", "loss_batch_after", "directional_batch", "directional_train", "criteria",
     "preconditioner_min", "weight_norm", "loss_test", "agop_alignment",
 )  # fmt: skip
 # The units of optimizer.lr and members.lr.
@@ -146,6 +146,7 @@ VALUES = {
     "measure.loss_batch_after_every": _at_least(0),
     "measure.directional_batch_every": _at_least(0),
     "measure.directional_train_every": _at_least(0),
+    "measure.criteria_every": _at_least(0),
     "measure.preconditioner_min_every": _at_least(0),
     "measure.weight_norm_every": _at_least(0),
     "measure.loss_test_every": _at_least(0),

@@ -113,7 +113,11 @@ ROWS = [
             f"measure.preset, measure.{name}_every; allowed with a preset: 0, since no preset measures it",
             {"optimizer.name": "adam", "measure.preset": "full", f"measure.{name}_every": 1},
         )
-        for name in ("preconditioner_min", "directional_batch", "directional_train", "weight_norm")
+        for name in ("preconditioner_min", "directional_batch", "directional_train", "weight_norm", "criteria")
+    ),
+    (
+        "measure.criteria_every, data.target_encoding; allowed with criteria: sign, binary, value, which have one output",
+        {"measure.criteria_every": 1, "data.target_encoding": "one_hot"},
     ),
     (
         "measure.top_k_max, measure.method; "

@@ -25,7 +25,8 @@ class Moment(NamedTuple):
     # Preconditioner of this step, as a pytree function: it is computed only if an instrument needs it.
     preconditioner: Partial = Partial(lambda: PLAIN)
     kernel: jax.Array | None = None  # loss-weighted, of the batch, before the update; None: not computed
-    # lr of the previous step, at step 0 the initial lr: the lr of this step may depend on the measurements. None: not known.
+    # Before the update the lr of the previous step, at step 0 the initial lr: the lr of this step may depend on the measurements. After the
+    # update the lr of this step. None: not known.
     lr: jax.Array | None = None
     updates: Any = None  # what the step adds to the params; None: not known yet
 

@@ -80,7 +80,7 @@ def step(
     gradient, removed = intervene(problem, number, state, batch, backward, schedule.lr)
     updates, opt_state = update(problem, state, gradient, schedule.lr)
     params = optax.apply_updates(state.params, updates)
-    now = now._replace(new_params=params, updates=updates)
+    now = now._replace(new_params=params, updates=updates, lr=schedule.lr)
     late, carried = measure_after(problem, number, now, backward, carried, wanted, due)
     measured |= late | removed
     after = state._replace(

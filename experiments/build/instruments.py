@@ -9,8 +9,9 @@ from ml_collections import ConfigDict
 
 from catapult_jax import data, training
 from catapult_jax.losses import hessian_range
-from catapult_jax.training import instruments
+from catapult_jax.training import criteria_instrument, instruments
 from catapult_jax.training.measurement import Instrument
+from experiments import optimizers
 from experiments.build import overhead
 from experiments.build.reference import CHUNK
 from experiments.build.trainer import LARGEST, build_trainer, rows_of
@@ -98,6 +99,9 @@ def build_instruments(
         "loss_batch_after": partial(instruments.loss_batch_after, apply_fn, loss=config.loss),
         "directional_batch": partial(instruments.directional_batch, apply_fn, loss=config.loss),
         "directional_train": partial(instruments.directional_train, apply_fn, loss=config.loss),
+        "criteria": partial(
+            criteria_instrument.criteria, apply_fn, loss=config.loss, momentum=optimizers.momentum(config.optimizer)
+        ),
         "preconditioner_min": partial(instruments.preconditioner_min, apply_fn, loss=config.loss),
         "loss_test": partial(score, split="test"),
         "loss_val": partial(score, split="val"),

@@ -1,116 +1,118 @@
-"""Criteria for a rise of the loss, side by side: what each says of this step, within one run."""
+"""Criteria for a rise of the loss, side by side: what each says of this step, and of the next ones, within one run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
-from catapult_jax.metrics import auroc, prediction
+from catapult_jax.metrics import Prediction, average_precision, prediction
 from catapult_jax.report.analysis import pooled
-from catapult_jax.report.members import running
 from catapult_jax.report.statistics import beyond_zero, number_text, text_of
-from experiments.verdicts.registry import RUN, Finding, Run, claim, decide
+from experiments.verdicts.predictor_scores import (
+    C1,
+    C3,
+    C5,
+    C7_TRACE,
+    CRITERIA,
+    FACTOR,
+    MIN_OF_EACH,
+    T1,
+    T2,
+    T3,
+    T4,
+    Member,
+    difference,
+    members_of,
+    within_runs,
+)
+from experiments.verdicts.registry import NOT_TESTED, RUN, Finding, Run, claim, decide
 
-_MIN_OF_EACH = 5  # rises and falls that a member must have for its area under the curve to count
-
-_SPECTRAL = "c1 lr / critical lr of the batch"
-_BATCH, _TRAIN = "c3 directional, batch", "c5 directional, training set"
-# Criterion -> its score; theory expects a rise above 1. The baselines have no threshold.
-_CRITERIA: dict[str, Callable] = {
-    _SPECTRAL: lambda series: series["lr"] / series["critical_lr_batch"],
-    _BATCH: lambda series: _inverse(series["directional_batch"]),
-    _TRAIN: lambda series: _inverse(series["directional_train"]),
-}
-_BASELINES: dict[str, Callable] = {
-    "loss of the batch": lambda series: series["loss_batch"],
-    "training loss": lambda series: series["loss_train"],
-    "rise of the training loss in the last step": lambda series: np.append(np.nan, np.diff(np.log(series["loss_train"]))),
-}
-# Target -> whether it happens in each step.
-_TARGETS: dict[str, Callable] = {
-    "T1 batch loss rises": lambda series: series["loss_batch_after"] > series["loss_batch"],
-    "T2 training loss rises": lambda series: np.append(np.diff(series["loss_train"]) > 0, False),
-    "T3 training loss rises by a tenth": lambda series: np.append(
-        series["loss_train"][1:] > 1.1 * series["loss_train"][:-1], False
-    ),
-}
-_SERIES = ("lr", "critical_lr_batch", "directional_batch", "directional_train", "loss_batch", "loss_batch_after", "loss_train")
-
-
-@claim(
-    of=RUN, title="Directional beats spectral as a predictor of this step",
-    every_step=(
-        "measure.lambda_max_batch_every", "measure.loss_train_every", "measure.loss_batch_after_every", "measure.directional_batch_every",
-        "measure.directional_train_every",
-    ),
+HORIZON = 5  # steps, of H6
+_DIRECTIONAL = (
+    "measure.lambda_max_batch_every", "measure.loss_train_every", "measure.loss_batch_after_every", "measure.directional_batch_every",
+    "measure.directional_train_every",
 )  # fmt: skip
+
+
+@claim(of=RUN, every_step=_DIRECTIONAL, title="Directional beats spectral as a predictor of this step")
 def directional_predicts_the_step(run: Run) -> Finding:
     """The directional criteria against the spectral one, as predictors of what happens in this very step."""
     statement = (
         "Within a run (one member: lr and seed constant), (H4) the area under the ROC curve of the directional criterion of the batch (c3) for a "
         "rise of the batch's loss in the step is above that of the spectral one (c1), and (H5) that of the directional criterion of the training set "
-        f"(c5) for a rise of the training loss is above that of c1, by the 95 % interval of the paired differences over the members that have {_MIN_OF_EACH} "
+        f"(c5) for a rise of the training loss is above that of c1, by the 95 % interval of the paired differences over the members that have {MIN_OF_EACH} "
         "rises and falls, and a sign test"
     )
-    areas, tables = _areas(run), {}
-    for name, target in ((_SPECTRAL, 0), (_BATCH, 0), (_TRAIN, 1)):
-        tables[name] = pooled([prediction(*_at_threshold(run, m, name, target)) for m in range(run.record.sizes["member"])])
+    members = members_of(run)
+    targets = (T1, T2, T3)
     rows = [
-        (name, *(text_of(values[np.isfinite(values)]) for values in per_target))
-        + (
-            (number_text(tables[name].precision), number_text(tables[name].recall), number_text(tables[name].base_rate))
-            if name in tables
-            else ("",) * 3
-        )
-        for name, per_target in areas.items()
+        (name, *(cell(within_runs(members, name, target)) for target in targets), *_threshold_cells(members, name))
+        for name in members[0].scores
     ]
-    header = ("criterion", *(f"AUROC, {target}" for target in _TARGETS), "precision above 1", "recall above 1", "base rate")
-    first = _difference(areas, _BATCH, 0)
-    second = _difference(areas, _TRAIN, 1)
+    header = ("criterion", *(f"AUROC, {target}" for target in targets), "precision above 1", "recall above 1", "base rate")
+    first, second = difference(members, C3, C1, T1), difference(members, C5, C1, T2)
     effect = f"AUROC, c3 minus c1 on T1 {text_of(first)} ({len(first)} members); c5 minus c1 on T2 {text_of(second)} ({len(second)} members)"
     return Finding(statement, decide(beyond_zero(first, 1), beyond_zero(second, 1)), effect, (header, *rows))
 
 
-def _inverse(multiple: np.ndarray) -> np.ndarray:
-    """The score of a multiple; infinite where there is no descent direction."""
-    with np.errstate(divide="ignore"):
-        return np.where(multiple > 0, 1 / np.where(multiple > 0, multiple, 1), np.where(np.isnan(multiple), np.nan, np.inf))
+@claim(
+    of=RUN,
+    every_step=(*_DIRECTIONAL, "measure.criteria_every"),
+    title="Spectral beats directional as a predictor of the next five steps",
+)
+def spectral_predicts_the_horizon(run: Run) -> Finding:
+    """The trace of the noise kernel against the directional criteria, as predictors of a spike in the next steps."""
+    target = T4[HORIZON]
+    statement = (
+        f"Within a run (one member: lr and seed constant), (H6) the area under the ROC curve of the trace of the noise kernel (c7) for the onset of a "
+        f"spike of factor {FACTOR} within the next {HORIZON} steps is above that of the directional criterion of the batch (c3) and above that of the "
+        f"training set (c5), by the 95 % interval of the paired differences over the members that have {MIN_OF_EACH} steps of each kind, and a sign "
+        "test. Steps inside an open spike are left out"
+    )
+    members = members_of(run)
+    if C7_TRACE not in members[0].scores:
+        return Finding(statement, NOT_TESTED, "the criteria are not on record")
+    rows = [
+        (
+            name,
+            *(cell(within_runs(members, name, target)) for target in T4.values()),
+            cell(within_runs(members, name, target, average_precision)),
+        )
+        for name in members[0].scores
+    ]
+    header = ("criterion", *(f"AUROC, {name}" for name in T4.values()), f"AUPRC, {target}")
+    of_batch, of_training = (difference(members, C7_TRACE, other, target) for other in (C3, C5))
+    effect = f"AUROC on T4 ({HORIZON} steps), trace of c7 minus c3 {text_of(of_batch)}, minus c5 {text_of(of_training)} ({len(of_batch)} members)"
+    return Finding(statement, decide(beyond_zero(of_batch, 1), beyond_zero(of_training, 1)), effect, (header, *rows))
 
 
-def _steps(run: Run, m: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The series of a member, and the steps at which all are known and the next training loss is."""
-    series = {name: run.record[name].values[m].astype(float) for name in _SERIES}
-    is_usable = np.all([~np.isnan(values) for values in series.values()], 0) & running(run.record, run.settings, m)
-    is_usable[:-1] &= np.isfinite(series["loss_train"][1:])
-    is_usable[-1] = False
-    return series, is_usable
+def cell(values: np.ndarray) -> str:
+    """The mean over the runs that count, its interval, and their number if some do not count.
+
+    Args:
+      values: one for each run; NaN: it does not count.
+
+    >>> cell(np.array([0.5, 0.5, np.nan]))
+    '0.5 [0.5, 0.5] (2 of 3)'
+    """
+    known = values[np.isfinite(values)]
+    return text_of(known) + (f" ({len(known)} of {len(values)})" if 0 < len(known) < len(values) else "")
 
 
-def _areas(run: Run) -> dict[str, list[np.ndarray]]:
-    """Criterion -> for each target the area under the ROC curve of each member; NaN with few rises or falls."""
-    areas: dict[str, list[np.ndarray]] = {}
-    scores = _CRITERIA | _BASELINES
-    for name, score in scores.items():
-        areas[name] = []
-        for happens in _TARGETS.values():
-            of_members = []
-            for m in range(run.record.sizes["member"]):
-                series, is_usable = _steps(run, m)
-                values, happened = score(series)[is_usable], happens(series)[is_usable]
-                has_both = min(happened.sum(), (~happened).sum()) >= _MIN_OF_EACH
-                of_members.append(auroc(values, happened) if has_both else np.nan)
-            areas[name].append(np.array(of_members))
-    return areas
+def above_one(members: list[Member], name: str, target: str) -> Prediction:
+    """The confusion table of a criterion above 1, over the steps of all runs.
+
+    Args:
+      members: from :func:`members_of`.
+      name: of the criterion.
+      target: what it should predict.
+    """
+    steps = [(member, member.counts[target]) for member in members]
+    return pooled([prediction(member.scores[name][counts] > 1, member.happens[target][counts]) for member, counts in steps])
 
 
-def _difference(areas: dict[str, list[np.ndarray]], name: str, target: int) -> np.ndarray:
-    """The area of a criterion minus that of c1, of the members that have both."""
-    difference = areas[name][target] - areas[_SPECTRAL][target]
-    return difference[np.isfinite(difference)]
-
-
-def _at_threshold(run: Run, m: int, name: str, target: int) -> tuple[np.ndarray, np.ndarray]:
-    """Whether the criterion is above 1, and whether the target happens, at each step of a member."""
-    series, is_usable = _steps(run, m)
-    return _CRITERIA[name](series)[is_usable] > 1, list(_TARGETS.values())[target](series)[is_usable]
+def _threshold_cells(members: list[Member], name: str) -> tuple[str, str, str]:
+    """Precision, recall and base rate of a criterion above 1, for its target; empty for a baseline, which has no threshold."""
+    if name not in CRITERIA:
+        return "", "", ""
+    table = above_one(members, name, CRITERIA[name].target)
+    return number_text(table.precision), number_text(table.recall), number_text(table.base_rate)
