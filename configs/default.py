@@ -135,6 +135,8 @@ def get_config() -> ConfigDict:
     c.measure.agop_size = 256  # AGOPs are taken on so many training examples, the first ones
     # closed_form (synthetic targets), or the model.npz of a run with run.save_model
     c.measure.agop_reference = placeholder(str)
+    # the model.npz of a second reference, which differs from the first in its seed only: the alignment of the two is the ceiling in run.json
+    c.measure.agop_second_reference = placeholder(str)
     c.measure.probe_size = placeholder(int)  # examples for lambda_max_train and for critical_lr0; None: all
 
     c.events = ConfigDict()

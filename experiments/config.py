@@ -125,9 +125,8 @@ def expanded(config: ConfigDict) -> ConfigDict:
     Returns:
       A copy; or ``config`` itself, if no path begins with ``~``.
     """
-    paths = {
-        name: flat(config).get(name) for name in ("data.dir", "data.tfds_dir", "measure.agop_reference", "intervention.cap_run")
-    }
+    names = ("data.dir", "data.tfds_dir", "measure.agop_reference", "measure.agop_second_reference", "intervention.cap_run")
+    paths = {name: flat(config).get(name) for name in names}
     homes = {name: os.path.expanduser(path) for name, path in paths.items() if isinstance(path, str) and path.startswith("~")}
     if not homes:
         return config

@@ -335,6 +335,11 @@ _BEFORE_CLAIMS = (
         "allowed: closed_form for synthetic targets, elsewhere the model.npz of a run with run.save_model",
         lambda f: f["measure.agop_reference"] == "closed_form" and not _synthetic(f),
     ),
+    Rule(
+        ("measure.agop_second_reference", "measure.agop_reference"),
+        "allowed with a second reference: the model.npz of a first one",
+        lambda f: f["measure.agop_second_reference"] and f["measure.agop_reference"] in (None, "closed_form"),
+    ),
     *map(_end_is_measured, ("loss_test", "agop_alignment", "lambda_max_batch", "weight_norm")),
     Rule(
         ("data.name", "data.attribute"),

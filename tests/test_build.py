@@ -31,7 +31,10 @@ def test_build_of_a_config(built):
 
     assert run.data.x_train.shape == (config.data.train_size, config.data.synthetic.dimension) and run.fallback_for is None
     assert run.members.raises.tolist() == [0, 0, 1, 1] and run.members.seed.tolist() == [0, 1, 0, 1]
-    assert run.data.agop_reference.shape == run.data.x_train.shape and run.about_reference == {"name": "gradient of the target"}
+    assert run.data.agop_reference.shape == run.data.x_train.shape and run.about_reference == {
+        "name": "gradient of the target",
+        "ceiling": 1.0,
+    }
     assert run.plan["cadences"] == {"lambda_max_batch": 4, "loss_test": 4, "agop_alignment": 4}
     params = run.model.init(jax.random.key(0), run.data.x_train[:1])
     assert run.model.apply(params, run.data.x_train).shape == run.data.y_train.shape
@@ -51,6 +54,12 @@ def test_build_refuses_another_reference(built):
         ConfigError, match=r"measure\.agop_reference='closed_form' is another model than in the earlier run; allowed"
     ):
         build.build(config, earlier_run(run, agop_reference={"name": "fcn trained on 40 examples", "sha256": "0" * 64}))
+
+
+def test_build_takes_a_ceiling_that_is_rounded_differently(built):
+    config, run = built
+
+    assert build.build(config, earlier_run(run, agop_reference=run.about_reference | {"ceiling": 0.999})).plan == run.plan
 
 
 def test_build_refuses_other_data(built):

@@ -283,7 +283,7 @@ def test_run_with_a_trained_reference(tmp_path, no_data, capsys, plain_figures):
     main.run(config, tmp_path / "run")
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     checksum = hashlib.sha256((tmp_path / "reference" / "model.npz").read_bytes()).hexdigest()
-    assert about["agop_reference"]["sha256"] == checksum
+    assert about["agop_reference"]["sha256"] == checksum and "ceiling" not in about["agop_reference"]
     assert about["seconds"] > 0
     record = catapult_jax.open_record(tmp_path / "run")
     assert record.attrs["agop_reference_sha256"] == checksum
@@ -454,3 +454,15 @@ def test_run_with_more_modes_than_rows_writes_nothing(fields, tmp_path):
     with pytest.raises(configs.ConfigError, match=r"^measure.loss_modes=17; allowed for a kernel of 16 rows: 0 to 16$"):
         main.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_run_with_two_references_has_their_alignment(tmp_path, no_data, plain_figures):
+    config = catapults_agop.get_config("cifar2,smoke")
+    for word in ("", ",second"):
+        main.run(reference.get_config(f"cifar2{word},smoke"), tmp_path / f"reference{word}")
+    config.measure.agop_reference = str(tmp_path / "reference" / "model.npz")
+    config.measure.agop_second_reference = str(tmp_path / "reference,second" / "model.npz")
+    main.run(config, tmp_path / "run")
+    about = json.loads((tmp_path / "run" / "run.json").read_text())["agop_reference"]
+    assert 0 < about["ceiling"] < 1
+    assert about["second_sha256"] == hashlib.sha256((tmp_path / "reference,second" / "model.npz").read_bytes()).hexdigest()

@@ -21,7 +21,7 @@ def test_agop_reference_of_a_product_is_its_gradient():
     expected = np.zeros_like(x)  # of y = x_1 x_2
     expected[:, 0], expected[:, 1] = x[:, 1], x[:, 0]
     np.testing.assert_allclose(prepared.agop_reference, expected, rtol=1e-6)
-    assert about == {"name": "gradient of the target"}
+    assert about == {"name": "gradient of the target", "ceiling": 1.0}
 
 
 def test_agop_reference_of_each_draw_is_taken_at_its_points():
@@ -107,4 +107,80 @@ def test_agop_reference_that_does_not_describe_its_model(stored):
     store(data={})
 
     with pytest.raises(ConfigError, match="does not describe its model"):
+        agop_reference(config, arrays)
+
+
+@pytest.fixture
+def two(stored, tmp_path):
+    """A config with two references of one recipe, its data, and the parameters of both."""
+    config, arrays, _, store = stored
+    store()
+    about = checkpoints.load_model(tmp_path / "model.npz")[1]
+    params = [checkpoints.load_model(tmp_path / "model.npz")[0]]
+    model = build.build_model(config.model, arrays.outputs)
+    params.append(model.init(jax.random.key(1), arrays.x_train[:1]))
+    config.measure.agop_second_reference = str(tmp_path / "second.npz")
+    save = lambda **changes: checkpoints.save_model(tmp_path / "second.npz", params[1], about | changes)
+    save()
+    return config, arrays, model, params, about, save
+
+
+def explicit_alignment(model, params, x):
+    """The cosine of the AGOPs of two models, from explicit float64 gradients."""
+    agops = []
+    for p in params:
+        gradients = [np.ravel(jax.grad(lambda z: model.apply(p, z[None])[0, 0])(example)) for example in x]  # noqa: B023
+        rows = np.array(gradients, np.float64)
+        agops.append(rows.T @ rows)
+    return (agops[0] * agops[1]).sum() / np.linalg.norm(agops[0]) / np.linalg.norm(agops[1])
+
+
+def test_reference_ceiling_is_the_alignment_of_two_references(two):
+    config, arrays, model, params, _, _ = two
+
+    _, about = agop_reference(config, arrays)
+
+    assert (
+        about["ceiling"] == pytest.approx(explicit_alignment(model, params, arrays.x_train), rel=1e-4)
+        and about["ceiling"] < 0.99
+    )
+    assert about["second_sha256"] == checkpoints.load_model(config.measure.agop_second_reference)[2] != about["sha256"]
+
+
+def test_reference_ceiling_is_the_mean_over_the_draws(two):
+    config, _, model, params, _, _ = two
+    config.data.by_seed, config.members.seed = True, (3, 5)
+    arrays, _ = build.load_data(config)
+
+    _, about = agop_reference(config, arrays)
+
+    of_draws = [explicit_alignment(model, params, draw.x_train) for draw in arrays.draws]
+    assert about["ceiling"] == pytest.approx(np.mean(of_draws[:2]), rel=1e-4) and abs(of_draws[0] - of_draws[1]) > 1e-4
+
+
+def test_reference_ceiling_of_a_model_with_itself(two):
+    config, arrays, *_ = two
+    config.measure.agop_second_reference = config.measure.agop_reference
+
+    with pytest.raises(
+        ConfigError, match=r"is the same model as measure.agop_reference; allowed: one trained with another seed"
+    ):
+        agop_reference(config, arrays)
+
+
+def test_reference_ceiling_of_another_recipe(two):
+    config, arrays, _, _, about, save = two
+    save(config=about["config"] | {"steps": 7})
+
+    with pytest.raises(
+        ConfigError, match=r"differs from measure.agop_reference in steps; allowed: the same recipe with another"
+    ):
+        agop_reference(config, arrays)
+
+
+def test_reference_ceiling_of_a_model_that_is_not_there(two):
+    config, arrays, *_ = two
+    config.measure.agop_second_reference += "x"
+
+    with pytest.raises(ConfigError, match=r"measure.agop_second_reference='.*second.npzx' is not there; allowed"):
         agop_reference(config, arrays)

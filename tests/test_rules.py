@@ -247,6 +247,10 @@ ROWS = [
         "allowed: closed_form for synthetic targets, elsewhere the model.npz of a run with run.save_model",
         _AGOP | {"measure.agop_reference": "closed_form"},
     ),
+    (
+        "measure.agop_second_reference, measure.agop_reference; allowed with a second reference: the model.npz of a first one",
+        {"measure.agop_second_reference": "model.npz"},
+    ),
     *(
         (
             f"run.stop_loss, run.chunk_steps, measure.{name}_every; "
@@ -379,7 +383,7 @@ def test_check_leaves_the_cadences_of_claims_to_a_preset():
         (mnist_ntk, ("cyclic", "exponential", "smoke", "exponential,smoke")),
         (mnist_adagrad, ("zero", "tenth", "arms", "smoke", "tenth,smoke", "arms,smoke")),
         (optimizers_agop, [f"{task}{word}" for task in tasks.TASKS for word in ("", ",smoke")]),
-        (reference, [f"{task}{word}" for task in tasks.IMAGES for word in ("", ",smoke")]),
+        (reference, [f"{task}{word}" for task in tasks.IMAGES for word in ("", ",second", ",smoke", ",second,smoke")]),
     ],
 )
 def test_check_accepts_every_config(module, variants):

@@ -47,7 +47,7 @@ def build(config: ConfigDict, earlier: dict[str, Any] | None = None, loaded: tup
     """
     arrays, fallback_for = loaded or load(config, earlier)
     arrays, about_reference = agop_reference(config, arrays) if "agop_alignment" in cadences_of(config) else (arrays, None)
-    if earlier and earlier.get("agop_reference") != about_reference:
+    if earlier and _without_ceiling(earlier.get("agop_reference")) != _without_ceiling(about_reference):
         raise configs.ConfigError(
             f"measure.agop_reference={config.measure.agop_reference!r} is another model than in the earlier run; allowed: the same model, or "
             "another workdir"
@@ -57,6 +57,11 @@ def build(config: ConfigDict, earlier: dict[str, Any] | None = None, loaded: tup
         plan = earlier["instruments"] if earlier else choose_instruments(config, model, arrays, members)
         trainer = trainer_of(config, model, arrays, plan)
     return Built(arrays, fallback_for, model, members, about_reference, plan, trainer)
+
+
+def _without_ceiling(about: dict[str, Any] | None) -> dict[str, Any]:
+    """The facts that tell references apart. The ceiling is a measurement, and may round differently on another machine."""
+    return {name: value for name, value in (about or {}).items() if name != "ceiling"}
 
 
 def load(config: ConfigDict, earlier: dict[str, Any] | None = None) -> tuple[data.Data, str | None]:
