@@ -43,4 +43,5 @@ def get_config(variant: str = "rank2") -> ConfigDict:
         c.data.validation_size, c.optimizer.batch_size = 10, 5
         c.sweep = ("optimizer.name=sgd,adagrad,adam",)
         c.members.lr, c.measure.loss_test_every, c.measure.agop_alignment_every = (0.1, 0.3), 2, 2
+        c.measure.lambda_max_train_every = c.measure.weight_norm_every = 2
     return c

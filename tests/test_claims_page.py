@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from catapult_jax import records
 from catapult_jax.events import DEFINITION
 from experiments import catalogue, claims, claims_page
 from experiments.catalogue import EXPERIMENTS, QUESTIONS
@@ -137,8 +138,7 @@ def test_results_of_a_run_with_another_config(tmp_path):
     config = json.loads((tmp_path / "cifar_gd-fcn" / "config.json").read_text())
     assert not isinstance(claims_page.results(experiment, "smoke", tmp_path), str)
 
-    (tmp_path / "cifar_gd-fcn" / "config.json").write_text(json.dumps(config | {"steps": 7}))
-    (tmp_path / "cifar_gd-fcn" / "config.json.sha256").unlink(missing_ok=True)
+    records.write_json(tmp_path / "cifar_gd-fcn" / "config.json", config | {"steps": 7})
 
     assert claims_page.results(experiment, "smoke", tmp_path) == "run with another config"
 
