@@ -186,7 +186,7 @@ def _about(built: build.Built, check: dict, earlier: dict | None) -> dict[str, A
         "instruments": built.plan,
         "environment": environment,
         "seconds": 0.0,  # without parts of the run that were interrupted
-    }  # fmt: skip
+    } | ({"intervention": built.about_intervention} if built.about_intervention else {})  # fmt: skip
 
 
 def _coordinates(config: ConfigDict, members: training.Members, start: training.Start) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ from catapult_jax import records
 from catapult_jax.training.interventions import KINDS
 from configs import causes
 from experiments.arms import ARMS
-from experiments.build.arms import build_arms
+from experiments.build.arms import build_arms, facts_of_cap_run
 from experiments.config import ConfigError
 
 STEPS = 8
@@ -85,3 +85,22 @@ def test_build_arms_refuses_a_run_without_the_capped_member(tmp_path, changes, m
 def test_build_arms_refuses_a_missing_run(tmp_path):
     with pytest.raises(ConfigError, match=r"intervention.cap_run='.*none' can't be read .*; allowed: a finished run"):
         build_arms(config_with(tmp_path / "none"), ("mean_cap",), np.array([3]))
+
+
+def test_facts_of_cap_run_tell_factors_apart(tmp_path):
+    facts = []
+    for name, changes in (("a", {}), ("b", {}), ("c", {"stopped_at": 5})):
+        config = config_with(cap_run(tmp_path / name, **changes))
+        config.members.intervention = ("none", "mean_cap")
+        facts.append(facts_of_cap_run(config, build_arms(config, ("none", "mean_cap"), np.array([3, 3]))))
+
+    assert [about["cap_run"] for about in facts] == [str(tmp_path / name) for name in "abc"]
+    assert facts[0]["sha256"] == facts[1]["sha256"] != facts[2]["sha256"] and len(facts[0]["sha256"]) == 64
+
+
+def test_facts_of_cap_run_without_an_arm_that_needs_it():
+    config = causes.get_config("rank2")
+    config.members.intervention = ("none", "placebo")
+
+    assert facts_of_cap_run(config, build_arms(config, ("none", "placebo"), np.array([3, 3]))) is None
+    assert facts_of_cap_run(config, None) is None

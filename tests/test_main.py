@@ -270,6 +270,18 @@ def test_run_of_a_causal_test_from_its_capped_run(tmp_path, plain_figures):
     overshoot = dict(zip(causes.ARMS, record["overshoot"].values.reshape(7, 2, -1), strict=True))
     assert (overshoot["remove_overshoot"][:, 2:] == 0).all() and (overshoot["none"][:, 2:].sum(1) > 0).all()
     assert "remove_overshoot" in (tmp_path / "run" / "report.html").read_text()
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert about["intervention"]["cap_run"] == str(tmp_path / "cap")
+
+    records.write_json(tmp_path / "run" / "run.json", about | {"status": "running"})  # as if it had been killed at the end
+    shutil.rmtree(tmp_path / "cap")
+    other = causes.get_config("rank2,cap,smoke")
+    other.schedule.cap = 0.5
+    main.run(other, tmp_path / "cap")
+    with pytest.raises(
+        configs.ConfigError, match=r"intervention.cap_run='.*cap' has another lr than in the earlier run .*; allowed"
+    ):
+        main.run(config, tmp_path / "run")
 
 
 def test_run_with_a_trained_reference(tmp_path, no_data, capsys, plain_figures):

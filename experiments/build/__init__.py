@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from catapult_jax import data, training
 from experiments import config as configs
+from experiments.build.arms import facts_of_cap_run
 from experiments.build.data import load_data
 from experiments.build.instruments import cadences_of, choose_instruments
 from experiments.build.model import build_members, build_model
@@ -25,9 +26,8 @@ class Built(NamedTuple):
     fallback_for: str | None  # the data set of the config, if these are fallback data
     model: Any  # a Flax model
     members: training.Members
-    about_reference: (
-        dict[str, Any] | None
-    )  # name, checksum and test error of the AGOP reference, for run.json; None: no AGOP is measured
+    about_reference: dict[str, Any] | None  # facts about the AGOP reference, for run.json; None: no AGOP is measured
+    about_intervention: dict[str, Any] | None  # the capped run that arms take their lr from, for run.json; None: no arm does
     plan: dict[str, Any]  # cadences and methods of the instruments, see choose_instruments
     trainer: training.Trainer
 
@@ -37,13 +37,13 @@ def build(config: ConfigDict, earlier: dict[str, Any] | None = None, loaded: tup
 
     Args:
       config: one that :func:`experiments.rules.check` accepts.
-      earlier: contents of run.json of a run to resume or repeat. Its data and AGOP reference are required, and its cadences and methods
-        are taken over. None: a new run.
+      earlier: contents of run.json of a run to resume or repeat. Its data, AGOP reference and capped run are required, and its cadences
+        and methods are taken over. None: a new run.
       loaded: result of :func:`load` for the same arguments, if there is one.
 
     Raises:
-      ConfigError: data or a reference that are not available, or differ from those of the earlier run; a model that does not fit the
-        data.
+      ConfigError: data, a reference or a capped run that are not available, or differ from those of the earlier run; a model that does
+        not fit the data.
     """
     arrays, fallback_for = loaded or load(config, earlier)
     arrays, about_reference = agop_reference(config, arrays) if "agop_alignment" in cadences_of(config) else (arrays, None)
@@ -54,14 +54,25 @@ def build(config: ConfigDict, earlier: dict[str, Any] | None = None, loaded: tup
         )
     with explain_misfit():
         model, members = build_model(config.model, arrays.outputs), build_members(config)
+        about_intervention = facts_of_cap_run(config, members.arm)
+        _check_cap_run(config, about_intervention, earlier)
         plan = earlier["instruments"] if earlier else choose_instruments(config, model, arrays, members)
         trainer = trainer_of(config, model, arrays, plan)
-    return Built(arrays, fallback_for, model, members, about_reference, plan, trainer)
+    return Built(arrays, fallback_for, model, members, about_reference, about_intervention, plan, trainer)
 
 
 def _without_ceiling(about: dict[str, Any] | None) -> dict[str, Any]:
     """The facts that tell references apart. The ceiling is a measurement, and may round differently on another machine."""
     return {name: value for name, value in (about or {}).items() if name != "ceiling"}
+
+
+def _check_cap_run(config: ConfigDict, about: dict[str, Any] | None, earlier: dict[str, Any] | None) -> None:
+    """Refuse other factors than those of the earlier run. A run.json without them is accepted."""
+    if about and earlier and earlier.get("intervention", about)["sha256"] != about["sha256"]:
+        raise configs.ConfigError(
+            f"intervention.cap_run={config.intervention.cap_run!r} has another lr than in the earlier run (SHA-256 differs); allowed: the same "
+            "capped run, or another workdir"
+        )
 
 
 def load(config: ConfigDict, earlier: dict[str, Any] | None = None) -> tuple[data.Data, str | None]:

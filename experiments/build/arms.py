@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,6 +56,19 @@ def build_arms(config: ConfigDict, names: Sequence[str], seeds: np.ndarray) -> A
         dose=np.full(count, config.intervention.dose, number),
         ratio=np.array([config.intervention.ratio if name in ("force", "sham") else 1.0 for name in names], number),
     )
+
+
+def facts_of_cap_run(config: ConfigDict, arm: Arm | None) -> dict[str, str] | None:
+    """The capped run that arms take their factors from, and the SHA-256 of all factors; None: no arm does.
+
+    Args:
+      config: of the run.
+      arm: from :func:`build_arms`, or None.
+    """
+    if arm is None or not set(config.members.intervention) & set(NEED_CAP_RUN):
+        return None
+    digest = hashlib.sha256(np.ascontiguousarray(arm.factors).tobytes())
+    return {"cap_run": config.intervention.cap_run, "sha256": digest.hexdigest()}
 
 
 def _shuffled(factors: np.ndarray, steps: int, seed: int) -> np.ndarray:
