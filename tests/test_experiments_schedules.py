@@ -59,7 +59,8 @@ def test_build_of_a_staircase_raises_to_a_multiple_of_the_critical_lr():
 def test_figure_has_an_axis_for_each_schedule():
     figure = schedules.figure()
 
-    assert [axis.get_title() for axis in figure.axes] == list(SCHEDULES)
+    titles = [axis.get_title(loc="left") for axis in figure.axes]
+    assert titles == [f"({letter}) {name}" for letter, name in zip("abcdef", SCHEDULES, strict=True)]
     for axis in figure.axes:
         critical, _, capped = (line.get_ydata() for line in axis.lines)
         if axis.get_title() != "staircase":  # a raise ignores the cap
