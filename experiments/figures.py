@@ -8,36 +8,37 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from catapult_jax.report.figures import METRICS
-from catapult_jax.report.panels import add_legend
+from catapult_jax.report.outcomes import METRICS
 from catapult_jax.report.statistics import interval
+from catapult_jax.report.style import DASHES, MARKERS, NARROW, PALETTE, add_legend, letter, new_figure
 
 DIRECTIONS_CAPTION = (
     "Top eigenvectors of the AGOP: of the reference, and of the first seed of each setting. They are images where the inputs are images. "
     "Their signs are arbitrary. Each vector has its own scale of colours."
 )
 SWEEP_CAPTION = (
-    "Where the runs of a sweep ended, against the axes of the sweep: the mean with its 95 % interval over seeds, for each setting of the "
-    "members."
+    "Where the runs of a sweep ended, against the axes of the sweep: the mean with its 95 % bootstrap interval over seeds, for each "
+    "setting of the members."
 )
 
 
-def directions_figure(path: Path, title: str) -> Figure:
+def directions_figure(path: Path) -> Figure:
     """Top eigenvectors of the AGOPs of a run.
 
     Args:
       path: of its agop.npz.
-      title: of the figure.
     """
     with np.load(path, allow_pickle=False) as stored:
         names, vectors, shape = stored["names"], stored["vectors"], tuple(stored["shape"])
     count, k = vectors.shape[:2]
     is_image = len(shape) == 3
-    figure = Figure(figsize=(1.6 * k + 1.6, (1.7 if is_image else 0.7) * count + 0.8))
-    axes = figure.subplots(count, k, squeeze=False)
-    figure.suptitle(title, fontsize=10, parse_math=False)
+    left = 0.15 + 0.05 * max(len(str(name)) for name in names)
+    size = (NARROW - left - 0.1 * k) / k  # of an image
+    figure, axes = new_figure(
+        count, k, height=size if is_image else 0.25, width=NARROW, left=left, top=0.08, bottom=0.08, gaps=(0.08, 0.08)
+    )
     for row in range(count):
-        axes[row, 0].set_ylabel(str(names[row]), fontsize=6, rotation=0, ha="right", va="center")
+        axes[row, 0].set_ylabel(str(names[row]), fontsize=7, rotation=0, ha="right", va="center", parse_math=False)
         for column in range(k):
             axis, vector = axes[row, column], vectors[row, column]
             vector = vector / np.abs(vector).max()
@@ -51,33 +52,34 @@ def directions_figure(path: Path, title: str) -> Figure:
     return figure
 
 
-def sweep_figure(rows: list[dict], names: tuple[str, ...], title: str) -> Figure:
+def sweep_figure(rows: list[dict], names: tuple[str, ...]) -> Figure:
     """Where the runs of a sweep ended, against its axes.
 
     Args:
       rows: of the summary of the sweep.
       names: of its axes.
-      title: of the figure.
     """
     place_of = lambda row: row[names[0]] if len(names) == 1 else " ".join(str(row[name]) for name in names)
     metrics = [name for name in ("catapults", *METRICS) if any(name in row for row in rows)]
     places = list(dict.fromkeys(map(place_of, rows)))
     is_numeric = all(isinstance(place, (int, float)) for place in places)
-    figure = Figure(figsize=(1 + 3.6 * len(metrics), 3.6))
-    axes = figure.subplots(1, len(metrics), squeeze=False)
-    figure.suptitle(title, fontsize=10, parse_math=False)
-    for axis, name in zip(axes[0], metrics, strict=True):
+    words = [] if is_numeric else [str(place).replace(" ", "\n") for place in places]
+    longest = max((len(line) for word in words for line in word.split("\n")), default=0)
+    bottom = 0.38 + (0.04 * longest + 0.06 * max(word.count("\n") for word in words) if words else 0.0)
+    figure, axes = new_figure(1, len(metrics), height=1.7, left=0.55, bottom=bottom, gaps=(0.55, 0))
+    for i, (axis, name) in enumerate(zip(axes[0], metrics, strict=True)):
         _plot_settings(axis, rows, name, places, place_of, is_numeric)
         if is_numeric and min(places) > 0:
             axis.set_xscale("log", base=2)
-        elif not is_numeric:
+        elif words:
             axis.set_xticks(
-                range(len(places)), [str(place).replace(" ", "\n") for place in places], fontsize=7, parse_math=False,
+                range(len(places)), words, parse_math=False,
                 rotation=40, rotation_mode="anchor", horizontalalignment="right",
             )  # fmt: skip
-        axis.set_xlabel(", ".join(names))
+        axis.set_xlabel(", ".join(names), parse_math=False)
         axis.set_ylabel(METRICS.get(name, name))
-    add_legend(axes[0, 0], fontsize=6)  # it has no labels if no member finished
+        letter(axis, None if len(metrics) == 1 else i)
+    add_legend(figure)  # it has no labels if no member finished
     return figure
 
 
@@ -98,5 +100,6 @@ def _plot_settings(
         if x:
             mean, low, high = np.array(y).T
             error = np.stack([mean - low, high - mean])  # none is drawn where it is NaN
-            line = "-" if is_numeric else "none"
-            axis.errorbar(x, mean, yerr=error, marker="o", ms=3, capsize=2, ls=line, lw=1, elinewidth=1, label=setting)
+            line = DASHES[s % len(DASHES)] if is_numeric else "none"
+            style = {"color": PALETTE[s % len(PALETTE)], "marker": MARKERS[s % len(MARKERS)], "label": setting}
+            axis.errorbar(x, mean, yerr=error, ms=3, capsize=2, ls=line, lw=0.8, elinewidth=0.8, **style)

@@ -283,8 +283,8 @@ def main(_argv: list[str]) -> int:
         return 0 if run_again(then, workdir) else 1
     config = flags.FLAGS.config
     workdir = Path(_WORKDIR.value).expanduser() if _WORKDIR.value else default_workdir(config)
-    for verdict in run(config, workdir):
-        print(f"{verdict.verdict}: {verdict.claim}: {verdict.effect}")
+    for line in report.verdict_lines(workdir, run(config, workdir)):
+        print(line)
     print(f"report: {workdir / 'report.html'}")
     return 0
 

@@ -15,7 +15,7 @@ from experiments import directory
 from experiments.command_line import FIELDS_HELP
 from experiments.config import ConfigError, RunError, flat, testable
 from experiments.figures import DIRECTIONS_CAPTION, directions_figure
-from experiments.sections import Report, all_sections
+from experiments.sections import Report, all_sections, verdict_line
 from experiments.values import CADENCES
 from experiments.verdicts import OF_RUN, Run, Verdict, of_run, read_run
 
@@ -53,13 +53,20 @@ def build(run_dir: str | Path) -> list[Verdict]:
     return verdicts
 
 
+def verdict_lines(run_dir: str | Path, verdicts: list[Verdict]) -> list[str]:
+    """The verdicts of a run as the terminal shows them, in the words of its report."""
+    about = records.read_json(Path(run_dir) / "run.json")["data"]
+    seeds = len(set(records.open_record(run_dir)["seed"].values.tolist()))
+    return [verdict_line(v, about, seeds) for v in verdicts]
+
+
 def _write_figures(run: Run, title: str, run_dir: Path) -> dict[str, tuple[Path, str]]:
     """The figures of the record, and that of agop.npz if the run has one: name -> (png, caption)."""
     folder, directions = run_dir / "figures", run_dir / "agop.npz"
     files = figures.write_all(run.record, run.settings, title, folder, run.events(run.settings.factor))
     if directions.is_file():
         name = "agop_directions"
-        files[name] = (figures.save(directions_figure(directions, title), folder / name), DIRECTIONS_CAPTION)
+        files[name] = (figures.save(directions_figure(directions), folder / name), f"{title}. {DIRECTIONS_CAPTION}")
     return files
 
 
@@ -91,8 +98,8 @@ def main(argv: list[str]) -> int:
     except (FileNotFoundError, ConfigError, RunError, records.DamagedFile) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for v in verdicts:
-        print(f"{v.verdict}: {v.claim}: {v.effect}")
+    for line in verdict_lines(argv[1], verdicts):
+        print(line)
     print(f"wrote {Path(argv[1]) / 'report.html'}")
     return 0
 

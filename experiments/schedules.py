@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from catapult_jax import schedules
 from catapult_jax.report.figures import save
+from catapult_jax.report.style import BLUE, GREEN, VERMILION, add_legend, letter, new_figure
 from configs import default
 
 
@@ -46,10 +47,9 @@ def figure() -> Figure:
     """Draw the learning rate of each schedule along an invented run, whose critical lr rises slowly."""
     steps, peak = np.arange(200), 1.0
     critical = 1.2 + 0.6 * steps / len(steps) + 0.15 * np.sin(steps / 9)
-    result = Figure(figsize=(13, 5))
-    axes = result.subplots(2, 4, sharex=True, sharey=True)
+    result, axes = new_figure(2, 4, height=1.4, sharex=True, sharey=True)
     axes[1, 3].set_visible(False)
-    for axis, name in zip(axes.flat, schedules.SCHEDULES, strict=False):
+    for i, (axis, name) in enumerate(zip(axes.flat, schedules.SCHEDULES, strict=False)):
         s = default.get_config().schedule
         s.name, s.raise_to, s.settle_fraction, s.decay, s.decay_from = name, 1.3, 0.7, 0.99, 120
         schedule = build(s)
@@ -59,13 +59,15 @@ def figure() -> Figure:
             states = [schedule.update(state, step, _loss(state, step), critical[step]) for state in states]
             lrs.append([float(state.lr) for state in states])
         free, capped = np.transpose(lrs)
-        axis.plot(steps, critical, color="tab:red", ls="--", lw=1, label="critical lr")
-        axis.plot(steps, free, color="tab:blue", label="lr")
-        axis.plot(steps, capped, color="tab:green", lw=1, label="with a cap of 0.7")
-        axis.set_title(name, fontsize=9)
+        axis.plot(steps, critical, color=VERMILION, ls="--", lw=0.8, label="critical lr")
+        axis.plot(steps, free, color=BLUE, lw=1, label="lr")
+        axis.plot(steps, capped, color=GREEN, ls="-.", lw=1, label="lr with a cap of 0.7 times the critical lr")
+        letter(axis, i, name)
     for axis in axes[1]:
         axis.set_xlabel("step")
-    axes[0, 0].legend(fontsize=7)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("learning rate, η")
+    add_legend(result)
     return result
 
 

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from catapult_jax.report import sections
-from catapult_jax.report.page import Block, Section, items, preformatted, table, text, verdict, warning
+from catapult_jax.report.opening import opening
+from catapult_jax.report.page import Block, Section, folded, items, table, text, verdict, warning
+from catapult_jax.report.statistics import MIN_SEEDS, counted
+from experiments import optimizers
 from experiments.reproduce import differences
-from experiments.verdicts import Run, Verdict
+from experiments.verdicts import NOT_TESTED, Run, Verdict
 
 
 class Report(NamedTuple):
@@ -40,7 +43,7 @@ def all_sections(report: Report) -> list[Section]:
         sections.counts(record, settings),
         *sections.predictions(record, settings, events),
         provenance(report),
-        Section("Config", [preformatted(json.dumps(report.run.config, indent=2))]),
+        Section("Config", [folded("all fields", json.dumps(report.run.config, indent=2))]),
     ]
 
 
@@ -51,24 +54,60 @@ def fallback_warning(about: dict[str, Any]) -> list[Block]:
     return [warning(words)] if named else []
 
 
-def verdict_block(v: Verdict) -> Block:
-    """A verdict with its statement, effect and table."""
-    return verdict(v.verdict, v.statement, v.effect, v.table)
+def shown_verdict(word: str, about: dict[str, Any], seeds: int, min_seeds: int = MIN_SEEDS) -> str:
+    """The verdict as it is shown: fallback data, or fewer seeds than the claim needs, are a demonstration.
+
+    Args:
+      word: the verdict.
+      about: ``data`` of run.json.
+      seeds: of the run or sweep.
+      min_seeds: that the claim needs.
+    """
+    if word == NOT_TESTED:
+        return word
+    if about["fallback_for"]:
+        return "demonstration"
+    return word if seeds >= min_seeds else f"demonstration ({counted(seeds, 'seed')}; the claim needs {min_seeds})"
+
+
+def verdict_block(v: Verdict, about: dict[str, Any], seeds: int) -> Block:
+    """A verdict with its statement, effect and table. ``about``: ``data`` of run.json."""
+    return verdict(shown_verdict(v.verdict, about, seeds), v.statement, v.effect, v.table)
+
+
+def verdict_line(v: Verdict, about: dict[str, Any], seeds: int) -> str:
+    """A verdict with its claim and effect, for the terminal. ``about``: ``data`` of run.json."""
+    return f"{shown_verdict(v.verdict, about, seeds)}: {v.claim}: {v.effect}"
+
+
+def seeds_of(run: Run) -> int:
+    """Number of seeds of a run."""
+    return len(set(run.record["seed"].values.tolist()))
 
 
 def overview(report: Report) -> Section:
-    """How many members and steps, and how the run ended."""
-    record, config = report.run.record, report.run.config
-    steps = f"{record.sizes['step']} of {config['steps']} steps"
-    words = f"{record.sizes['member']} members, {steps}, status: {report.about['status']}"
-    summary = text(words + sections.inactive_text(record, report.run.settings))
-    return Section("", [*fallback_warning(report.about["data"]), summary])
+    """The facts of the run, and what was found."""
+    run, about, config = report.run, report.about["data"], report.run.config
+    model, optimizer = config["model"], config["optimizer"]
+    momentum = optimizers.momentum(optimizer) if optimizer["name"] == "sgd" else 0
+    steps = f"{run.record.sizes['step']} of {config['steps']} steps, status: {report.about['status']}"
+    section = opening(
+        run.record,
+        run.settings,
+        run.events(run.settings.factor),
+        network=[f"data {about['name']}", f"{model['name'].upper()}, depth {model['depth']}, width {model['width']}"],
+        training=[f"optimizer {optimizer['name']}" + (f" with momentum {momentum:g}" if momentum else "")],
+        status=steps,
+        before=f"Demonstration on {about['name']}, not {about['fallback_for']}: " if about["fallback_for"] else "",
+    )
+    return section._replace(blocks=[*fallback_warning(about), *section.blocks])
 
 
 def claims(report: Report) -> Section:
     """Verdicts on the claims of the config."""
     words = f"Not tested at the cadences of this preset: {', '.join(report.untested)}"
-    return Section("Claims", [*([warning(words)] if report.untested else []), *map(verdict_block, report.verdicts)])
+    blocks = [verdict_block(v, report.about["data"], seeds_of(report.run)) for v in report.verdicts]
+    return Section("Claims", [*([warning(words)] if report.untested else []), *blocks])
 
 
 def initialisation(report: Report) -> Section:
@@ -92,7 +131,7 @@ def provenance(report: Report) -> Section:
     blocks = [
         table(("", ""), about["data"].items(), of_text=True),
         text(f"Kernel against neural_tangents on {check['examples']} examples: {check['text']}."),
-        preformatted(json.dumps(about["environment"], indent=2)),
+        folded("environment", json.dumps(about["environment"], indent=2)),
     ]
     if resumed := about.get("resumed_with"):
         changes = [differences(about["environment"], environment) for environment in resumed]

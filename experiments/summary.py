@@ -17,7 +17,7 @@ from catapult_jax.report import analysis, figures, members, page, statistics
 from catapult_jax.report.sections import END_SERIES
 from experiments import directory, verdicts
 from experiments.figures import SWEEP_CAPTION, sweep_figure
-from experiments.sections import fallback_warning, verdict_block
+from experiments.sections import fallback_warning, verdict_block, verdict_line
 from experiments.settings import settings_of
 
 if TYPE_CHECKING:
@@ -172,9 +172,11 @@ def write_summary(
         *_dead(rows, axes),
     ]
     tables = [v.table for v in results]
-    blocks += [verdict_block(v._replace(table=() if v.table in tables[:i] else v.table)) for i, v in enumerate(results)]
-    picture = figures.save(sweep_figure(rows, tuple(axes) or ("lr_given",), title), workdir / "summary")
-    blocks.append(page.image(picture, SWEEP_CAPTION))
+    shown = [v._replace(table=() if v.table in tables[:i] else v.table) for i, v in enumerate(results)]
+    blocks += [verdict_block(v, about, _seeds(rows)) for v in shown]
+    picture = figures.save(sweep_figure(rows, tuple(axes) or ("lr_given",)), workdir / "summary")
+    finished = sum(bool(row["finished"]) for row in rows)
+    blocks.append(page.image(picture, f"{title}. {SWEEP_CAPTION} n = {finished} members that finished, of {len(rows)}."))
     links = page.links({name: f"./{quote(name)}/report.html" for name in dict.fromkeys(row["run"] for row in rows)})
     sections = [
         page.Section("", blocks),
@@ -183,6 +185,20 @@ def write_summary(
     ]
     records.write_text(workdir / "summary.html", page.render(title, sections))
     return results
+
+
+def verdict_lines(workdir: Path, results: list[verdicts.Verdict]) -> list[str]:
+    """The verdicts of a sweep as the terminal shows them, in the words of its summary, with the rows of their tables."""
+    with (workdir / "summary.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    about = records.read_json(workdir / rows[0]["run"] / "run.json")["data"]
+    tables = [["  " + ", ".join(row) for row in v.table] for v in results]
+    return [line for v, table in zip(results, tables, strict=True) for line in (verdict_line(v, about, _seeds(rows)), *table)]
+
+
+def _seeds(rows: Rows) -> int:
+    """Number of seeds of a sweep."""
+    return len({row["seed"] for row in rows})
 
 
 def _write_csv(rows: Rows, workdir: Path) -> None:

@@ -224,10 +224,9 @@ def main(_argv: list[str]) -> int:
     config = flags.FLAGS.config
     kind = "-".join(["sweep", *_GRID.value]).replace("/", "_")
     workdir = Path(flags.FLAGS.workdir).expanduser() if flags.FLAGS.workdir else default_workdir(config, kind)
-    for verdict in run_sweep(config, _GRID.value, workdir, _PROCESSES.value, command_line.CACHE.value):
-        print(f"{verdict.verdict}: {verdict.claim}: {verdict.effect}")
-        for row in verdict.table:
-            print("  " + ", ".join(row))
+    results = run_sweep(config, _GRID.value, workdir, _PROCESSES.value, command_line.CACHE.value)
+    for line in summary.verdict_lines(workdir, results):
+        print(line)
     print(f"summary: {workdir / 'summary.html'}")
     return 0
 

@@ -26,5 +26,5 @@ def safe_page(html):
     """The page, after a check that no script and no unexpected attribute is in it."""
     page = Page(html)
     assert "script" not in page.tags and "<script" not in html
-    assert set(page.attributes) <= {"lang", "charset", "class", "alt", "src", "href"}
+    assert set(page.attributes) <= {"lang", "charset", "name", "content", "class", "alt", "width", "src", "href"}
     return page

@@ -14,7 +14,7 @@ ROWS = [
 
 
 def test_sweep_figure_has_a_panel_for_each_metric_and_a_line_for_each_setting():
-    catapults, loss = figures.sweep_figure(ROWS, ("width",), "mine").axes
+    catapults, loss = figures.sweep_figure(ROWS, ("width",)).axes
 
     assert (catapults.get_ylabel(), loss.get_ylabel()) == ("catapults", "test loss")
     for axis, values in ((catapults, [1.5, 1.5]), (loss, [1 / 8, 1 / 16])):
@@ -26,7 +26,7 @@ def test_sweep_figure_has_a_panel_for_each_metric_and_a_line_for_each_setting():
 def test_sweep_figure_of_words_puts_settings_side_by_side():
     rows = [row | {"width": {8: "sgd", 16: "adam"}[row["width"]]} for row in ROWS]
 
-    axis, _ = figures.sweep_figure(rows, ("width",), "mine").axes
+    axis, _ = figures.sweep_figure(rows, ("width",)).axes
 
     means = [container.lines[0] for container in axis.containers]
     np.testing.assert_allclose([np.array(line.get_xdata(), float) for line in means], [[-0.15, 0.85], [0.15, 1.15]])
@@ -37,7 +37,7 @@ def test_sweep_figure_of_words_puts_settings_side_by_side():
 def test_sweep_figure_leaves_out_members_that_did_not_finish():
     rows = [row | {"finished": row["width"] == 8} for row in ROWS]
 
-    axis, _ = figures.sweep_figure(rows, ("width",), "mine").axes
+    axis, _ = figures.sweep_figure(rows, ("width",)).axes
 
     assert [container.lines[0].get_xdata().tolist() for container in axis.containers] == [[8], [8]]
 
@@ -47,7 +47,7 @@ def test_directions_figure_shows_images_where_the_inputs_are(shape, tmp_path):
     vectors = np.random.default_rng(0).standard_normal((2, 3, 12))
     np.savez(tmp_path / "agop.npz", names=np.array(["reference", "trained"]), vectors=vectors, shape=np.array(shape))
 
-    figure = figures.directions_figure(tmp_path / "agop.npz", "mine")
+    figure = figures.directions_figure(tmp_path / "agop.npz")
 
     arrays = [np.asarray(axis.images[0].get_array()) for axis in figure.axes]
     scaled = vectors[1, 2] / np.abs(vectors[1, 2]).max()

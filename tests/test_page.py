@@ -3,6 +3,7 @@
 import base64
 
 import pytest
+from PIL import Image
 
 from catapult_jax.report import page
 from tests.helpers_page import SCRIPT, Page, safe_page
@@ -15,6 +16,7 @@ def rendered(*blocks, heading=""):
 def test_render_escapes_every_part():
     blocks = [
         *(make(SCRIPT) for make in (page.text, page.warning, page.preformatted)),
+        page.folded(SCRIPT, SCRIPT),
         page.table((SCRIPT,), [(SCRIPT,)]),
         page.items([SCRIPT]),
         page.links({SCRIPT: SCRIPT}),
@@ -23,7 +25,7 @@ def test_render_escapes_every_part():
 
     result = safe_page(page.render(SCRIPT, [page.Section(SCRIPT, blocks)]))
 
-    title, heading, plain, cells, lists, claim = 2, 1, 3, 2, 2, 4
+    title, heading, plain, cells, lists, claim = 2, 1, 5, 2, 2, 4
     assert result.words.count(SCRIPT) == title + heading + plain + cells + lists + claim
     assert result.attributes["href"] == [SCRIPT]
 
@@ -57,6 +59,27 @@ def test_image_is_in_the_page_itself(tmp_path):
 
     assert result.attributes["src"] == [f"data:image/png;base64,{base64.b64encode(b'pixels').decode()}"]
     assert result.attributes["alt"] == ["loss"] and "The caption." in result.words
+
+
+def test_image_is_as_wide_as_its_inches(tmp_path):
+    path = tmp_path / "loss.png"
+    save = lambda width: Image.new("RGB", (width, 2)).save(path)
+
+    save(650)
+
+    assert rendered(page.image(path, "The caption.")).attributes["width"] == ["468"]  # 3.25 inches of 144 pixels
+
+
+def test_folded_shows_its_name():
+    result = rendered(page.folded("Config", "a\nb"))
+
+    assert {"details", "summary", "pre"} <= result.tags and "Config" in result.words and "a\nb" in result.words
+
+
+def test_verdict_of_a_demonstration_has_a_class_without_its_reason():
+    result = rendered(page.verdict("demonstration (2 seeds; the claim needs 5)", "It holds", "all steps"))
+
+    assert result.attributes["class"] == ["demonstration"] and "demonstration (2 seeds; the claim needs 5)" in result.words
 
 
 def test_verdict_has_a_class_for_its_word_and_a_table_if_there_are_rows():

@@ -50,7 +50,11 @@ def test_build_report_of_a_plain_loop(tmp_path):
     figures = {file.name for file in (tmp_path / "report" / "figures").iterdir()}
     assert figures == {f"{name}.{suffix}" for name in ("loss", "lr_over_critical_lr") for suffix in ("png", "pdf")}
     page = Page(path.read_text())
-    assert "my own loop" in page.words and "1 members, 30 steps" in page.words
+    assert (
+        "my own loop" in page.words
+        and "1 member, seed 0; full batch; 30 steps." in page.words
+        and "1 of 1 member has a catapult; " in page.words
+    )
     assert str(event) in page.words
 
 
@@ -60,7 +64,7 @@ def test_build_report_of_a_single_series(name, tmp_path, plain_figures):
 
     path = build_report(record, Settings(examples=10, batch_size=5), title="mine", folder=tmp_path)
 
-    assert "2 members, 5 steps" in Page(path.read_text()).words
+    assert "10 training examples; 2 members; batch size 5; 5 steps." in Page(path.read_text()).words
     assert (tmp_path / "figures" / "loss.png").is_file() == (name == "loss_train")
 
 

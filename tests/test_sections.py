@@ -20,11 +20,10 @@ def words_of(section):
     return " ".join(block.content["words"] for block in section.blocks if block.kind == "text")
 
 
-def test_overview_counts_members_that_diverged_or_are_dead():
+def test_tables_of_members_that_diverged_or_are_dead():
     diverged = np.array([[False] * 6, [False] * 6, [False] * 5 + [True]])
     data = record([SPIKE, DIES, FALLING], 1.5, [DROPS, DEAD_KERNEL, DROPS], diverged=diverged)
 
-    assert words_of(sections.overview(data, FULL)) == "3 members, 6 steps, 1 diverged, 1 dead"
     assert table_of(sections.dead(data, FULL))[1] == [["1", "3"]]
     assert table_of(sections.diverged(data, FULL))[1] == [["2", "5", "a spike did not close within 1000 steps"]]
 

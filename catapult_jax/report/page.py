@@ -11,6 +11,10 @@ from typing import Any, NamedTuple
 import jinja2
 import numpy as np
 
+from catapult_jax.report.style import DPI
+
+_SHOWN_DPI = 144  # pixels of the page for an inch of a figure
+
 
 class Block(NamedTuple):
     """One part of a page. The template ``page.html`` has a macro for each kind."""
@@ -72,6 +76,22 @@ def preformatted(words: str) -> Block:
     return Block("preformatted", {"words": words})
 
 
+def folded(name: str, words: str) -> Block:
+    """Text with its lines and spaces as they are, which the reader unfolds.
+
+    Args:
+      name: that is shown.
+      words: the text.
+
+    Returns:
+      A block.
+
+    >>> folded("Config", "a  b").kind
+    'folded'
+    """
+    return Block("folded", {"name": name, "words": words})
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]], *, of_text: bool = False) -> Block:
     """A table.
 
@@ -106,7 +126,9 @@ def image(path: Path, caption: str) -> Block:
     ...     image(path, "The loss.").content["name"]
     'loss'
     """
-    return Block("image", {"name": path.stem, "data": base64.b64encode(path.read_bytes()).decode(), "caption": caption})
+    data = path.read_bytes()
+    width = int.from_bytes(data[16:20], "big") * _SHOWN_DPI // DPI  # pixels of a PNG
+    return Block("image", {"name": path.stem, "data": base64.b64encode(data).decode(), "width": width, "caption": caption})
 
 
 def items(lines: Iterable[str]) -> Block:
@@ -143,7 +165,7 @@ def verdict(word: str, statement: str, effect: str, rows: Sequence[Sequence[str]
     """A verdict on a claim.
 
     Args:
-      word: the verdict.
+      word: the verdict; what follows in brackets is no part of its class in the page.
       statement: of the claim.
       effect: sizes that the verdict rests on.
       rows: header and rows of a table; empty: none.
@@ -154,7 +176,7 @@ def verdict(word: str, statement: str, effect: str, rows: Sequence[Sequence[str]
     >>> verdict("not tested", "It holds", "no spike", (("arm",), ("sgd",))).content["header"]
     ('arm',)
     """
-    content = {"word": word, "statement": statement, "effect": effect}
+    content = {"word": word, "kind": word.partition(" (")[0], "statement": statement, "effect": effect}
     return Block("verdict", content | {"header": rows[0] if rows else (), "rows": rows[1:]})
 
 

@@ -1,59 +1,106 @@
-"""Panels, lines and scales that the figures share."""
+"""Panels, lines, strips of events and scales that the figures share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from catapult_jax.events import Event
-from catapult_jax.report.members import Settings, by_setting
+from catapult_jax.report.members import Settings, by_setting, dead_steps, flags
+from catapult_jax.report.style import BLACK, GREY, NARROW, ORANGE, PURPLE, SKY, VERMILION, WIDE, in_style, letter, new_figure
 
 if TYPE_CHECKING:
     import xarray
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from numpy.typing import ArrayLike
 
-COLORS = {"catapult": "tab:red", "unexplained": "tab:purple", "divergence": "black", "unknown": "0.5", "death": "tab:brown"}
-_PANELS = 4  # settings that are drawn
+# Kind of an event -> colour and hatching of its bar.
+BARS = {
+    "catapult": (VERMILION, None),
+    "unexplained": (SKY, None),
+    "unknown": (GREY, None),
+    "divergence": (BLACK, None),
+    "death": (PURPLE, None),
+    "dead from here": (ORANGE, "xxxxxx"),
+}
+MOST_PANELS = 12  # settings that are drawn
+_IN_A_ROW = 4  # panels
+_CHARACTER = 0.056  # mean width of a character in inches
 
 
 def make_panels(
-    record: xarray.Dataset, settings: Settings, title: str, *ylabels: str, width: float = 4.2, height: float = 3.6
+    record: xarray.Dataset,
+    settings: Settings,
+    *ylabels: str,
+    height: float = 1.55,
+    events: list[list[Event]] | None = None,
 ) -> tuple[Figure, list[tuple[list[Axes], np.ndarray]]]:
-    """One column for each setting of the members, with one panel for each y label.
+    """For each setting of the members one panel, or one below the other if there are several y labels.
 
     Args:
-      record: its members make the columns; the first four are drawn, and the title says if there are more.
+      record: its members make the settings; the first twelve are drawn.
       settings: of the run.
-      title: of the figure.
       *ylabels: from top to bottom.
-      width: of a column, in inches.
-      height: of the figure, in inches.
+      height: of a panel, in inches.
+      events: of the record, for a strip of events above the first panel of each setting; None: no strip.
 
     Returns:
-      The figure, and for each column its axes from top to bottom and its members.
+      The figure, and for each setting its axes from top to bottom and its members.
 
     >>> import xarray
-    >>> figure, columns = make_panels(xarray.Dataset(coords={"lr_given": ("member", [0.5, 1.5])}), Settings(), "mine", "loss")
+    >>> figure, columns = make_panels(xarray.Dataset(coords={"lr_given": ("member", [0.5, 1.5])}), Settings(), "loss")
     >>> [(len(axes), members.tolist()) for axes, members in columns]
     [(1, [0]), (1, [1])]
     """
-    groups = by_setting(record, settings)
-    more = f" (the first {_PANELS} of {len(groups)} settings)" if len(groups) > _PANELS else ""
-    groups = groups[:_PANELS]
-    figure = Figure(figsize=(1.5 + width * len(groups), height))
-    axes = figure.subplots(len(ylabels), len(groups), sharex=len(ylabels) > 1, sharey="row", squeeze=False)
-    figure.suptitle(title + more, fontsize=10, parse_math=False)
-    for axis, ylabel in zip(axes[:, 0], ylabels, strict=True):
-        axis.set_ylabel(ylabel)
-    for column, (label, _) in zip(axes.T, groups, strict=True):
-        column[0].set_title(label, fontsize=9, y=1.0)  # with a place given, Matplotlib does not measure every label to find one
-        column[-1].set_xlabel("step")
-    return figure, [(list(column), members) for column, (_, members) in zip(axes.T, groups, strict=True)]
+    groups = by_setting(record, settings)[:MOST_PANELS]
+    in_a_row = min(len(groups), _IN_A_ROW)
+    blocks, rows = -(-len(groups) // in_a_row), len(ylabels)
+    strip = 0.0 if events is None else _strip_height(max(len(members) for _, members in groups))
+    width = NARROW if len(groups) == 1 else WIDE
+    ylabels = tuple(_wrapped(ylabel, height + 0.1) for ylabel in ylabels)
+    left = 0.5 + 0.13 * (1 + max(ylabel.count("\n") for ylabel in ylabels))
+    titles = [_wrapped(label, (width - left) / in_a_row - 0.2, 4) for label, _ in groups]
+    top = 0.14 + (strip + 0.04 if strip else 0) + 0.13 * (1 + max(title.count("\n") for title in titles))
+    figure, axes = new_figure(
+        blocks * rows, in_a_row, height=height, width=width, left=left, top=top, gaps=(0.15, top + 0.12 if blocks > 1 else 0.25),
+        sharex=True, sharey=True if rows == 1 else "row",
+    )  # fmt: skip
+    columns = []
+    for i, ((_, members), title) in enumerate(zip(groups, titles, strict=True)):
+        row, column = divmod(i, in_a_row)
+        mine = list(axes[row * rows : (row + 1) * rows, column])
+        for j, axis in enumerate(mine):
+            number = None if len(groups) * rows == 1 else i + j * len(groups)
+            letter(axis, number, title if j == 0 else "", y=1.0 + (strip / height + 0.04 if strip and j == 0 else 0.0))
+        if i + in_a_row >= len(groups):
+            mine[-1].tick_params(labelbottom=True)
+            mine[-1].set_xlabel("step")
+        if column == 0:
+            for axis, ylabel in zip(mine, ylabels, strict=True):
+                axis.set_ylabel(ylabel, linespacing=1.05)
+        if events is not None:
+            mark_events(mine[0], record, settings, events, members, height=strip / height)
+        columns.append((mine, members))
+    for axis in axes[-rows:, (len(groups) - 1) % in_a_row + 1 :].flat:
+        figure.delaxes(axis)
+    return figure, columns
+
+
+def _wrapped(words: str, inches: float, extra: int = 0) -> str:
+    """The words in lines of that width, of which the first has room for ``extra`` more characters."""
+    return textwrap.fill("x" * extra + words, int(inches / _CHARACTER), break_long_words=False)[extra:]
+
+
+def _strip_height(members: int) -> float:
+    """Height in inches of the strip of events of so many members."""
+    return min(0.06 * members, 0.5)
 
 
 def positive(values: ArrayLike) -> np.ndarray:
@@ -92,51 +139,111 @@ def plot_finite(axis: Axes, record: xarray.Dataset, values: ArrayLike, **style: 
     axis.plot(record.step.values[steps], values[steps], **style)
 
 
-def plot_members(axis: Axes, record: xarray.Dataset, name: str, members: Sequence[int] | np.ndarray) -> None:
-    """Draws a series of several members: the first in blue, the others in grey.
+def plot_members(
+    axis: Axes, record: xarray.Dataset, values: ArrayLike, members: Iterable[int], *, label: str | None = None, **style: Any
+) -> None:
+    """Draws a series of several members, all in the same way, each up to the step at which it stopped.
 
     Args:
       axis: to draw on.
-      record: with the series.
-      name: of the series.
+      record: its steps are the x axis.
+      values: ``(member, step)``.
       members: their numbers.
+      label: of all lines together, for the legend.
+      **style: of the lines.
 
     >>> import xarray
     >>> axis = Figure().subplots()
-    >>> plot_members(axis, xarray.Dataset({"lr": (("member", "step"), [[1.0], [2.0]])}), "lr", [0, 1])
-    >>> [line.get_color() for line in axis.lines]
-    ['0.8', 'tab:blue']
+    >>> record = xarray.Dataset(coords={"member": [0, 1], "step": [0]})
+    >>> plot_members(axis, record, [[1.0], [2.0]], [0, 1], color="black", label="lr")
+    >>> [(line.get_color(), line.get_linewidth()) for line in axis.lines]
+    [('black', 0.7), ('black', 0.7)]
     """
-    for m in members[::-1]:
-        plot_finite(axis, record, record[name].values[m], color="tab:blue" if m == members[0] else "0.8", lw=0.8)
+    values = np.where(flags(record, "stopped"), np.nan, values)
+    for i, m in enumerate(members):
+        plot_finite(axis, record, values[m], **{"lw": 0.7, "label": label if i == 0 else None} | style)
 
 
-def mark_events(axis: Axes, events: Sequence[Event], record: xarray.Dataset) -> None:
-    """Shades each event from onset to close.
-
-    A spike that is still open at the end is hatched to the last step. A divergence or a death that never closes is shaded to its peak.
+def plot_dots(axis: Axes, record: xarray.Dataset, values: ArrayLike, members: np.ndarray, **style: Any) -> None:
+    """Draws the values of several members as dots, each up to the step at which it stopped. A PDF has them as pixels: there may be many.
 
     Args:
       axis: to draw on.
-      events: of one member.
-      record: its last step ends an open spike.
+      record: its steps are the x axis.
+      values: ``(member, step)``; NaN: no dot.
+      members: their numbers.
+      **style: of the dots.
 
     >>> import xarray
-    >>> axis = Figure().subplots()
-    >>> mark_events(axis, [Event("catapult", 0, 1, 2, *[0] * 11)], xarray.Dataset(coords={"step": [0, 1, 2]}))
-    >>> axis.get_legend_handles_labels()[1]
+    >>> axis, record = Figure().subplots(), xarray.Dataset(coords={"member": [0, 1], "step": [0, 1]})
+    >>> plot_dots(axis, record, [[3.0, float("nan")], [4.0, 5.0]], np.array([0, 1]))
+    >>> axis.lines[0].get_xydata().tolist()
+    [[0.0, 3.0], [0.0, 4.0], [1.0, 5.0]]
+    """
+    values = np.where(flags(record, "stopped"), np.nan, values)[members]
+    rows, steps = np.nonzero(np.isfinite(values))
+    if len(rows):
+        style = {"ls": "", "marker": ".", "ms": 1.5 if len(rows) > 1000 else 3, "mew": 0, "rasterized": True} | style
+        axis.plot(record.step.values[steps], values[rows, steps], **style)
+
+
+def mark_events(
+    axis: Axes,
+    record: xarray.Dataset,
+    settings: Settings,
+    events: list[list[Event]],
+    members: Sequence[int] | np.ndarray,
+    *,
+    height: float = 0.1,
+) -> None:
+    """Adds a strip above a panel, with one row for each member, from the first at the top to the last.
+
+    A bar goes from the onset of an event to its close. A spike that is still open at the end is hatched to the last step, without a fill.
+    A divergence or a death that never closes goes to its peak. A tick marks a step at which the schedule raises the lr. The steps at
+    which the network is dead are hatched.
+
+    Args:
+      axis: the panel.
+      record: series over (member, step).
+      settings: of the run.
+      events: of all members of the record.
+      members: that have a row.
+      height: of the strip; 1 is that of the panel.
+
+    >>> import xarray
+    >>> axis, record = Figure().subplots(), xarray.Dataset({"loss_train": (("member", "step"), [[1.0, 2.0, 1.0]])})
+    >>> mark_events(axis, record, Settings(), [[Event("catapult", 0, 1, 2, *[0] * 11)]], [0])
+    >>> axis.child_axes[0].get_legend_handles_labels()[1]
     ['catapult']
     """
-    labels = set()
-    for event in events:
-        kind = str(event.kind)
-        is_open = event.end < 0 and kind not in ("divergence", "death")
-        end = event.end if event.end >= 0 else int(record.step[-1]) if is_open else event.peak
-        label = f"{kind}, open" if is_open else kind
-        style: dict[str, Any] = dict(hatch="///", fill=False) if is_open else dict(lw=0)
-        style |= {} if label in labels else {"label": label}
-        axis.axvspan(int(event.onset), max(int(end), int(event.onset) + 1), color=COLORS[kind], alpha=0.12, **style)
-        labels.add(label)
+    with in_style():
+        strip = axis.inset_axes((0, 1.03, 1, height), sharex=axis)
+    strip.set_axis_off()
+    strip.set_ylim(len(members), 0)
+    end, dead, bars = int(record.step[-1]), dead_steps(record, settings), {}
+    for row, m in enumerate(members):
+        strip.axhline(row + 0.5, color="0.85", lw=0.4, zorder=0)
+        for event in events[m]:
+            kind = str(event.kind)
+            is_open = event.end < 0 and kind not in ("divergence", "death")
+            close = end if is_open else event.end if event.end >= 0 else event.peak
+            bars.setdefault((kind, is_open), []).append((row, int(event.onset), int(close)))
+        if dead[m] >= 0:
+            bars.setdefault(("dead from here", False), []).append((row, int(dead[m]), end))
+    for (kind, is_open), places in sorted(bars.items(), key=lambda bar: (list(BARS).index(bar[0][0]), bar[0][1])):
+        color, hatch = BARS[kind]
+        style: dict[str, Any] = dict(facecolor=color, linewidth=0, hatch=hatch, label=kind)
+        if is_open or hatch:
+            style |= dict(facecolor="none", edgecolor=color, linewidth=0.5, hatch=hatch or "//////")
+        style |= {"label": f"{kind}, open"} if is_open else {}
+        corners = lambda row, onset, close: [(x, row + y) for x, y in ((onset, 0.1), (close, 0.1), (close, 0.9), (onset, 0.9))]
+        # one step at least, so that it can be seen
+        bars_of_kind = [corners(row, onset, max(close, onset + 1)) for row, onset, close in places]
+        strip.add_collection(PolyCollection(bars_of_kind, **style), autolim=False)
+    if "stage" in record:
+        rows, steps = np.nonzero(np.diff(record["stage"].values[members], axis=1) > 0)
+        if len(rows):
+            strip.plot(record.step.values[steps + 1], rows + 0.5, color=BLACK, ls="", marker="|", ms=4, label="lr raised")
 
 
 class _PlainLabels(LogFormatter):
@@ -159,42 +266,43 @@ def log_scale(axis: Axes) -> None:
     """
     if any((np.asarray(line.get_ydata(), float) > 0).any() for line in axis.lines):
         axis.set_yscale("log")
-        axis.yaxis.set_major_formatter(_PlainLabels())
-        axis.yaxis.set_minor_formatter(_PlainLabels(labelOnlyBase=False))
+        plain_labels(axis.yaxis)
 
 
-def cut_top(axis: Axes, values: np.ndarray, factor: float = 1e3) -> None:
-    """Ends the y axis at ``factor`` times the largest value: a member that diverged does not squeeze the others.
+def plain_labels(axis: Axis) -> None:
+    """Labels the ticks of a logarithmic axis with plain numbers.
+
+    Args:
+      axis: the x or y axis of a panel.
+
+    >>> axis = Figure().subplots()
+    >>> axis.set_xscale("log")
+    >>> plain_labels(axis.xaxis)
+    >>> axis.xaxis.get_major_formatter()(0.01)
+    '0.01'
+    """
+    axis.set_major_formatter(_PlainLabels())
+    axis.set_minor_formatter(_PlainLabels(labelOnlyBase=False))
+
+
+def cut_top(axis: Axes, record: xarray.Dataset, values: np.ndarray, factor: float = 3) -> None:
+    """Ends the y axis at ``factor`` times the largest value of the members that did not diverge: the others do not squeeze them.
 
     Args:
       axis: with its lines, and a logarithmic scale.
-      values: of the member that is drawn in full.
+      record: of the members.
+      values: that are drawn, ``(member, step)``.
       factor: above 1.
 
-    >>> axis = Figure().subplots()
+    >>> import xarray
+    >>> axis, record = Figure().subplots(), xarray.Dataset({"diverged": (("member", "step"), [[False] * 2, [True] * 2])})
     >>> line = axis.plot([1.0, 1e30])
-    >>> cut_top(axis, np.array([1.0, 2.0]))
+    >>> cut_top(axis, record, np.array([[1.0, 2.0], [1.0, 1e30]]))
     >>> float(axis.get_ylim()[1])
-    2000.0
+    6.0
     """
+    values = np.where(flags(record, "diverged")[:, -1:], np.nan, values)
     largest = np.max(values, initial=0, where=np.isfinite(values))
     if 0 < factor * largest < axis.get_ylim()[1]:
-        axis.set_ylim(top=factor * largest)
-
-
-def add_legend(axis: Axes, **options: Any) -> None:
-    """Adds a legend with each label once, if there are labels.
-
-    Args:
-      axis: with its lines.
-      **options: of the legend.
-
-    >>> axis = Figure().subplots()
-    >>> add_legend(axis)
-    >>> axis.get_legend() is None
-    True
-    """
-    handles, labels = axis.get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    if unique:
-        axis.legend(list(unique.values()), list(unique), **options)
+        lowest = min(other.dataLim.ymin for other in axis.get_shared_y_axes().get_siblings(axis))
+        axis.set_ylim(lowest / 1.2, factor * largest)

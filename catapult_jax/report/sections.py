@@ -30,6 +30,7 @@ from catapult_jax.report.members import (
     last,
     spike_series,
 )
+from catapult_jax.report.opening import opening
 from catapult_jax.report.page import Section, image, table, text
 from catapult_jax.report.statistics import text_of
 from catapult_jax.spikes import FACTORS
@@ -61,7 +62,7 @@ def all_sections(
     ['', 'Spikes above 1.5 times the level', 'Number of spikes for each factor']
     """
     return [
-        overview(record, settings),
+        opening(record, settings, events),
         diverged(record, settings),
         dead(record, settings),
         initialisation(record),
@@ -72,42 +73,6 @@ def all_sections(
         counts(record, settings),
         *predictions(record, settings, events),
     ]
-
-
-def overview(record: xarray.Dataset, settings: Settings) -> Section:
-    """How many members and steps, and how many members diverged or are dead.
-
-    Args:
-      record: series over (member, step).
-      settings: of the run.
-
-    Returns:
-      A section without heading.
-
-    >>> import xarray
-    >>> overview(xarray.Dataset(coords={"member": [0], "step": [0, 1]}), Settings()).blocks[0].content["words"]
-    '1 members, 2 steps'
-    """
-    words = f"{record.sizes['member']} members, {record.sizes['step']} steps"
-    return Section("", [text(words + inactive_text(record, settings))])
-
-
-def inactive_text(record: xarray.Dataset, settings: Settings) -> str:
-    """How many members diverged or are dead, as the end of a sentence.
-
-    Args:
-      record: series over (member, step).
-      settings: of the run.
-
-    Returns:
-      Text; empty if there are none.
-
-    >>> import xarray
-    >>> inactive_text(xarray.Dataset({"diverged": (("member", "step"), [[False, True]])}), Settings())
-    ', 1 diverged'
-    """
-    numbers = {"diverged": len(diverged_members(record, settings)), "dead": len(dead_members(record, settings))}
-    return "".join(f", {number} {word}" for word, number in numbers.items() if number)
 
 
 def diverged(record: xarray.Dataset, settings: Settings) -> Section:

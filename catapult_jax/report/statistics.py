@@ -148,3 +148,19 @@ def spread_text(values: ArrayLike) -> str:
     if len(values) == 0:
         return "none"
     return f"median {np.median(values):.3g} (from {values.min():.3g} to {values.max():.3g}, n = {len(values)})"
+
+
+def counted(number: int, word: str) -> str:
+    """A number with its noun.
+
+    Args:
+      number: of things.
+      word: for one of them.
+
+    Returns:
+      Text.
+
+    >>> counted(1, "seed"), counted(2, "seed")
+    ('1 seed', '2 seeds')
+    """
+    return f"{number} {word}" + ("" if number == 1 else "s")
