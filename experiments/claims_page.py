@@ -23,10 +23,9 @@ from experiments.catalogue import (
     config_of,
     reference_dir,
 )
-from experiments.verdicts import CLAIMS, NOT_MEASURABLE, NOT_REPRODUCED, NOT_TESTED, OURS, PARTLY, REPRODUCED, Verdict
+from experiments.verdicts import CLAIMS, NOT_MEASURABLE, NOT_REPRODUCED, NOT_TESTED, OURS, PARTLY, REPRODUCED, Verdict, words_of
 
 _DECIDED = (REPRODUCED, PARTLY, NOT_REPRODUCED)
-_WORDS_OF_OURS = {REPRODUCED: "holds", PARTLY: "holds in part", NOT_REPRODUCED: "does not hold"}
 _MOST = 88  # characters in a cell of the table
 NEEDS_GPU = "needs a GPU"
 
@@ -138,10 +137,9 @@ def _row(name: str, outcomes: dict[str, Results | str]) -> Row:
     settings = _settings(name, outcomes)
     counted = [verdict for experiment, verdict in settings if not experiment.is_variant]
     grade = grade_of([verdict.verdict for verdict in counted])
-    of_ours = CLAIMS[name].source == OURS
-    words = f"{OURS}: {_WORDS_OF_OURS.get(grade, grade)}" if of_ours else grade
+    words = (f"{OURS}: " if CLAIMS[name].source == OURS else "") + words_of(name, grade)
     count = {verdict: sum(v.verdict == verdict for v in counted) for verdict in (*_DECIDED, NOT_MEASURABLE, NOT_TESTED)}
-    parts = [f"{number} {_WORDS_OF_OURS.get(v, v) if of_ours else v}" for v, number in count.items() if number]
+    parts = [f"{number} {words_of(name, v)}" for v, number in count.items() if number]
     first = next((v for _, v in settings if v.verdict in _DECIDED), next((v for v in counted), None))
     effect = first.effect if first else "no setting"
     return Row(CLAIMS[name].title, CLAIMS[name].source, words, ", ".join(parts), effect, name)
@@ -307,7 +305,7 @@ def _details(experiment: Experiment, outcome: Results | str, lines_to_run: list[
     parts.append(facts + "\n")
     tables = []
     for verdict in outcome.verdicts:
-        parts.append(f"**{verdict.verdict}**: {CLAIMS[verdict.claim].title}.\n\n{verdict.effect}.\n")
+        parts.append(f"**{words_of(verdict.claim, verdict.verdict)}**: {CLAIMS[verdict.claim].title}.\n\n{verdict.effect}.\n")
         if verdict.details:
             parts.append(f"{verdict.details}.\n")
         if verdict.table and verdict.table not in tables:

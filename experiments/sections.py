@@ -12,7 +12,7 @@ from catapult_jax.report.page import Block, Section, folded, items, table, text,
 from catapult_jax.report.statistics import MIN_SEEDS, counted
 from experiments import optimizers
 from experiments.reproduce import differences
-from experiments.verdicts import NOT_TESTED, Run, Verdict
+from experiments.verdicts import CLAIMS, NOT_MEASURABLE, NOT_TESTED, Run, Verdict, words_of
 
 
 class Report(NamedTuple):
@@ -63,7 +63,7 @@ def shown_verdict(word: str, about: dict[str, Any], seeds: int, min_seeds: int =
       seeds: of the run or sweep.
       min_seeds: that the claim needs.
     """
-    if word == NOT_TESTED:
+    if word in (NOT_TESTED, NOT_MEASURABLE):
         return word
     if about["fallback_for"]:
         return "demonstration"
@@ -72,12 +72,17 @@ def shown_verdict(word: str, about: dict[str, Any], seeds: int, min_seeds: int =
 
 def verdict_block(v: Verdict, about: dict[str, Any], seeds: int) -> Block:
     """A verdict with its statement, effect and table. ``about``: ``data`` of run.json."""
-    return verdict(shown_verdict(v.verdict, about, seeds), v.statement, v.effect, v.table)
+    return verdict(_words(v, about, seeds), v.statement, v.effect + (f"; {v.details}" if v.details else ""), v.table)
 
 
 def verdict_line(v: Verdict, about: dict[str, Any], seeds: int) -> str:
     """A verdict with its claim and effect, for the terminal. ``about``: ``data`` of run.json."""
-    return f"{shown_verdict(v.verdict, about, seeds)}: {v.claim}: {v.effect}"
+    return f"{_words(v, about, seeds)}: {v.claim}: {v.effect}"
+
+
+def _words(v: Verdict, about: dict[str, Any], seeds: int) -> str:
+    least = CLAIMS[v.claim].min_seeds if v.claim in CLAIMS else MIN_SEEDS
+    return words_of(v.claim, shown_verdict(v.verdict, about, seeds, least))
 
 
 def seeds_of(run: Run) -> int:

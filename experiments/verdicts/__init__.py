@@ -38,6 +38,7 @@ from experiments.verdicts.registry import (
     of_run,
     of_sweep,
     read_run,
+    words_of,
 )
 
 __all__ = [
@@ -62,4 +63,5 @@ __all__ = [
     "of_run",
     "of_sweep",
     "read_run",
+    "words_of",
 ]

@@ -122,6 +122,19 @@ def claim(
     return register
 
 
+_WORDS_OF_OURS = {REPRODUCED: "holds", PARTLY: "holds in part", NOT_REPRODUCED: "does not hold"}
+
+
+def words_of(name: str, verdict: str) -> str:
+    """The verdict on a claim in words: a claim of ours is not reproduced, it holds.
+
+    Args:
+      name: of the claim.
+      verdict: on it.
+    """
+    return _WORDS_OF_OURS.get(verdict, verdict) if name in CLAIMS and CLAIMS[name].source == OURS else verdict
+
+
 class _View(Mapping):
     """One property of every registered claim that has it. The view follows the registry."""
 
