@@ -63,6 +63,7 @@ def get_config(variant: str = "rank2") -> ConfigDict:
         c.claims = ("forced_overshoot_helps",)
     if "smoke" in words:
         tasks.smoke(c)
+        c.run.stop_loss = 0.1  # so that every seed makes more than two steps
         c.optimizer.batch_size, c.schedule.cap_from, c.measure.loss_test_every, c.measure.agop_alignment_every = 5, 2, 2, 2
         if c.intervention.cap_run:
             c.intervention.cap_run += "-smoke"

@@ -69,7 +69,7 @@ def test_build_of_a_run_whose_networks_die(tmp_path, plain_figures):
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (about["status"], about["lost"], about["dead"]) == ("dead", [], [{"member": 0, "step": 3}])
     assert [e["kind"] for e in records.read_json_lines(tmp_path / "run" / "events.jsonl")] == ["death"]
-    assert all(v.verdict != verdicts.REPRODUCED and "dead: 1 (member 0 from step 3)" in v.effect for v in results)
+    assert all(v.verdict != verdicts.REPRODUCED and "dead: 1 (member 0 from step 3)" in v.details for v in results)
     page = Page((tmp_path / "run" / "report.html").read_text())
     assert "status: dead, 1 dead" in page.words and "Members whose network is dead" in page.words
 
