@@ -70,14 +70,14 @@ def shown_verdict(word: str, about: dict[str, Any], seeds: int, min_seeds: int =
     return word if seeds >= min_seeds else f"demonstration ({counted(seeds, 'seed')}; the claim needs {min_seeds})"
 
 
-def verdict_block(v: Verdict, about: dict[str, Any], seeds: int) -> Block:
-    """A verdict with its statement, effect and table. ``about``: ``data`` of run.json."""
-    return verdict(shown_verdict(v.verdict, about, seeds), v.statement, v.effect, v.table)
+def verdict_block(v: Verdict, about: dict[str, Any], seeds: int, min_seeds: int = MIN_SEEDS) -> Block:
+    """A verdict with its statement, effect and table. The other arguments are those of :func:`shown_verdict`."""
+    return verdict(shown_verdict(v.verdict, about, seeds, min_seeds), v.statement, v.effect, v.table)
 
 
-def verdict_line(v: Verdict, about: dict[str, Any], seeds: int) -> str:
-    """A verdict with its claim and effect, for the terminal. ``about``: ``data`` of run.json."""
-    return f"{shown_verdict(v.verdict, about, seeds)}: {v.claim}: {v.effect}"
+def verdict_line(v: Verdict, about: dict[str, Any], seeds: int, min_seeds: int = MIN_SEEDS) -> str:
+    """A verdict with its claim and effect, for the terminal. The other arguments are those of :func:`shown_verdict`."""
+    return f"{shown_verdict(v.verdict, about, seeds, min_seeds)}: {v.claim}: {v.effect}"
 
 
 def seeds_of(run: Run) -> int:
@@ -95,7 +95,7 @@ def overview(report: Report) -> Section:
         run.record,
         run.settings,
         run.events(run.settings.factor),
-        network=[f"data {about['name']}", f"{model['name'].upper()}, depth {model['depth']}, width {model['width']}"],
+        network=[f"Data {about['name']}", f"{model['name'].upper()}, depth {model['depth']}, width {model['width']}"],
         training=[f"optimizer {optimizer['name']}" + (f" with momentum {momentum:g}" if momentum else "")],
         status=steps,
         before=f"Demonstration on {about['name']}, not {about['fallback_for']}: " if about["fallback_for"] else "",
