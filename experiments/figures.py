@@ -71,6 +71,7 @@ def sweep_figure(rows: list[dict], names: tuple[str, ...]) -> Figure:
         _plot_settings(axis, rows, name, places, place_of, is_numeric)
         if is_numeric and min(places) > 0:
             axis.set_xscale("log", base=2)
+            axis.set_xticks(places, [f"{place:g}" for place in places] if len(places) < 9 else None)
         elif words:
             axis.set_xticks(
                 range(len(places)), words, parse_math=False,

@@ -100,7 +100,7 @@ def overview(report: Report) -> Section:
         run.record,
         run.settings,
         run.events(run.settings.factor),
-        network=[f"data {about['name']}", f"{model['name'].upper()}, depth {model['depth']}, width {model['width']}"],
+        network=[f"Data {about['name']}", f"{model['name'].upper()}, depth {model['depth']}, width {model['width']}"],
         training=[f"optimizer {optimizer['name']}" + (f" with momentum {momentum:g}" if momentum else "")],
         status=steps,
         before=f"Demonstration on {about['name']}, not {about['fallback_for']}: " if about["fallback_for"] else "",

@@ -34,7 +34,7 @@ def test_overview_has_data_network_and_optimizer():
     facts, found = sections.overview(report_of({})).blocks
 
     words = facts.content["words"]
-    assert words.startswith("data digits; FCN, depth 5, width 1024; 128 training examples; ")
+    assert words.startswith("Data digits; FCN, depth 5, width 1024; 128 training examples; ")
     assert "; lr / critical lr at the start 1.67; optimizer sgd; full batch; " in words
     assert found.content["words"].startswith("1 of 1 member has a catapult; ")
 

@@ -85,6 +85,18 @@ def test_build_writes_the_same_files_again(tmp_path, plain_figures):
     assert again == results and first == {name: (tmp_path / "run" / name).read_bytes() for name in files}
 
 
+def test_verdict_lines_are_those_of_the_page(tmp_path, plain_figures):
+    config = quickstart.get_config("smoke")
+    config.steps = 3
+    results = main.run(config, tmp_path / "run")
+
+    lines = report.verdict_lines(tmp_path / "run", results)
+
+    page = Page((tmp_path / "run" / "report.html").read_text())
+    words = [line.partition(": ")[0] for line in lines]
+    assert words == ["demonstration (1 seed; the claim needs 5)"] * 2 and all(word in page.words for word in words)
+
+
 def test_title_of_names_the_data_in_use():
     config = {"title": "Fig. 3", "model": {"name": "fcn"}, "data": {"name": "cifar10"}}
 

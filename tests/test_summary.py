@@ -6,7 +6,7 @@ import pytest
 
 from catapult_jax import records
 from configs import quickstart
-from experiments import directory, main, summary
+from experiments import directory, main, summary, verdicts
 
 pytestmark = pytest.mark.usefixtures("plain_figures")
 
@@ -35,6 +35,17 @@ def test_member_rows_of_a_complete_and_an_incomplete_run(tmp_path):
         assert row["loss_test"] == pytest.approx(float(record["loss_test"].values[m, 0]))
         assert row["weight_norm"] == pytest.approx(float(record["weight_norm"].values[m, 4]))
         assert row["lambda_max_train"] == pytest.approx(float(record["lambda_max_batch"].values[m, 5]))
+
+
+def test_verdict_lines_of_few_seeds_are_a_demonstration(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"data": {"name": "digits", "fallback_for": ""}}))
+    (tmp_path / "summary.csv").write_text("seed,run\n0,run\n1,run\n0,run\n")
+    verdict = verdicts.Verdict("claim", "It holds", verdicts.REPRODUCED, "all", (("arm", "n"), ("sgd", "2")))
+
+    lines = summary.verdict_lines(tmp_path, [verdict])
+
+    assert lines == ["demonstration (2 seeds; the claim needs 5): claim: all", "  arm, n", "  sgd, 2"]
 
 
 def test_columns_of_rows_that_differ():

@@ -25,7 +25,7 @@ def build_report(record: xarray.Dataset, settings: Settings | None = None, *, ti
       record: series over (member, step), named as the instruments of :mod:`catapult_jax.training.instruments`: ``loss_train`` or
         ``loss_batch``, ``lr``, ``critical_lr_batch``, ``lambda_max_batch`` and so on. :func:`catapult_jax.open_record` returns such a record.
       settings: of the run; None: the defaults.
-      title: of the page and its figures.
+      title: of the page; the captions of its figures begin with it.
       folder: for the files; it is created.
 
     Returns:

@@ -89,7 +89,10 @@ def lambda_figure(record: xarray.Dataset, settings: Settings) -> Figure:
         else:
             plot_members(axis, record, positive(values), members, color=BLUE, label="of the batch")
         if np.isfinite(critical).any():
-            plot_members(axis, record, critical, members, color=VERMILION, ls="--", label="critical at this lr")
+            # an lr that changes in every step makes a band, which must not hide the dots
+            above = np.nanmedian(np.abs(np.diff(record["lr"].values[members]))) == 0
+            style: Any = dict(color=VERMILION, ls="--", zorder=3 if above else 1)
+            plot_members(axis, record, critical, members, label="critical at this lr", **style)
         log_scale(axis)
     cut_top(columns[0][0][0], record, values)
     add_legend(figure)

@@ -137,7 +137,7 @@ def arms_figure(record: xarray.Dataset, settings: Settings) -> Figure:
     metrics = [name for name in ("loss_test", "agop_alignment") if name in record]
     room = 0.055 * max((len(name) for name in others), default=0)  # for the names of the arms
     ratios = [0.5 * (5.5 - room), room, *[0.5 * (5.5 - room) / len(metrics)] * len(metrics)]
-    figure, axes = new_figure(1, len(ratios), height=1.9, bottom=0.55, gaps=(0.15, 0), width_ratios=ratios)
+    figure, axes = new_figure(1, len(ratios), height=1.9, bottom=0.6, gaps=(0.15, 0), width_ratios=ratios)
     figure.delaxes(axes[0, 1])
     is_active = active(record, settings)[:, -1]  # of a run that is too short for its loss to stop at, all
     chosen = {name: [m for key, m in arms[name].items() if (key in seeds if seeds else is_active[m])] for name in names}
@@ -152,7 +152,7 @@ def arms_figure(record: xarray.Dataset, settings: Settings) -> Figure:
         axis.set_yticks(range(len(others)), others if metric == metrics[0] else [""] * len(others), parse_math=False)
         axis.set_ylim(len(others) - 0.5, -0.5)
         axis.locator_params(axis="x", nbins=4)
-        axis.set_xlabel(f"{METRICS[metric]},\nminus the arm none", linespacing=0.9)
+        axis.set_xlabel(f"{METRICS[metric]},\nminus the arm none")
     for i, axis in enumerate(figure.axes):
         letter(axis, i)
     add_legend(figure)

@@ -84,7 +84,7 @@ def make_panels(
             mine[-1].set_xlabel("step")
         if column == 0:
             for axis, ylabel in zip(mine, ylabels, strict=True):
-                axis.set_ylabel(ylabel, linespacing=1.05)
+                axis.set_ylabel(ylabel)
         if events is not None:
             mark_events(mine[0], record, settings, events, members, height=strip / height)
         columns.append((mine, members))
