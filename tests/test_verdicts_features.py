@@ -51,6 +51,14 @@ def test_catapults_lower_the_test_loss_needs_members_that_finished():
     assert finding.verdict == verdicts.NOT_MEASURABLE and "5 of 20 members did not end at that loss" in finding.effect
 
 
+def test_catapults_lower_the_test_loss_whatever_the_twins_do():
+    rows = [row | {"finished": row["schedule.raise_to"] > 1} for row in raise_rows(0.1, -0.1)]
+
+    assert features.catapults_lower_the_test_loss(rows, AGOP).verdict == verdicts.REPRODUCED
+    finding = features.raises_below_critical_do_little(rows, AGOP)
+    assert finding.verdict == verdicts.NOT_MEASURABLE and finding.effect == "twins: 20 of 20 members did not end at that loss"
+
+
 def test_raises_below_critical_do_little():
     check = lambda *a, **k: features.raises_below_critical_do_little(raise_rows(*a, **k), AGOP).verdict
 

@@ -46,14 +46,12 @@ def _slopes(rows: list[dict], x: str, y: str) -> list[float]:
     return slopes
 
 
-def _at_equal_loss(rows: list[dict], least: float = 0.8) -> tuple[list[dict], list[dict], str]:
-    """The members that ended at the loss to stop at, with raises above and below the critical lr; and why they are too few, or nothing."""
-    critical, twins = ([row for row in rows if (row["schedule.raise_to"] > 1) == above] for above in (True, False))
-    ended = [[row for row in part if row["finished"]] for part in (critical, twins)]
-    for part, of_part in zip(ended, (critical, twins), strict=True):
-        if len(part) < least * len(of_part):
-            return *ended, f"{len(of_part) - len(part)} of {len(of_part)} members did not end at that loss"
-    return *ended, ""
+def _at_equal_loss(rows: list[dict], *, above: bool, least: float = 0.8) -> tuple[list[dict], str]:
+    """The members with raises above or below the critical lr that ended at the loss to stop at; and why they are too few, or nothing."""
+    arms = [row for row in rows if (row["schedule.raise_to"] > 1) == above]
+    ended = [row for row in arms if row["finished"]]
+    few = len(ended) < least * len(arms) or not arms
+    return ended, f"{len(arms) - len(ended)} of {len(arms)} members did not end at that loss" if few else ""
 
 
 def _raises_table(rows: list[dict]) -> tuple[tuple[str, ...], ...]:
@@ -103,7 +101,7 @@ def catapults_lower_the_test_loss(rows: list[dict], config) -> Finding:
 
 
 def _slope_finding(rows: list[dict], statement: str, outcome: str, sign: int) -> Finding:
-    critical, _, problem = _at_equal_loss(rows)
+    critical, problem = _at_equal_loss(rows, above=True)
     table = _raises_table(rows)
     if problem:
         return Finding(statement, NOT_MEASURABLE, problem, table)
@@ -119,10 +117,10 @@ def raises_below_critical_do_little(rows: list[dict], config) -> Finding:
         "raises to 0.98 times the critical lr lies, with its 95 % interval over seeds, above half of the slope over the number of raises to 1.2 times the "
         "critical lr, which is negative"
     )
-    critical, twins, problem = _at_equal_loss(rows)
+    (critical, problem), (twins, problem_of_twins) = (_at_equal_loss(rows, above=above) for above in (True, False))
     table = _raises_table(rows)
-    if problem or not twins:
-        return Finding(statement, NOT_MEASURABLE, problem or "no twin arms", table)
+    if problem or problem_of_twins:
+        return Finding(statement, NOT_MEASURABLE, problem or f"twins: {problem_of_twins}", table)
     of_catapults, of_twins = (_slopes(part, "raises", "loss_test") for part in (critical, twins))
     falls = beyond_zero(of_catapults, -1)
     effect = f"{text_of(of_twins)} per raise below, {text_of(of_catapults)} above critical"
