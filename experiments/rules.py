@@ -158,7 +158,7 @@ _BEFORE_CLAIMS = (
             "measure.directional_batch_every",
             "measure.directional_train_every",
             "measure.criteria_every",
-        ),  # fmt: skip
+        ),
     ),
     Rule(
         ("measure.criteria_every", "data.target_encoding"),

@@ -37,6 +37,7 @@ from tests.small_records import (
     capped_record,
     ends_of_pairs,
     forced_rows,
+    horizon_record,
     members_with,
     optimizer_rows,
     predictors_record,
@@ -76,6 +77,7 @@ def reproducing_runs():
         ),
         "catapults_help_beyond_cycles": (capped_record(0.01), MNIST),
         "directional_predicts_the_step": (predictors_record(), PREDICTORS),
+        "spectral_predicts_the_horizon": (horizon_record(), PREDICTORS),
         "overshoot_is_the_cause": (arms_record(remove_overshoot=0.1), with_schedule(CAUSES, cap_from=1)),
     }
 
