@@ -246,7 +246,7 @@ def line_search_score(
 ) -> Float[Array, ""]:
     """c8: the inverse of the smallest multiple of the update at which the loss is as high as before the step.
 
-    The multiple is bracketed by doubling it from ``2^-doublings``, then halved: ``2 doublings + 1 + halvings`` forward passes. It is
+    The multiple is bracketed by doubling it from ``2^-doublings``, then halved: ``2 doublings + 2 + halvings`` forward passes. It is
     the smallest one if the loss crosses its starting value once up to there.
 
     Args:
@@ -276,8 +276,10 @@ def line_search_score(
         is_above = rises(2.0**middle)
         return jnp.where(is_above, low, middle), jnp.where(is_above, middle, high)
 
-    _, high = jax.lax.fori_loop(0, halvings, halve, (exponents[first] - 1, exponents[first]))
-    score = jnp.where(risen[0], jnp.inf, 2.0**-high)
+    low, high = jax.lax.fori_loop(0, halvings, halve, (exponents[first] - 1, exponents[first]))
+    score = jnp.where(
+        risen[0], jnp.inf, 2.0 ** (-(low + high) / 2)
+    )  # its middle: above 1 if and only if the loss at 1 is as high
     return jnp.where(jnp.any(risen), score, 0.0)
 
 

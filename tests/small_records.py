@@ -3,6 +3,7 @@
 import numpy as np
 import xarray as xr
 
+from catapult_jax.training import criteria_instrument
 from configs import (
     batch_size,
     catapults_agop,
@@ -315,3 +316,23 @@ def predictors_record(members=6, steps=60, spectral=False):
         directional_batch=multiple,
         directional_train=multiple,
     )
+
+
+def horizon_record(members=6, steps=100, informative="criterion_c7_trace"):
+    """Spikes of factor 3 over three steps, at random intervals; one series is high at the onset and in the four steps before it.
+
+    Every other criterion is random. The attribute ``onsets`` holds the onsets of each member.
+    """
+    rng = np.random.default_rng(0)
+    loss, near, onsets = np.ones((members, steps)), np.zeros((members, steps)), []
+    for m in range(members):
+        onsets.append(np.cumsum(rng.integers(12, 17, 6)).tolist())
+        for onset in onsets[m]:
+            loss[m, onset + 1 : onset + 3] = 2.0, 3.0
+            near[m, onset - 4 : onset + 1] = 1.0
+    random = lambda: np.exp(0.3 * rng.standard_normal((members, steps)))
+    series = {name: random() for name in (*criteria_instrument.SERIES, "directional_batch", "directional_train")}
+    series["loss_train_top5_fraction"] = rng.random((members, steps))
+    series[informative] = 0.5 + near + 0.1 * rng.random((members, steps))
+    data = record(loss, 1.0, random(), loss_batch_after=loss * random(), **series)
+    return data.assign_attrs(onsets=onsets)

@@ -222,6 +222,42 @@ def test_directional_score_of_sgd_predicts_the_next_loss_of_the_linear_model():
     assert all(says == rose for says, rose in full) and 5 < sum(rose for _, rose in full) < 55
 
 
+def test_directional_critical_lr_on_the_training_set_against_the_kernel_form_of_sgd():
+    """c5 without a pass: the next training loss of the linearised network is ``|r - (2 lr / b) K[:, B] r_B|^2 / n``."""
+    with jax.enable_x64(True):
+        wide = lambda tree: jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), tree)
+        params, x, y = wide(PARAMS), wide(X), wide(Y)
+        lr, rows = 0.3, np.array([0, 3, 5, 9])
+        gradient = jax.grad(lambda p: batch_loss(MODEL.apply(p, x[rows]), y[rows], loss="mse"))(params)
+        step = directional_critical_lr(MODEL.apply, params, (x, y), scaled(gradient, -lr), loss="mse")
+        J = np.asarray(jax.jacobian(lambda w: MODEL.apply(jax.flatten_util.ravel_pytree(params)[1](w), x)[:, 0])(flat(params)))
+        r = np.asarray(MODEL.apply(params, x) - y)[:, 0]
+        after = np.mean((r - 2 * lr / len(rows) * (J @ J[rows].T) @ r[rows]) ** 2)
+        predicted = np.mean(r**2) + float(step.slope) + float(step.curvature) / 2
+    assert predicted == pytest.approx(after, rel=1e-12)
+
+
+def test_hessian_lambda_max_with_more_iterations_than_dimensions():
+    quadratic = lambda w: jnp.sum(jnp.arange(1.0, 5) * w**2)
+    value, vectors = criteria.hessian_lambda_max(quadratic, jnp.ones(4), jnp.ones((4, 1)), iterations=9)
+    assert float(value) == pytest.approx(8.0, rel=1e-5)
+    np.testing.assert_allclose(np.abs(vectors[:, 0]), [0, 0, 0, 1], atol=1e-3)
+
+
+def test_hessian_lambda_max_of_a_concave_loss_is_negative():
+    start = jax.random.normal(jax.random.key(0), (4, 1))
+    value, _ = criteria.hessian_lambda_max(lambda w: -jnp.sum(jnp.arange(1.0, 5) * w**2), jnp.ones(4), start, iterations=8)
+    assert float(value) == pytest.approx(-2.0, rel=1e-4)
+
+
+@pytest.mark.parametrize(("curvature", "is_above"), [(1.99, False), (2.01, True)])
+def test_line_search_score_with_few_halvings_has_its_threshold_at_one(curvature, is_above):
+    """A step -w on c w^2 / 2 with lr 1: the loss rises from c = 2 on."""
+    loss = lambda w: curvature * w**2 / 2
+    score = criteria.line_search_score(loss, jnp.float32(1.0), jnp.float32(-curvature), doublings=3, halvings=4)
+    assert (float(score) > 1) == is_above
+
+
 def test_spectral_score_with_hessian_lambda_max_on_a_quadratic():
     quadratic = lambda w: jnp.sum(jnp.arange(1.0, 9) * w**2)
     start = jax.random.normal(jax.random.key(0), (8, 1))

@@ -36,6 +36,7 @@ from tests.small_records import (
     capped_record,
     critical_rows,
     forced_rows,
+    horizon_record,
     optimizer_rows,
     predictors_record,
     raise_rows,
@@ -86,6 +87,7 @@ def reproducing_runs():
         ),
         "catapults_help_beyond_cycles": (capped_record(0.01), MNIST),
         "directional_predicts_the_step": (predictors_record(), PREDICTORS),
+        "spectral_predicts_the_horizon": (horizon_record(), PREDICTORS),
         "overshoot_is_the_cause": (arms_record(remove_overshoot=0.1), with_schedule(CAUSES, cap_from=1)),
         "overshoot_helps_at_equal_effort": (arms_record(remove_overshoot=0.1), with_schedule(CAUSES, cap_from=1)),
     }

@@ -1,9 +1,11 @@
-"""The claim on predictors, on made-up steps with a known answer."""
+"""The claims on predictors, on made-up steps with a known answer."""
+
+import doctest
 
 import numpy as np
 
-from experiments.verdicts import NOT_REPRODUCED, NOT_TESTED, REPRODUCED, of_run, read_run
-from tests.small_records import PREDICTORS, predictors_record
+from experiments.verdicts import NOT_REPRODUCED, NOT_TESTED, REPRODUCED, of_run, predictor_scores, predictors, read_run
+from tests.small_records import PREDICTORS, horizon_record, predictors_record
 
 
 def verdict_of(record):
@@ -41,3 +43,43 @@ def test_directional_predicts_the_step_of_an_update_that_is_no_descent_direction
     verdict = verdict_of(record)
 
     assert verdict.verdict == REPRODUCED and np.isfinite(float(verdict.effect.split("T1 ")[1].split()[0]))
+
+
+def horizon_verdict_of(record):
+    return of_run("spectral_predicts_the_horizon", read_run(record, PREDICTORS))
+
+
+def test_spectral_predicts_the_horizon_where_the_trace_tells_and_the_directional_ones_are_random():
+    verdict = horizon_verdict_of(horizon_record())
+
+    header, *rows = verdict.table
+    table = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    assert verdict.verdict == REPRODUCED
+    assert table["c7 noise kernel, trace"]["AUROC, T4 spike begins within 5 steps"] == "1 [1, 1]"
+    assert table["c7 noise kernel, trace"]["AUPRC, T4 spike begins within 5 steps"] == "1 [1, 1]"
+    assert table["base rate"]["AUROC, T4 spike begins within 5 steps"] == "0.5 [0.5, 0.5]"
+
+
+def test_spectral_predicts_the_horizon_no_better_than_a_directional_one_that_tells():
+    record = horizon_record(informative="directional_train")
+    record["directional_train"] = 1 / record["directional_train"]
+    assert horizon_verdict_of(record).verdict == NOT_REPRODUCED
+
+
+def test_spectral_predicts_the_horizon_is_not_tested_without_spikes_or_criteria():
+    calm = horizon_record()
+    calm["loss_train"][:] = 1.0
+    assert horizon_verdict_of(calm).verdict == NOT_TESTED
+    assert horizon_verdict_of(predictors_record()).verdict == NOT_TESTED
+
+
+def test_above_one_counts_the_steps_of_all_runs():
+    record = predictors_record()
+    members = predictor_scores.members_of(read_run(record, PREDICTORS))
+    table = predictors.above_one(members, predictor_scores.C3, predictor_scores.T1)
+    rises = (record["loss_batch_after"] > record["loss_batch"]).values[:, :-1]
+    assert table[:4] == (rises.sum(), 0, 0, (~rises).sum())
+
+
+def test_examples_in_docstrings():
+    assert not doctest.testmod(predictors).failed

@@ -62,12 +62,14 @@ def criteria(apply_fn: Callable, *, loss: str, every: int, momentum: float) -> I
       The instrument.
 
     Raises:
-      ValueError: at the first step, if an example has several outputs.
+      ValueError: in a step, if an example has several outputs, or the lr is not known.
 
     Source: :mod:`catapult_jax.criteria`.
     """
 
     def measure(now: Moment, carried: Carried):
+        if now.lr is None:
+            raise ValueError("Moment.lr=None; allowed with the instrument criteria: the learning rate")
         n, b = len(now.data["x_train"]), len(now.batch[0])
         batches = random_batches(
             jax.random.fold_in(jax.random.key(_SEED), carried.count), examples=n, batch_size=b, epochs=EPOCHS
@@ -76,8 +78,8 @@ def criteria(apply_fn: Callable, *, loss: str, every: int, momentum: float) -> I
         loss_of = lambda x, y: lambda params: batch_loss(apply_fn(params, x), y, loss=loss)
         other = loss_of(now.data["x_train"][batches[0]], now.data["y_train"][batches[0]])
         with jax.default_matmul_precision("highest"):
-            measured = from_kernel(apply_fn, now, preconditioner, batches, loss=loss, momentum=momentum)
-            of_hessian, vector = from_hessian(loss_of(*now.batch), now, preconditioner, carried.vector)
+            measured = from_kernel(apply_fn, now, preconditioner, batches, lr=now.lr, loss=loss, momentum=momentum)
+            of_hessian, vector = from_hessian(loss_of(*now.batch), now, preconditioner, carried.vector, lr=now.lr)
             search = lambda loss_fn: scores.line_search_score(loss_fn, now.params, now.updates, **LINE_SEARCH)
             measured |= of_hessian | {"criterion_c8": search(loss_of(*now.batch)), "criterion_c8_other": search(other)}
         return measured, Carried(carried.count + 1, vector)
@@ -115,6 +117,7 @@ def from_kernel(
     preconditioner: Preconditioner,
     batches: Int[Array, "m b"],
     *,
+    lr: Float[Array, ""],
     loss: str,
     momentum: float,
 ) -> dict[str, Array]:
@@ -125,6 +128,7 @@ def from_kernel(
       now: what an instrument sees after the update.
       preconditioner: of the step.
       batches: rows of random batches of the size of the step's batch, for c6.
+      lr: of the step.
       loss: name of the loss.
       momentum: of the optimizer.
 
@@ -143,7 +147,7 @@ def from_kernel(
     h, vectors = jnp.linalg.eigh(weighted)
     h = jnp.maximum(h, 0)  # below zero by rounding alone
     top, rest = fraction_of(vectors[:, -_TOP:], residual, len(x))
-    lr = now.lr * preconditioner.gain
+    lr = lr * preconditioner.gain
     return {
         "criterion_c6": scores.batch_sharpness_score(weighted, residual, batches, lr=lr),
         "criterion_c7": scores.noise_score(h, lr=lr, batch_size=b, examples=len(x)),
@@ -157,7 +161,12 @@ def from_kernel(
 
 
 def from_hessian(
-    loss_fn: Callable[[PyTree], Float[Array, ""]], now: Moment, preconditioner: Preconditioner, vector: Float[Array, "p 1"]
+    loss_fn: Callable[[PyTree], Float[Array, ""]],
+    now: Moment,
+    preconditioner: Preconditioner,
+    vector: Float[Array, "p 1"],
+    *,
+    lr: Float[Array, ""],
 ) -> tuple[dict[str, Array], Float[Array, "p 1"]]:
     """What the Hessian of the batch gives: c2, c4 and c9, and the squared norm of the gradient.
 
@@ -166,6 +175,7 @@ def from_hessian(
       now: what an instrument sees after the update.
       preconditioner: of the step.
       vector: where the search for the largest eigenvalue begins.
+      lr: of the step.
 
     Returns:
       Measurements by series, and the vector for the next step.
@@ -174,12 +184,12 @@ def from_hessian(
         loss_fn, now.params, vector, diagonal=preconditioner.diagonal, iterations=HVPS
     )
     gradient = jax.grad(loss_fn)(now.params)
-    scale = -now.lr * preconditioner.gain  # c9: a step along P^-1 g
+    scale = -lr * preconditioner.gain  # c9: a step along P^-1 g
     diagonal = jax.tree.map(jnp.ones_like, gradient) if preconditioner.diagonal is None else preconditioner.diagonal
     direct = jax.tree.map(lambda g, s: scale * g / s, gradient, diagonal)
     along = lambda step: scores.directional_score(scores.directional_hessian(loss_fn, now.params, step))
     return {
-        "criterion_c2": scores.spectral_score(lambda_max, lr=now.lr, preconditioner=preconditioner),
+        "criterion_c2": scores.spectral_score(lambda_max, lr=lr, preconditioner=preconditioner),
         "criterion_c4": along(now.updates),
         "criterion_c9": along(direct),
         "gradient_norm2_batch": sum((jnp.vdot(g, g) for g in jax.tree.leaves(gradient)), jnp.float32(0)),

@@ -1,0 +1,151 @@
+"""The complete tables of criteria for spikes, in Markdown, from runs of configs/predictors.py: python -m experiments.predictor_tables RUN_DIR ...
+
+For each run: the area under the ROC curve and under the precision-recall curve of every criterion and baseline for every target, what each
+criterion adds to a logistic model of the baselines, precision and recall at the threshold 1, and the reliability of the scores. The protocol
+is on docs/predictors.md.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from catapult_jax import records
+from catapult_jax.metrics import auroc, average_precision
+from catapult_jax.report.members import until_diverged
+from catapult_jax.report.statistics import number_text
+from experiments.verdicts import Run, read_run
+from experiments.verdicts.predictor_scores import (
+    CRITERIA,
+    T1,
+    T2,
+    T4,
+    TARGETS,
+    Member,
+    logistic_within_runs,
+    members_of,
+    within_runs,
+)
+from experiments.verdicts.predictors import HORIZON, above_one, cell
+
+Rows = list[tuple[str, ...]]  # the first one is the header
+
+BINS = (0.0, 0.25, 0.5, 0.8, 1.0, 1.25, 2.0, 4.0, np.inf)  # of a score, for its reliability
+_MODEL = "all baselines, logistic model"
+
+
+def tables(run: Run) -> dict[str, Rows]:
+    """The tables of a run.
+
+    Args:
+      run: of configs/predictors.py, or another one with the series that its claims need.
+
+    Returns:
+      Title -> rows.
+    """
+    members = members_of(run)
+    return {
+        "AUROC within a run, mean over runs with its 95 % bootstrap interval": _areas(members, auroc)
+        + [(_MODEL, *(cell(logistic_within_runs(members, target)) for target in TARGETS))],
+        "AUPRC within a run; the row base rate is that of a guess": _areas(members, average_precision),
+        "AUROC that a criterion adds to the logistic model of all baselines": gains(members),
+        "Precision, recall at the threshold 1 (base rate), all steps of all runs": at_threshold(members),
+        "Reliability: frequency of the target (steps) by the score, all steps of all runs": reliability(members),
+    }
+
+
+def _areas(members: list[Member], measure: Callable[[np.ndarray, np.ndarray], float]) -> Rows:
+    of = lambda name: (name, *(cell(within_runs(members, name, target, measure)) for target in TARGETS))
+    return [("score", *TARGETS), *map(of, members[0].scores)]
+
+
+def _criteria(members: list[Member]) -> list[str]:
+    return [name for name in CRITERIA if name in members[0].scores]
+
+
+def gains(members: list[Member]) -> Rows:
+    """How much the area under the ROC curve of the logistic model of all baselines grows by each criterion.
+
+    Args:
+      members: from :func:`members_of`.
+    """
+    alone = {target: logistic_within_runs(members, target) for target in TARGETS}
+    of = lambda name: (name, *(cell(logistic_within_runs(members, target, name) - alone[target]) for target in TARGETS))
+    return [("criterion", *TARGETS), *map(of, _criteria(members))]
+
+
+def at_threshold(members: list[Member]) -> Rows:
+    """Precision and recall of each criterion above 1, untuned.
+
+    Args:
+      members: from :func:`members_of`.
+    """
+    targets = (T1, T2, T4[HORIZON])
+
+    def text(name, target):
+        table = above_one(members, name, target)
+        return f"{number_text(table.precision)}, {number_text(table.recall)} ({number_text(table.base_rate)})"
+
+    return [("criterion", *targets), *((name, *(text(name, target) for target in targets)) for name in _criteria(members))]
+
+
+def reliability(members: list[Member]) -> Rows:
+    """How often the target of each criterion happens, by bins of its score.
+
+    Args:
+      members: from :func:`members_of`.
+    """
+    bins = list(zip(BINS[:-1], BINS[1:], strict=True))
+    header = ("criterion", "target", *(f"{low:g} to {high:g}" for low, high in bins))
+    return [header, *(_reliability_row(members, name, bins) for name in _criteria(members))]
+
+
+def _reliability_row(members: list[Member], name: str, bins: list[tuple[float, float]]) -> tuple[str, ...]:
+    target = CRITERIA[name].target
+    score = np.concatenate([member.scores[name][member.counts[target]] for member in members])
+    happened = np.concatenate([member.happens[target][member.counts[target]] for member in members])
+    cells = []
+    for low, high in bins:
+        inside = (score >= low) & ((score < high) | np.isinf(high))
+        cells.append(f"{happened[inside].mean():.2f} ({inside.sum()})" if inside.any() else "")
+    return (name, target, *cells)
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown.
+
+    Args:
+      rows: header and rows.
+
+    >>> print(markdown([("score", "T1"), ("lr", "0.5")]))
+    | score | T1 |
+    | --- | --- |
+    | lr | 0.5 |
+    """
+    header, *rest = rows
+    lines = [header, ["---"] * len(header), *rest]
+    return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
+
+
+def main(argv: list[str]) -> int:
+    """Print the tables of each run; returns the exit status."""
+    if len(argv) < 2 or set(argv[1:]) & {"-h", "--help"}:
+        print(__doc__.strip())
+        return 0 if len(argv) > 1 else 2
+    for folder in map(Path, argv[1:]):
+        try:
+            record, config = until_diverged(records.open_record(folder).load()), records.read_json(folder / "config.json")
+        except (FileNotFoundError, records.DamagedFile) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        print(f"## {config['title']}\n")
+        for title, rows in tables(read_run(record, config)).items():
+            print(f"**{title}**\n\n{markdown(rows)}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
