@@ -105,8 +105,8 @@ QUESTIONS = {
     "Are they in the top eigenspace of the kernel?": ("spikes_lie_in_the_top_space", "spikes_lower_lambda_max", "spikes_need_few_directions"),
     "Do catapults improve features and test loss?": (*_RAISES, *_OPTIMIZERS),
     "Do small batches help by more catapults?": (*_BATCHES, "small_batches_help_without_catapults"),
-    "What is the cause?": (*_CAUSES, "forced_overshoot_helps"),
-    "What predicts a rise of the loss?": ("directional_predicts_the_step", "spectral_predicts_the_horizon"),
+    "Is the overshoot of a few modes the cause?": (*_CAUSES, "forced_overshoot_helps"),
+    "Does a directional criterion predict this step, a spectral one the next ones?": ("directional_predicts_the_step", "spectral_predicts_the_horizon"),
     "Does the study on MNIST hold?": (
         *_STUDY, "catapults_help_beyond_cycles", "catapults_lower_the_norm", "adagrad_outgrows_its_lr", "smallest_entry_grows",
         "adagrad_has_fewer_critical_steps",

@@ -135,7 +135,7 @@ def rows_of(outcomes: dict[str, Results | str]) -> list[Row]:
 
 def _row(name: str, outcomes: dict[str, Results | str]) -> Row:
     settings = _settings(name, outcomes)
-    counted = [verdict for experiment, verdict in settings if not experiment.is_variant]
+    counted = [verdict for experiment, verdict in settings if not experiment.is_variant] or [verdict for _, verdict in settings]
     grade = grade_of([verdict.verdict for verdict in counted])
     words = (f"{OURS}: " if CLAIMS[name].source == OURS else "") + words_of(name, grade)
     count = {verdict: sum(v.verdict == verdict for v in counted) for verdict in (*_DECIDED, NOT_MEASURABLE, NOT_TESTED)}
@@ -207,15 +207,25 @@ def _answers(rows: list[Row], scale: str) -> str:
     return "\n".join(lines)
 
 
+_YES, _IN_PART, _NO = ("reproduced", "holds"), ("partly", "holds in part"), ("not reproduced", "does not hold")
+
+
 def _answer(rows: list[Row]) -> str:
-    """One line: what holds, in part, and what does not."""
+    """One line: yes, no or in part, by the published rows where there are some; then what holds, holds in part, and does not."""
     groups: dict[str, list[str]] = {}
     for row in rows:
-        word = row.grade.removeprefix(f"{OURS}: ")
-        groups.setdefault(word, []).append(_lower(row.title))
-    order = ("reproduced", "holds", "partly", "holds in part", "not reproduced", "does not hold", NOT_MEASURABLE, NOT_TESTED)
-    parts = [f"{word.capitalize()}: {'; '.join(groups[word])}." for word in order if word in groups]
-    return " ".join(parts)
+        groups.setdefault(row.grade.removeprefix(f"{OURS}: "), []).append(_lower(row.title))
+    published = [row for row in rows if row.source != OURS] or rows
+    decided = [row.grade.removeprefix(f"{OURS}: ") for row in published]
+    decided = [word for word in decided if word in (*_YES, *_IN_PART, *_NO)]
+    in_short = "Yes" if set(decided) <= set(_YES) else "No" if set(decided) <= set(_NO) else "In part"
+    parts = [f"*{in_short}.*"] if decided else []
+    parts += [
+        f"{word.capitalize()}: {'; '.join(groups[word])}."
+        for word in (*_YES, *_IN_PART, *_NO, NOT_MEASURABLE)
+        if word in groups
+    ]
+    return " ".join([*parts, *([f"Not tested: {len(groups[NOT_TESTED])} rows."] if NOT_TESTED in groups else [])])
 
 
 def _lower(title: str) -> str:

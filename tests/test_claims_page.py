@@ -78,8 +78,25 @@ def test_answers_name_what_holds_and_what_does_not():
     page = claims_page._answers(rows_of(outcomes), "cpu")
 
     line = next(line for line in page.splitlines() if line.startswith("- **Are the spikes of the loss catapults?**"))
-    assert "Reproduced: above the critical lr a catapult comes at once" in line
+    assert "*In part.* Reproduced: above the critical lr a catapult comes at once" in line
     assert "Not reproduced: a spike of gradient descent needs" in line
+
+
+@pytest.mark.parametrize(
+    ("grades", "words"),
+    [
+        ((REPRODUCED,), "*Yes.*"),
+        ((NOT_REPRODUCED,), "*No.*"),
+        ((PARTLY,), "*In part.*"),
+        ((NOT_MEASURABLE,), "Not measurable:"),
+    ],
+)
+def test_answers_in_short(grades, words):
+    """By the published row, where there is one: rows of ours do not change it."""
+    page = claims_page._answers(rows_of(outcomes_with("published_accuracies", *grades)), "cpu")
+
+    line = next(line for line in page.splitlines() if line.startswith("- **Does the study on MNIST hold?**"))
+    assert f"hold?** {words}" in line
 
 
 def test_table_has_cells_of_ninety_characters_at_most():
