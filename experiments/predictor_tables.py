@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +49,10 @@ def tables(run: Run) -> dict[str, Rows]:
     """
     members = members_of(run)
     return {
-        "AUROC within a run, mean over runs with its 95 % bootstrap interval": _areas(members, auroc)
-        + [(_MODEL, *(cell(logistic_within_runs(members, target)) for target in TARGETS))],
+        "AUROC within a run, mean over runs with its 95 % bootstrap interval": [
+            *_areas(members, auroc),
+            (_MODEL, *(cell(logistic_within_runs(members, target)) for target in TARGETS)),
+        ],
         "AUPRC within a run; the row base rate is that of a guess": _areas(members, average_precision),
         "AUROC that a criterion adds to the logistic model of all baselines": gains(members),
         "Precision, recall at the threshold 1 (base rate), all steps of all runs": at_threshold(members),
@@ -98,7 +101,7 @@ def reliability(members: list[Member]) -> Rows:
     Args:
       members: from :func:`members_of`.
     """
-    bins = list(zip(BINS[:-1], BINS[1:], strict=True))
+    bins = list(pairwise(BINS))
     header = ("criterion", "target", *(f"{low:g} to {high:g}" for low, high in bins))
     return [header, *(_reliability_row(members, name, bins) for name in _criteria(members))]
 
