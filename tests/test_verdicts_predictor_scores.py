@@ -106,6 +106,14 @@ def test_logistic_within_runs_is_not_fitted_to_its_own_run():
     assert areas[0] < 0.2 and (areas[1:] > 0.9).all()
 
 
+def test_logistic_within_runs_with_a_baseline_that_is_known_at_no_step():
+    """The runs are shorter than the window of the 6-sigma score."""
+    members = members_of(predictors_record(steps=ps.WINDOW - 1))
+    areas = ps.logistic_within_runs(members, ps.T2, ps.C5)
+    assert all(np.isnan(score).all() for member in members for name, score in member.scores.items() if "6-sigma" in name)
+    assert np.nanmean(areas) > 0.9  # the criterion is the target there
+
+
 def test_logistic_within_runs_of_a_single_run_is_a_guess():
     assert ps.logistic_within_runs(members_of(horizon_record(members=1)), ps.T4[5]).tolist() == [0.5]
 

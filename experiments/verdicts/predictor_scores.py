@@ -132,7 +132,7 @@ def _member(run: Run, m: int, names: tuple[str, ...], events: list[Event]) -> Me
         T2: following > loss,
         T3: following > 1.1 * loss,
     }
-    counts = dict.fromkeys(happens, known & np.isfinite(following))
+    counts = {name: known & np.isfinite(following) for name in happens}
     for h, name in T4.items():
         happens[name], is_seen = spike_begins(events, steps, h)
         counts[name] = known & is_seen & (happens[name] | np.isfinite(np.append(loss[h:], np.full(min(h, steps), np.nan))))
@@ -260,7 +260,8 @@ def _fitted(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
     if y.all() or not y.any():
         return np.zeros(len(at))
     limited = [np.clip(rows, -1e6, 1e6) for rows in (x, at)]
-    mean, spread = np.nanmean(limited[0], 0), np.nanstd(limited[0], 0)
+    known = np.ma.masked_invalid(limited[0])
+    mean, spread = known.mean(0).filled(0.0), known.std(0).filled(0.0)
     scaled = [np.nan_to_num(np.clip((rows - mean) / np.where(spread > 0, spread, 1), -_CLIP, _CLIP)) for rows in limited]
     x, at = (np.column_stack([np.ones(len(rows)), rows]) for rows in scaled)
     sign = np.where(y, 1.0, -1.0)
