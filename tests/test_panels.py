@@ -9,7 +9,7 @@ from catapult_jax.events import Event
 from catapult_jax.report import panels
 from catapult_jax.report.members import Settings
 
-STEPS = xr.Dataset({"loss_train": (("member", "step"), np.ones((3, 10)))}, coords={"step": np.arange(10)})
+STEPS = xr.Dataset(coords={"member": np.arange(3), "step": np.arange(10)})
 
 
 def event(kind, onset, peak, end):
@@ -25,7 +25,7 @@ def spans(axis, kind):
 
 def mark(events, data=STEPS):
     axis = Figure().subplots()
-    panels.mark_events(axis, data, Settings(), events, range(len(events)))
+    panels.mark_events(axis, data, events, range(len(events)), [-1] * len(events))
     return axis
 
 
@@ -85,7 +85,8 @@ def test_mark_events_has_a_row_for_each_member():
 def test_mark_events_hatches_open_spikes_and_fills_others():
     strip = mark([[event("catapult", 0, 1, 2), event("catapult", 3, 4, -1)]]).child_axes[0]
 
-    looks = {bars.get_label(): (bars.get_hatch(), len(bars.get_facecolor())) for bars in strip.collections}
+    bars_of = [bars for bars in strip.collections if not bars.get_label().startswith("_")]
+    looks = {bars.get_label(): (bars.get_hatch(), len(bars.get_facecolor())) for bars in bars_of}
     assert looks == {"catapult": (None, 1), "catapult, open": ("//////", 0)}
 
 
@@ -126,6 +127,15 @@ def test_log_scale_has_plain_labels():
     panels.log_scale(axis)
 
     assert axis.yaxis.get_major_formatter()(0.01) == "0.01"
+
+
+@pytest.mark.parametrize(("smallest", "minor"), [(0.01, True), (1e-6, False)])
+def test_log_scale_has_minor_ticks_on_few_decades(smallest, minor):
+    axis = Figure().subplots()
+    axis.plot([1.0, smallest])
+    panels.log_scale(axis)
+
+    assert (len(axis.yaxis.get_minorticklocs()) > 0) == minor
 
 
 def test_cut_top_needs_a_member_that_did_not_diverge():

@@ -25,7 +25,7 @@ METRICS = {
     "error_test": "test error",
 }
 DECIDING_ARMS = ("none", "remove_overshoot", "placebo", "low_bulk")  # the other arms of a causal test lower the lr of all modes
-_LEVELS = 16  # of the training loss
+_LEVELS = 12  # of the training loss
 
 
 # Settings.

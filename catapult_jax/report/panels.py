@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogFormatter, LogLocator
 
 from catapult_jax.events import Event
 from catapult_jax.report.members import Settings, by_setting, dead_steps, flags
@@ -62,6 +62,7 @@ def make_panels(
     groups = by_setting(record, settings)[:MOST_PANELS]
     in_a_row = min(len(groups), _IN_A_ROW)
     blocks, rows = -(-len(groups) // in_a_row), len(ylabels)
+    dead = [] if events is None else dead_steps(record, settings)
     strip = 0.0 if events is None else _strip_height(max(len(members) for _, members in groups))
     width = NARROW if len(groups) == 1 else WIDE
     ylabels = tuple(_wrapped(ylabel, height + 0.1) for ylabel in ylabels)
@@ -86,7 +87,7 @@ def make_panels(
             for axis, ylabel in zip(mine, ylabels, strict=True):
                 axis.set_ylabel(ylabel)
         if events is not None:
-            mark_events(mine[0], record, settings, events, members, height=strip / height)
+            mark_events(mine[0], record, events, members, dead, height=strip / height)
         columns.append((mine, members))
     for axis in axes[-rows:, (len(groups) - 1) % in_a_row + 1 :].flat:
         figure.delaxes(axis)
@@ -190,9 +191,9 @@ def plot_dots(axis: Axes, record: xarray.Dataset, values: ArrayLike, members: np
 def mark_events(
     axis: Axes,
     record: xarray.Dataset,
-    settings: Settings,
     events: list[list[Event]],
     members: Sequence[int] | np.ndarray,
+    dead: Sequence[int] | np.ndarray,
     *,
     height: float = 0.1,
 ) -> None:
@@ -205,14 +206,14 @@ def mark_events(
     Args:
       axis: the panel.
       record: series over (member, step).
-      settings: of the run.
       events: of all members of the record.
       members: that have a row.
+      dead: step from which on the network of each member of the record is dead; -1: it is not.
       height: of the strip; 1 is that of the panel.
 
     >>> import xarray
     >>> axis, record = Figure().subplots(), xarray.Dataset({"loss_train": (("member", "step"), [[1.0, 2.0, 1.0]])})
-    >>> mark_events(axis, record, Settings(), [[Event("catapult", 0, 1, 2, *[0] * 11)]], [0])
+    >>> mark_events(axis, record, [[Event("catapult", 0, 1, 2, *[0] * 11)]], [0], [-1])
     >>> axis.child_axes[0].get_legend_handles_labels()[1]
     ['catapult']
     """
@@ -220,9 +221,9 @@ def mark_events(
         strip = axis.inset_axes((0, 1.03, 1, height), sharex=axis)
     strip.set_axis_off()
     strip.set_ylim(len(members), 0)
-    end, dead, bars = int(record.step[-1]), dead_steps(record, settings), {}
+    strip.hlines(np.arange(len(members)) + 0.5, 0, 1, transform=strip.get_yaxis_transform(), color="0.85", lw=0.4, zorder=0)
+    end, bars = int(record.step[-1]), {}
     for row, m in enumerate(members):
-        strip.axhline(row + 0.5, color="0.85", lw=0.4, zorder=0)
         for event in events[m]:
             kind = str(event.kind)
             is_open = event.end < 0 and kind not in ("divergence", "death")
@@ -253,6 +254,13 @@ class _PlainLabels(LogFormatter):
         return super().__call__(x, pos) and f"{x:g}"
 
 
+class _FewMinorTicks(LogLocator):
+    """Minor ticks on less than three decades only: on more they have no labels, and take half of the time of a figure."""
+
+    def tick_values(self, vmin, vmax):
+        return np.zeros(0) if vmax > 1e3 * vmin else super().tick_values(vmin, vmax)
+
+
 def log_scale(axis: Axes) -> None:
     """Makes the y axis logarithmic, if there is something to draw on it: a critical lr may be infinite throughout.
 
@@ -270,7 +278,7 @@ def log_scale(axis: Axes) -> None:
 
 
 def plain_labels(axis: Axis) -> None:
-    """Labels the ticks of a logarithmic axis with plain numbers.
+    """Labels the ticks of a logarithmic axis with plain numbers, and leaves out minor ticks on three decades or more.
 
     Args:
       axis: the x or y axis of a panel.
@@ -282,6 +290,8 @@ def plain_labels(axis: Axis) -> None:
     '0.01'
     """
     axis.set_major_formatter(_PlainLabels())
+    digits: Any = np.arange(2.0, 10.0)
+    axis.set_minor_locator(_FewMinorTicks(subs=digits))
     axis.set_minor_formatter(_PlainLabels(labelOnlyBase=False))
 
 
