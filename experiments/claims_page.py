@@ -23,6 +23,7 @@ from experiments.catalogue import (
     config_of,
     reference_dir,
 )
+from experiments.markdown import markdown_table
 from experiments.verdicts import CLAIMS, NOT_MEASURABLE, NOT_REPRODUCED, NOT_TESTED, OURS, PARTLY, REPRODUCED, Verdict, words_of
 
 _DECIDED = (REPRODUCED, PARTLY, NOT_REPRODUCED)
@@ -251,7 +252,7 @@ def _table(rows: list[Row], folder: str) -> str:
     return (
         "## All claims\n\nThe grade is over the settings that decide: one that agrees with the others, or *partly*.\n"
         "The effect is that of the first such setting; brackets hold the 95 % interval over seeds.\n\n"
-        + markdown((header, *lines))
+        + markdown_table((header, *lines))
     )
 
 
@@ -320,7 +321,7 @@ def _details(experiment: Experiment, outcome: Results | str, lines_to_run: list[
             parts.append(f"{verdict.details}.\n")
         if verdict.table and verdict.table not in tables:
             tables.append(verdict.table)
-            parts.append(markdown(verdict.table))
+            parts.append(markdown_table(verdict.table))
     return [*parts, *(f"![{experiment.name}](../{copy})\n" for copy in _copy_figures(experiment, outcome.figures, page))]
 
 
@@ -361,20 +362,3 @@ def commands(experiment: Experiment, scale: str, workdir: Path) -> list[str]:
     module, variant = config_name(experiment, scale)
     name = f"configs/{module}.py" + (f":{variant}" if variant else "")
     return [*lines, f"python -m experiments.{'sweep' if experiment.is_sweep else 'main'} --config={name}{flags}"]
-
-
-def markdown(table: Sequence[Sequence[Any]]) -> str:
-    """A table in Markdown.
-
-    Args:
-      table: header, then rows.
-
-    >>> print(markdown((("arm", "loss"), ("a", 1))))
-    | arm | loss |
-    | --- | --- |
-    | a | 1 |
-    <BLANKLINE>
-    """
-    header, *rows = table
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"

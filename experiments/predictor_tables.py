@@ -1,6 +1,6 @@
 """The complete tables of criteria for spikes, in Markdown, from runs of configs/predictors.py: python -m experiments.predictor_tables RUN_DIR ...
 
-For each run: the area under the ROC curve and under the precision-recall curve of every criterion and baseline for every target, what each
+First one row for each run, with the criteria of the hypotheses. Then for each run: the area under the ROC curve and under the precision-recall curve of every criterion and baseline for every target, what each
 criterion adds to a logistic model of the baselines, precision and recall at the threshold 1, and the reliability of the scores. The protocol
 is on docs/predictors.md.
 """
@@ -18,8 +18,13 @@ from catapult_jax import records
 from catapult_jax.metrics import auroc, average_precision
 from catapult_jax.report.members import until_diverged
 from catapult_jax.report.statistics import number_text
+from experiments.markdown import markdown_table
 from experiments.verdicts import Run, read_run
 from experiments.verdicts.predictor_scores import (
+    C1,
+    C3,
+    C5,
+    C7_TRACE,
     CRITERIA,
     T1,
     T2,
@@ -117,20 +122,23 @@ def _reliability_row(members: list[Member], name: str, bins: list[tuple[float, f
     return (name, target, *cells)
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown.
+def head_table(runs: Sequence[Run]) -> Rows:
+    """One row for each run: the area under the ROC curve of the criteria of the hypotheses, beside the model of all baselines.
 
     Args:
-      rows: header and rows.
-
-    >>> print(markdown([("score", "T1"), ("lr", "0.5")]))
-    | score | T1 |
-    | --- | --- |
-    | lr | 0.5 |
+      runs: of configs/predictors.py.
     """
-    header, *rest = rows
-    lines = [header, ["---"] * len(header), *rest]
-    return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
+    columns = [(T1, (C1, C3)), (T2, (C1, C5)), (T4[HORIZON], (C1, C3, C5, C7_TRACE))]
+    rows: Rows = [
+        ("run", *(f"{target}: {name}" for target, names in columns for name in (*(n.split()[0] for n in names), "baselines")))
+    ]
+    for run in runs:
+        members, cells = members_of(run), []
+        for target, names in columns:
+            cells += [cell(within_runs(members, name, target)) for name in names]
+            cells.append(cell(logistic_within_runs(members, target)))
+        rows.append((run.config["optimizer"]["name"], *cells))
+    return rows
 
 
 def main(argv: list[str]) -> int:
@@ -138,15 +146,23 @@ def main(argv: list[str]) -> int:
     if len(argv) < 2 or set(argv[1:]) & {"-h", "--help"}:
         print(__doc__.strip())
         return 0 if len(argv) > 1 else 2
-    for folder in map(Path, argv[1:]):
-        try:
-            record, config = until_diverged(records.open_record(folder).load()), records.read_json(folder / "config.json")
-        except (FileNotFoundError, records.DamagedFile) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        print(f"## {config['title']}\n")
-        for title, rows in tables(read_run(record, config)).items():
-            print(f"**{title}**\n\n{markdown(rows)}\n")
+    try:
+        runs = [
+            read_run(until_diverged(records.open_record(folder).load()), records.read_json(folder / "config.json"))
+            for folder in map(Path, argv[1:])
+        ]
+    except (FileNotFoundError, records.DamagedFile) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("# Criteria for spikes: complete tables\n")
+    print(
+        "Written by `python -m experiments.predictor_tables RUN_DIR ...`; the protocol is on [predictors.md](../predictors.md).\n"
+    )
+    print(f"## All runs, AUROC\n\n{markdown_table(head_table(runs))}")
+    for run in runs:
+        print(f"## {run.config['title']}\n")
+        for title, rows in tables(run).items():
+            print(f"**{title}**\n\n{markdown_table(rows)}")
     return 0
 
 

@@ -44,6 +44,16 @@ def test_reliability_counts_the_steps_of_each_bin():
     assert row["0.8 to 1"] == f"0.00 ({counts - rises})" and row["1.25 to 2"] == f"1.00 ({rises})" and row["1 to 1.25"] == ""
 
 
+def test_head_table_has_a_row_for_each_run():
+    run = read_run(horizon_record(members=3), PREDICTORS)
+
+    header, *rows = predictor_tables.head_table([run, run])
+
+    assert len(rows) == 2 and rows[0] == rows[1] and rows[0][0] == "sgd"
+    row = dict(zip(header, rows[0], strict=True))
+    assert row[f"{ps.T4[5]}: c7"] == "1 [1, 1]" and f"{ps.T1}: baselines" in row
+
+
 def test_main_explains_a_directory_without_a_run(tmp_path, capsys):
     assert predictor_tables.main(["", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("error: ")

@@ -82,7 +82,9 @@ def small_batches_help(rows: list[dict], config) -> Finding:
     return _finding(chosen, statement, dict.fromkeys(dict.fromkeys(row[_AXIS] for row in rows), max(shared)), rows)
 
 
-@claim(of=SWEEP, given=_GIVEN, columns=_COLUMNS, title="Smaller batches, tuned lrs: more catapults, better features and test loss")
+@claim(
+    of=SWEEP, given=_GIVEN, columns=_COLUMNS, title="Smaller batches, tuned lrs: more catapults, better features and test loss"
+)
 def small_batches_help_at_tuned_lrs(rows: list[dict], config) -> Finding:
     """Smaller batches, each size at its own tuned lr: more spikes, higher alignment, lower test loss."""
     statement = _statement(config, "each batch size at the lr of one grid with the smallest mean validation loss")
