@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike
 from catapult_jax.critical import critical_lr_from_lambda
 from catapult_jax.directional import Directional, from_slope_and_curvature
 from catapult_jax.preconditioners import PLAIN, Preconditioner
+from catapult_jax.xla import eigh
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, PyTree
@@ -156,7 +157,7 @@ def hessian_lambda_max(
         inner = basis @ images.T
         # A row that was dropped is zero: its eigenvalue goes below all others.
         dropped = jnp.sum(basis**2, 1) == 0
-        values, rotation = jnp.linalg.eigh((inner + inner.T) / 2 - jnp.diag(dropped * (1 + 2 * jnp.linalg.norm(inner))))
+        values, rotation = eigh((inner + inner.T) / 2 - jnp.diag(dropped * (1 + 2 * jnp.linalg.norm(inner))))
         return values[-1], (rotation[:, ::-1][:, :k].T @ basis).T
 
 

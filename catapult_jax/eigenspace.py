@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from catapult_jax.losses import curvature_columns, weighted_residual
 from catapult_jax.tangent.weighted import loss_weighted_kernel
-from catapult_jax.xla import warn_of_lapack_threads
+from catapult_jax.xla import eigh, warn_of_lapack_threads
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -129,7 +129,7 @@ def split_weighted_loss(
 def _split(weighted, residual, b: int, k: int, previous, zeros: int, modes: int) -> LossSplit:
     """The split in the space of ``weighted``; ``zeros`` eigenvalues are zero for every model, as the loss has no curvature there."""
     warn_of_lapack_threads()
-    values, vectors = jnp.linalg.eigh(weighted)
+    values, vectors = eigh(weighted)
     lambda_min, lambda_max = values[zeros], values[-1]
     is_resolved = lambda_min > len(values) * jnp.finfo(values.dtype).eps * lambda_max
     condition = jnp.where(

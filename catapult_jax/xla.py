@@ -30,6 +30,11 @@ In this file:
   issue 12773 (closed); all four releases. It saves no time: results would be wrong. Test: ``test_fresh_jaxpr_sees_new_values``.
 - ``QUICK``. Compilation for a program that runs a few times. No public issue known; 0.9.2 and 0.10.1, and less later. A Wide ResNet compiles in
   0.3 s, 0.5 without. Only time shows it, in two rows of ``benchmarks --only loops``.
+- :func:`eigh`, :func:`eigvalsh`. On the CPU a batched eigendecomposition hands its matrices to the threads of XLA and waits inside one of them. Two of them at the
+  same time leave no thread on a machine of two cores, and the program never ends. No public issue known for LAPACK (the traces of a run that hung
+  are those of ``ParallelBatchMap``); seen on 0.10.1, in runs of many members with several kernels in a step. It saves no time, and takes none
+  (25 matrices of 128 rows beside 25 of 64, 200 steps: 12.2 s, 11.9 batched). Nothing but a hang shows it;
+  ``test_eigh_of_members_is_no_batch`` shows what it does.
 - :func:`warn_of_lapack_threads`. Threads of LAPACK and of XLA wait for each other. jax issue 39292 (open), which is of a crash by the
   same cause; all four releases. 400 steps of ``cifar_gd``: 28 s, 40 without (``python -m experiments.main
   --config=configs/cifar_gd.py --config.members.seed="(0,)" --config.steps=400``). Only time shows it, in the last two rows of
@@ -63,6 +68,7 @@ import jax.core
 import jax.extend.core
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import sequential_vmap
 
 if TYPE_CHECKING:
     from jaxtyping import Array, PyTree
@@ -220,6 +226,45 @@ def sum_of_products(a: Array, b: Array) -> Array:
     part = len(products) // SUM_PARTS
     parts = [products[i * part : (i + 1) * part] for i in range(SUM_PARTS)]
     return functools.reduce(jnp.add, parts).sum() + products[SUM_PARTS * part :].sum()
+
+
+def eigh(matrix: Array) -> tuple[Array, Array]:
+    """Eigenvalues, ascending, and eigenvectors. Under ``vmap`` on the CPU the matrices take turns; see the docstring of the module.
+
+    Args:
+      matrix: symmetric, ``(n, n)``.
+
+    Returns:
+      As :func:`jax.numpy.linalg.eigh`, ``(n,)`` and ``(n, n)``, the same bits.
+
+    >>> eigh(jnp.diag(jnp.array([2.0, 1.0])))[0].tolist()
+    [1.0, 2.0]
+    """
+    return _in_turn(lambda m: tuple(jnp.linalg.eigh(m)), matrix)
+
+
+def eigvalsh(matrix: Array) -> Array:
+    """Eigenvalues as :func:`eigh` gives them, without eigenvectors.
+
+    Args:
+      matrix: symmetric, ``(n, n)``.
+
+    Returns:
+      As :func:`jax.numpy.linalg.eigvalsh`, ``(n,)``.
+
+    >>> eigvalsh(jnp.diag(jnp.array([2.0, 1.0]))).tolist()
+    [1.0, 2.0]
+    """
+    return _in_turn(lambda m: jnp.linalg.eigvalsh(m), matrix)  # a lambda: sequential_vmap binds the defaults of its function
+
+
+def _in_turn(decompose: Callable, matrix: Array):
+    """``decompose(matrix)``, under ``vmap`` on the CPU one matrix after the other. Its derivative is the usual one."""
+    if jax.default_backend() != "cpu":
+        return decompose(matrix)
+    one_by_one = jax.custom_jvp(lambda m: sequential_vmap(decompose)(m))
+    one_by_one.defjvp(lambda primals, tangents: jax.jvp(decompose, primals, tangents))  # sequential_vmap has no reverse mode
+    return one_by_one(matrix)
 
 
 def every_precision_is_highest() -> bool:

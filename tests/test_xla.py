@@ -19,7 +19,7 @@ from catapult_jax import CNN, FCN, batch_loss, input_jacobian, outer_product, pr
 from catapult_jax.models import ViT
 from catapult_jax.tangent import products
 from catapult_jax.tangent.eigenpairs import no_directions
-from catapult_jax.xla import after, every_precision_is_highest, fresh_jaxpr, loops_are_slow, sum_of_products
+from catapult_jax.xla import after, eigh, eigvalsh, every_precision_is_highest, fresh_jaxpr, loops_are_slow, sum_of_products
 from tests.zoo import build
 
 pytestmark = pytest.mark.xla
@@ -234,3 +234,26 @@ def test_vmap_of_one_member_transposes():
     member = jax.tree.map(lambda leaf: leaf[None], params)
     assert transposes(step, params, params) == 0
     assert transposes(jax.vmap(step), member, member) >= 2
+
+
+@pytest.mark.parametrize(("ours", "plain"), [(eigh, jnp.linalg.eigh), (eigvalsh, jnp.linalg.eigvalsh)])
+def test_eigh_of_members_is_no_batch(ours, plain):
+    """Under vmap LAPACK gets one matrix at a time, and each result has the bits of its own call."""
+    a = jax.random.normal(jax.random.key(0), (3, 6, 6))
+    matrices = a + a.swapaxes(1, 2)
+    calls = lambda function: re.findall(r"= \((\S+).*lapack_ssyevd_ffi", compiled(jax.vmap(function), matrices).as_text())
+    assert all(shape.startswith("f32[3,6,6]") for shape in calls(plain)) and calls(plain)
+    assert not any(shape.startswith("f32[3,") for shape in calls(ours)) and calls(ours)
+
+    alone = [jax.jit(plain)(matrix) for matrix in matrices]
+    for together, *parts in zip(*(jax.tree.leaves(r) for r in (jax.jit(jax.vmap(ours))(matrices), *alone)), strict=True):
+        np.testing.assert_array_equal(together, np.stack(parts))
+
+
+def test_eigh_has_derivatives():
+    matrix = jnp.diag(jnp.array([1.0, 3.0]))
+
+    largest = lambda m: eigh(m)[0][-1]
+
+    np.testing.assert_allclose(jax.grad(largest)(matrix), [[0, 0], [0, 1]], atol=1e-6)
+    np.testing.assert_allclose(jax.vmap(jax.grad(largest))(matrix[None])[0], [[0, 0], [0, 1]], atol=1e-6)

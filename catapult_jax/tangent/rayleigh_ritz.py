@@ -33,6 +33,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from catapult_jax.xla import eigh
+
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
@@ -211,7 +213,7 @@ def ritz(space: Space, k: Array, failure: float) -> Ritz:
     scale = jnp.where(scale > 0, scale, 1)
     # Columns without a vector get an eigenvalue below all others: K has none below zero.
     unused = jnp.where(used, 0, 2.0 * m).astype(projected.dtype)
-    values, rotation = jnp.linalg.eigh((projected + projected.T) / (2 * scale) - jnp.diag(unused))
+    values, rotation = eigh((projected + projected.T) / (2 * scale) - jnp.diag(unused))
     values, rotation = jnp.maximum(values[::-1], 0) * scale, rotation[:, ::-1]
     vectors = space.basis @ rotation
     residuals = space.images @ rotation - vectors * values[None]

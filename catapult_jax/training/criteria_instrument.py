@@ -20,6 +20,7 @@ from catapult_jax.losses import batch_loss, weighted_residual
 from catapult_jax.preconditioners import Preconditioner
 from catapult_jax.tangent import loss_weighted_kernel, tangent_kernel
 from catapult_jax.training.measurement import Instrument, Moment
+from catapult_jax.xla import eigh
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, PyTree
@@ -144,7 +145,7 @@ def from_kernel(
         raise ValueError(f"outputs of an example={outputs.size // len(x)}; allowed with the instrument criteria: 1")
     weighted = loss_weighted_kernel(_kernel(apply_fn, now.params, x, preconditioner.diagonal), outputs, y, loss=loss)
     residual = weighted_residual(outputs, y, loss=loss).reshape(-1)
-    h, vectors = jnp.linalg.eigh(weighted)
+    h, vectors = eigh(weighted)
     h = jnp.maximum(h, 0)  # below zero by rounding alone
     top, rest = fraction_of(vectors[:, -_TOP:], residual, len(x))
     lr = lr * preconditioner.gain

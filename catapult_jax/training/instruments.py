@@ -24,7 +24,7 @@ from catapult_jax.tangent import Directions, top_eigenpairs
 from catapult_jax.tangent.eigenpairs import no_directions
 from catapult_jax.tangent.weighted import weighted_kernel_and_gradient, weighted_tangent_kernel
 from catapult_jax.training.measurement import Instrument, Moment
-from catapult_jax.xla import at_least_float32
+from catapult_jax.xla import at_least_float32, eigvalsh
 
 
 def lambda_max_batch(
@@ -265,7 +265,7 @@ def preconditioner_min(apply_fn: Callable, *, loss: str, every: int) -> Instrume
 
     def measure(now: Moment):
         weighted = weighted_tangent_kernel(apply_fn, now.params, now.batch, now.outputs, loss=loss)
-        least, lambda_max = smallest_entry(now.preconditioner().diagonal), jnp.linalg.eigvalsh(weighted)[-1]
+        least, lambda_max = smallest_entry(now.preconditioner().diagonal), eigvalsh(weighted)[-1]
         return {
             "preconditioner_min": least,
             "lambda_max_plain_batch": lambda_max,

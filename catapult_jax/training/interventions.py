@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from catapult_jax.losses import curvature_columns, weighted_residual
-from catapult_jax.xla import warn_of_lapack_threads
+from catapult_jax.xla import eigh, warn_of_lapack_threads
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, PyTree
@@ -139,7 +139,7 @@ def modes_of(weighted: Float[Array, "br br"] | None, outputs: Float[Array, "b *o
     with jax.default_matmul_precision("highest"):
         _, Q = curvature_columns(outputs, targets, loss=loss)
         residual = jnp.einsum("bor,bo->br", Q, weighted_residual(outputs, targets, loss=loss)).reshape(-1)
-        values, vectors = jnp.linalg.eigh(weighted)
+        values, vectors = eigh(weighted)
         return Modes(values, vectors, vectors.T @ residual.astype(values.dtype))
 
 
