@@ -52,7 +52,7 @@ def get_config(variant: str = "fcn") -> ConfigDict:
         c.steps = 150
         c.measure.loss_modes = 128
         c.members.lr = (0.5, 0.9, 1.67, 2.5)
-        c.members.seed = (500, 501, 502, 503, 504)
+        c.members.seed = (530, 531, 532, 533, 534)
         c.claims = ("spikes_are_catapults", "spikes_need_few_directions")
     if "width" in chosen:
         c.steps = 30

@@ -33,7 +33,7 @@ def get_config(variant: str = "fcn") -> ConfigDict:
     if "cnn" in chosen:
         c.schedule.settle_fraction = 0.8  # its loss falls more slowly
     if "smoke" not in chosen:
-        c.steps = 90 if "cnn" in chosen else 200
+        c.steps = 90 if "cnn" in chosen else 300
     else:
         c.schedule.settle_steps = 1
         c.schedule.settle_fraction = 1.0
