@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from catapult_jax import records
 from catapult_jax.events import DEFINITION
 from catapult_jax.report.members import until_diverged
+from catapult_jax.report.statistics import counted
 from configs import default
 from experiments import config as configs
 from experiments import directory, summary, sweep, verdicts
@@ -212,13 +213,11 @@ _YES, _IN_PART, _NO = ("reproduced", "holds"), ("partly", "holds in part"), ("no
 
 
 def _answer(rows: list[Row]) -> str:
-    """One line: yes, no or in part, by the published rows where there are some; then what holds, holds in part, and does not."""
+    """One line: yes, no or in part, by all rows that decide; then what holds, holds in part, and does not."""
     groups: dict[str, list[str]] = {}
     for row in rows:
         groups.setdefault(row.grade.removeprefix(f"{OURS}: "), []).append(_lower(row.title))
-    published = [row for row in rows if row.source != OURS] or rows
-    decided = [row.grade.removeprefix(f"{OURS}: ") for row in published]
-    decided = [word for word in decided if word in (*_YES, *_IN_PART, *_NO)]
+    decided = [word for word in groups if word in (*_YES, *_IN_PART, *_NO)]
     in_short = "Yes" if set(decided) <= set(_YES) else "No" if set(decided) <= set(_NO) else "In part"
     parts = [f"*{in_short}.*"] if decided else []
     parts += [
@@ -226,7 +225,9 @@ def _answer(rows: list[Row]) -> str:
         for word in (*_YES, *_IN_PART, *_NO, NOT_MEASURABLE)
         if word in groups
     ]
-    return " ".join([*parts, *([f"Not tested: {len(groups[NOT_TESTED])} rows."] if NOT_TESTED in groups else [])])
+    if NOT_TESTED in groups:
+        parts.append(f"Not tested: {counted(len(groups[NOT_TESTED]), 'row')}.")
+    return " ".join(parts)
 
 
 def _lower(title: str) -> str:

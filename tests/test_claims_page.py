@@ -92,7 +92,7 @@ def test_answers_name_what_holds_and_what_does_not():
     ],
 )
 def test_answers_in_short(grades, words):
-    """By the published row, where there is one: rows of ours do not change it."""
+    """By the rows that decide; the others were not run."""
     page = claims_page._answers(rows_of(outcomes_with("published_accuracies", *grades)), "cpu")
 
     line = next(line for line in page.splitlines() if line.startswith("- **Does the study on MNIST hold?**"))

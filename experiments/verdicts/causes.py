@@ -78,7 +78,7 @@ def overshoot_is_the_cause(run: Run) -> Finding:
     every_step=("measure.loss_train_every",),
     given=_GIVEN,
     min_seeds=10,
-    title="It lowers the test loss at equal steps and at an equal sum of lr, too",
+    title="The overshoot lowers the test loss at equal steps and at an equal sum of lr",
 )
 def overshoot_helps_at_equal_effort(run: Run) -> Finding:
     """The same comparison after the same number of steps, and after the same sum of learning rates."""
