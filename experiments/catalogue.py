@@ -106,7 +106,7 @@ QUESTIONS = {
     "Do catapults improve features and test loss?": (*_RAISES, *_OPTIMIZERS),
     "Do small batches help by more catapults?": (*_BATCHES, "small_batches_help_without_catapults"),
     "Is the overshoot of a few modes the cause?": (*_CAUSES, "forced_overshoot_helps"),
-    "Does a directional criterion predict this step, a spectral one the next ones?": ("directional_predicts_the_step", "spectral_predicts_the_horizon"),
+    "Does the direction of a step predict this step, and the spectrum of the kernel the next ones?": ("directional_predicts_the_step", "spectral_predicts_the_horizon"),
     "Does the study on MNIST hold?": (
         *_STUDY, "catapults_help_beyond_cycles", "catapults_lower_the_norm", "adagrad_outgrows_its_lr", "smallest_entry_grows",
         "adagrad_has_fewer_critical_steps",

@@ -78,8 +78,11 @@ def test_answers_name_what_holds_and_what_does_not():
     page = claims_page._answers(rows_of(outcomes), "cpu")
 
     line = next(line for line in page.splitlines() if line.startswith("- **Are the spikes of the loss catapults?**"))
-    assert "*In part.* Reproduced: above the critical lr a catapult comes at once" in line
-    assert "Not reproduced: a spike of gradient descent needs" in line
+    assert "*In part.* Reproduced: above the critical lr a catapult comes at once, in the top eigenspace (fcn, cnn)." in line
+    assert (
+        "Not reproduced: a spike of gradient descent needs an lr above the critical lr of that moment (ratios: so much)."
+        in line
+    )
 
 
 @pytest.mark.parametrize(

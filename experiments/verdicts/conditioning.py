@@ -28,7 +28,7 @@ STUDY = "MNIST study"
     of=RUN,
     every_step=("measure.lambda_max_batch_every",),
     title="The norm of the NTK falls in catapult phases",
-    published="In catapult phases of a cyclic lr the spectral norm of the NTK falls, and its condition number with it",
+    published="In catapult phases of a cyclic lr the spectral norm of the NTK falls (the study says so of its condition number, too, which is described only)",
     source=f"{STUDY}, NTK figures",
 )
 def catapults_lower_the_norm(run: Run) -> Finding:

@@ -75,7 +75,7 @@ def _statement_of_slope(outcome: str, sign: str, config) -> str:
     of=SWEEP,
     given=_GIVEN,
     columns=(*_COLUMNS, "agop_alignment_start"),
-    title="More catapults of gradient descent raise the AGOP alignment",
+    title="More catapults of gradient descent raise the alignment at equal training loss",
     published="Gradient descent with more catapults, trained to the same loss, has a higher AGOP alignment with the true model",
     source=f"{ZHU}, abstract",
 )
@@ -91,7 +91,7 @@ def catapults_raise_alignment(rows: list[dict], config) -> Finding:
     of=SWEEP,
     given=_GIVEN,
     columns=_COLUMNS,
-    title="More catapults of gradient descent lower the test loss",
+    title="More catapults of gradient descent lower the test loss at equal training loss",
     published="Gradient descent with more catapults, trained to the same loss, has a better test performance",
     source=f"{ZHU}, abstract",
 )
@@ -109,7 +109,7 @@ def _slope_finding(rows: list[dict], statement: str, outcome: str, sign: int) ->
     return Finding(statement, decide(beyond_zero(slopes, sign)), f"{text_of(slopes)} per catapult", table)
 
 
-@claim(of=SWEEP, given=_GIVEN, columns=_COLUMNS, title="Raises that stay below the critical lr do not lower the test loss")
+@claim(of=SWEEP, given=_GIVEN, columns=_COLUMNS, title="Raises to just below the critical lr do less than half as much")
 def raises_below_critical_do_little(rows: list[dict], config) -> Finding:
     """Control: as many raises at the same times, to just below the critical lr, so without a catapult."""
     statement = (

@@ -56,7 +56,7 @@ def _mean_text(of_seed: dict[int, float]) -> str:
 @claim(
     of=RUN,
     every_step=(*_NEEDS, "measure.lambda_max_train_every"),
-    title="Spikes of SGD lie in the top eigenspace",
+    title="Spikes of SGD lie in the top eigenspace, more than other rises do",
     published="The spikes of the training loss of SGD lie in the space of the top eigenvectors of the tangent kernel",
     source=f"{ZHU}, abstract",
 )
@@ -215,7 +215,7 @@ def spikes_have_exceedances(run: Run) -> Finding:
 @claim(
     of=RUN,
     every_step=_NEEDS,
-    title="With batch size one, spikes of the training loss come with an exceedance",
+    title="With batch size one, spikes of the training loss come with lr > critical lr",
     published="With batch size one the training loss spikes where the lr exceeds the critical lr of the example",
     source=f"{ZHU}, Fig. 5",
 )
