@@ -167,12 +167,16 @@ def catapults_hurt_adagrad(rows: list[dict], config) -> Finding:
         "After 30 epochs, at every peak of one grid at which no seed diverges: a lower test accuracy with cycles up to this lr than at this lr held "
         f"constant ({BEYOND} on the paired differences). Partly: at some of the peaks"
     )
-    table, gains, _ = _same_peaks(rows, "adagrad")
+    table, gains, critical = _same_peaks(rows, "adagrad")
     if not gains:
         return Finding(statement, NOT_MEASURABLE, "no peak without divergence", (_PEAK_HEADER, *table))
     holds = {lr: beyond_zero(gain, -1) for lr, gain in gains.items()}
     most = min(gains, key=lambda lr: np.mean(gains[lr]))
-    effect = f"at {sum(map(bool, holds.values()))} of {len(holds)} peaks; largest loss {text_of(-np.array(gains[most]))} points"
+    with_catapults = sum(bool(holds[lr]) and max(critical[lr]) > 0 for lr in holds)
+    effect = (
+        f"at {sum(map(bool, holds.values()))} of {len(holds)} peaks, {with_catapults} of them with critical steps; largest loss "
+        f"{text_of(-np.array(gains[most]))} points"
+    )
     return Finding(statement, grade(*holds.values()), effect, (_PEAK_HEADER, *table))
 
 
