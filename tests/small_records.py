@@ -142,6 +142,25 @@ def ends(name, values, steps=8):
     return {name: np.repeat(np.asarray(values, float)[:, None], steps, 1)}
 
 
+def spikes(count):
+    """A loss with that many catapults of factor 3, and the critical lr that makes them so."""
+    loss, critical = np.ones(8), np.full(8, 9.0)
+    for i in range(count):
+        loss[2 * i + 1], critical[2 * i] = 3.0, 1.0
+    return loss, critical
+
+
+def members_with(counts, seeds, **finals):
+    """Members with so many catapults each, which end at the loss to stop at and at the given values of other series."""
+    loss, critical = (np.stack(values) for values in zip(*(spikes(count) for count in counts), strict=True))
+    more = {name: series for final, values in finals.items() for name, series in ends(final, values).items()}
+    data = record(loss, 1.5, critical, **more)
+    data["loss_train"][:, -1] = 0.01
+    stopped = np.zeros(loss.shape, bool)
+    stopped[:, -1] = True
+    return data.assign(stopped=(("member", "step"), stopped)).assign_coords(seed=("member", np.asarray(seeds)))
+
+
 def adagrad_record(exact, bound):
     """Two cycles of an lr between 0.5 and 2."""
     lr = np.tile([0.5, 1.25, 2.0, 1.25], 2)
