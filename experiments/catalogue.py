@@ -50,7 +50,12 @@ def _references(task: str) -> tuple[str, ...]:
 def _task(config: str, claims: tuple[str, ...], task: str, variant: str = "") -> Experiment:
     name = f"{config}:{task}" + (f",{variant}" if variant else "")
     return Experiment(
-        name, claims, is_sweep=True, references=_references(task), is_variant=bool(variant), is_quick=name.endswith(":rank2")
+        name,
+        claims,
+        is_sweep=True,
+        references=_references(task),
+        is_variant=bool(variant),
+        is_quick=name in ("catapults_agop:rank2", "batch_size:rank2"),
     )
 
 
