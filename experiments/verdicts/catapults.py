@@ -15,6 +15,7 @@ from experiments.verdicts.registry import (
     REPRODUCED,
     RUN,
     SWEEP,
+    ZHU,
     Finding,
     Run,
     claim,
@@ -22,8 +23,6 @@ from experiments.verdicts.registry import (
     grade,
 )
 from experiments.verdicts.sweep_rows import rows_by_arm
-
-ZHU = "Zhu et al. 2024"
 
 
 @claim(
@@ -101,7 +100,7 @@ def spikes_are_catapults(run: Run) -> Finding:
     record = run.record
     statement = (
         f"No spike (factor {run.settings.factor}) starts before the first step with lr above the current critical lr, "
-        "and at least 95 % of the spikes are catapults: they have such a step from their onset to their peak. Partly: one of the two"
+        "and every spike is a catapult: it has such a step from its onset to its peak. Partly: one of the two"
     )
     events = run.events(run.settings.factor)
     above = record["lr"].values > record["critical_lr_batch"].values
@@ -126,7 +125,7 @@ def spikes_are_catapults(run: Run) -> Finding:
         f"{at_onset} have an exceedance at the onset, lr / critical lr at the onset of the others {spread_text(later)}; "
         f"{count['divergence']} divergences, {count['death']} deaths; "
     ) + "; ".join(parts)
-    verdict = grade(early == 0, count["catapult"] >= 0.95 * len(spikes))
+    verdict = grade(early == 0, count["catapult"] == len(spikes))
     return Finding(statement, verdict, effect, details=details)
 
 
