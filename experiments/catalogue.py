@@ -82,7 +82,7 @@ EXPERIMENTS = (
     *(_task("optimizers_agop", _OPTIMIZERS, task) for task in (*_SYNTHETIC, "fmnist2", "usps")),
     *(
         Experiment(
-            f"causes:{task}", _CAUSES, ("arms", "loss_test"), references=_references(task)[:1], cap=f"{task},cap", is_quick=task == "rank2"
+            f"causes:{task}", _CAUSES, ("arms", "alignment_against_test_loss"), references=_references(task)[:1], cap=f"{task},cap", is_quick=task == "rank2"
         )
         for task in (*_SYNTHETIC, "fmnist2", "usps")
     ),

@@ -4,6 +4,7 @@ import doctest
 
 import pytest
 
+from catapult_jax.report.figures import FIGURES
 from experiments import catalogue, sweep, verdicts
 
 
@@ -31,6 +32,10 @@ def test_config_of_every_experiment_has_the_seeds_of_a_verdict(tmp_path):
             or experiment.name in ("cifar_gd:fcn", "cifar_gd:cnn,gpu")
             or config.data.name in ("mnist", "celeba")
         )
+
+
+def test_figures_of_every_experiment_exist():
+    assert {name for experiment in catalogue.EXPERIMENTS for name in experiment.figures} <= set(FIGURES)
 
 
 def test_examples_in_docstrings():
