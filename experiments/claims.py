@@ -27,7 +27,7 @@ _SCALE = flags.DEFINE_enum(
     "scale",
     "cpu",
     _SCALES,
-    "smoke: seconds for each; quick: the head rows, about 20 minutes on two cores; cpu: all but what needs a GPU, hours; gpu: all. quick and cpu "
+    "smoke: seconds for each; quick: the head rows; cpu: all but what needs a GPU, hours; gpu: all. quick and cpu "
     "share their runs.",
 )
 _ONLY = flags.DEFINE_multi_string(
