@@ -15,6 +15,7 @@ from experiments.verdicts.registry import (
     PARTLY,
     REPRODUCED,
     RUN,
+    STUDY,
     SWEEP,
     Finding,
     Run,
@@ -24,7 +25,6 @@ from experiments.verdicts.registry import (
 )
 from experiments.verdicts.sweep_rows import at_the_edge, lr_with_least, paired, rows_by_arm, tuned_arms
 
-STUDY = "MNIST study"
 # Test accuracies in percent of the two-layer network on MNIST, as published by the student study; math.md, section 6.
 PUBLISHED = {
     ("sgd", "constant"): 95.38,

@@ -6,8 +6,17 @@ import numpy as np
 
 from catapult_jax.report.members import SAME_LOSS
 from catapult_jax.report.statistics import BEYOND, beyond_zero, number_text, rank_correlation, text_of
-from experiments.verdicts.features import ZHU, not_measurable
-from experiments.verdicts.registry import NOT_MEASURABLE, NOT_TESTED, SWEEP, Finding, claim, decide, grade
+from experiments.verdicts.features import not_measurable
+from experiments.verdicts.registry import (
+    NOT_MEASURABLE,
+    NOT_TESTED,
+    SWEEP,
+    ZHU,
+    Finding,
+    claim,
+    decide,
+    grade,
+)
 from experiments.verdicts.sweep_rows import at_the_edge, rows_by_arm, tuned_arms
 
 _AXIS = "optimizer.batch_size"

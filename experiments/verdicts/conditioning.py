@@ -13,6 +13,7 @@ from experiments.verdicts.registry import (
     NOT_TESTED,
     REPRODUCED,
     RUN,
+    STUDY,
     SWEEP,
     Finding,
     Run,
@@ -20,8 +21,6 @@ from experiments.verdicts.registry import (
     decide,
 )
 from experiments.verdicts.sweep_rows import rows_by_arm
-
-STUDY = "MNIST study"
 
 
 @claim(

@@ -8,7 +8,16 @@ from catapult_jax.metrics import Prediction
 from catapult_jax.report.analysis import pooled, rise_predictions
 from catapult_jax.report.members import active, by_setting
 from catapult_jax.report.statistics import number_text
-from experiments.verdicts.registry import NOT_REPRODUCED, NOT_TESTED, REPRODUCED, RUN, Finding, Run, claim
+from experiments.verdicts.registry import (
+    NOT_REPRODUCED,
+    NOT_TESTED,
+    REPRODUCED,
+    RUN,
+    ZHU,
+    Finding,
+    Run,
+    claim,
+)
 
 _SCORES = ("precision", "recall", "base_rate")
 
@@ -18,7 +27,7 @@ _SCORES = ("precision", "recall", "base_rate")
     every_step=("measure.lambda_max_batch_every", "measure.loss_batch_after_every", "measure.loss_train_every"),
     title="With batch size one, a batch's loss rises exactly where lr > critical lr",
     published="With batch size one the loss of the example rises in a step exactly where the lr exceeds its critical lr",
-    source="Zhu et al. 2024, Fig. 5",
+    source=f"{ZHU}, Fig. 5",
 )
 def exceedance_predicts_rise(run: Run) -> Finding:
     """Fig. 5: with batch size one, the loss of a batch rises in the steps with lr above the critical lr of that batch."""

@@ -6,10 +6,17 @@ import numpy as np
 
 from catapult_jax.report.members import SAME_LOSS
 from catapult_jax.report.statistics import BEYOND, beyond_zero, interval, text_of
-from experiments.verdicts.registry import NOT_MEASURABLE, NOT_TESTED, SWEEP, Finding, claim, decide
+from experiments.verdicts.registry import (
+    NOT_MEASURABLE,
+    NOT_TESTED,
+    SWEEP,
+    ZHU,
+    Finding,
+    claim,
+    decide,
+)
 from experiments.verdicts.sweep_rows import rows_by_arm
 
-ZHU = "Zhu et al. 2024"
 _GIVEN = ("run.stop_loss", "measure.loss_test_every", "measure.agop_alignment_every", "measure.lambda_max_batch_every")
 _COLUMNS = ("catapults", "raises", "schedule.raise_to", "loss_test", "agop_alignment")
 _CEILING = 0.5  # least alignment of two references of one recipe

@@ -6,8 +6,16 @@ import numpy as np
 
 from catapult_jax.report.members import SAME_LOSS
 from catapult_jax.report.statistics import BEYOND, beyond_zero, rank_correlation, text_of
-from experiments.verdicts.features import ZHU, not_measurable
-from experiments.verdicts.registry import NOT_MEASURABLE, NOT_TESTED, SWEEP, Finding, claim, grade
+from experiments.verdicts.features import not_measurable
+from experiments.verdicts.registry import (
+    NOT_MEASURABLE,
+    NOT_TESTED,
+    SWEEP,
+    ZHU,
+    Finding,
+    claim,
+    grade,
+)
 from experiments.verdicts.sweep_rows import ONLY_OPTIMIZERS, at_the_edge, rows_by_arm, tuned_arms
 
 _AXIS = "optimizer.name"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 REPRODUCED, PARTLY, NOT_REPRODUCED = "reproduced", "partly", "not reproduced"
 NOT_MEASURABLE, NOT_TESTED = "not measurable", "not tested"  # the runs can't decide; there are no such runs
-OURS = "ours"  # source of a claim that no study makes
+ZHU, STUDY, OURS = "Zhu et al. 2024", "MNIST study", "ours"  # sources; the last one: no study makes the claim
 RUN, SWEEP = "run", "sweep"  # a claim is tested on one of them
 MIN_SPIKES = 10  # fewer decide nothing
 

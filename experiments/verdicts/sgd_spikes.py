@@ -18,6 +18,7 @@ from experiments.verdicts.registry import (
     PARTLY,
     REPRODUCED,
     RUN,
+    ZHU,
     Finding,
     Run,
     claim,
@@ -25,7 +26,6 @@ from experiments.verdicts.registry import (
     grade,
 )
 
-ZHU = "Zhu et al. 2024"
 _NEEDS = ("measure.lambda_max_batch_every", "measure.loss_train_every")
 _MATCH = 0.1  # a control window starts at a lambda_max within this fraction of that of the spike
 
@@ -180,12 +180,13 @@ def _exceedances_before_spikes(run: Run) -> Finding:
         "the critical lr of its batch, and they have one more often than windows of the same length anywhere in the same runs "
         f"({BEYOND}). Partly: the latter alone"
     )
+    by_factor = {other: _exceedances_of_spikes(run, other) for other in sorted({*FACTORS, factor})}
     table = [("factor of the spike", "spikes", "with an exceedance on the way", "by chance")]
-    for other in FACTORS:
-        hits, gain = (np.array([v for values in part for v in values]) for part in _exceedances_of_spikes(run, other))
+    for other, exceedances in by_factor.items():
+        hits, gain = (np.array([v for values in part for v in values]) for part in exceedances)
         if len(hits):
             table.append((f"{other:g}", str(len(hits)), f"{hits.mean():.0%}", f"{(hits - gain).mean():.0%}"))
-    exceedances = _exceedances_of_spikes(run, factor)
+    exceedances = by_factor[factor]
     hits = np.array([v for values in exceedances.hits for v in values])
     critical = [critical_fraction(run.record, run.settings, m) for m in range(run.record.sizes["member"])]
     details = f"{text_of([c for c in critical if not np.isnan(c)])} of all steps are critical"
