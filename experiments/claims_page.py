@@ -226,15 +226,15 @@ def _answer(rows: list[Row]) -> str:
         groups.setdefault(word, []).append(_lower(row.title) + (f" ({row.deciding}{effect})" if row.deciding else ""))
     decided = [word for word in groups if word in (*_YES, *_IN_PART, *_NO)]
     in_short = "Yes" if set(decided) <= set(_YES) else "No" if set(decided) <= set(_NO) else "In part"
-    parts = [f"*{in_short}.*"] if decided else []
+    parts, between = [f"*{in_short}.*"] if decided else [], ";\n  "  # a line for each claim
     parts += [
-        f"{word.capitalize()}: {'; '.join(groups[word])}."
+        f"{word.capitalize()}: {between.join(groups[word])}."
         for word in (*_YES, *_IN_PART, *_NO, NOT_MEASURABLE)
         if word in groups
     ]
     if NOT_TESTED in groups:
         parts.append(f"Not tested: {counted(len(groups[NOT_TESTED]), 'row')}.")
-    return " ".join(parts)
+    return "\n  ".join(parts)
 
 
 def _lower(title: str) -> str:

@@ -75,7 +75,7 @@ def test_answers_name_what_holds_and_what_does_not():
         name: result for name, result in outcomes_with("spikes_are_catapults", NOT_REPRODUCED).items() if result != "not run"
     }
 
-    page = claims_page._answers(rows_of(outcomes), "cpu")
+    page = claims_page._answers(rows_of(outcomes), "cpu").replace("\n  ", " ")
 
     line = next(line for line in page.splitlines() if line.startswith("- **Are the spikes of the loss catapults?**"))
     assert "*In part.* Reproduced: above the critical lr a catapult comes at once, in the top eigenspace (fcn, cnn)." in line
@@ -96,7 +96,7 @@ def test_answers_name_what_holds_and_what_does_not():
 )
 def test_answers_in_short(grades, words):
     """By the rows that decide; the others were not run."""
-    page = claims_page._answers(rows_of(outcomes_with("published_accuracies", *grades)), "cpu")
+    page = claims_page._answers(rows_of(outcomes_with("published_accuracies", *grades)), "cpu").replace("\n  ", " ")
 
     line = next(line for line in page.splitlines() if line.startswith("- **Does the study on MNIST hold?**"))
     assert f"hold?** {words}" in line
