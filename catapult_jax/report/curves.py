@@ -203,7 +203,7 @@ def preconditioner_figure(record: xarray.Dataset, settings: Settings) -> Figure:
     >>> len(preconditioner_figure(record, Settings()).axes)
     2
     """
-    figure, columns = make_panels(record, settings, "learning rate, η", "smallest entry of the preconditioner, P")
+    figure, columns = make_panels(record, settings, "learning rate, η", "smallest entry of P")
     series: Any = (
         ("critical_lr_batch", dict(color=SKY, label="critical lr of the batch, exact")),
         ("critical_lr_bound_batch", dict(color=GREEN, ls="--", label="the bound")),
@@ -213,6 +213,7 @@ def preconditioner_figure(record: xarray.Dataset, settings: Settings) -> Figure:
         for name, style in series:
             plot_members(top, record, positive(record[name].values), members, **style)
         plot_members(bottom, record, record["preconditioner_min"].values, members, color=BLUE)
+        bottom.yaxis.set_major_formatter("{x:.3g}")  # short labels: an entry may be 0.0003
         log_scale(top)
     add_legend(figure)
     return figure
