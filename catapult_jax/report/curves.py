@@ -213,7 +213,8 @@ def preconditioner_figure(record: xarray.Dataset, settings: Settings) -> Figure:
         for name, style in series:
             plot_members(top, record, positive(record[name].values), members, **style)
         plot_members(bottom, record, record["preconditioner_min"].values, members, color=BLUE)
-        bottom.yaxis.set_major_formatter("{x:.3g}")  # short labels: an entry may be 0.0003
+        bottom.locator_params(axis="y", nbins=3)  # few and short labels: an entry may be 0.0003
+        bottom.yaxis.set_major_formatter("{x:.3g}")
         log_scale(top)
     add_legend(figure)
     return figure
