@@ -26,12 +26,12 @@ def get_config(variant: str = "rank2") -> ConfigDict:
     c.data.validation_size = 256
     c.steps = 3000 if task in tasks.SYNTHETIC else 1000
     c.sweep = ("optimizer.name=sgd,heavy_ball,nesterov,adagrad,rmsprop,adam,adamw,adadelta",)
-    c.members.seed = tuple(range(500, 510 if task in tasks.SYNTHETIC else 505))
+    c.members.seed = tuple(range(540, 550 if task in tasks.SYNTHETIC else 545))
     c.optimizer.lr_unit = "critical_lr0"
-    c.members.lr = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # small ones for heavy ball, large ones for rmsprop
+    c.members.lr = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # small ones for heavy ball, large ones for rmsprop
     c.optimizer.batch_size = 16
     c.measure.lambda_max_batch_every = 0
-    c.measure.lambda_max_train_every, c.measure.method, c.measure.top_k = 20, "matrix_free", 1
+    c.measure.lambda_max_train_every, c.measure.method, c.measure.top_k = 100, "matrix_free", 1
     c.measure.weight_norm_every = 20
     c.measure.loss_test_every = 20
     c.measure.agop_alignment_every = 20
