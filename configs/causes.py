@@ -40,7 +40,7 @@ def get_config(variant: str = "rank2") -> ConfigDict:
     c = default.get_config()
     c.title = f"Causes, {task}"
     tasks.choose(c, task)
-    c.steps = 3000
+    c.steps = 3000 if task in tasks.SYNTHETIC else 1500
     c.members.seed = tuple(range(120, 140))
     c.members.intervention = ("none", "cap") if "cap" in words else ARMS
     c.intervention.cap_run = None if "cap" in words else f"runs/causes-{task}-cap"

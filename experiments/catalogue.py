@@ -79,7 +79,7 @@ EXPERIMENTS = (
     *(_task("batch_size", _BATCHES, task) for task in (*_SYNTHETIC, "cifar2", "svhn2", "fmnist2", "usps", "celeba")),
     _task("batch_size", _BATCHES, "cifar2", "ce"),
     _task("batch_size", (*_BATCHES, "small_batches_help_without_catapults"), "rank2", "momentum"),
-    *(_task("optimizers_agop", _OPTIMIZERS, task) for task in (*_SYNTHETIC, "fmnist2", "usps")),
+    *(_task("optimizers_agop", _OPTIMIZERS, task) for task in _SYNTHETIC),
     *(
         Experiment(
             f"causes:{task}", _CAUSES, ("arms", "alignment_against_test_loss"), references=_references(task)[:1], cap=f"{task},cap", is_quick=task == "rank2"

@@ -48,10 +48,15 @@ class Progress:
 
 
 def _text(measured: dict[str, np.ndarray]) -> str:
-    """Medians over the members at the last measured step of a chunk, and the spikes of all members up to there."""
-    text = f"loss {np.median(measured['loss_batch'][:, -1]):.3g}"
+    """Medians over the members that have not diverged, at the last measured step of a chunk; and the spikes of all members up to there."""
+    spikes = measured["spikes"][:, -1].sum()
+    going = ~measured["diverged"][:, -1]
+    if not going.any():
+        return f"all members diverged, spikes {spikes}"
+    text = f"loss {np.median(measured['loss_batch'][going, -1]):.3g}"
     if "critical_lr_batch" in measured:
-        ratios = measured["lr"] / measured["critical_lr_batch"]
+        with np.errstate(divide="ignore"):  # the critical lr of a dead network is 0
+            ratios = measured["lr"][going] / measured["critical_lr_batch"][going]
         steps = np.flatnonzero(np.isfinite(ratios).any(0))  # NaN where it is not due, or the member has stopped
         text += f", lr / critical lr {np.nanmedian(ratios[:, steps[-1]]):.2f}" if len(steps) else ""
-    return f"{text}, spikes {measured['spikes'][:, -1].sum()}"
+    return f"{text}, spikes {spikes}"

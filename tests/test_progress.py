@@ -16,7 +16,7 @@ class Terminal(io.StringIO):
 def test_progress_without_a_terminal_prints_every_tenth(capsys):
     display = progress.Progress(200, 0)
     for at in range(5, 201, 5):
-        display.update(at, {"loss_batch": np.full((2, 5), 0.25), "spikes": np.ones((2, 5), int)})
+        display.update(at, {"loss_batch": np.full((2, 5), 0.25), "spikes": np.ones((2, 5), int), "diverged": np.zeros((2, 5), bool)})
     display.close()
     out = capsys.readouterr().out.splitlines()
     assert (
@@ -36,6 +36,7 @@ def test_progress_shows_medians_over_members(capsys):
             "lr": np.full((3, 2), 3.0),
             "critical_lr_batch": np.array([[9.0, 1.0], [9.0, 2.0], [9.0, 6.0]]),
             "spikes": np.array([[0, 1], [0, 0], [0, 2]]),
+            "diverged": np.zeros((3, 2), bool),
         },
     )
 
@@ -51,10 +52,29 @@ def test_progress_shows_medians_over_members(capsys):
 def test_progress_shows_the_last_measured_step(critical, text, capsys):
     display = progress.Progress(2, 0)
 
-    measured = {"loss_batch": np.ones((2, 2)), "lr": np.full((2, 2), 3.0), "spikes": np.zeros((2, 2), int)}
+    measured = {"loss_batch": np.ones((2, 2)), "lr": np.full((2, 2), 3.0), "spikes": np.zeros((2, 2), int), "diverged": np.zeros((2, 2), bool)}
     display.update(2, measured | {"critical_lr_batch": np.array(critical)})
 
     assert capsys.readouterr().out == f"step 2 of 2 (100%), loss 1{text}, spikes 0\n"
+
+
+@pytest.mark.parametrize(
+    ("diverged", "text"),
+    [([False, True, True], "loss 0.5, lr / critical lr 1.50, spikes 6"), ([True, True, True], "all members diverged, spikes 6")],
+    ids=["two of three", "all"],
+)  # fmt: skip
+def test_progress_leaves_out_diverged_members(diverged, text, capsys):
+    measured = {
+        "loss_batch": np.array([[0.5], [np.inf], [np.nan]]),
+        "lr": np.full((3, 1), 3.0),
+        "critical_lr_batch": np.array([[2.0], [0.0], [0.0]]),
+        "spikes": np.array([[1], [2], [3]]),
+        "diverged": np.array(diverged)[:, None],
+    }
+
+    progress.Progress(1, 0).update(1, measured)
+
+    assert capsys.readouterr().out == f"step 1 of 1 (100%), {text}\n"
 
 
 def test_progress_on_a_terminal_is_a_bar(monkeypatch, capsys):
@@ -62,7 +82,7 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch, capsys):
     monkeypatch.setattr(progress.sys, "stderr", terminal)
     display = progress.Progress(10, 4)
 
-    display.update(10, {"loss_batch": np.full((1, 6), 0.5), "spikes": np.zeros((1, 6), int)})
+    display.update(10, {"loss_batch": np.full((1, 6), 0.5), "spikes": np.zeros((1, 6), int), "diverged": np.zeros((1, 6), bool)})
     display.close()
 
     assert "10/10" in terminal.getvalue() and "loss 0.5, spikes 0" in terminal.getvalue()
