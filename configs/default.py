@@ -150,6 +150,7 @@ def get_config() -> ConfigDict:
     c.run.checkpoint_every = placeholder(int)  # the same in steps, rounded up to a whole chunk; replaces the seconds
     # a member stops once its raises are made, no spike is open and its training loss is at most this; the run ends when all have stopped or diverged; None: never
     c.run.stop_loss = placeholder(float)
+    c.run.float64 = False  # data, parameters and every measurement in double precision; needs a CPU or GPU
     c.run.save_model = False  # write model.npz at the end: parameters of the first member, config and test scores
 
     c.sweep = ()  # default grid of experiments.sweep: "FIELD=v1,v2"

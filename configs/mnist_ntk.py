@@ -7,7 +7,8 @@ Claim: the norm of the NTK falls in catapult phases; its condition number is des
     python -m experiments.main --config=configs/mnist_ntk.py:smoke         # seconds
 
 Gradient descent on 32 images with ten outputs, by a two-layer network of width 128. It has 102,000 weights for a kernel of 320 rows, so
-that the kernel has full rank. The peak of the lr is three times the critical lr at initialisation.
+that the kernel has full rank. The peak of the lr is three times the critical lr at initialisation. The run is in double precision, since in
+single precision the smallest eigenvalue is near the rounding error.
 
 From the study: the two quantities and the two schedules. All sizes are our choice.
 """
@@ -35,6 +36,7 @@ def get_config(variant: str = "cyclic") -> ConfigDict:
     c.schedule.period, c.schedule.low, c.schedule.decay = 40, 0.1, 0.997
     c.measure.loss_test_every = 10
     c.events.factor = 1.2
+    c.run.float64 = True
     c.run.chunk_steps = 20
     c.run.checkpoint_every = 200
     c.claims = ("catapults_lower_the_norm",)

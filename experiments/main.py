@@ -67,7 +67,8 @@ def run(config: ConfigDict, workdir: Path, like: dict[str, Any] | None = None) -
     config = configs.expanded(config)
     find_nans = bool(jax.config.jax_debug_nans)
     # JAX would stop at the NaN of a measurement that is not due. loop.check_nans looks for the others.
-    with contextlib.ExitStack() as until_the_end, jax.debug_nans(False):
+    precision = jax.enable_x64(True) if config.run.float64 else contextlib.nullcontext()
+    with contextlib.ExitStack() as until_the_end, jax.debug_nans(False), precision:
         return _run(config, workdir, like, until_the_end, find_nans)
 
 

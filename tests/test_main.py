@@ -323,6 +323,21 @@ def test_run_ends_when_all_members_have_stopped(tmp_path, plain_figures):
     assert (tmp_path / "run" / "report.html").read_text() == before
 
 
+def test_run_in_float64(tmp_path, plain_figures):
+    """Parameters and measurements have double precision; the rest of the process keeps its own."""
+    fields = {"run__float64": True, "measure__lambda_max_train_every": 1}
+    main.run(smoke(**fields), tmp_path / "run")
+    record = catapult_jax.open_record(tmp_path / "run")
+    assert record["lambda_max_train"].dtype == record["condition_number_train"].dtype == np.float64
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["kernel_check"]["relative_error"] < 1e-13
+    assert not jax.config.jax_enable_x64
+
+    main.run(smoke(**fields | {"run__float64": False}), tmp_path / "single")
+    single = catapult_jax.open_record(tmp_path / "single")
+    assert single["lambda_max_train"].dtype == np.float32
+    np.testing.assert_allclose(single["lambda_max_train"][:, 0], record["lambda_max_train"][:, 0], rtol=1e-5)
+
+
 def test_run_saves_the_model_of_the_end_with_its_scores(tmp_path, plain_figures):
     """The scores in the file belong to its weights, one step after the last scores on record."""
     config = smoke(run__save_model=True, measure__loss_test_every=1)

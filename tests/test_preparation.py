@@ -267,6 +267,26 @@ def test_by_member_shares_what_is_equal(tmp_path):
     assert whole.checksum != data.by_member(draws[::-1]).checksum == data.by_member(draws[::-1]).checksum
 
 
+def test_in_float64_keeps_values_and_what_is_shared(tmp_path):
+    settings = SMALL | {"target_encoding": "sign", "validation_size": 4}
+    whole = data.by_member([data.prepare(toy(tmp_path), **settings, seed=seed) for seed in (3, 5)])
+
+    wide = data.in_float64(whole)
+
+    for name in ("x_train", "y_train", "x_test", "y_test", "x_val", "y_val"):
+        assert getattr(wide, name).dtype == np.float64
+        np.testing.assert_array_equal(getattr(wide, name), getattr(whole, name))
+    first, second = wide.draws
+    assert second.x_test is first.x_test is wide.x_test and second.x_train is not wide.x_train
+    assert wide.checksum == whole.checksum
+
+
+def test_in_float64_leaves_integer_targets(tmp_path):
+    labels = data.prepare(toy(tmp_path), **SMALL | {"target_encoding": "integer"})
+
+    assert data.in_float64(labels).y_train is labels.y_train
+
+
 def test_by_member_standardizes_the_test_examples_of_each_draw(tmp_path):
     settings = SMALL | {"scaling": "standardize"}
     draws = [data.prepare(toy(tmp_path), **settings, seed=seed) for seed in (3, 5)]

@@ -48,7 +48,7 @@ def test_catapults_lower_the_norm_describes_the_condition_number(before, after, 
     data = record(loss, 1.5, DROPS, condition_number_batch=condition)
 
     assert (
-        f"condition number smaller {words} where it is known"
+        f"condition number (float64) smaller {words} where it is known"
         in finding_of(conditioning.catapults_lower_the_norm, data, FIG3).details
     )
 

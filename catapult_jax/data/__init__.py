@@ -6,6 +6,7 @@ from catapult_jax.data.preparation import (
     TARGET_ENCODINGS_OF_LOSS,
     Data,
     by_member,
+    in_float64,
     most_examples,
     prepare,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "DataUnavailable",
     "UnknownData",
     "by_member",
+    "in_float64",
     "most_examples",
     "prepare",
     "read",

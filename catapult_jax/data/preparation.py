@@ -22,8 +22,8 @@ TARGET_ENCODINGS_OF_LOSS = {
 class Data(NamedTuple):
     """The arrays of a run."""
 
-    x_train: np.ndarray  # (n, ...) float32
-    y_train: np.ndarray  # (n, o) float32, or (n,) int32
+    x_train: np.ndarray  # (n, ...) float32; float64 after :func:`in_float64`
+    y_train: np.ndarray  # (n, o) as x_train, or (n,) int32
     x_test: np.ndarray  # as x_train
     y_test: np.ndarray  # as y_train
     outputs: int  # o of the model
@@ -299,6 +299,34 @@ def by_member(draws: Sequence[Data]) -> Data:
     checksum = hashlib.sha256("".join(draw.checksum for draw in different.values()).encode()).hexdigest()
     source = f"{first.source}; drawn again for each seed"
     return first._replace(checksum=checksum, source=source, draws=tuple(different[id(draw)] for draw in draws))
+
+
+def in_float64(data: Data) -> Data:
+    """The same data with inputs and targets in float64, for runs in double precision. Arrays that members share stay shared.
+
+    Args:
+      data: from :func:`prepare` or :func:`by_member`.
+
+    Returns:
+      A :class:`Data`; integer targets and the checksum stay as they are.
+
+    >>> from catapult_jax.data.targets import synthetic
+    >>> arrays = synthetic(dimension=3, rank=2, target="product", noise=0.0, train_size=4, test_size=2, seed=0)
+    >>> in_float64(prepare(arrays, train_size=4, scaling="none", target_encoding="value")).x_train.dtype.name
+    'float64'
+    """
+    wide: dict[int, np.ndarray] = {}
+
+    def cast(array: np.ndarray | None) -> np.ndarray | None:
+        if array is None or array.dtype != np.float32:
+            return array
+        return wide.setdefault(id(array), array.astype(np.float64))
+
+    def of(each: Data) -> Data:
+        names = ("x_train", "y_train", "x_test", "y_test", "x_val", "y_val")
+        return each._replace(**{name: cast(getattr(each, name)) for name in names}, draws=tuple(map(of, each.draws)))
+
+    return of(data)
 
 
 def _checksum(arrays: tuple[np.ndarray, ...]) -> str:

@@ -150,7 +150,7 @@ def arms_figure(record: xarray.Dataset, settings: Settings) -> Figure:
             _mean(axis, row, pairs, horizontal=True, **styles[name] | {"ls": "", "ms": 4, "mec": BLACK, "mew": 0.4})
         axis.axvline(0, color=BLACK, ls="--", lw=0.7)
         axis.set_yticks(range(len(others)), others if metric == metrics[0] else [""] * len(others), parse_math=False)
-        axis.set_ylim(len(others) - 0.5, -0.5)
+        axis.set_ylim(max(len(others), 1) - 0.5, -0.5)
         axis.locator_params(axis="x", nbins=4)
         axis.set_xlabel(f"{METRICS[metric]},\nminus the arm none")
     for i, axis in enumerate(figure.axes):

@@ -186,6 +186,7 @@ def _params_and_critical_lr(
 ):
     """Parameters, critical lr on the training (or probe) examples, and a bound on its relative error."""
     params = model.init(jax.random.fold_in(jax.random.key(seed), 0), arrays["x_train"][:1])
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, arrays["x_train"].dtype)), params)
     batch = tuple(arrays[key][:probe_size] for key in ("x_train", "y_train"))
     _, _, gradient = plain_gradient(problem, params, batch)
     rule = preconditioner_of(problem, gradient, params, problem.transformation.init(params))

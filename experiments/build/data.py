@@ -28,11 +28,13 @@ def load_data(config: ConfigDict) -> tuple[data.Data, str | None]:
     """
     try:
         prepare, fallback_for = _preparation(config)
-        if not config.data.by_seed:
-            return prepare(None), fallback_for
-        seeds = member_columns(config)["seed"]
-        draws = {seed: prepare(seed) for seed in dict.fromkeys(seeds)}
-        return data.by_member([draws[seed] for seed in seeds]), fallback_for
+        if config.data.by_seed:
+            seeds = member_columns(config)["seed"]
+            draws = {seed: prepare(seed) for seed in dict.fromkeys(seeds)}
+            loaded = data.by_member([draws[seed] for seed in seeds])
+        else:
+            loaded = prepare(None)
+        return data.in_float64(loaded) if config.run.float64 else loaded, fallback_for
     except ValueError as error:
         raise configs.ConfigError(configs.one_line(error)) from error
     except (OSError, MemoryError, OverflowError) as error:

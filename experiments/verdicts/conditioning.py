@@ -34,7 +34,7 @@ def catapults_lower_the_norm(run: Run) -> Finding:
     """A catapult leaves a kernel of smaller norm; its condition number is described."""
     statement = (
         "At least 90 % of the catapults that close leave a tangent kernel of the training set with a smaller spectral norm than at their onset. The "
-        "condition number is described and decides nothing: its smallest eigenvalue is near the rounding error of float32"
+        "condition number is described and decides nothing"
     )
     norms, before, after, still_open = [], [], [], 0
     for m, events in enumerate(run.events(run.settings.factor)):
@@ -53,7 +53,7 @@ def catapults_lower_the_norm(run: Run) -> Finding:
     smaller = after[comparable] < before[comparable]
     effect = f"after {int((norms < 1).sum())} of {len(norms)} catapults, after / before {spread_text(norms)}"
     details = (
-        f"condition number smaller after {int(smaller.sum())} of {int(comparable.sum())} where it is known, after / before "
+        f"condition number ({run.record['condition_number_batch'].dtype}) smaller after {int(smaller.sum())} of {int(comparable.sum())} where it is known, after / before "
         f"{spread_text(after[both] / before[both])}; {still_open} do not close"
     )
     if len(norms) < MIN_SPIKES:
