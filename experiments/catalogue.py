@@ -88,7 +88,13 @@ EXPERIMENTS = (
     ),
     *(Experiment(f"causes:{task},force", ("forced_overshoot_helps",), is_sweep=True) for task in _SYNTHETIC),
     *(
-        Experiment(f"predictors:{name}", ("directional_predicts_the_step", "spectral_predicts_the_horizon"), ("lr_over_critical_lr",), is_quick=name == "sgd")
+        Experiment(
+            f"predictors:{name}{task}",
+            ("directional_predicts_the_step", "spectral_predicts_the_horizon"),
+            ("lr_over_critical_lr",),
+            is_quick=name + task == "sgd",
+        )
+        for task in ("", ",rank2")
         for name in ("sgd", "heavy_ball", "nesterov", "adam", "adagrad", "rmsprop")
     ),
     Experiment("mnist_optimizers:mnist", _STUDY, is_sweep=True),

@@ -16,7 +16,9 @@ class Terminal(io.StringIO):
 def test_progress_without_a_terminal_prints_every_tenth(capsys):
     display = progress.Progress(200, 0)
     for at in range(5, 201, 5):
-        display.update(at, {"loss_batch": np.full((2, 5), 0.25), "spikes": np.ones((2, 5), int), "diverged": np.zeros((2, 5), bool)})
+        display.update(
+            at, {"loss_batch": np.full((2, 5), 0.25), "spikes": np.ones((2, 5), int), "diverged": np.zeros((2, 5), bool)}
+        )
     display.close()
     out = capsys.readouterr().out.splitlines()
     assert (
@@ -52,7 +54,12 @@ def test_progress_shows_medians_over_members(capsys):
 def test_progress_shows_the_last_measured_step(critical, text, capsys):
     display = progress.Progress(2, 0)
 
-    measured = {"loss_batch": np.ones((2, 2)), "lr": np.full((2, 2), 3.0), "spikes": np.zeros((2, 2), int), "diverged": np.zeros((2, 2), bool)}
+    measured = {
+        "loss_batch": np.ones((2, 2)),
+        "lr": np.full((2, 2), 3.0),
+        "spikes": np.zeros((2, 2), int),
+        "diverged": np.zeros((2, 2), bool),
+    }
     display.update(2, measured | {"critical_lr_batch": np.array(critical)})
 
     assert capsys.readouterr().out == f"step 2 of 2 (100%), loss 1{text}, spikes 0\n"
@@ -82,7 +89,9 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch, capsys):
     monkeypatch.setattr(progress.sys, "stderr", terminal)
     display = progress.Progress(10, 4)
 
-    display.update(10, {"loss_batch": np.full((1, 6), 0.5), "spikes": np.zeros((1, 6), int), "diverged": np.zeros((1, 6), bool)})
+    display.update(
+        10, {"loss_batch": np.full((1, 6), 0.5), "spikes": np.zeros((1, 6), int), "diverged": np.zeros((1, 6), bool)}
+    )
     display.close()
 
     assert "10/10" in terminal.getvalue() and "loss 0.5, spikes 0" in terminal.getvalue()

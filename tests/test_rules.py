@@ -369,7 +369,7 @@ def test_check_leaves_the_cadences_of_claims_to_a_preset():
         (cifar_sgd, [f"{net}{word}" for net in ("fcn", "cnn", "wrn", "vit") for word in ("", ",ce", ",momentum", ",smoke")]),
         (cifar_cyclic, ("sgd", "gd", "smoke", "gd,smoke")),
         (catapults_agop, [f"{task}{word}" for task in tasks.TASKS for word in ("", ",smoke")]),
-        (predictors, [f"{name}{word}" for name in predictors.OPTIMIZERS for word in ("", ",smoke")]),
+        (predictors, [f"{name}{word}" for name in predictors.OPTIMIZERS for word in ("", ",rank2", ",smoke", ",rank2,smoke")]),
         (
             causes,
             [
