@@ -136,7 +136,9 @@ def expanded(config: ConfigDict) -> ConfigDict:
 
 
 def identity(config: ConfigDict) -> str:
-    """A hash of the fields of a run. It ignores the field ``sweep``, which only lists other runs.
+    """A hash of the fields of a run that differ from their defaults, so that it stays when a later version has more fields.
+
+    It ignores the field ``sweep``, which only lists other runs.
 
     Args:
       config: of the run.
@@ -147,7 +149,8 @@ def identity(config: ConfigDict) -> str:
     >>> len(identity(default.get_config()))
     8
     """
-    fields = {name: value for name, value in config.to_dict().items() if name != "sweep"}
+    defaults = flat(default.get_config())
+    fields = {name: value for name, value in flat(config).items() if value != defaults.get(name) and name != "sweep"}
     return hashlib.sha256(json.dumps(fields, sort_keys=True, default=list).encode()).hexdigest()[:8]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from catapult_jax import records
+from configs import default
 from experiments import config as configs
 
 LOCK = "lock"  # name of the lock file, which is empty and is never removed
@@ -33,12 +35,13 @@ def earlier_run(workdir: Path, config: dict[str, Any]) -> dict[str, Any] | None:
     """
     stored = workdir / "config.json"
     if stored.is_file():
-        old, new = (configs.flat(c) for c in (_read(stored), config))
-        changed = sorted(name for name in new if old.get(name) != new[name] and name != "sweep")  # as in configs.identity
+        defaults, old, new = map(configs.flat, (json.loads(default.get_config().to_json()), _read(stored), config))
+        old = defaults | old  # a run of an earlier version has fewer fields
+        changed = sorted(name for name in new if old[name] != new[name] and name != "sweep")  # as in configs.identity
         if changed:
             name = changed[0]
             raise configs.ConfigError(
-                f"workdir={str(workdir)!r} holds a run with {name}={old.get(name)!r}, not {new[name]!r}; allowed: the same config, or another workdir"
+                f"workdir={str(workdir)!r} holds a run with {name}={old[name]!r}, not {new[name]!r}; allowed: the same config, or another workdir"
             )
     elif workdir.exists() and not is_new(workdir):
         raise configs.ConfigError(f"workdir={str(workdir)!r} is not empty and holds no run; allowed: a new directory")

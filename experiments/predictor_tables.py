@@ -137,7 +137,7 @@ def head_table(runs: Sequence[Run]) -> Rows:
         for target, names in columns:
             cells += [cell(within_runs(members, name, target)) for name in names]
             cells.append(cell(logistic_within_runs(members, target)))
-        rows.append((run.config["optimizer"]["name"], *cells))
+        rows.append((f"{run.config['optimizer']['name']}, {run.config['data']['name']}", *cells))
     return rows
 
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from configs import batch_size, catapults_agop, cifar_gd, cifar_sgd, mnist_optimizers, quickstart, reference
+from configs import batch_size, catapults_agop, cifar_gd, cifar_sgd, default, mnist_optimizers, quickstart, reference
 from experiments import config as configs
 from experiments import rules
 
@@ -50,6 +50,22 @@ def test_identity_tells_configs_apart():
     assert configs.identity(first) == configs.identity(second)
     second.steps = 61
     assert configs.identity(first) != configs.identity(second)
+
+
+def test_identity_stays_with_a_new_field_at_its_default(monkeypatch):
+    before = configs.identity(quickstart.get_config())
+    get_config = default.get_config
+
+    def with_a_new_field():
+        config = get_config().unlock()
+        config.run.new_field = 3
+        return config
+
+    monkeypatch.setattr(default, "get_config", with_a_new_field)
+    config = quickstart.get_config()
+    assert config.run.new_field == 3 and configs.identity(config) == before
+    config.run.new_field = 4
+    assert configs.identity(config) != before
 
 
 def test_testable_claims_of_cadences():

@@ -23,6 +23,19 @@ def test_earlier_run_ignores_the_other_runs_of_a_sweep(tmp_path):
         earlier_run(tmp_path, json.loads(config.to_json()))
 
 
+def test_earlier_run_of_a_version_with_fewer_fields(tmp_path):
+    """A field that the stored config lacks has its default."""
+    config = quickstart.get_config()
+    stored = json.loads(config.to_json())
+    del stored["run"]["float64"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+
+    assert earlier_run(tmp_path, json.loads(config.to_json())) is None
+    config.run.float64 = True
+    with pytest.raises(configs.ConfigError, match="holds a run with run.float64=False, not True; allowed: the same config"):
+        earlier_run(tmp_path, json.loads(config.to_json()))
+
+
 def test_earlier_run_of_a_directory_with_other_files(tmp_path):
     (tmp_path / "thesis.tex").touch()
 

@@ -49,7 +49,7 @@ def test_head_table_has_a_row_for_each_run():
 
     header, *rows = predictor_tables.head_table([run, run])
 
-    assert len(rows) == 2 and rows[0] == rows[1] and rows[0][0] == "sgd"
+    assert len(rows) == 2 and rows[0] == rows[1] and rows[0][0] == "sgd, cifar10"
     row = dict(zip(header, rows[0], strict=True))
     assert row[f"{ps.T4[5]}: c7"] == "1 [1, 1]" and f"{ps.T1}: baselines" in row
 
