@@ -32,7 +32,7 @@ def test_earlier_run_of_a_version_with_fewer_fields(tmp_path):
 
     assert earlier_run(tmp_path, json.loads(config.to_json())) is None
     config.run.float64 = True
-    with pytest.raises(configs.ConfigError, match="holds a run with run.float64=False, not True; allowed: the same config"):
+    with pytest.raises(configs.ConfigError, match=r"holds a run with run.float64=False, not True; allowed: the same config"):
         earlier_run(tmp_path, json.loads(config.to_json()))
 
 

@@ -186,12 +186,12 @@ def test_of_run_names_a_death_and_does_not_reproduce_with_it(name):
     assert "dead" not in verdicts.of_run(name, read_run(record([SPIKE, SPIKE], 1.5, DROPS), FIG3)).details
 
 
-def test_of_sweep_is_not_tested_where_all_members_are_dead():
+def test_of_sweep_is_undecided_where_all_members_are_dead():
     rows = [row | {"active": False, "finished": False, "dead_from": 3} for row in optimizer_rows(-1.0)]
 
     verdict = verdicts.of_sweep("alignment_over_optimizers", rows, OPTIMIZERS)
 
-    assert verdict.verdict == verdicts.NOT_TESTED and verdict.details.endswith(f"dead: {len(rows)} of {len(rows)} members")
+    assert verdict.verdict == verdicts.NOT_MEASURABLE and verdict.details.endswith(f"dead: {len(rows)} of {len(rows)} members")
 
 
 @pytest.mark.parametrize("name", verdicts.VERDICTS)

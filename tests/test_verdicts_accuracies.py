@@ -36,7 +36,7 @@ def test_published_accuracies_are_not_tested_on_other_data_or_without_an_arm():
 
     assert accuracies.published_accuracies(accuracy_rows(ERRORS), other_data).verdict == verdicts.NOT_TESTED
     assert accuracies.published_accuracies(no_adam, MNIST).verdict == verdicts.NOT_TESTED
-    assert accuracies.published_accuracies(diverged, MNIST).verdict == verdicts.NOT_TESTED
+    assert accuracies.published_accuracies(diverged, MNIST).verdict == verdicts.NOT_MEASURABLE
 
 
 def test_published_accuracies_need_the_column_of_the_schedule():
@@ -105,4 +105,4 @@ def test_catapults_help_beyond_cycles():
     assert check(data).verdict == verdicts.REPRODUCED and "free: 91 [91, 91] %, 2 x critical lr" in check(data).details
     assert check(capped_record(-0.01)).verdict == check(capped_record(0.0)).verdict == verdicts.NOT_REPRODUCED
     assert check(capped_record(0.01, (9.0, 9.0))).verdict == verdicts.NOT_REPRODUCED  # no more critical steps
-    assert check(data.isel(member=data["seed"].values < 4)).verdict == verdicts.NOT_TESTED
+    assert check(data.isel(member=data["seed"].values < 4)).verdict == verdicts.NOT_MEASURABLE

@@ -41,7 +41,7 @@ def test_first_catapult(data, verdict):
 )
 def test_spikes_are_catapults(critical, verdict):
     assert verdict_of(catapults.spikes_are_catapults, record(SPIKE, 1.5, critical), FIG3) == verdict
-    assert verdict_of(catapults.spikes_are_catapults, record(FALLING, 1.5, critical), FIG3) == verdicts.NOT_TESTED
+    assert verdict_of(catapults.spikes_are_catapults, record(FALLING, 1.5, critical), FIG3) == verdicts.NOT_MEASURABLE
 
 
 def test_spikes_are_catapults_counts_them():
@@ -64,7 +64,7 @@ def test_catapult_follows_raise():
 
     assert check(record(loss, lr, critical, stage=stage)) == verdicts.REPRODUCED
     assert check(record(quiet, lr, critical, stage=stage)) == verdicts.NOT_REPRODUCED
-    assert check(record(quiet, lr, critical)) == verdicts.NOT_TESTED
+    assert check(record(quiet, lr, critical)) == verdicts.NOT_MEASURABLE
 
 
 def test_peak_grows_with_width():

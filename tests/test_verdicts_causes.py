@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments.arms import ARMS
-from experiments.verdicts import NOT_MEASURABLE, NOT_REPRODUCED, NOT_TESTED, PARTLY, REPRODUCED, of_run, of_sweep, read_run
+from experiments.verdicts import NOT_MEASURABLE, NOT_REPRODUCED, PARTLY, REPRODUCED, of_run, of_sweep, read_run
 from tests.small_records import CAUSES, arms_record, forced_rows, with_schedule
 
 CONFIG = with_schedule(CAUSES, cap_from=1)
@@ -35,10 +35,10 @@ def test_overshoot_is_the_cause_needs_an_effect_in_every_seed():
     assert verdict_of(remove_overshoot=-0.1).verdict == NOT_REPRODUCED
 
 
-def test_overshoot_is_the_cause_is_not_tested_with_few_seeds():
+def test_overshoot_is_the_cause_is_not_measurable_with_few_seeds():
     record = arms_record(remove_overshoot=0.1)
     few = record.isel(member=record["seed"].values < 4)
-    assert of_run("overshoot_is_the_cause", read_run(few, CONFIG)).verdict == NOT_TESTED
+    assert of_run("overshoot_is_the_cause", read_run(few, CONFIG)).verdict == NOT_MEASURABLE
 
 
 def test_overshoot_is_the_cause_leaves_out_seeds_that_did_not_end_in_every_arm():
@@ -96,5 +96,5 @@ def test_forced_overshoot_helps_is_not_reproduced_without_a_gain_over_the_sham(f
     assert of_sweep("forced_overshoot_helps", forced_rows(force, sham), CONFIG).verdict == NOT_REPRODUCED
 
 
-def test_forced_overshoot_helps_is_not_tested_with_few_seeds():
-    assert of_sweep("forced_overshoot_helps", forced_rows(-0.2, seeds=4), CONFIG).verdict == NOT_TESTED
+def test_forced_overshoot_helps_is_not_measurable_with_few_seeds():
+    assert of_sweep("forced_overshoot_helps", forced_rows(-0.2, seeds=4), CONFIG).verdict == NOT_MEASURABLE

@@ -29,7 +29,7 @@ def test_catapults_lower_the_norm():
     assert check(DROPS, condition) == verdicts.REPRODUCED
     assert check(DROPS, 1 / condition) == verdicts.REPRODUCED  # the condition number is described, and decides nothing
     assert check(1.0, condition) == verdicts.NOT_REPRODUCED  # the norm stays
-    assert check(9.0, condition) == verdicts.NOT_TESTED
+    assert check(9.0, condition) == verdicts.NOT_MEASURABLE
 
 
 @pytest.mark.parametrize(

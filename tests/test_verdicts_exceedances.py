@@ -18,7 +18,7 @@ def test_exceedance_predicts_rise():
 
     assert check(critical, rises) == verdicts.REPRODUCED
     assert check(critical, 1 / rises) == verdicts.NOT_REPRODUCED
-    assert check(9.0, before * 0.5) == verdicts.NOT_TESTED  # never critical
+    assert check(9.0, before * 0.5) == verdicts.NOT_MEASURABLE  # never critical
 
 
 def test_exceedance_predicts_rise_has_a_row_for_each_lr_and_loss():

@@ -14,7 +14,7 @@ def test_catapults_raise_alignment():
     assert check(0.1, -0.1).effect == "0.1 [0.0999, 0.1] per catapult"
     assert check(-0.1, -0.1).verdict == verdicts.NOT_REPRODUCED
     assert check(0.0, -0.1).verdict == verdicts.NOT_REPRODUCED
-    assert check(0.1, -0.1, seeds=4).verdict == verdicts.NOT_TESTED
+    assert check(0.1, -0.1, seeds=4).verdict == verdicts.NOT_MEASURABLE
 
 
 @pytest.mark.parametrize(

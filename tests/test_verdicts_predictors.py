@@ -4,7 +4,16 @@ import doctest
 
 import numpy as np
 
-from experiments.verdicts import NOT_REPRODUCED, NOT_TESTED, REPRODUCED, of_run, predictor_scores, predictors, read_run
+from experiments.verdicts import (
+    NOT_MEASURABLE,
+    NOT_REPRODUCED,
+    NOT_TESTED,
+    REPRODUCED,
+    of_run,
+    predictor_scores,
+    predictors,
+    read_run,
+)
 from tests.small_records import PREDICTORS, horizon_record, predictors_record
 
 
@@ -28,10 +37,10 @@ def test_directional_predicts_the_step_no_better_than_a_spectral_one_that_is_rig
     assert verdict_of(predictors_record(spectral=True)).verdict == NOT_REPRODUCED
 
 
-def test_directional_predicts_the_step_is_not_tested_without_rises():
+def test_directional_predicts_the_step_is_not_measurable_without_rises():
     record = predictors_record()
     record["loss_batch_after"] = record["loss_batch"] * 0.9
-    assert verdict_of(record).verdict == NOT_TESTED
+    assert verdict_of(record).verdict == NOT_MEASURABLE
 
 
 def test_directional_predicts_the_step_of_an_update_that_is_no_descent_direction():
@@ -66,10 +75,10 @@ def test_spectral_predicts_the_horizon_no_better_than_a_directional_one_that_tel
     assert horizon_verdict_of(record).verdict == NOT_REPRODUCED
 
 
-def test_spectral_predicts_the_horizon_is_not_tested_without_spikes_or_criteria():
+def test_spectral_predicts_the_horizon_is_undecided_without_spikes_or_criteria():
     calm = horizon_record()
     calm["loss_train"][:] = 1.0
-    assert horizon_verdict_of(calm).verdict == NOT_TESTED
+    assert horizon_verdict_of(calm).verdict == NOT_MEASURABLE
     assert horizon_verdict_of(predictors_record()).verdict == NOT_TESTED
 
 

@@ -35,7 +35,9 @@ def test_claim_registers_a_function_of_a_run(empty_registry):
         "lr_is_positive", "lr > 0", verdicts.REPRODUCED, "all steps"
     )
     assert verdict_of(record(SPIKE, -1.5, DROPS)).verdict == verdicts.NOT_REPRODUCED
-    assert verdict_of(record(SPIKE, 1.5, [np.nan] * 6)).verdict == verdicts.NOT_TESTED  # it needs the critical lr of every step
+    assert (
+        verdict_of(record(SPIKE, 1.5, [np.nan] * 6)).verdict == verdicts.NOT_MEASURABLE
+    )  # it needs the critical lr of every step
 
 
 def test_claim_registers_a_function_of_a_sweep_with_its_columns(empty_registry):
@@ -74,7 +76,7 @@ def test_claim_refuses_other_values_of_its_arguments():
     ("tests", "verdict"),
     [
         ((True, True), verdicts.REPRODUCED),
-        ((True, None), verdicts.NOT_TESTED),
+        ((True, None), verdicts.NOT_MEASURABLE),
         ((None, False), verdicts.NOT_REPRODUCED),
         ((), verdicts.REPRODUCED),
     ],
@@ -89,7 +91,7 @@ def test_decide(tests, verdict):
         ((True, True), verdicts.REPRODUCED),
         ((False, True), verdicts.PARTLY),
         ((False, False), verdicts.NOT_REPRODUCED),
-        ((True, None), verdicts.NOT_TESTED),
+        ((True, None), verdicts.NOT_MEASURABLE),
     ],
 )
 def test_grade(parts, verdict):

@@ -14,7 +14,7 @@ from tests.small_records import AFTER, BEFORE, SGD, finding_of, sgd_record, verd
         (sgd_record(BEFORE, 0.95), verdicts.REPRODUCED),
         (sgd_record(AFTER, 0.95), verdicts.NOT_REPRODUCED),  # critical after the peak only
         (sgd_record(1.0, 0.95), verdicts.NOT_REPRODUCED),  # every step is critical: no better than chance
-        (sgd_record(BEFORE, 0.95, seeds=4, spikes=3), verdicts.NOT_TESTED),
+        (sgd_record(BEFORE, 0.95, seeds=4, spikes=3), verdicts.NOT_MEASURABLE),
         (sgd_record(BEFORE, 0.95, spikes=1), verdicts.NOT_MEASURABLE),
     ],
 )

@@ -85,7 +85,7 @@ def published_accuracies(rows: list[dict], config) -> Finding:
     within = (distance <= _WITHIN).sum(0)
     usable = np.flatnonzero(np.isfinite(distance).all(0) & (epochs >= 1))
     if not len(usable):
-        return Finding(statement, NOT_TESTED, "no epoch at which every arm has an lr without divergence")
+        return Finding(statement, NOT_MEASURABLE, "no epoch at which every arm has an lr without divergence")
     best = min(usable, key=lambda i: (-within[i], distance[:, i].sum()))
     shown = [i for i in usable if epochs[i] in _SHOWN_EPOCHS]
     table = [("optimizer", "schedule", "published, %", f"{epochs[best]} epochs", *(f"{epochs[i]} epochs" for i in shown))]
@@ -201,8 +201,10 @@ def _tuned_gain(rows: list[dict], arm: tuple, control: tuple, words: str, of_con
         f"({BEYOND} on the paired differences)"
     )
     tuned, table = _tuned_table(rows, (arm, control))
+    if not {arm, control} <= set(rows_by_arm(rows, _ARM_AXES)):
+        return Finding(statement, NOT_TESTED, "an arm is missing", table)
     if arm not in tuned or control not in tuned:
-        return Finding(statement, NOT_TESTED, "an arm diverged or is missing", table)
+        return Finding(statement, NOT_MEASURABLE, "a seed of an arm diverged at every lr", table)
     gain = [-100 * difference for difference in paired(tuned, arm, control, "error_test")]
     return Finding(statement, decide(beyond_zero(gain, 1)), f"{text_of(gain)} points higher", table)
 
@@ -233,7 +235,7 @@ def catapults_help_beyond_cycles(run: Run) -> Finding:
     for word, arm in (("free", np.isinf(caps)), ("capped", np.isfinite(caps))):
         if (best := _best_lr(error_val, lrs, arm)) is None:
             return Finding(
-                statement, NOT_TESTED, f"arm {word}: there is no lr at which the validation error of every seed is known"
+                statement, NOT_MEASURABLE, f"arm {word}: there is no lr at which the validation error of every seed is known"
             )
         lr, edge = best
         arms[word] = {seeds[m]: m for m in np.flatnonzero(arm & (lrs == lr))}

@@ -62,7 +62,7 @@ def first_catapult(run: Run) -> Finding:
     )
     details = f"onset at step {spread_text(onset)}; fraction of the rise {spread_text(fraction)}; lambda_max after / before {spread_text(ratio)}"
     if np.isnan([*fraction, *ratio]).any():
-        return Finding(statement, NOT_TESTED, "a fraction or a lambda_max is not known", details=details)
+        return Finding(statement, NOT_MEASURABLE, "a fraction or a lambda_max is not known", details=details)
     return Finding(statement, REPRODUCED if holds else NOT_REPRODUCED, effect, details=details)
 
 
@@ -115,7 +115,7 @@ def spikes_are_catapults(run: Run) -> Finding:
         )
     spikes = [e for row in events for e in row]
     if not spikes:
-        return Finding(statement, NOT_TESTED, "no spike", details="; ".join(parts))
+        return Finding(statement, NOT_MEASURABLE, "no spike", details="; ".join(parts))
     early = sum(e.onset < first(m) for m, row in enumerate(events) for e in row)
     count = {kind: sum(e.kind == kind for e in spikes) for kind in ("catapult", "divergence", "death")}
     at_onset = sum(e.kind == "catapult" and e.lr > e.critical_lr for e in spikes)
@@ -149,9 +149,9 @@ def catapult_follows_raise(run: Run) -> Finding:
     effect = f"{len(delays)} of {planned} raises, delay in steps {spread_text(delays)}"
     details = f"{len(raises)} raises were made, {len(above)} above the current critical lr"
     if not above:
-        return Finding(statement, NOT_TESTED, "no raise above the critical lr was made", details=details)
+        return Finding(statement, NOT_MEASURABLE, "no raise above the critical lr was made", details=details)
     if len(above) == len(delays) < planned:
-        return Finding(statement, NOT_TESTED, "too short for all raises; " + effect, details=details)
+        return Finding(statement, NOT_MEASURABLE, "too short for all raises; " + effect, details=details)
     return Finding(statement, REPRODUCED if len(delays) == planned else NOT_REPRODUCED, effect, details=details)
 
 

@@ -12,7 +12,6 @@ from experiments.arms import ARMS
 from experiments.verdicts.registry import (
     NOT_MEASURABLE,
     NOT_REPRODUCED,
-    NOT_TESTED,
     PARTLY,
     REPRODUCED,
     RUN,
@@ -56,13 +55,15 @@ def overshoot_is_the_cause(run: Run) -> Finding:
     )
     arms = _paired_arms(run)
     if isinstance(arms, str):
-        return Finding(statement, NOT_TESTED, arms)
+        return Finding(statement, NOT_MEASURABLE, arms)
     difference = lambda outcome, name: arms.outcomes[outcome][name] - arms.outcomes[outcome]["none"]
     main = difference("test loss", "remove_overshoot")
     half = interval(main)[0] / 2
     is_cause = beyond_zero(main, 1)
     controls = [interval(difference("test loss", name))[2] < half for name in _CONTROLS]
-    verdict = NOT_TESTED if is_cause is None else NOT_REPRODUCED if not is_cause else REPRODUCED if all(controls) else PARTLY
+    verdict = (
+        NOT_MEASURABLE if is_cause is None else NOT_REPRODUCED if not is_cause else REPRODUCED if all(controls) else PARTLY
+    )
     others = [name for name in arms.outcomes["test loss"] if name not in ("none", "remove_overshoot")]
     details = f"B above A in {int((main > 0).sum())} of {len(main)} seeds; " + ", ".join(
         f"{_LETTERS[name]} - A {text_of(difference('test loss', name))}" for name in others
@@ -88,7 +89,7 @@ def overshoot_helps_at_equal_effort(run: Run) -> Finding:
     )
     arms = _paired_arms(run)
     if isinstance(arms, str):
-        return Finding(statement, NOT_TESTED, arms)
+        return Finding(statement, NOT_MEASURABLE, arms)
     if arms.overshoot < _LEAST_OVERSHOOT:
         return Finding(statement, NOT_MEASURABLE, f"free arm without overshoot: {arms.overshoot:.2g}")
     steps, lr = (arms.outcomes[name]["remove_overshoot"] - arms.outcomes[name]["none"] for name in _TEST_LOSSES[1:])
@@ -220,7 +221,7 @@ def forced_overshoot_helps(rows: list[dict], config: dict) -> Finding:
         if value == max(doses):
             top = mean["force"] - mean["sham"]
     if top is None or len(top) < 5:
-        return Finding(statement, NOT_TESTED, "fewer than five seeds ended in every arm at the largest dose", tuple(table))
+        return Finding(statement, NOT_MEASURABLE, "fewer than five seeds ended in every arm at the largest dose", tuple(table))
     helps = beyond_zero(top, -1)
-    verdict = NOT_TESTED if helps is None else REPRODUCED if helps else NOT_REPRODUCED
+    verdict = NOT_MEASURABLE if helps is None else REPRODUCED if helps else NOT_REPRODUCED
     return Finding(statement, verdict, f"dose {max(doses):g}: test loss {text_of(top)} against the sham", tuple(table))

@@ -57,7 +57,7 @@ def catapults_lower_the_norm(run: Run) -> Finding:
         f"{spread_text(after[both] / before[both])}; {still_open} do not close"
     )
     if len(norms) < MIN_SPIKES:
-        return Finding(statement, NOT_TESTED, f"fewer than {MIN_SPIKES} catapults: {len(norms)}", details=details)
+        return Finding(statement, NOT_MEASURABLE, f"fewer than {MIN_SPIKES} catapults: {len(norms)}", details=details)
     return Finding(statement, REPRODUCED if (norms < 1).mean() >= 0.9 else NOT_REPRODUCED, effect, details=details)
 
 
@@ -97,7 +97,7 @@ def adagrad_outgrows_its_lr(run: Run) -> Finding:
         f"the largest lr in {_in_time(_from_on(exact > peak), steps)}"
     )
     if not ok.all():
-        return Finding(statement, NOT_TESTED, f"{(~ok).sum()} members diverged or are dead", details=details)
+        return Finding(statement, NOT_MEASURABLE, f"{(~ok).sum()} members diverged or are dead", details=details)
     if not above.any(1).all():
         return Finding(statement, NOT_MEASURABLE, "a seed without a critical step", details=details)
     holds = bool((growth > 1).all() and not late.any())
@@ -131,9 +131,11 @@ def smallest_entry_grows(run: Run) -> Finding:
         f"{text_of(least[:, -1])} at last"
     )
     if not active(record, run.settings)[:, -1].all():
-        return Finding(statement, NOT_TESTED, "a member diverged or is dead", details=details)
+        return Finding(statement, NOT_MEASURABLE, "a member diverged or is dead", details=details)
     if np.isnan(bound).any() or np.isnan(least).any():
-        return Finding(statement, NOT_TESTED, f"the bound is not known at {int(np.isnan(bound).sum())} steps", details=details)
+        return Finding(
+            statement, NOT_MEASURABLE, f"the bound is not known at {int(np.isnan(bound).sum())} steps", details=details
+        )
     return Finding(statement, decide(bool((growth >= 1.1).all()), not violations), effect, details=details)
 
 

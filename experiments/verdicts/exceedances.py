@@ -9,8 +9,8 @@ from catapult_jax.report.analysis import pooled, rise_predictions
 from catapult_jax.report.members import active, by_setting
 from catapult_jax.report.statistics import number_text
 from experiments.verdicts.registry import (
+    NOT_MEASURABLE,
     NOT_REPRODUCED,
-    NOT_TESTED,
     REPRODUCED,
     RUN,
     ZHU,
@@ -49,7 +49,7 @@ def exceedance_predicts_rise(run: Run) -> Finding:
     details = f"{inactive} members diverged or are dead, and are left out" if inactive else ""
     precision, recall = ([getattr(s, score) for s in sums] for score in ("precision", "recall"))
     if np.isnan([*precision, *recall]).any():
-        return Finding(statement, NOT_TESTED, "a learning rate without exceedances or without rises", tuple(table), details)
+        return Finding(statement, NOT_MEASURABLE, "a learning rate without exceedances or without rises", tuple(table), details)
     holds = min(precision) >= 0.9 and min(recall) >= 0.95
     effect = f"precision {min(precision):.3g} or more, recall {min(recall):.3g} or more, at every lr"
     return Finding(statement, REPRODUCED if holds else NOT_REPRODUCED, effect, tuple(table), details)

@@ -8,7 +8,6 @@ from catapult_jax.report.members import SAME_LOSS
 from catapult_jax.report.statistics import BEYOND, beyond_zero, interval, text_of
 from experiments.verdicts.registry import (
     NOT_MEASURABLE,
-    NOT_TESTED,
     SWEEP,
     ZHU,
     Finding,
@@ -132,5 +131,5 @@ def raises_below_critical_do_little(rows: list[dict], config) -> Finding:
     falls = beyond_zero(of_catapults, -1)
     effect = f"{text_of(of_twins)} per raise below, {text_of(of_catapults)} above critical"
     if not falls:
-        return Finding(statement, NOT_TESTED if falls is None else NOT_MEASURABLE, "no effect of catapults: " + effect, table)
+        return Finding(statement, NOT_MEASURABLE, "no effect of catapults: " + effect, table)
     return Finding(statement, decide(interval(of_twins)[1] > interval(of_catapults)[0] / 2), effect, table)

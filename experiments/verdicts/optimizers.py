@@ -86,7 +86,7 @@ def alignment_over_optimizers(rows: list[dict], config) -> Finding:
     arms, problem = _tuned(rows)
     table = _table(rows, arms)
     if problem:
-        return Finding(statement, NOT_TESTED, problem, table)
+        return Finding(statement, NOT_TESTED if problem == ONLY_OPTIMIZERS else NOT_MEASURABLE, problem, table)
     rho = _rho(arms, "agop_alignment")
     without = {arm[0]: _rho(arms, "agop_alignment", arm) for arm in arms}
     worst = max(without, key=lambda name: np.mean(without[name]))
@@ -112,7 +112,7 @@ def alignment_is_the_best_predictor(rows: list[dict], config) -> Finding:
         return Finding(statement, NOT_MEASURABLE, reason)
     arms, problem = _tuned(rows)
     if problem:
-        return Finding(statement, NOT_TESTED, problem)
+        return Finding(statement, NOT_TESTED if problem == ONLY_OPTIMIZERS else NOT_MEASURABLE, problem)
     size = {name: np.abs(_rho(arms, name)) for name in ("agop_alignment", *_RIVALS)}
     more = {name: size["agop_alignment"] - size[name] for name in _RIVALS}
     table = [("predictor", "absolute rank correlation with the test loss", "alignment minus it")]

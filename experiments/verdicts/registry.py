@@ -161,18 +161,18 @@ NEEDS_SOME = _View(lambda registered: registered.given)
 
 
 def decide(*tests: bool | None) -> str:
-    """The verdict of several tests. One that fails decides; otherwise one that is None leaves the claim untested."""
-    return NOT_REPRODUCED if False in tests else NOT_TESTED if None in tests else REPRODUCED
+    """The verdict of several tests. One that fails decides; otherwise one that is None leaves the claim open."""
+    return NOT_REPRODUCED if False in tests else NOT_MEASURABLE if None in tests else REPRODUCED
 
 
 def grade(*parts: bool | None) -> str:
-    """The verdict of several parts of a claim: reproduced if all hold, partly if some do. One that is None leaves it untested.
+    """The verdict of several parts of a claim: reproduced if all hold, partly if some do. One that is None leaves it open.
 
     >>> grade(True, True), grade(True, False), grade(False, False), grade(True, None)
-    ('reproduced', 'partly', 'not reproduced', 'not tested')
+    ('reproduced', 'partly', 'not reproduced', 'not measurable')
     """
     if None in parts:
-        return NOT_TESTED
+        return NOT_MEASURABLE
     return REPRODUCED if all(parts) else PARTLY if any(parts) else NOT_REPRODUCED
 
 
@@ -190,7 +190,7 @@ def read_run(record: xarray.Dataset, config: dict[str, Any]) -> Run:
 def of_run(name: str, run: Run) -> Verdict:
     """The verdict of a run on a claim.
 
-    A claim that needs the critical lr of every step is not tested if that is unknown at a step of a running member.
+    A claim that needs the critical lr of every step is not measurable if that is unknown at a step of a running member.
     """
     record, settings = run.record, run.settings
     verdict = Verdict(name, *OF_RUN[name](run))
@@ -204,7 +204,9 @@ def of_run(name: str, run: Run) -> Verdict:
     if not unknown:
         return verdict
     verdict = _with_details(verdict, verdict.effect)
-    return verdict._replace(verdict=NOT_TESTED, effect=f"the critical lr is not known at {unknown} of {int(steps.sum())} steps")
+    return verdict._replace(
+        verdict=NOT_MEASURABLE, effect=f"the critical lr is not known at {unknown} of {int(steps.sum())} steps"
+    )
 
 
 def _with_details(verdict: Verdict, words: str) -> Verdict:
