@@ -29,6 +29,7 @@ from experiments.verdicts import CLAIMS, NOT_MEASURABLE, NOT_REPRODUCED, NOT_TES
 
 _DECIDED = (REPRODUCED, PARTLY, NOT_REPRODUCED)
 _MOST = 88  # characters in a cell of the table
+_MOST_NAMES = 8  # settings that are named one by one
 NEEDS_GPU = "needs a GPU"
 
 
@@ -51,9 +52,9 @@ class Row(NamedTuple):
     source: str
     grade: str
     settings: str  # how many decided, and how
-    effect: str  # of the first setting that decided
+    effect: str  # of the setting that holds least, the first such one
     claim: str  # its name
-    deciding: str  # names of the settings that decided
+    deciding: str  # names of the settings that decided, or their number
 
 
 def results(experiment: Experiment, scale: str, workdir: Path) -> Results | str:
@@ -143,12 +144,20 @@ def _row(name: str, outcomes: dict[str, Results | str]) -> Row:
     words = (f"{OURS}: " if CLAIMS[name].source == OURS else "") + words_of(name, grade)
     count = {verdict: sum(v.verdict == verdict for v in counted) for verdict in (*_DECIDED, NOT_MEASURABLE, NOT_TESTED)}
     parts = [f"{number} {words_of(name, v)}" for v, number in count.items() if number]
-    first = next((v for _, v in settings if v.verdict in _DECIDED), next((v for v in counted), None))
-    effect = first.effect if first else "no setting"
-    deciding = ", ".join(
-        dict.fromkeys(e.name.partition(":")[2] for e, v in settings if v.verdict in _DECIDED and not e.is_variant)
-    )
+    decided = {_setting(e): v for e, v in settings if v.verdict in _DECIDED and not e.is_variant}
+    if decided:
+        weakest = max(decided, key=lambda setting: _DECIDED.index(decided[setting].verdict))  # the first one of several
+        effect = (f"{weakest}: " if len(decided) > 1 else "") + decided[weakest].effect
+    else:
+        effect = counted[0].effect if counted else "no setting"
+    names = list(decided)
+    deciding = ", ".join(names) if len(names) <= _MOST_NAMES else f"{len(names)} settings"
     return Row(CLAIMS[name].title, CLAIMS[name].source, words, ", ".join(parts), effect, name, deciding)
+
+
+def _setting(experiment: Experiment) -> str:
+    """The name of a setting in a sentence."""
+    return experiment.name.partition(":")[2].replace(",", " ")
 
 
 def _settings(name: str, outcomes: dict[str, Results | str]) -> list[tuple[Experiment, Verdict]]:
@@ -199,7 +208,7 @@ def _answers(rows: list[Row], scale: str) -> str:
         "# Does it hold?\n",
         "Zhu, Liu, Radhakrishnan and Belkin (2024, arXiv 2306.04815) claim that the spikes of SGD are catapults, that they live in the top eigenspace of the",
         "tangent kernel, and that they improve generalisation. A student study on MNIST adds cyclic learning rates and AdaGrad.",
-        "Each line sums up rows of the table below; *holds* marks claims of our own. In brackets: where it was tested, and the size where it fails.",
+        "Each line sums up rows of the table below; *holds* marks claims of our own. In brackets: where it was tested, and the size where it holds least.",
         "rank2, rank3 and rank4 are synthetic targets; fcn and cnn are networks on 128 images of CIFAR-10.\n",
     ]
     lines += [f"- **{question}** {_answer([by_name[name] for name in names])}" for question, names in QUESTIONS.items()]
@@ -259,7 +268,7 @@ def _table(rows: list[Row], folder: str) -> str:
         lines.append((link, row.source, row.grade, row.settings, _cut(row.effect)))
     return (
         "## All claims\n\nThe grade is what all settings that decide agree on, else *partly*.\n"
-        "The effect is that of the first such setting; brackets hold the 95 % interval over seeds.\n\n"
+        "The effect is that of the setting that holds least; brackets hold the 95 % interval over seeds.\n\n"
         + markdown_table((header, *lines))
     )
 

@@ -63,6 +63,24 @@ def test_rows_of_a_claim_of_ours_do_not_say_reproduced():
     assert row.grade == "ours: holds in part" and row.settings == "3 holds, 1 does not hold, 1 not measurable"
 
 
+@pytest.mark.parametrize(
+    ("grades", "effect"),
+    [
+        ((REPRODUCED, REPRODUCED, REPRODUCED), "rank2: so much"),
+        ((REPRODUCED, PARTLY, PARTLY), "rank3: so much"),
+        ((PARTLY, REPRODUCED, NOT_REPRODUCED), "rank4: so much"),
+        ((NOT_MEASURABLE, REPRODUCED, NOT_MEASURABLE), "so much"),
+    ],
+)
+def test_rows_show_the_effect_where_a_claim_holds_least(grades, effect):
+    assert row_of("catapults_lower_the_test_loss", *grades).effect == effect
+
+
+def test_rows_number_the_settings_where_there_are_many():
+    assert row_of("directional_predicts_the_step", *[REPRODUCED] * 12).deciding == "12 settings"
+    assert row_of("directional_predicts_the_step", REPRODUCED, REPRODUCED).deciding == "sgd, heavy_ball"
+
+
 def test_rows_of_a_claim_leave_out_our_variants():
     """cifar_sgd has four networks and two variants of ours."""
     row = row_of("spikes_have_exceedances", *[REPRODUCED] * 4, NOT_REPRODUCED, NOT_REPRODUCED)
