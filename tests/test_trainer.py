@@ -6,6 +6,8 @@ import pytest
 
 from catapult_jax import CNN, FCN, checkpoints, data, detector, schedules
 from catapult_jax.training import Members, instruments, make_trainer
+from configs import optimizers_agop
+from experiments import build as experiment
 from tests.helpers_training import build, members, run
 
 
@@ -32,6 +34,20 @@ def test_trainer_raises_and_caps_of_members():
     assert ratio[1, raised] == pytest.approx(1.3, rel=1e-5)
     np.testing.assert_array_equal(measured["loss_batch"][0, : raised + 1], measured["loss_batch"][1, : raised + 1])
     assert ratio[2, :3].max() > 0.9 and ratio[2, 3:].max() <= 0.5 * (1 + 1e-5)
+
+
+def test_trainer_finds_the_first_critical_lr_to_a_percent():
+    """With the default number of products the bound on the error was two percent here."""
+    config = optimizers_agop.get_config("rank4")
+    config.optimizer.name, config.members.lr, config.members.seed = "rmsprop", (0.1,), (547,)
+    products = experiment.build(config, None, experiment.load(config, None))
+    config.measure.method = "exact"
+    exact = experiment.build(config, None, experiment.load(config, None))
+
+    (_, start), (_, expected) = (each.trainer.init(each.members) for each in (products, exact))
+
+    assert 0 < start.error[0] <= 0.01 and expected.error[0] == 0
+    np.testing.assert_allclose(start.critical_lr, expected.critical_lr, rtol=0.01)
 
 
 def test_trainer_with_a_cap_that_is_never_reached():
