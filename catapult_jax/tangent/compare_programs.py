@@ -60,7 +60,7 @@ def _same(u, v, b: int, c: int, scaled: bool) -> bool:
 
 def _same_equations(u, v, b: int, c: int) -> bool:
     """Whether two programs have the same needed equations, on the same variables."""
-    equations = _needed_equations(u), _needed_equations(v)
+    equations = needed_equations(u), needed_equations(v)
     if len(equations[0]) != len(equations[1]):
         return False
     partner = dict(zip([*u.constvars, *u.invars], [*v.constvars, *v.invars], strict=True))
@@ -79,8 +79,19 @@ def _same_equations(u, v, b: int, c: int) -> bool:
     return all(map(same_atom, u.outvars, v.outvars))
 
 
-def _needed_equations(jaxpr: Jaxpr) -> list:
-    """The equations that the outputs depend on."""
+def needed_equations(jaxpr: Jaxpr) -> list:
+    """The equations that the outputs depend on.
+
+    Args:
+      jaxpr: A program.
+
+    Returns:
+      Its equations, in order.
+
+    >>> program = jax.make_jaxpr(lambda x: (jnp.sin(x), jnp.cos(x))[0])(1.0)
+    >>> [eqn.primitive.name for eqn in needed_equations(program.jaxpr)]
+    ['sin']
+    """
     needed, equations = {v for v in jaxpr.outvars if not isinstance(v, Literal)}, []
     for eqn in reversed(jaxpr.eqns):
         if not needed.isdisjoint(eqn.outvars):

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from catapult_jax.tangent import layers, neural_tangents
+from catapult_jax.tangent import neural_tangents
 from catapult_jax.tangent.checks import check_arguments, check_preconditioner, forward_mode_only
 from catapult_jax.tangent.coupling import refuse_coupled_examples
 from catapult_jax.tangent.layer_gram import weight_gram
+from catapult_jax.tangent.uses import Plan, Use, outputs_and_inputs, plan
 from catapult_jax.xla import (
     ORDERED_NUMBERS,
     SLOW_JACOBIAN_ENTRIES,
@@ -52,10 +53,10 @@ def tangent_kernel(
 
     A layer that is linear in its weights has ``J_l[i] = sum_p H[i, p] (x) D[i, p]``. ``H`` are the inputs of the layer.
     ``D`` are the derivatives of the outputs in its pre-activations. One forward and one backward pass give both. A
-    layer that is applied once per example needs no weight gradients: ``K_l = (H H^T) * (D D^T)``. The calls of Flax
-    modules are intercepted to find these layers (Dense, DenseGeneral, Conv, Embed). A parameter is covered only if
-    nothing else in the model uses it. Every other parameter is taken by its per-example Jacobian, so the kernel is
-    exact for any model.
+    layer that is applied once per example needs no weight gradients: ``K_l = (H H^T) * (D D^T)``. These layers are
+    found in the traced program: products, convolutions and lookups of which a parameter is one operand, whatever
+    library wrote them. A parameter is covered only if nothing else in the program uses it. Every other parameter is
+    taken by its per-example Jacobian, so the kernel is exact for any model.
 
     Matrix products run at the highest precision, whatever the default is. Call it under ``jax.jit``.
 
@@ -64,8 +65,8 @@ def tangent_kernel(
       params: Parameters; floating-point leaves.
       x: ``(b, ...)`` inputs.
       method: ``"auto"``: layers where they have a rule, Jacobians elsewhere; the choice is logged. ``"structured"``:
-        the same, but an error where a parameter is not covered; scales and biases of normalisation layers may use their
-        Jacobian, which is small. ``"jacobian"``: per-example Jacobians for every parameter. ``"neural_tangents"``:
+        the same, but an error where a parameter is not covered; one that is added or multiplied entry by entry (a bias, a
+        scale) may use its Jacobian, which is small. ``"jacobian"``: per-example Jacobians for every parameter. ``"neural_tangents"``:
         Jacobian contraction by that package, as a reference.
       cotangents: ``C``, ``r`` combinations of the outputs of each example. None: the outputs themselves. A loss whose
         Hessian has rank ``r < o`` needs only ``r`` of them.
@@ -100,23 +101,25 @@ def tangent_kernel(
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r}; allowed: {', '.join(METHODS)}")
-    apply_fn = _unwrap_jit(apply_fn)
     out = check_arguments(apply_fn, params, x)
     _check_options(out, params, method, cotangents, preconditioner, chunk_size, mesh)
     refuse_coupled_examples(apply_fn, params, x)
     if method == "neural_tangents":
         return neural_tangents.empirical_kernel(apply_fn, params, x)
     with jax.default_matmul_precision("highest"):
-        plan = layers.plan(apply_fn, params, x) if method != "jacobian" else layers.EMPTY_PLAN
+        found = plan(apply_fn, params, x)
         if method == "auto":
-            _announce(plan, params)
+            _announce(found, params)
         if method == "structured":
-            _check_covered(plan, params)
+            _check_covered(found, params)
+        if method == "jacobian":
+            found = found._replace(uses=(), covered=frozenset())
         b, o = out.shape[0], math.prod(out.shape[1:])
         if cotangents is None:
             cotangents = jnp.broadcast_to(jnp.eye(o, dtype=out.dtype), (b, o, o))
-        derivatives = partial(_derivatives, apply_fn, params, plan)
-        block = partial(_kernel_block, plan, jax.tree.leaves(params), _inverse_roots(preconditioner))
+        leaves = jax.tree.leaves(params)
+        derivatives = partial(_derivatives, found, leaves)
+        block = partial(_kernel_block, found, leaves, _inverse_roots(preconditioner))
         if mesh is not None:
             return _kernel_on_mesh(derivatives, block, x, cotangents, mesh)
         if chunk_size is not None and chunk_size < b:
@@ -138,24 +141,26 @@ def describe_method(apply_fn: Callable, params: PyTree, x: Array) -> str:
     >>> describe_method(lambda w, x: x @ w, jnp.zeros(2), jnp.zeros((1, 2)))
     '0 of 1 parameters layer by layer, 1 by per-example Jacobians (all of them)'
     """
-    return _describe(layers.plan(_unwrap_jit(apply_fn), params, x), params)
+    return _describe(plan(apply_fn, params, x), params)
 
 
-def _describe(plan: layers.Plan, params) -> str:
+def _describe(found: Plan, params) -> str:
     paths = [jax.tree_util.keystr(path) or "all of them" for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    rest = [path for i, path in enumerate(paths) if i not in plan.covered]
+    rest = [path for i, path in enumerate(paths) if i not in found.covered | found.entrywise]
     names = f" ({', '.join(rest[:3])}{', ...' if len(rest) > 3 else ''})" if rest else ""
-    return f"{len(plan.covered)} of {len(paths)} parameters layer by layer, {len(rest)} by per-example Jacobians{names}"
+    return f"{len(paths) - len(rest)} of {len(paths)} parameters layer by layer, {len(rest)} by per-example Jacobians{names}"
 
 
-def _announce(plan: layers.Plan, params) -> None:
-    """Logs how ``auto`` treats the parameters. Warns if a large model has no layer with a rule."""
-    text = _describe(plan, params)
+def _announce(found: Plan, params) -> None:
+    """Logs how ``auto`` treats the parameters. Warns if many entries need their Jacobian."""
+    text = _describe(found, params)
     _log.info("tangent_kernel: method='auto' takes %s", text)
-    if not plan.covered and sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(params)) > SLOW_JACOBIAN_ENTRIES:
+    sizes = [math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(params)]
+    rest = sum(size for i, size in enumerate(sizes) if i not in found.covered | found.entrywise)
+    if rest > SLOW_JACOBIAN_ENTRIES:
         warnings.warn(
-            f"tangent_kernel: method='auto' takes {text}. This can be a hundred times slower; layers of Flax linen (Dense, DenseGeneral, "
-            "Conv, Embed) are fast",
+            f"tangent_kernel: method='auto' takes {text}. This can be a hundred times slower; parameters that enter one product, "
+            "convolution or lookup are fast",
             stacklevel=3,
         )
 
@@ -186,39 +191,28 @@ def kernel_and_pullback(
     >>> K.tolist(), pullback(jnp.array([[1.0], [3.0]])).tolist()
     ([[4.0, 0.0], [0.0, 4.0]], [2.0, 6.0])
     """
-    apply_fn = _unwrap_jit(apply_fn)
     out = check_arguments(apply_fn, params, x)
     refuse_coupled_examples(apply_fn, params, x)
     leaves, tree = jax.tree.flatten(params)
     with jax.default_matmul_precision("highest"):
-        plan = layers.plan(apply_fn, params, x)
-        _announce(plan, params)
+        found = plan(apply_fn, params, x)
+        _announce(found, params)
         cotangents = jnp.broadcast_to(jnp.asarray(basis, out.dtype), (len(x), *jnp.shape(basis)))
-        examples = _derivatives(apply_fn, params, plan, x, cotangents)
-        kernel = _kernel_block(plan, leaves, None, examples, examples, same=True)
+        examples = _derivatives(found, leaves, x, cotangents)
+        kernel = _kernel_block(found, leaves, None, examples, examples, same=True)
 
     def pullback(a):
         with jax.default_matmul_precision("highest"):
             combine = lambda d: jnp.einsum("br,br...->b...", a.astype(d.dtype), d)
             gradients = {i: combine(jacobian).sum(0) for i, jacobian in examples.live.items()}
-            for call, h, d in zip(plan.tapped, examples.inputs, examples.taps, strict=True):
-                d = combine(d)
-                if call.kernel is not None:
-                    linear = lambda weight, call=call, h=h: jax.vmap(call.linear, (None, 0))(weight, h)
-                    gradient = jax.vjp(linear, leaves[call.kernel])[1](d)[0]
-                    gradients[call.kernel] = gradients.get(call.kernel, 0) + gradient
-                if call.bias is not None:
-                    shape = jnp.shape(leaves[call.bias])
-                    gradient = d.reshape(-1, math.prod(shape)).sum(0).reshape(shape)
-                    gradients[call.bias] = gradients.get(call.bias, 0) + gradient
+            for use, h, d in zip(found.uses, examples.inputs, examples.taps, strict=True):
+                linear = lambda weight, use=use, h=h: jax.vmap(use.linear, (None, 0))(weight, h)
+                (gradient,) = jax.vjp(linear, leaves[use.leaf])[1](combine(d))
+                gradients[use.leaf] = gradients.get(use.leaf, 0) + gradient
+            gradients = {i: jnp.zeros_like(leaf) for i, leaf in enumerate(leaves)} | gradients
             return jax.tree.unflatten(tree, [gradients[i].astype(leaf.dtype) for i, leaf in enumerate(leaves)])
 
     return examples.outputs.reshape(out.shape), kernel, pullback
-
-
-def _unwrap_jit(apply_fn: Callable) -> Callable:
-    """The function inside a jit: calls of layers can't be intercepted under one."""
-    return apply_fn.__wrapped__ if hasattr(apply_fn, "lower") and hasattr(apply_fn, "__wrapped__") else apply_fn
 
 
 # ---- checks of options
@@ -241,9 +235,9 @@ def _check_options(out, params, method, cotangents, preconditioner, chunk_size, 
         )
 
 
-def _check_covered(plan: layers.Plan, params) -> None:
+def _check_covered(found: Plan, params) -> None:
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    missing = [path for i, path in enumerate(paths) if i not in plan.covered | plan.norms]
+    missing = [path for i, path in enumerate(paths) if i not in found.covered | found.entrywise]
     if missing:
         raise ValueError(
             f"method='structured' has no rule for parameters {', '.join(missing)}; allowed there: 'auto', 'jacobian'"
@@ -263,110 +257,76 @@ def _inverse_roots(preconditioner) -> list | None:
 class _Derivatives(NamedTuple):
     """Inputs and derivatives of some examples. Every array has the examples on its first axis, so it can be cut there."""
 
-    inputs: list  # of each tapped call
-    taps: list  # (b, r, *shape): derivatives of the combinations of outputs in the pre-activations of each tapped call
-    live: dict  # leaf -> (b, r, *leaf): Jacobian of the leaves that no call covers
+    inputs: list  # of each use
+    taps: list  # (b, r, *shape): derivatives of the combinations of outputs in the pre-activations of each use
+    live: dict  # leaf -> (b, r, *leaf): Jacobian of the leaves that are not covered
     outputs: Array  # (b, o)
 
 
-def _derivatives(apply_fn, params, plan: layers.Plan, x, cotangents) -> _Derivatives:
-    leaves, tree = jax.tree.flatten(params)
-    live = {i: leaf for i, leaf in enumerate(leaves) if i not in plan.covered}
-
-    def outputs_and_inputs(taps, live, example):
-        """Outputs of one example, and the inputs of the tapped calls. The taps, all zero, are added to the pre-activations."""
-        inputs, count = [], [0]
-
-        def on_call(module, h, proceed):
-            call = plan.calls[count[0]] if plan.calls else None
-            count[0] += 1
-            y = proceed()
-            if call is None:
-                return y
-            inputs.append(h)
-            return y + taps[len(inputs) - 1]
-
-        merged = jax.tree.unflatten(tree, [live.get(i, leaf) for i, leaf in enumerate(leaves)])
-        with layers.intercept_calls(on_call):
-            out = apply_fn(merged, example[None])
-        return out.reshape(-1), inputs
+def _derivatives(found: Plan, leaves: list, x, cotangents) -> _Derivatives:
+    live = {i: leaf for i, leaf in enumerate(leaves) if i not in found.covered}
 
     def of_example(example, cotangents):
-        taps = [jnp.zeros(call.shape, call.dtype) for call in plan.tapped]
-        out, pullback, inputs = jax.vjp(lambda taps, live: outputs_and_inputs(taps, live, example), taps, live, has_aux=True)
+        def run(taps, live):
+            merged = [live.get(i, leaf) for i, leaf in enumerate(leaves)]
+            outputs, inputs = outputs_and_inputs(found, merged, example, taps)
+            return outputs.reshape(-1), inputs
+
+        taps = [jnp.zeros(use.shape, use.dtype) for use in found.uses]
+        out, pullback, inputs = jax.vjp(run, taps, live, has_aux=True)
         of_taps, of_live = jax.vmap(pullback)(cotangents.T.astype(out.dtype))
         return _Derivatives(inputs, of_taps, of_live, out)
 
     return jax.vmap(of_example)(x, cotangents)
 
 
-def _kernel_block(plan: layers.Plan, leaves: list, scales: list | None, left: _Derivatives, right: _Derivatives, *, same: bool):
+def _kernel_block(found: Plan, leaves: list, scales: list | None, left: _Derivatives, right: _Derivatives, *, same: bool):
     """``(a*r, b*r)`` kernel between the examples on the left and those on the right. ``same``: these are the same examples."""
     first = jax.tree.leaves((left.taps, left.live))[0]
-    a, r = first.shape[:2]
-    b = jax.tree.leaves((right.taps, right.live))[0].shape[0]
+    (a, r), b = first.shape[:2], len(right.outputs)
     dtype = at_least_float32(first.dtype)
     scales = None if scales is None else [scale.astype(dtype) for scale in scales]
-    calls_of_kernel: dict[int, list[int]] = {}  # leaf -> the tapped calls that use it
-    calls_of_bias: dict[int, list[int]] = {}
-    for i, call in enumerate(plan.tapped):
-        if call.kernel is not None:
-            calls_of_kernel.setdefault(call.kernel, []).append(i)
-        if call.bias is not None:
-            calls_of_bias.setdefault(call.bias, []).append(i)
+    uses_of: dict[int, list[int]] = {}  # leaf -> the numbers of its uses
+    for i, use in enumerate(found.uses):
+        uses_of.setdefault(use.leaf, []).append(i)
 
-    def gram(gradients_of: Callable, leaf: int):
-        """Gram matrix of per-example gradients that are as small as the leaf itself."""
+    def gram(leaf: int):
+        """Gram matrix of the per-example gradients of a leaf."""
         sides = []
         for side, n in ((left, a), (right, b)):
-            gradients = gradients_of(side).reshape(n * r, -1).astype(dtype)
+            gradients = side.live[leaf].reshape(n * r, -1).astype(dtype)
             sides.append(gradients if scales is None else gradients * scales[leaf].reshape(1, -1))
         return sides[0] @ sides[1].T
 
     def factors(side: _Derivatives, leaf: int):
-        """Inputs of all calls of a weight, and the derivatives in their pre-activations."""
-        numbers = calls_of_kernel[leaf]
-        calls, inputs, taps = ([items[i] for i in numbers] for items in (plan.tapped, side.inputs, side.taps))
-        return inputs, _taps_by_place(calls, inputs, taps, math.prod(jnp.shape(leaves[leaf])), dtype)
+        """Inputs of all uses of a weight, and the derivatives in their pre-activations."""
+        numbers = uses_of[leaf]
+        taps = [found.uses[i].layer.by_place(side.taps[i]).astype(dtype) for i in numbers]
+        return [side.inputs[i] for i in numbers], jnp.concatenate(taps, 2)
 
     total = jnp.zeros((a * r, b * r), dtype)
-    for leaf, numbers in reversed(calls_of_kernel.items()):  # in the order of the backward pass
-        calls = [plan.tapped[i] for i in numbers]
-        rows_of = partial(_rows, calls, dtype)
+    for leaf, numbers in reversed(uses_of.items()):  # in the order of the backward pass
+        uses = [found.uses[i] for i in numbers]
+        rows_of = partial(_rows, uses, dtype)
         left_factors = factors(left, leaf)
         if jax.eval_shape(rows_of, left_factors[0]).size > ORDERED_NUMBERS:
             left_factors = after(total, left_factors)  # one layer after the other, in the same memory
         right_factors = left_factors if same else factors(right, leaf)
-        scale = None if scales is None else scales[leaf]
-        total += weight_gram(left_factors, right_factors, rows_of, _row_products(calls, dtype), scale, same=same)
-    for leaf, numbers in calls_of_bias.items():
-        features = math.prod(jnp.shape(leaves[leaf]))
-        summed = lambda side, numbers=numbers, c=features: sum(
-            side.taps[i].reshape(len(side.taps[i]), r, -1, c).sum(2) for i in numbers
-        )
-        total += gram(summed, leaf)
+        scale = None if scales is None else uses[0].weights(scales[leaf])
+        total += weight_gram(left_factors, right_factors, rows_of, _row_products(uses, dtype), scale, same=same)
     for leaf in left.live:
-        total += gram(lambda side, leaf=leaf: side.live[leaf], leaf)
+        total += gram(leaf)
     return total
 
 
-def _rows(calls: list[layers.Call], dtype, inputs: list):
-    """Rows ``(n, p, g, m)`` of all calls of one weight."""
-    return jnp.concatenate([call.inputs.rows(h).astype(dtype) for call, h in zip(calls, inputs, strict=True)], 1)
+def _rows(uses: list[Use], dtype, inputs: list):
+    """Rows ``(n, p, g, m)`` of all uses of one weight."""
+    return jnp.concatenate([use.layer.rows(h).astype(dtype) for use, h in zip(uses, inputs, strict=True)], 1)
 
 
-def _taps_by_place(calls: list[layers.Call], inputs: list, taps: list, entries: int, dtype):
-    """Derivatives ``(n, r, p, g, c)`` of all calls of one weight with so many entries."""
-    by_place = []
-    for call, h, d in zip(calls, inputs, taps, strict=True):
-        n, p, g, m = jax.eval_shape(call.inputs.rows, h).shape
-        by_place.append(d.reshape(n, d.shape[1], p, g, entries // (g * m)).astype(dtype))
-    return jnp.concatenate(by_place, 2)
-
-
-def _row_products(calls: list[layers.Call], dtype) -> Callable | None:
-    """Cheap inner products of rows, if the layer has them and the weight has one call: there are none between two calls."""
-    if len(calls) > 1 or (products := calls[0].inputs.products) is None:
+def _row_products(uses: list[Use], dtype) -> Callable | None:
+    """Cheap inner products of rows, if the layer has them and the weight has one use: there are none between two uses."""
+    if len(uses) > 1 or (products := uses[0].layer.products) is None:
         return None
     floating = lambda h: h.astype(dtype) if jnp.issubdtype(h.dtype, jnp.floating) else h
     return lambda inputs, others: products(floating(inputs[0]), floating(others[0]))

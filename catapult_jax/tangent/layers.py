@@ -1,278 +1,141 @@
-"""Layers that are linear in their weights: how their inputs enter, and which parameters they cover."""
+"""Equations that are linear in a weight: how their inputs enter, and where the derivatives of their outputs belong."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
-import flax.core.tracers
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.linen.dtypes import promote_dtype
 from jax import lax
 
-if TYPE_CHECKING:
-    from jaxtyping import Array, PyTree
 
-_CUSTOM = ("dot_general", "dot_general_cls", "mask", "conv_general_dilated", "conv_general_dilated_cls")
+class Layer(NamedTuple):
+    """A weight applied at ``p`` places, in ``g`` groups of ``m`` inputs and ``c`` outputs.
 
+    Its gradient for one example is ``J[m, g, c] = sum_p rows[p, g, m] d[p, g, c]``, with ``d`` the derivatives in the outputs.
+    """
 
-def _is_plain(module: nn.Module) -> bool:
-    """Whether the layer has Flax's own arithmetic: the caller replaced no part of it."""
-    return module.promote_dtype is promote_dtype and all(getattr(module, name, None) is None for name in _CUSTOM)
-
-
-class Inputs(NamedTuple):
-    """How the inputs of a layer enter its weights."""
-
-    rows: Callable  # (b, *input) -> (b, rows, groups, inputs): one row per application of the weights
-    # (a, *input), (b, *input) -> (a, rows, b, rows), inner products of the rows, where these cost less than the rows;
-    # or None
+    rows: Callable  # inputs (b, ...) -> (b, p, g, m)
+    by_place: Callable  # derivatives (b, r, *output) -> (b, r, p, g, c)
+    weights: Callable  # weight -> (m, g, c)
+    layout: str  # tells from another order of the entries
+    # (a, ...), (b, ...) -> (a, p, b, p): inner products of the rows, where these cost less than the rows; or None
     products: Callable | None = None
 
 
-def _dense(module: nn.Dense, ndim: int) -> Inputs | None:
-    return Inputs(lambda h: h.reshape(h.shape[0], -1, 1, h.shape[-1]))
-
-
-def _dense_general(module: nn.DenseGeneral, ndim: int) -> Inputs | None:
-    if module.batch_dims:
-        return None
-    axes = (module.axis,) if isinstance(module.axis, int) else tuple(module.axis)
-    axes = sorted(axis % ndim - ndim for axis in axes)  # the order of Flax in the weights
+def _product(eqn, i: int) -> Layer:
+    """``dot_general``; operand ``i`` is the weight. Batch dimensions are groups, free dimensions of the inputs are places."""
+    contracting, batch = eqn.params["dimension_numbers"]
+    shapes = [atom.aval.shape for atom in eqn.invars]
+    free = [[a for a in range(len(shapes[k])) if a not in (*contracting[k], *batch[k])] for k in (0, 1)]
+    size = lambda k, axes: math.prod(shapes[k][a] for a in axes)
+    p, g, m, c = size(1 - i, free[1 - i]), size(i, batch[i]), size(i, contracting[i]), size(i, free[i])
+    order = (*free[1 - i], *batch[1 - i], *contracting[1 - i])
+    # The axes of the outputs are the batch dimensions, the free ones of the left operand, and those of the right one.
+    numbers = np.split(np.arange(eqn.outvars[0].aval.ndim), np.cumsum([len(batch[0]), len(free[0])]))
+    places, outputs = (numbers[2], numbers[1]) if i == 0 else (numbers[1], numbers[2])
 
     def rows(h):
-        h = jnp.moveaxis(h, axes, range(-len(axes), 0))
-        return h.reshape(h.shape[0], -1, 1, math.prod(h.shape[h.ndim - len(axes) :]))
+        return jnp.transpose(h, (0, *(a + 1 for a in order))).reshape(len(h), p, g, m)
 
-    return Inputs(rows)
+    def by_place(d):
+        d = jnp.transpose(d, (0, 1, *(int(a) + 2 for a in (*places, *numbers[0], *outputs))))
+        return d.reshape(*d.shape[:2], p, g, c)
+
+    def weights(w):
+        return jnp.transpose(w, (*contracting[i], *batch[i], *free[i])).reshape(m, g, c)
+
+    return Layer(rows, by_place, weights, f"product {contracting[i]} {batch[i]}")
 
 
-def _embed(module: nn.Embed, ndim: int) -> Inputs | None:
-    size = module.num_embeddings
+def _lookup(eqn, i: int) -> Layer | None:
+    """``gather`` of whole rows of a table, operand 0. An index outside of the table takes no row, unless it is clipped."""
+    numbers, mode = eqn.params["dimension_numbers"], eqn.params["mode"]
+    table, ids = (atom.aval for atom in eqn.invars)
+    is_rows = numbers.collapsed_slice_dims == numbers.start_index_map == (0,) and not numbers.operand_batching_dims
+    if i != 0 or not is_rows or tuple(eqn.params["slice_sizes"]) != (1, *table.shape[1:]):
+        return None
+    size, p, c = table.shape[0], math.prod(ids.shape[:-1]), math.prod(table.shape[1:])
+    rest = [a for a in range(eqn.outvars[0].aval.ndim) if a not in numbers.offset_dims]
 
     def places(ids):
-        ids = ids.reshape(len(ids), -1)
-        return jnp.where(ids < 0, ids + size, ids)  # a negative id counts from the end, as in indexing
+        ids = ids.reshape(len(ids), p)
+        return jnp.clip(ids, 0, size - 1) if mode == lax.GatherScatterMode.CLIP else ids
+
+    def rows(ids):
+        return jax.nn.one_hot(places(ids)[:, :, None], size, dtype=table.dtype)
 
     def products(ids, others):
-        return (places(ids)[:, :, None, None] == places(others)[None, None]).astype(module.param_dtype)
+        ids, others = places(ids), places(others)
+        same = (ids[:, :, None, None] == others) & ((ids >= 0) & (ids < size))[:, :, None, None]
+        return same.astype(table.dtype)
 
-    return Inputs(lambda ids: jax.nn.one_hot(places(ids)[:, :, None], size, dtype=module.param_dtype), products)
+    def by_place(d):
+        d = jnp.transpose(d, (0, 1, *(a + 2 for a in (*rest, *numbers.offset_dims))))
+        return d.reshape(*d.shape[:2], p, 1, c)
+
+    return Layer(rows, by_place, lambda w: w.reshape(size, 1, c), "lookup", products)
 
 
-def _conv(module: nn.Conv, ndim: int) -> Inputs | None:
-    size = (module.kernel_size,) if isinstance(module.kernel_size, int) else tuple(module.kernel_size)
-
-    def per_axis(value):
-        value = 1 if value is None else value
-        return (value,) * len(size) if isinstance(value, int) else tuple(value)
-
-    strides, dilation = per_axis(module.strides), per_axis(module.kernel_dilation)
-    input_dilation, groups = per_axis(module.input_dilation), module.feature_group_count
-    padding = module.padding
-    if isinstance(padding, str) and padding not in ("SAME", "VALID"):
+def _convolution(eqn, i: int) -> Layer | None:
+    """``conv_general_dilated``; operand 1 is the kernel. A place is a window of the images."""
+    p = eqn.params
+    if i != 1 or p["batch_group_count"] != 1:
         return None
-    if isinstance(padding, int):
-        padding = ((padding, padding),) * len(size)
-    elif not isinstance(padding, str):
-        padding = tuple((p, p) if isinstance(p, int) else tuple(p) for p in padding)
+    of_images, of_kernel, of_outputs = p["dimension_numbers"]
+    strides, dilation, input_dilation, groups = (
+        p[name] for name in ("window_strides", "rhs_dilation", "lhs_dilation", "feature_group_count")
+    )
+    size = [eqn.invars[1].aval.shape[a] for a in of_kernel[2:]]
+    images, _, *space = (eqn.invars[0].aval.shape[a] for a in of_images)
+    channels = eqn.invars[0].aval.shape[of_images[1]]
+    outputs = eqn.outvars[0].aval.shape[of_outputs[1]] // groups
+    edges = [(lo, hi, d - 1) for (lo, hi), d in zip(p["padding"], input_dilation, strict=True)]
+    padded = [lo + (n - 1) * d + 1 + hi for (lo, hi), n, d in zip(p["padding"], space, input_dilation, strict=True)]
+    counts = [(n - (k - 1) * d - 1) // s + 1 for n, k, d, s in zip(padded, size, dilation, strides, strict=True)]
+    starts = [[o * d for o, d in zip(offset, dilation, strict=True)] for offset in np.ndindex(*size)]
+    stops = [[a + (n - 1) * s + 1 for a, n, s in zip(start, counts, strides, strict=True)] for start in starts]
+    slices, windows = list(zip(starts, stops, strict=True)), math.prod(counts)
 
-    def geometry(h):
-        """Shape of the space, padding, strided slices (one per place in the window), and number of windows."""
-        space = h.shape[h.ndim - len(size) - 1 : -1]
-        dilated = tuple((n - 1) * d + 1 for n, d in zip(space, input_dilation, strict=True))
-        window = tuple((k - 1) * d + 1 for k, d in zip(size, dilation, strict=True))
-        pads = lax.padtype_to_pads(dilated, window, strides, padding) if isinstance(padding, str) else padding
-        edges = [(lo, hi, d - 1) for (lo, hi), d in zip(pads, input_dilation, strict=True)]
-        padded = [lo + n + hi for (lo, hi, _), n in zip(edges, dilated, strict=True)]
-        counts = [(n - w) // s + 1 for n, w, s in zip(padded, window, strides, strict=True)]
-        starts = [[o * d for o, d in zip(offset, dilation, strict=True)] for offset in np.ndindex(*size)]
-        stops = [[a + (n - 1) * s + 1 for a, n, s in zip(start, counts, strides, strict=True)] for start in starts]
-        return space, edges, list(zip(starts, stops, strict=True)), math.prod(counts)
+    def channels_last(h):  # (b, *images) -> (b * images, *space, channels)
+        h = jnp.transpose(h, (0, of_images[0] + 1, *(a + 1 for a in of_images[2:]), of_images[1] + 1))
+        return h.reshape(-1, *space, channels)
 
     def rows(h):
-        space, edges, slices, _ = geometry(h)
-        channels = h.shape[-1]
-        images = h.reshape(-1, *space, channels)
-        images = lax.pad(images, jnp.zeros((), h.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+        b = len(h)
+        h = channels_last(h)
+        h = lax.pad(h, jnp.zeros((), h.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
         # Slices, because XLA extracts patches by a convolution, which is slower.
-        places = [lax.slice(images, (0, *start, 0), (len(images), *stop, channels), (1, *strides, 1)) for start, stop in slices]
+        places = [lax.slice(h, (0, *start, 0), (len(h), *stop, channels), (1, *strides, 1)) for start, stop in slices]
         patches = jnp.stack(places, axis=-2)  # (images, *counts, places, channels)
         patches = patches.reshape(*patches.shape[:-1], groups, channels // groups)
         patches = jnp.moveaxis(patches, -2, -3)
-        return patches.reshape(h.shape[0], -1, groups, len(places) * channels // groups)
+        return patches.reshape(b, images * windows, groups, len(slices) * channels // groups)
 
     def products(h, other):
         """Inner products of patches, as sums over the window of inner products of pixels, which overlapping patches share."""
-        space, edges, slices, count = geometry(h)
-        a, b, pixels, channels = h.shape[0], other.shape[0], math.prod(space), h.shape[-1]
-        if groups > 1 or h.size != a * pixels * channels or pixels**2 >= count**2 * len(slices) // 2:
+        a, b, pixels = len(h), len(other), math.prod(space)
+        if groups > 1 or images > 1 or pixels**2 >= windows**2 * len(slices) // 2:
             return None
-        gram = h.reshape(a * pixels, channels) @ other.reshape(b * pixels, channels).T
+        gram = channels_last(h).reshape(a * pixels, channels) @ channels_last(other).reshape(b * pixels, channels).T
         gram = lax.pad(gram.reshape(a, *space, b, *space), jnp.zeros((), h.dtype), [(0, 0, 0), *edges, (0, 0, 0), *edges])
         steps = (1, *strides, 1, *strides)
         terms = (lax.slice(gram, (0, *start, 0, *start), (a, *stop, b, *stop), steps) for start, stop in slices)
-        return sum(terms, jnp.zeros((), gram.dtype)).reshape(a, count, b, count)
+        return sum(terms, jnp.zeros((), gram.dtype)).reshape(a, windows, b, windows)
 
-    return Inputs(rows, products)
+    def by_place(d):
+        d = jnp.transpose(d, (0, 1, *(a + 2 for a in (of_outputs[0], *of_outputs[2:], of_outputs[1]))))
+        return d.reshape(*d.shape[:2], images * windows, groups, outputs)
 
+    def weights(w):
+        w = jnp.transpose(w, (*of_kernel[2:], of_kernel[1], of_kernel[0]))
+        return w.reshape(len(slices) * channels // groups, groups, outputs)
 
-# For each kind of layer: the name of its weight, and its rule (module, axes of its input) -> Inputs, or None if this
-# layer has none.
-_RULES = {
-    nn.Dense: ("kernel", _dense),
-    nn.DenseGeneral: ("kernel", _dense_general),
-    nn.Conv: ("kernel", _conv),
-    nn.Embed: ("embedding", _embed),
-}
-# Normalisation layers. Per-example gradients of their scales and biases are as small as these, so they need no rule.
-_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.BatchNorm, nn.InstanceNorm)
+    return Layer(rows, by_place, weights, f"convolution {of_kernel} {groups}", products)
 
 
-class Call(NamedTuple):
-    """One module call whose weights enter linearly."""
-
-    kernel: int | None  # index of the weight among the leaves of params; None: the call does not cover it
-    bias: int | None  # the same for the bias
-    shape: tuple[int, ...]  # of the pre-activations of one example
-    dtype: np.dtype  # of the pre-activations
-    inputs: Inputs  # how its inputs enter the weight
-    linear: Callable  # (weight, inputs) -> pre-activations, without the bias
-
-
-def _linear(module: nn.Module, name: str, weights: dict) -> Callable:
-    """The module as a function of one of its weights; the others are zero."""
-    unbound = module.clone(parent=None)
-    shapes = {key: (leaf.shape, leaf.dtype) for key, leaf in weights.items() if key != name}
-
-    def linear(weight, h):
-        zeros = {key: jnp.zeros(*shape) for key, shape in shapes.items()}
-        return unbound.apply({"params": {name: weight} | zeros}, h)
-
-    return linear
-
-
-class Plan(NamedTuple):
-    """The calls of a model that have a rule, and the parameters that they cover."""
-
-    calls: tuple[Call | None, ...]  # every call of a kind of layer in _RULES, in order; None: this call has no rule
-    covered: frozenset[int]  # leaves that are used in these calls only
-    norms: frozenset[int]  # leaves of normalisation layers
-
-    @property
-    def tapped(self) -> list[Call]:
-        """The calls that have a rule, in order: a tap is added to their pre-activations."""
-        return [call for call in self.calls if call is not None]
-
-
-EMPTY_PLAN = Plan((), frozenset(), frozenset())
-
-
-@contextlib.contextmanager
-def intercept_calls(on_call: Callable, kinds: Iterable[type] = tuple(_RULES)) -> Iterator[None]:
-    """Context in which ``on_call(module, h, proceed)`` replaces each call of a Flax module of these kinds.
-
-    Calls under an inner transformation (scan, remat, a nested jit) stay as they are, because their inputs can't leave it.
-
-    Args:
-      on_call: Returns the outputs of the call; ``proceed()`` is what the module returns.
-      kinds: Classes of modules; a subclass is another kind.
-
-    Returns:
-      The context.
-
-    >>> with intercept_calls(lambda module, h, proceed: 2 * proceed()):
-    ...     nn.Dense(1).apply({"params": {"kernel": jnp.ones((1, 1)), "bias": jnp.zeros(1)}}, jnp.ones((1, 1))).tolist()
-    [[2.0]]
-    """
-    level = flax.core.tracers.current_trace()
-    inside = [False]
-
-    def interceptor(next_fun, args, kwargs, context):
-        is_of_kind = type(context.module) in kinds and context.method_name == "__call__" and len(args) == 1 and not kwargs
-        # An interceptor of the caller may change the outputs of the layer first, so the layer would not be linear.
-        is_only = len(list(getattr(nn.module, "_global_interceptor_stack", ()))) <= 1
-        if inside[0] or not is_of_kind or not is_only or flax.core.tracers.current_trace() != level:
-            return next_fun(*args, **kwargs)
-        inside[0] = True
-        try:
-            return on_call(context.module, args[0], lambda: next_fun(*args))
-        finally:
-            inside[0] = False
-
-    try:
-        with nn.intercept_methods(interceptor):
-            yield
-    finally:
-        if not __debug__:  # Flax removes its interceptor in an assert, which python -O leaves out
-            nn.module._global_interceptor_stack.pop()
-
-
-def plan(apply_fn: Callable, params: PyTree, x: Array) -> Plan:
-    """Find the calls that have a rule and the leaves that they cover, from shapes alone.
-
-    The model is traced with two copies of the parameters. A call with a rule gets the second copy. A leaf of the first
-    copy that the program still reads has another use too (shared, tied, cast, or read outside a module), so it needs
-    the Jacobian.
-
-    Args:
-      apply_fn: ``apply_fn(params, x) -> (b, ...)``.
-      params: Arrays or shapes.
-      x: ``(b, ...)`` array or shape.
-
-    Returns:
-      The calls with a rule, the leaves that they cover, and the leaves that need the Jacobian.
-
-    >>> dense = nn.Dense(2)
-    >>> sorted(plan(dense.apply, dense.init(jax.random.key(0), jnp.ones((1, 3))), jnp.ones((1, 3))).covered)  # bias and kernel
-    [0, 1]
-    """
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), params)
-    calls: list[Call | None] = []
-    norms: set[int] = set()
-
-    def traced(params, copy, example):
-        index = {id(leaf): i for i, leaf in enumerate(jax.tree.leaves(params))}
-        copies = jax.tree.leaves(copy)
-
-        def on_call(module, h, proceed):
-            weights = dict(module.variables.get("params", {}))
-            if type(module) in _NORMS:
-                norms.update(index[id(leaf)] for leaf in weights.values() if id(leaf) in index)
-                return proceed()
-            name, rule = _RULES[type(module)]
-            kernel, bias = index.get(id(weights.get(name))), index.get(id(weights.get("bias")))
-            inputs = rule(module, h.ndim) if _is_plain(module) else None
-            is_cast = kernel is not None and jnp.issubdtype(h.dtype, jnp.floating) and h.dtype != copies[kernel].dtype
-            if kernel is None or inputs is None or is_cast:
-                calls.append(None)
-                return proceed()
-            weights[name] = copies[kernel]
-            if bias is not None:
-                weights["bias"] = copies[bias]
-            y = module.clone(parent=None).apply({"params": weights}, h)
-            calls.append(Call(kernel, bias, y.shape, y.dtype, inputs, _linear(module, name, weights)))
-            return y
-
-        with intercept_calls(on_call, (*_RULES, *_NORMS)):
-            return apply_fn(params, example)
-
-    example = jax.ShapeDtypeStruct((1, *jnp.shape(x)[1:]), jnp.result_type(x))
-    jaxpr = jax.make_jaxpr(traced)(shapes, shapes, example).jaxpr
-    used = {id(v) for eqn in jaxpr.eqns for v in eqn.invars} | {id(v) for v in jaxpr.outvars}
-    leaves = jax.tree.leaves(shapes)
-    elsewhere = {i for i in range(len(leaves)) if id(jaxpr.invars[i]) in used}
-    # A leaf in a call of another precision is cast on the way: its derivative is taken by the Jacobian.
-    for call in calls:
-        if call is not None and call.kernel is not None and call.dtype != leaves[call.kernel].dtype:
-            elsewhere |= {call.kernel} if call.bias is None else {call.kernel, call.bias}
-    keep = lambda leaf: None if leaf in elsewhere else leaf
-    calls = [call and call._replace(kernel=keep(call.kernel), bias=keep(call.bias)) for call in calls]
-    calls = [call if call and (call.kernel, call.bias) != (None, None) else None for call in calls]
-    covered = {leaf for call in calls if call for leaf in (call.kernel, call.bias) if leaf is not None}
-    return Plan(tuple(calls), frozenset(covered), frozenset(norms))
+# Name of an operation -> its rule: (equation, number of the operand that is the weight) -> Layer, or None if it is none.
+RULES = {"dot_general": _product, "gather": _lookup, "conv_general_dilated": _convolution}

@@ -1,0 +1,235 @@
+"""Where a traced program uses its parameters: the equations that are linear in one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+
+from catapult_jax.tangent.compare_programs import needed_equations
+from catapult_jax.tangent.layers import RULES, Layer
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, PyTree
+
+
+class View(NamedTuple):
+    """A parameter on its way to its use: ``value = factor * move(leaf)``, where ``move`` only moves or drops entries."""
+
+    leaf: int  # its number among the leaves of params
+    value: Array
+    moves: tuple[tuple[Callable, str], ...] = ()  # operations in order, each with a text that tells it from others
+    factor: Array | None = None  # scalar; None: one
+
+    def moved(self, leaf: Array) -> Array:
+        """An array like the parameter, with the same moves."""
+        for move, _ in self.moves:
+            leaf = move(leaf)
+        return leaf
+
+
+class Use(NamedTuple):
+    """An equation that is linear in a parameter, and in which no other parameter enters directly."""
+
+    leaf: int  # number of the parameter among the leaves of params
+    layout: tuple  # two uses of a parameter with equal layouts have gradients with their entries in the same order
+    shape: tuple[int, ...]  # of the pre-activations of one example
+    dtype: np.dtype  # of the pre-activations
+    layer: Layer  # how the inputs enter the weight
+    weights: Callable  # array like the parameter -> (m, g, c), as in :class:`Layer`
+    linear: Callable  # (parameter, inputs) -> pre-activations, without the factor of the view
+
+
+class Plan(NamedTuple):
+    """The program of a model for one example, and where its parameters enter."""
+
+    program: ClosedJaxpr  # (leaves, one example) -> outputs
+    uses: tuple[Use, ...]  # of the covered parameters, in the order of the program
+    covered: frozenset[int]  # parameters whose every use is a :class:`Use`, all with one layout
+    entrywise: frozenset[
+        int
+    ]  # parameters that are added or multiplied entry by entry: their gradients are as small as they are
+
+
+_EMPTY = jax.make_jaxpr(lambda: ())().jaxpr
+# Operations that move the entries of an array, or drop some; the dtype may change.
+_MOVES = {"reshape", "transpose", "squeeze", "rev", "slice", "copy", "copy_p", "name", "convert_element_type"}
+# Operations whose derivative in a parameter has the size of that parameter.
+_ENTRYWISE = {"add", "sub", "mul", "div", "max", "min", "add_any"}
+# Calls whose program is followed. A custom derivative stays closed: inside it, other rules of differentiation hold.
+_CALLS = {
+    **dict.fromkeys(("jit", "pjit", "remat", "remat2", "checkpoint"), "jaxpr"),
+    **dict.fromkeys(("closed_call", "core_call"), "call_jaxpr"),
+}
+
+
+def plan(apply_fn: Callable, params: PyTree, x: Array) -> Plan:
+    """Find where the parameters enter the program of a model, from shapes alone.
+
+    Args:
+      apply_fn: ``apply_fn(params, x) -> (b, ...)``.
+      params: Arrays or shapes.
+      x: ``(b, ...)`` array or shape.
+
+    Returns:
+      The program, the uses of the parameters that they cover, and the parameters that enter entry by entry.
+
+    >>> found = plan(lambda p, x: x @ p["w"] + p["b"], {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}, jnp.ones((1, 3)))
+    >>> sorted(found.covered), sorted(found.entrywise)  # the leaves are b, w
+    ([1], [0])
+    """
+    shapes, tree = jax.tree.flatten(jax.tree.map(_shape, params))
+    example = jax.ShapeDtypeStruct((1, *jnp.shape(x)[1:]), jnp.result_type(x))
+    program = jax.make_jaxpr(lambda leaves, example: apply_fn(jax.tree.unflatten(tree, leaves), example))(shapes, example)
+    uses: list[Use] = []
+    vectors = {i for i, shape in enumerate(shapes) if shape.ndim < 2}
+    entrywise = {i for i, shape in enumerate(shapes) if not shape.ndim}  # they are no views
+    other: set[int] = set()
+
+    def on_use(eqn, operands, varies):
+        views = [i for i, v in enumerate(operands) if isinstance(v, View)]
+        use = _use(eqn, operands, views[0]) if len(views) == 1 else None
+        if use is not None:
+            uses.append(use)
+        elif eqn.primitive.name == "broadcast_in_dim" or (eqn.primitive.name in _ENTRYWISE and any(varies)):
+            entrywise.update(operands[i].leaf for i in views)
+        else:
+            other.update(operands[i].leaf for i in views)
+
+    jax.eval_shape(lambda leaves, example: run(program, leaves, example, on_use), shapes, example)
+    layouts: dict[int, set] = {}
+    for use in uses:
+        layouts.setdefault(use.leaf, set()).add(use.layout)
+    unused = frozenset(range(len(shapes))) - layouts.keys() - entrywise - other
+    covered = {leaf for leaf, found in layouts.items() if len(found) == 1} - entrywise - other
+    entrywise = (entrywise - other - layouts.keys()) | (vectors - unused - covered)
+    return Plan(program, tuple(use for use in uses if use.leaf in covered), unused | covered, frozenset(entrywise))
+
+
+def outputs_and_inputs(plan: Plan, leaves: Sequence[Array], example: Array, taps: Sequence[Array]) -> tuple[Array, list[Array]]:
+    """Outputs of one example, and the inputs of each use. The taps, all zero, are added to the pre-activations.
+
+    Args:
+      plan: From :func:`plan`.
+      leaves: Of the parameters.
+      example: One example, without the axis of the batch.
+      taps: One for each use. The derivative in it is that in the pre-activations, times the factor of the view.
+
+    Returns:
+      The outputs, with a first axis of size one; the inputs.
+    """
+    inputs: list[Array] = []
+
+    def on_use(eqn, operands, varies):
+        i = next(i for i, v in enumerate(operands) if isinstance(v, View))
+        if operands[i].leaf not in plan.covered:
+            return None
+        view, tap = operands[i], taps[len(inputs)]
+        inputs.append(operands[1 - i])
+        return _bind(eqn, _plain(operands))[0] + (tap if view.factor is None else (view.factor * tap).astype(tap.dtype))
+
+    return run(plan.program, leaves, example[None], on_use), inputs
+
+
+def run(program: ClosedJaxpr, leaves: Sequence[Array], example: Array, on_use: Callable) -> Array:
+    """Evaluate a program with one output, and ask at each equation that uses a parameter.
+
+    Args:
+      program: ``(leaves, example) -> outputs``.
+      leaves, example: Its inputs.
+      on_use: ``on_use(eqn, operands, varies)`` returns the output of the equation, or None: it is evaluated as it is. Operands that
+        are parameters are views; ``varies`` says of each operand whether it depends on the example.
+
+    Returns:
+      The output.
+    """
+    views = [View(i, leaf) if jnp.ndim(leaf) else leaf for i, leaf in enumerate(leaves)]  # a number may scale another parameter
+    inputs = [*((view, False) for view in views), (example, True)]
+    ((output, _),) = _run(program.jaxpr, program.consts, inputs, on_use)
+    return output.value if isinstance(output, View) else output
+
+
+def _run(jaxpr: Jaxpr, consts: Sequence, inputs: Sequence[tuple[Any, bool]], on_use: Callable) -> list[tuple[Any, bool]]:
+    """The outputs of a program; each value comes with whether it depends on the example."""
+    values = dict(zip(jaxpr.constvars, ((const, False) for const in consts), strict=True))
+    values |= dict(zip(jaxpr.invars, inputs, strict=True))
+    read = lambda atom: (atom.val, False) if isinstance(atom, Literal) else values[atom]
+    for eqn in needed_equations(jaxpr):
+        values |= dict(zip(eqn.outvars, _step(eqn, [read(atom) for atom in eqn.invars], on_use), strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _step(eqn, inputs: list[tuple[Any, bool]], on_use: Callable) -> list[tuple[Any, bool]]:
+    """The outputs of an equation."""
+    operands, varies = [value for value, _ in inputs], [varies for _, varies in inputs]
+    output = None
+    if any(isinstance(operand, View) for operand in operands):
+        if (key := _CALLS.get(eqn.primitive.name)) is not None:
+            inner = eqn.params[key]
+            return _run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs, on_use)
+        output = _view(eqn, operands)
+        output = on_use(eqn, operands, varies) if output is None else output
+    outputs = _bind(eqn, _plain(operands)) if output is None else [output]
+    return [(value, any(varies)) for value in outputs]
+
+
+def _bind(eqn, operands: Sequence[Array]) -> list[Array]:
+    """The outputs of an equation, as JAX evaluates it."""
+    inputs = {atom: value for atom, value in zip(eqn.invars, operands, strict=True) if not isinstance(atom, Literal)}
+    program = _EMPTY.replace(invars=list(inputs), outvars=list(eqn.outvars), eqns=[eqn], effects=eqn.effects)
+    return jaxpr_as_fun(ClosedJaxpr(program, ()))(*inputs.values())
+
+
+def _plain(operands: Sequence) -> list:
+    return [operand.value if isinstance(operand, View) else operand for operand in operands]
+
+
+def _view(eqn, operands: Sequence) -> View | None:
+    """The output of an equation as a view of the same parameter, or None: it is none."""
+    name = eqn.primitive.name
+    (i, view), *others = [(i, v) for i, v in enumerate(operands) if isinstance(v, View)]
+    if others:
+        return None
+    value = lambda: _bind(eqn, _plain(operands))[0]
+    if name in _MOVES and len(operands) == 1:
+        if not jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating):
+            return None
+        if name == "convert_element_type":  # the moves are those of the entries alone
+            return view._replace(value=value())
+        return view._replace(value=value(), moves=(*view.moves, (lambda a: _bind(eqn, [a])[0], f"{name} {eqn.params}")))
+    if (
+        name == "broadcast_in_dim" and eqn.outvars[0].aval.size == view.value.size and len(operands) == 1
+    ):  # new axes of size one
+        shape = eqn.outvars[0].aval.shape
+        return view._replace(value=value(), moves=(*view.moves, (lambda a: a.reshape(shape), f"reshape {shape}")))
+    one = jnp.ones((), view.value.dtype) if view.factor is None else view.factor
+    if name == "neg":
+        return view._replace(value=value(), factor=-one)
+    is_scaled = name == "mul" or (name == "div" and i == 0)
+    if is_scaled and jnp.ndim(operands[1 - i]) == 0:
+        return view._replace(value=value(), factor=one * operands[1 - i] if name == "mul" else one / operands[1 - i])
+    return None
+
+
+def _use(eqn, operands: Sequence, i: int) -> Use | None:
+    """An equation as a use of the parameter that is its operand ``i``, or None: it has no rule."""
+    rule, view = RULES.get(eqn.primitive.name), operands[i]
+    layer = None if rule is None else rule(eqn, i)
+    if layer is None:
+        return None
+    dtype, out = view.value.dtype, eqn.outvars[0].aval
+
+    def linear(weight, inputs):
+        weight = view.moved(weight).astype(dtype)
+        return _bind(eqn, (weight, inputs) if i == 0 else (inputs, weight))[0]
+
+    layout = (*(text for _, text in view.moves), layer.layout)
+    return Use(view.leaf, layout, out.shape, out.dtype, layer, lambda leaf: layer.weights(view.moved(leaf)), linear)
+
+
+def _shape(leaf) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))

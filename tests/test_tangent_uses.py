@@ -1,0 +1,231 @@
+"""Which parameters the uses cover, and the kernel of programs in many styles, against float64 Jacobians."""
+
+import doctest
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+from catapult_jax import FCN, tangent_kernel
+from catapult_jax.tangent import uses
+from catapult_jax.testing import explicit_jacobian, explicit_kernel, relative_error
+from tests.zoo import QUICK, build, widen
+
+_RNG = np.random.default_rng(0)
+
+
+def _numbers(*shape):
+    return jnp.asarray(_RNG.standard_normal(shape), jnp.float32)
+
+
+_VECTORS, _IMAGES, _FRAMES, _IDS = (
+    _numbers(4, 6),
+    _numbers(4, 3, 5, 5),
+    _numbers(3, 2, 5, 5, 3),
+    jnp.asarray(_RNG.integers(-2, 9, (4, 3))),
+)
+_WEIGHTS = {"w": _numbers(6, 5), "v": _numbers(5, 2)}
+
+
+def _two_layers(of_w, w=None):
+    """A network of two layers; ``of_w`` makes the first weight from its parameter."""
+    return lambda p, x: jnp.tanh(x @ of_w(p["w"])) @ p["v"], _WEIGHTS if w is None else _WEIGHTS | {"w": w}, _VECTORS
+
+
+def _gated(p, x):
+    """A weight times a number of each example."""
+    return jax.vmap(lambda x: jnp.tanh(x @ (p["w"] * x.sum())) @ p["v"])(x)
+
+
+def _weight_norm(p, x):
+    return jnp.tanh(x @ (p["w"] * (p["g"] / jnp.linalg.norm(p["w"])))) @ p["v"]
+
+
+def _gain(p, x):
+    return jnp.tanh(x @ (p["w"] * p["g"])) @ p["v"]
+
+
+def _fused(p, x):
+    """Queries, keys and values as slices of one weight."""
+    q, k, v = jnp.split(x @ p["w"], 3, axis=-1)
+    return q * jax.nn.softmax(k) + v
+
+
+def _slices(p, x):
+    return jnp.tanh(x @ p["w"][:, :2]) * jnp.tanh(x @ p["w"][:, 2:4])
+
+
+def _one_slice(p, x):
+    return jnp.tanh(x @ p["w"][:, 1:3])
+
+
+def _groups(p, x):
+    return jnp.einsum("bgm,gmc->bcg", jnp.tanh(x.reshape(len(x), 2, 3)), p["w"])
+
+
+def _channels_first(p, x):
+    h = lax.conv_general_dilated(x, p["w"], (2, 1), "SAME", dimension_numbers=("NCHW", "OIHW", "NCHW"))
+    return jnp.tanh(h).reshape(len(x), -1) @ p["v"]
+
+
+def _frames(p, x):
+    """The convolution of each of two frames."""
+    h = lax.conv_general_dilated(
+        x.reshape(-1, *x.shape[2:]), p["w"], (1, 1), "VALID", rhs_dilation=(2, 1), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return jnp.tanh(h).reshape(len(x), -1) @ p["v"]
+
+
+def _one_example(p, x):
+    """As Equinox writes it: one example, then vmap."""
+    h = jnp.tanh(p["w"].T @ x + p["b"])
+    return p["v"].T @ h
+
+
+@jax.custom_jvp
+def _halved(w):
+    return w
+
+
+_halved.defjvp(lambda primals, tangents: (primals[0], 0.5 * tangents[0]))
+
+
+class _Net(nnx.Module):
+    def __init__(self, rngs):
+        self.conv, self.norm = nnx.Conv(3, 4, (3, 3), rngs=rngs), nnx.LayerNorm(4, rngs=rngs)
+        self.hidden, self.out = nnx.Linear(100, 6, rngs=rngs), nnx.Linear(6, 2, rngs=rngs)
+
+    def __call__(self, x):
+        h = jax.nn.gelu(self.norm(self.conv(jnp.moveaxis(x, 1, -1))))
+        return self.out(jax.nn.relu(self.hidden(h.reshape(len(x), -1))))
+
+
+_GRAPH, _STATE = nnx.split(_Net(nnx.Rngs(0)))
+_CONV = {"w": _numbers(4, 3, 3, 3), "v": _numbers(60, 2)}
+
+# Name -> function, parameters, inputs, and the leaves that need their Jacobian.
+PROGRAMS = {
+    "plain": (*_two_layers(lambda w: w), []),
+    "scaled": (*_two_layers(lambda w: -0.5 * w / jnp.sqrt(6.0)), []),
+    "transposed": (*_two_layers(lambda w: w.T, _WEIGHTS["w"].T), []),
+    "moved": (*_two_layers(lambda w: w.reshape(3, 2, 5)[::-1].reshape(6, 5)[None][0]), []),
+    "under jit": (*_two_layers(jax.jit(lambda w: w * jnp.float32(2))), []),
+    "half precision on the way": (*_two_layers(lambda w: w.astype(jnp.bfloat16).astype(jnp.float32)), []),
+    "number of the example": (_gated, _WEIGHTS, _VECTORS, []),
+    "gain": (_gain, _WEIGHTS | {"g": jnp.float32(1.5)}, _VECTORS, []),
+    "weight norm": (_weight_norm, _WEIGHTS | {"g": jnp.float32(1.5)}, _VECTORS, ["w"]),
+    "mask": (*_two_layers(lambda w: w * (jnp.arange(5) % 2)), ["w"]),
+    "custom derivative": (*_two_layers(_halved), ["w"]),
+    "fused": (_fused, {"w": _numbers(6, 6)}, _VECTORS, []),
+    "one slice": (_one_slice, _WEIGHTS, _VECTORS, []),
+    "two slices": (_slices, _WEIGHTS, _VECTORS, ["w"]),
+    "two layouts": (lambda p, x: jnp.tanh(x @ p["w"]) @ p["w"].T, _WEIGHTS, _VECTORS, ["w"]),
+    "groups": (_groups, {"w": _numbers(2, 3, 4)}, _VECTORS, []),
+    "channels first": (_channels_first, _CONV, _IMAGES, []),
+    "frames": (_frames, {"w": _numbers(3, 2, 3, 4), "v": _numbers(32, 2)}, _FRAMES, []),
+    "one example, then vmap": (
+        lambda p, x: jax.vmap(_one_example, (None, 0))(p, x), _WEIGHTS | {"b": _numbers(5)}, _VECTORS, [],
+    ),
+    "lookup, clipped": (
+        lambda p, ids: jnp.tanh(jnp.take(p["w"], ids, axis=0, mode="clip")).sum(1) @ p["v"], _WEIGHTS, _IDS, [],
+    ),
+    "lookup, none outside": (
+        lambda p, ids: jnp.tanh(p["w"].at[ids].get(mode="fill", fill_value=0)).sum(1) @ p["v"], _WEIGHTS, _IDS, [],
+    ),
+    "remat": (lambda p, x: jax.checkpoint(_two_layers(lambda w: w)[0])(p, x), _WEIGHTS, _VECTORS, []),
+    "layers in a scan": (
+        lambda p, x: lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, p["w"])[0], {"w": _numbers(3, 6, 6)}, _VECTORS, ["w"],
+    ),
+    "nnx": (lambda state, x: nnx.merge(_GRAPH, state)(x), _STATE, _IMAGES, []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_tangent_kernel_of_a_program(name):
+    """The kernel with and without a preconditioner; and the parameters that need their Jacobian."""
+    apply_fn, params, x, rest = PROGRAMS[name]
+    found = uses.plan(apply_fn, params, x)
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    named = [path for i, path in enumerate(paths) if i not in found.covered | found.entrywise]
+
+    kernel = jax.jit(lambda p, x: tangent_kernel(apply_fn, p, x), compiler_options=QUICK)(params, x)
+    diagonal = jax.tree.map(lambda leaf: jnp.asarray(_RNG.uniform(0.5, 2, leaf.shape), jnp.float32), params)
+    scaled = jax.jit(lambda p, x: tangent_kernel(apply_fn, p, x, preconditioner=diagonal), compiler_options=QUICK)(params, x)
+
+    jacobian = explicit_jacobian(apply_fn, params, x)
+    weights = np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(diagonal)])
+    assert named == [f"['{leaf}']" for leaf in rest]
+    tolerance = 1e-2 if name == "half precision on the way" else 1e-5  # the derivatives are rounded on the way, too
+    assert relative_error(kernel, jacobian @ jacobian.T) <= tolerance
+    assert relative_error(scaled, jacobian / weights @ jacobian.T) <= tolerance
+
+
+@pytest.mark.parametrize("name", ["scaled", "channels first", "lookup, clipped", "gain"])
+def test_tangent_kernel_of_a_program_in_double_precision(name):
+    apply_fn, params, x, _ = PROGRAMS[name]
+    oracle = explicit_kernel(apply_fn, params, x)
+
+    with jax.enable_x64():
+        kernel = tangent_kernel(apply_fn, *widen((params, x)))
+
+    assert kernel.dtype == jnp.float64 and relative_error(kernel, oracle) <= 1e-12
+
+
+def test_tangent_kernel_keeps_the_derivative_of_a_relu_at_zero():
+    """It is zero; the program inside the relu has one half there."""
+    kernel = tangent_kernel(lambda p, x: jax.nn.relu(x @ p["w"]) @ p["v"], _WEIGHTS | {"w": jnp.zeros((6, 5))}, _VECTORS)
+
+    assert (kernel == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "rest"),
+    [
+        ("fcn bias, ten outputs", []),
+        ("cnn strided, average, outputs", []),
+        ("dense over axes, twice", []),
+        ("batch folded", []),
+        ("attention and norms", []),
+        ("embedding", []),
+        ("tied embedding", ["['Embed_0']['embedding']"]),
+        ("parameters outside a module", ["['Dense_0']['kernel']"]),
+        ("remat, jit, scan", ["bias", "kernel"]),
+        ("running batch norm", []),
+    ],
+)
+def test_plan_covers(name, rest):
+    apply_fn, params, x = build(name)
+    if rest:
+        with pytest.raises(ValueError, match="no rule for parameters .*" + ".*".join(map(re.escape, rest))):
+            tangent_kernel(apply_fn, params, x, method="structured")
+    else:
+        jax.eval_shape(lambda p: tangent_kernel(apply_fn, p, x, method="structured"), params)
+
+
+def test_tangent_kernel_of_layers_that_a_caller_changed():
+    def columns_of_norm_one(x, kernel, bias, **_):
+        return x, kernel / jnp.linalg.norm(kernel, axis=0), bias
+
+    def squashed(next_fun, args, kwargs, context):
+        y = next_fun(*args, **kwargs)
+        return jnp.tanh(y) if context.method_name == "__call__" and isinstance(context.module, nn.Dense) else y
+
+    def intercepted(params, x):
+        with nn.intercept_methods(squashed):
+            return FCN(depth=3, width=8).apply(params, x)
+
+    layer = nn.Dense(4, promote_dtype=columns_of_norm_one)
+    for f, params in (
+        (layer.apply, layer.init(jax.random.key(1), _VECTORS)),
+        (intercepted, FCN(depth=3, width=8).init(jax.random.key(1), _VECTORS)),
+    ):
+        assert relative_error(tangent_kernel(f, params, _VECTORS), explicit_kernel(f, params, _VECTORS)) <= 1e-5
+
+
+def test_doctests():
+    assert not doctest.testmod(uses).failed
