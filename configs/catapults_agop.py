@@ -42,8 +42,6 @@ def get_config(variant: str = "rank2") -> ConfigDict:
     c.measure.agop_alignment_every = 4
     c.run.chunk_steps = 50
     c.run.checkpoint_every = 600
-    if task in ("fmnist2", "usps"):  # a kernel of 1,000 rows
-        c.measure.method, c.measure.top_k = "matrix_free", 1
     c.claims = ("catapults_raise_alignment", "catapults_lower_the_test_loss", "raises_below_critical_do_little")
     if "smoke" in words:
         tasks.smoke(c)
