@@ -209,7 +209,7 @@ def _answers(rows: list[Row], scale: str) -> str:
         "Zhu, Liu, Radhakrishnan and Belkin (2024, arXiv 2306.04815) claim that the spikes of SGD are catapults, that they live in the top eigenspace of the",
         "tangent kernel, and that they improve generalisation. A student study on MNIST adds cyclic learning rates and AdaGrad.",
         "Each line sums up rows of the table below; *holds* marks claims of our own. In brackets: where it was tested, and the size where it holds least.",
-        "rank2, rank3 and rank4 are synthetic targets; fcn and cnn are networks on 128 images of CIFAR-10.\n",
+        "rank2, rank3 and rank4 are synthetic targets; fcn, cnn and wrn are networks on 128 images of CIFAR-10; cifar2, fmnist2 and usps are images.\n",
     ]
     lines += [f"- **{question}** {_answer([by_name[name] for name in names])}" for question, names in QUESTIONS.items()]
     lines += [

@@ -12,6 +12,7 @@ from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from catapult_jax.tangent.batch_axis_rules import FIXED_RULES, RULES, Fixed, Lost, Placed, Unfollowed, elementwise, fixed, union
+from catapult_jax.tangent.compare_programs import scan_operands
 from catapult_jax.xla import INSPECTED_NUMBERS
 
 
@@ -137,12 +138,7 @@ def _fixed_point(body, carry: list) -> tuple[list, list]:
 
 
 def _scan(eqn, states, b):
-    p = eqn.params
-    if "ft_in" in p:  # from JAX 0.11.2 on: trees of the constants, the carry and the scanned arrays
-        counts = [len(list(part)) for part in p["ft_in"].unpack()[:2]]
-    else:
-        counts = [p["num_consts"], p["num_carry"]]
-    consts, carry, xs = _split(states, *counts)
+    consts, carry, xs = ([states[i] for i in numbers] for numbers in scan_operands(eqn))
     if any(isinstance(state, Placed) and state.axis == 0 for state in xs):
         return _scan_over_examples(eqn, consts, carry, xs, b)
     slice_of = lambda s: (

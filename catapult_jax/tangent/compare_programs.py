@@ -98,3 +98,24 @@ def needed_equations(jaxpr: Jaxpr) -> list:
             equations.append(eqn)
             needed |= {v for v in eqn.invars if not isinstance(v, Literal)}
     return equations[::-1]
+
+
+def scan_operands(eqn) -> tuple[range, range, range]:
+    """The operands of a scan: numbers of the constants, of the carry at the start, and of the scanned arrays.
+
+    Args:
+      eqn: An equation whose operation is ``scan``.
+
+    Returns:
+      Three ranges.
+
+    >>> program = jax.make_jaxpr(lambda c, x: jax.lax.scan(lambda h, x: (h + c * x, None), 0.0, x))(1.0, np.ones(3))
+    >>> scan_operands(program.jaxpr.eqns[-1])
+    (range(0, 1), range(1, 2), range(2, 3))
+    """
+    p = eqn.params
+    if "ft_in" in p:  # from JAX 0.11.2 on: trees of the constants, the carry and the scanned arrays
+        consts, carry = (len(list(part)) for part in p["ft_in"].unpack()[:2])
+    else:
+        consts, carry = p["num_consts"], p["num_carry"]
+    return range(consts), range(consts, consts + carry), range(consts + carry, len(eqn.invars))

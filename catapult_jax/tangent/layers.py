@@ -137,5 +137,65 @@ def _convolution(eqn, i: int) -> Layer | None:
     return Layer(rows, by_place, weights, f"convolution {of_kernel} {groups}", products)
 
 
+def at_every_step(layer: Layer, steps: int) -> Layer:
+    """A layer in the body of a scan whose weight is the same at every step: steps are places.
+
+    Args:
+      layer: Of one step.
+      steps: Of the scan.
+
+    Returns:
+      The layer over all steps; inputs and derivatives have the steps on their first axis after the others.
+
+    >>> rows = at_every_step(Layer(lambda h: h[:, None, None], lambda d: d, lambda w: w, ""), 3).rows(jnp.ones((2, 3, 5)))
+    >>> rows.shape
+    (2, 3, 1, 5)
+    """
+
+    def rows(h):
+        of_step = layer.rows(h.reshape(-1, *h.shape[2:]))
+        return of_step.reshape(len(h), -1, *of_step.shape[2:])
+
+    def by_place(d):
+        d = _by_step(layer, d)  # (b, steps, r, p, g, c)
+        return jnp.moveaxis(d, 1, 2).reshape(len(d), d.shape[2], -1, *d.shape[4:])
+
+    return layer._replace(rows=rows, by_place=by_place, products=None)
+
+
+def one_for_each_step(layer: Layer, steps: int) -> Layer:
+    """A layer in the body of a scan that has a weight for each step: steps are groups.
+
+    Args:
+      layer: Of one step.
+      steps: Of the scan.
+
+    Returns:
+      The layer over all steps; inputs and derivatives have the steps on their first axis after the others.
+
+    >>> rows = one_for_each_step(Layer(lambda h: h[:, None, None], lambda d: d, lambda w: w, ""), 3).rows(jnp.ones((2, 3, 5)))
+    >>> rows.shape
+    (2, 1, 3, 5)
+    """
+
+    def rows(h):
+        of_step = layer.rows(h.reshape(-1, *h.shape[2:]))
+        of_step = of_step.reshape(len(h), steps, *of_step.shape[1:])  # (b, steps, p, g, m)
+        return jnp.moveaxis(of_step, 1, 2).reshape(len(h), of_step.shape[2], -1, of_step.shape[4])
+
+    def by_place(d):
+        d = jnp.moveaxis(_by_step(layer, d), 1, 3)  # (b, r, p, steps, g, c)
+        return d.reshape(*d.shape[:3], -1, d.shape[5])
+
+    return layer._replace(rows=rows, by_place=by_place, products=None)
+
+
+def _by_step(layer: Layer, d):
+    """Derivatives ``(b, r, steps, *output)`` as ``(b, steps, r, p, g, c)``."""
+    d = jnp.moveaxis(d, 2, 1)
+    of_step = layer.by_place(d.reshape(-1, *d.shape[2:]))
+    return of_step.reshape(*d.shape[:2], *of_step.shape[1:])
+
+
 # Name of an operation -> its rule: (equation, number of the operand that is the weight) -> Layer, or None if it is none.
 RULES = {"dot_general": _product, "gather": _lookup, "conv_general_dilated": _convolution}

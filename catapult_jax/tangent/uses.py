@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
-from catapult_jax.tangent.compare_programs import needed_equations
-from catapult_jax.tangent.layers import RULES, Layer
+from catapult_jax.tangent.compare_programs import needed_equations, scan_operands
+from catapult_jax.tangent.layers import RULES, Layer, at_every_step, one_for_each_step
 
 if TYPE_CHECKING:
     from jaxtyping import Array, PyTree
@@ -42,6 +43,8 @@ class Use(NamedTuple):
     layer: Layer  # how the inputs enter the weight
     weights: Callable  # array like the parameter -> (m, g, c), as in :class:`Layer`
     linear: Callable  # (parameter, inputs) -> pre-activations, without the factor of the view
+    scan: int = -1  # number of the scan that the equation is in, among those that parameters enter; -1: in none
+    inner: Use | None = None  # the use in the body of that scan; there, ``leaf`` is the number of the operand of the scan
 
 
 class Plan(NamedTuple):
@@ -85,27 +88,24 @@ def plan(apply_fn: Callable, params: PyTree, x: Array) -> Plan:
     shapes, tree = jax.tree.flatten(jax.tree.map(_shape, params))
     example = jax.ShapeDtypeStruct((1, *jnp.shape(x)[1:]), jnp.result_type(x))
     program = jax.make_jaxpr(lambda leaves, example: apply_fn(jax.tree.unflatten(tree, leaves), example))(shapes, example)
-    uses: list[Use] = []
+    found = _Found([], set(), set())
+
+    def collect(leaves, example):
+        output = _of_example(program, leaves, example, _collecting(found))
+        if isinstance(output, View):
+            found.other.add(output.leaf)
+        return _plain([output])
+
+    jax.eval_shape(collect, shapes, example)
+    uses, entrywise, other = found
+    numbers = {i for i, shape in enumerate(shapes) if not shape.ndim}  # they are no views
     vectors = {i for i, shape in enumerate(shapes) if shape.ndim < 2}
-    entrywise = {i for i, shape in enumerate(shapes) if not shape.ndim}  # they are no views
-    other: set[int] = set()
-
-    def on_use(eqn, operands, varies):
-        views = [i for i, v in enumerate(operands) if isinstance(v, View)]
-        use = _use(eqn, operands, views[0]) if len(views) == 1 else None
-        if use is not None:
-            uses.append(use)
-        elif eqn.primitive.name == "broadcast_in_dim" or (eqn.primitive.name in _ENTRYWISE and any(varies)):
-            entrywise.update(operands[i].leaf for i in views)
-        else:
-            other.update(operands[i].leaf for i in views)
-
-    jax.eval_shape(lambda leaves, example: run(program, leaves, example, on_use), shapes, example)
+    entrywise |= numbers
     layouts: dict[int, set] = {}
     for use in uses:
         layouts.setdefault(use.leaf, set()).add(use.layout)
     unused = frozenset(range(len(shapes))) - layouts.keys() - entrywise - other
-    covered = {leaf for leaf, found in layouts.items() if len(found) == 1} - entrywise - other
+    covered = {leaf for leaf, several in layouts.items() if len(several) == 1} - entrywise - other
     entrywise = (entrywise - other - layouts.keys()) | (vectors - unused - covered)
     return Plan(program, tuple(use for use in uses if use.leaf in covered), unused | covered, frozenset(entrywise))
 
@@ -122,58 +122,166 @@ def outputs_and_inputs(plan: Plan, leaves: Sequence[Array], example: Array, taps
     Returns:
       The outputs, with a first axis of size one; the inputs.
     """
-    inputs: list[Array] = []
+    visit, inputs = _tapping(plan.uses, taps)
+    (output,) = _plain([_of_example(plan.program, leaves, example[None], visit)])
+    return output, inputs
 
-    def on_use(eqn, operands, varies):
+
+class _Visit(NamedTuple):
+    """What is asked at the equations that parameters enter. Operands that are parameters are views."""
+
+    # (eqn, operands, whether each of them depends on the example) -> output, or None: the equation is evaluated as it is
+    use: Callable
+    scan: Callable  # (eqn, operands) -> outputs, or None
+
+
+class _Found(NamedTuple):
+    uses: list[Use]
+    entrywise: set[int]
+    other: set[int]
+
+
+def _collecting(found: _Found) -> _Visit:
+    """Notes the uses of the parameters. It is for shapes: nothing is computed."""
+    scans = [0]
+
+    def use(eqn, operands, varies):
+        views = [i for i, v in enumerate(operands) if isinstance(v, View)]
+        use = _use(eqn, operands, views[0]) if len(views) == 1 else None
+        if use is not None:
+            found.uses.append(use)
+        elif eqn.primitive.name == "broadcast_in_dim" or (eqn.primitive.name in _ENTRYWISE and any(varies)):
+            found.entrywise.update(operands[i].leaf for i in views)
+        else:
+            found.other.update(operands[i].leaf for i in views)
+
+    def scan(eqn, operands):
+        number, scans[0] = scans[0], scans[0] + 1
+        consts, carry, _ = scan_operands(eqn)
+        inner, leaf_of = _Found([], set(), set()), {i: v.leaf for i, v in enumerate(operands) if isinstance(v, View)}
+        found.other.update(leaf_of[i] for i in carry if i in leaf_of)
+        at = [v if i in consts or i in carry else jax.tree.map(lambda a: a[0], v) for i, v in enumerate(_plain(operands))]
+        inputs = [_inside(i, view, value, i in carry) for i, (view, value) in enumerate(zip(operands, at, strict=True))]
+        # A vector of one number for each step: each number may scale another parameter.
+        inner.entrywise.update(i for i in leaf_of if i not in carry and not isinstance(inputs[i], View))
+        for output, _ in _run_closed(
+            eqn.params["jaxpr"], [(v, i not in consts) for i, v in enumerate(inputs)], _collecting(inner)
+        ):
+            inner.other.update([output.leaf] if isinstance(output, View) else [])
+        found.entrywise.update(leaf_of[i] for i in inner.entrywise)
+        found.other.update(leaf_of[i] for i in inner.other)
+        steps = eqn.params["length"]
+        found.uses.extend(_scanned(use, operands[use.leaf], steps, number, use.leaf not in consts) for use in inner.uses)
+
+    return _Visit(use, scan)
+
+
+def _tapping(uses: Sequence[Use], taps: Sequence[Array]) -> tuple[_Visit, list[Array]]:
+    """Adds the taps to the pre-activations of the uses. The list gets their inputs while the program is evaluated."""
+    inputs: list = [None] * len(uses)
+    here, scans = [i for i, use in enumerate(uses) if use.inner is None], [0]
+    covered = {uses[i].leaf for i in here}
+
+    def use(eqn, operands, varies):
         i = next(i for i, v in enumerate(operands) if isinstance(v, View))
-        if operands[i].leaf not in plan.covered:
+        if operands[i].leaf not in covered:
             return None
-        view, tap = operands[i], taps[len(inputs)]
-        inputs.append(operands[1 - i])
+        number = here.pop(0)
+        view, tap, inputs[number] = operands[i], taps[number], operands[1 - i]
         return _bind(eqn, _plain(operands))[0] + (tap if view.factor is None else (view.factor * tap).astype(tap.dtype))
 
-    return run(plan.program, leaves, example[None], on_use), inputs
+    def scan(eqn, operands):
+        number, scans[0] = scans[0], scans[0] + 1
+        inner = {i: use.inner for i, use in enumerate(uses) if use.inner is not None and use.scan == number}
+        if not inner:
+            return None
+        consts, carry, xs = scan_operands(eqn)
+        values = _plain(operands)
+
+        def body(carried, at_step):
+            slices, taps = at_step
+            at = [*values[: len(consts)], *carried, *slices]
+            visit, inputs = _tapping([*inner.values()], taps)
+            within = [_inside(i, view, value, i in carry) for i, (view, value) in enumerate(zip(operands, at, strict=True))]
+            outputs = _plain([v for v, _ in _run_closed(eqn.params["jaxpr"], [(v, True) for v in within], visit)])
+            return outputs[: len(carry)], (outputs[len(carry) :], inputs)
+
+        start, over = [values[i] for i in carry], ([values[i] for i in xs], [taps[i] for i in inner])
+        options = {name: eqn.params[name] for name in ("length", "reverse", "unroll")}
+        end, (ys, stacked) = lax.scan(body, start, over, **options)
+        for i, h in zip(inner, stacked, strict=True):
+            inputs[i] = h
+        return [*end, *ys]
+
+    return _Visit(use, scan), inputs
 
 
-def run(program: ClosedJaxpr, leaves: Sequence[Array], example: Array, on_use: Callable) -> Array:
-    """Evaluate a program with one output, and ask at each equation that uses a parameter.
+def _inside(i: int, operand: Any, value: Array, is_carry: bool) -> Any:
+    """Operand ``i`` of a scan in its body: a view, if it is one outside and stays an array."""
+    if not isinstance(operand, View) or is_carry or not jnp.ndim(value):
+        return value
+    return View(i, value, factor=operand.factor)
 
-    Args:
-      program: ``(leaves, example) -> outputs``.
-      leaves, example: Its inputs.
-      on_use: ``on_use(eqn, operands, varies)`` returns the output of the equation, or None: it is evaluated as it is. Operands that
-        are parameters are views; ``varies`` says of each operand whether it depends on the example.
 
-    Returns:
-      The output.
-    """
+def _scanned(use: Use, view: View, steps: int, number: int, is_stacked: bool) -> Use:
+    """A use in the body of a scan, seen from outside. ``is_stacked``: each step has a weight of its own."""
+    of_step = jax.vmap(use.weights) if is_stacked else use.weights
+    layer = (one_for_each_step if is_stacked else at_every_step)(use.layer, steps)
+    over = jax.vmap(use.linear, (0 if is_stacked else None, 0))
+
+    def weights(leaf):
+        w = of_step(view.moved(leaf))
+        return jnp.moveaxis(w, 0, 1).reshape(w.shape[1], -1, w.shape[3]) if is_stacked else w
+
+    return Use(
+        view.leaf,
+        (*(text for _, text in view.moves), f"scan {is_stacked}", *use.layout),
+        (steps, *use.shape),
+        use.dtype,
+        layer,
+        weights,
+        lambda weight, h: over(view.moved(weight), h),
+        scan=number,
+        inner=use,
+    )
+
+
+def _of_example(program: ClosedJaxpr, leaves: Sequence[Array], example: Array, visit: _Visit) -> Any:
+    """The output of a program for one example; a view if it is a parameter."""
     views = [View(i, leaf) if jnp.ndim(leaf) else leaf for i, leaf in enumerate(leaves)]  # a number may scale another parameter
-    inputs = [*((view, False) for view in views), (example, True)]
-    ((output, _),) = _run(program.jaxpr, program.consts, inputs, on_use)
-    return output.value if isinstance(output, View) else output
+    ((output, _),) = _run_closed(program, [*((view, False) for view in views), (example, True)], visit)
+    return output
 
 
-def _run(jaxpr: Jaxpr, consts: Sequence, inputs: Sequence[tuple[Any, bool]], on_use: Callable) -> list[tuple[Any, bool]]:
+def _run_closed(program: Any, inputs: Sequence[tuple[Any, bool]], visit: _Visit) -> list[tuple[Any, bool]]:
+    """The outputs of a program with its constants, or of one without."""
+    return _run(getattr(program, "jaxpr", program), getattr(program, "consts", ()), inputs, visit)
+
+
+def _run(jaxpr: Jaxpr, consts: Sequence, inputs: Sequence[tuple[Any, bool]], visit: _Visit) -> list[tuple[Any, bool]]:
     """The outputs of a program; each value comes with whether it depends on the example."""
     values = dict(zip(jaxpr.constvars, ((const, False) for const in consts), strict=True))
     values |= dict(zip(jaxpr.invars, inputs, strict=True))
     read = lambda atom: (atom.val, False) if isinstance(atom, Literal) else values[atom]
     for eqn in needed_equations(jaxpr):
-        values |= dict(zip(eqn.outvars, _step(eqn, [read(atom) for atom in eqn.invars], on_use), strict=True))
+        values |= dict(zip(eqn.outvars, _step(eqn, [read(atom) for atom in eqn.invars], visit), strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _step(eqn, inputs: list[tuple[Any, bool]], on_use: Callable) -> list[tuple[Any, bool]]:
+def _step(eqn, inputs: list[tuple[Any, bool]], visit: _Visit) -> list[tuple[Any, bool]]:
     """The outputs of an equation."""
     operands, varies = [value for value, _ in inputs], [varies for _, varies in inputs]
-    output = None
+    outputs, name = None, eqn.primitive.name
     if any(isinstance(operand, View) for operand in operands):
-        if (key := _CALLS.get(eqn.primitive.name)) is not None:
-            inner = eqn.params[key]
-            return _run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs, on_use)
-        output = _view(eqn, operands)
-        output = on_use(eqn, operands, varies) if output is None else output
-    outputs = _bind(eqn, _plain(operands)) if output is None else [output]
+        if name in _CALLS:
+            return _run_closed(eqn.params[_CALLS[name]], inputs, visit)
+        if name == "scan":
+            outputs = visit.scan(eqn, operands)
+        else:
+            output = _view(eqn, operands)
+            output = visit.use(eqn, operands, varies) if output is None else output
+            outputs = None if output is None else [output]
+    outputs = _bind(eqn, _plain(operands)) if outputs is None else outputs
     return [(value, any(varies)) for value in outputs]
 
 
