@@ -22,6 +22,9 @@ SWEEP_CAPTION = (
 )
 
 
+_LABELS = METRICS | {"first_peak_ratio": "peak of the first spike over its level"}
+
+
 def directions_figure(path: Path) -> Figure:
     """Top eigenvectors of the AGOPs of a run.
 
@@ -60,7 +63,8 @@ def sweep_figure(rows: list[dict], names: tuple[str, ...]) -> Figure:
       names: of its axes.
     """
     place_of = lambda row: row[names[0]] if len(names) == 1 else " ".join(str(row[name]) for name in names)
-    metrics = [name for name in ("catapults", *METRICS) if any(name in row for row in rows)]
+    measured = [name for name in METRICS if any(name in row for row in rows)] or ["first_peak_ratio"]
+    metrics = [name for name in ("catapults", *measured) if any(name in row for row in rows)]
     places = list(dict.fromkeys(map(place_of, rows)))
     is_numeric = all(isinstance(place, (int, float)) for place in places)
     words = [] if is_numeric else [str(place).replace(" ", "\n") for place in places]
@@ -77,11 +81,21 @@ def sweep_figure(rows: list[dict], names: tuple[str, ...]) -> Figure:
                 range(len(places)), words, parse_math=False,
                 rotation=40, rotation_mode="anchor", horizontalalignment="right",
             )  # fmt: skip
-        axis.set_xlabel(", ".join(names), parse_math=False)
-        axis.set_ylabel(METRICS.get(name, name))
+        axis.set_xlabel(", ".join(map(_words_of, names)), parse_math=False)
+        axis.set_ylabel(_LABELS.get(name, name))
         letter(axis, None if len(metrics) == 1 else i)
     add_legend(figure)  # it has no labels if no member finished
     return figure
+
+
+def _words_of(name: str) -> str:
+    """The name of a field in words.
+
+    >>> _words_of("optimizer.batch_size"), _words_of("optimizer.name")
+    ('batch size', 'optimizer')
+    """
+    *_, group, field = ("", *name.split("."))
+    return group if field == "name" else field.replace("_", " ")
 
 
 def _plot_settings(

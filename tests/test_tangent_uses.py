@@ -60,6 +60,12 @@ def _slices(p, x):
     return jnp.tanh(x @ p["w"][:, :2]) * jnp.tanh(x @ p["w"][:, 2:4])
 
 
+def _cut_from_a_stack(p, x):
+    for i in range(len(p["w"])):
+        x = jnp.tanh(x @ p["w"][i])
+    return x
+
+
 def _one_slice(p, x):
     return jnp.tanh(x @ p["w"][:, 1:3])
 
@@ -146,7 +152,10 @@ PROGRAMS = {
     "custom derivative": (*_two_layers(_halved), ["w"]),
     "fused": (_fused, {"w": _numbers(6, 6)}, _VECTORS, []),
     "one slice": (_one_slice, _WEIGHTS, _VECTORS, []),
-    "two slices": (_slices, _WEIGHTS, _VECTORS, ["w"]),
+    "two slices": (_slices, _WEIGHTS, _VECTORS, []),
+    "slices that overlap": (lambda p, x: jnp.tanh(x @ p["w"][:, :3]) * jnp.tanh(x @ p["w"][:, 2:]), _WEIGHTS, _VECTORS, ["w"]),
+    "layers cut from a stack": (_cut_from_a_stack, {"w": _numbers(3, 6, 6)}, _VECTORS, []),
+    "a slice and all": (lambda p, x: jnp.tanh(x @ p["w"])[:, :2] * (x @ p["w"][:, :2]), _WEIGHTS, _VECTORS, ["w"]),
     "two layouts": (lambda p, x: jnp.tanh(x @ p["w"]) @ p["w"].T, _WEIGHTS, _VECTORS, ["w"]),
     "groups": (_groups, {"w": _numbers(2, 3, 4)}, _VECTORS, []),
     "channels first": (_channels_first, _CONV, _IMAGES, []),

@@ -286,9 +286,9 @@ def _kernel_block(found: Plan, leaves: list, scales: list | None, left: _Derivat
     (a, r), b = first.shape[:2], len(right.outputs)
     dtype = at_least_float32(first.dtype)
     scales = None if scales is None else [scale.astype(dtype) for scale in scales]
-    uses_of: dict[int, list[int]] = {}  # leaf -> the numbers of its uses
+    uses_of: dict[tuple, list[int]] = {}  # leaf and layout -> the numbers of the uses
     for i, use in enumerate(found.uses):
-        uses_of.setdefault(use.leaf, []).append(i)
+        uses_of.setdefault((use.leaf, use.layout), []).append(i)
 
     def gram(leaf: int):
         """Gram matrix of the per-example gradients of a leaf."""
@@ -298,20 +298,19 @@ def _kernel_block(found: Plan, leaves: list, scales: list | None, left: _Derivat
             sides.append(gradients if scales is None else gradients * scales[leaf].reshape(1, -1))
         return sides[0] @ sides[1].T
 
-    def factors(side: _Derivatives, leaf: int):
+    def factors(side: _Derivatives, numbers: list[int]):
         """Inputs of all uses of a weight, and the derivatives in their pre-activations."""
-        numbers = uses_of[leaf]
         taps = [found.uses[i].layer.by_place(side.taps[i]).astype(dtype) for i in numbers]
         return [side.inputs[i] for i in numbers], jnp.concatenate(taps, 2)
 
     total = jnp.zeros((a * r, b * r), dtype)
-    for leaf, numbers in reversed(uses_of.items()):  # in the order of the backward pass
+    for (leaf, _), numbers in reversed(uses_of.items()):  # in the order of the backward pass
         uses = [found.uses[i] for i in numbers]
         rows_of = partial(_rows, uses, dtype)
-        left_factors = factors(left, leaf)
+        left_factors = factors(left, numbers)
         if jax.eval_shape(rows_of, left_factors[0]).size > ORDERED_NUMBERS:
             left_factors = after(total, left_factors)  # one layer after the other, in the same memory
-        right_factors = left_factors if same else factors(right, leaf)
+        right_factors = left_factors if same else factors(right, numbers)
         scale = None if scales is None else uses[0].weights(scales[leaf])
         total += weight_gram(left_factors, right_factors, rows_of, _row_products(uses, dtype), scale, same=same)
     for leaf in left.live:

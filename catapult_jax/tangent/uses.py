@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +26,7 @@ class View(NamedTuple):
     value: Array
     moves: tuple[tuple[Callable, str], ...] = ()  # operations in order, each with a text that tells it from others
     factor: Array | None = None  # scalar; None: one
+    region: tuple[tuple[int, int], ...] = ()  # (start, stop) along each axis of the parameter, if the first move is a slice
 
     def moved(self, leaf: Array) -> Array:
         """An array like the parameter, with the same moves."""
@@ -38,6 +40,7 @@ class Use(NamedTuple):
 
     leaf: int  # number of the parameter among the leaves of params
     layout: tuple  # two uses of a parameter with equal layouts have gradients with their entries in the same order
+    region: tuple  # see :class:`View`
     shape: tuple[int, ...]  # of the pre-activations of one example
     dtype: np.dtype  # of the pre-activations
     layer: Layer  # how the inputs enter the weight
@@ -52,7 +55,8 @@ class Plan(NamedTuple):
 
     program: ClosedJaxpr  # (leaves, one example) -> outputs
     uses: tuple[Use, ...]  # of the covered parameters, in the order of the program
-    covered: frozenset[int]  # parameters whose every use is a :class:`Use`, all with one layout
+    # Parameters whose every use is a :class:`Use`. Uses with different layouts take different entries.
+    covered: frozenset[int]
     entrywise: frozenset[
         int
     ]  # parameters that are added or multiplied entry by entry: their gradients are as small as they are
@@ -101,11 +105,11 @@ def plan(apply_fn: Callable, params: PyTree, x: Array) -> Plan:
     numbers = {i for i, shape in enumerate(shapes) if not shape.ndim}  # they are no views
     vectors = {i for i, shape in enumerate(shapes) if shape.ndim < 2}
     entrywise |= numbers
-    layouts: dict[int, set] = {}
+    layouts: dict[int, dict] = {}
     for use in uses:
-        layouts.setdefault(use.leaf, set()).add(use.layout)
+        layouts.setdefault(use.leaf, {})[use.layout] = use.region
     unused = frozenset(range(len(shapes))) - layouts.keys() - entrywise - other
-    covered = {leaf for leaf, several in layouts.items() if len(several) == 1} - entrywise - other
+    covered = {leaf for leaf, regions in layouts.items() if _are_disjoint([*regions.values()])} - entrywise - other
     entrywise = (entrywise - other - layouts.keys()) | (vectors - unused - covered)
     return Plan(program, tuple(use for use in uses if use.leaf in covered), unused | covered, frozenset(entrywise))
 
@@ -216,6 +220,12 @@ def _tapping(uses: Sequence[Use], taps: Sequence[Array]) -> tuple[_Visit, list[A
     return _Visit(use, scan), inputs
 
 
+def _are_disjoint(regions: Sequence[tuple]) -> bool:
+    """Whether no two of these parts of a parameter have an entry in common; () is all of it."""
+    apart = lambda a, b: any(first[1] <= second[0] or second[1] <= first[0] for first, second in zip(a, b, strict=False))
+    return all(apart(a, b) for a, b in itertools.combinations(regions, 2))
+
+
 def _inside(i: int, operand: Any, value: Array, is_carry: bool) -> Any:
     """Operand ``i`` of a scan in its body: a view, if it is one outside and stays an array."""
     if not isinstance(operand, View) or is_carry or not jnp.ndim(value):
@@ -236,6 +246,7 @@ def _scanned(use: Use, view: View, steps: int, number: int, is_stacked: bool) ->
     return Use(
         view.leaf,
         (*(text for _, text in view.moves), f"scan {is_stacked}", *use.layout),
+        view.region,
         (steps, *use.shape),
         use.dtype,
         layer,
@@ -308,7 +319,11 @@ def _view(eqn, operands: Sequence) -> View | None:
             return None
         if name == "convert_element_type":  # the moves are those of the entries alone
             return view._replace(value=value())
-        return view._replace(value=value(), moves=(*view.moves, (lambda a: _bind(eqn, [a])[0], f"{name} {eqn.params}")))
+        view = view._replace(value=value(), moves=(*view.moves, (lambda a: _bind(eqn, [a])[0], f"{name} {eqn.params}")))
+        if name == "slice" and len(view.moves) == 1:
+            ends = zip(eqn.params["start_indices"], eqn.params["limit_indices"], strict=True)
+            return view._replace(region=tuple(ends))
+        return view
     if (
         name == "broadcast_in_dim" and eqn.outvars[0].aval.size == view.value.size and len(operands) == 1
     ):  # new axes of size one
@@ -336,7 +351,9 @@ def _use(eqn, operands: Sequence, i: int) -> Use | None:
         return _bind(eqn, (weight, inputs) if i == 0 else (inputs, weight))[0]
 
     layout = (*(text for _, text in view.moves), layer.layout)
-    return Use(view.leaf, layout, out.shape, out.dtype, layer, lambda leaf: layer.weights(view.moved(leaf)), linear)
+    return Use(
+        view.leaf, layout, view.region, out.shape, out.dtype, layer, lambda leaf: layer.weights(view.moved(leaf)), linear
+    )
 
 
 def _shape(leaf) -> jax.ShapeDtypeStruct:
