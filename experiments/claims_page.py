@@ -231,7 +231,8 @@ def _answer(rows: list[Row]) -> str:
     groups: dict[str, list[str]] = {}
     for row in rows:
         word = row.grade.removeprefix(f"{OURS}: ")
-        effect = f": {_cut(row.effect)}" if word in (*_IN_PART, *_NO) else ""
+        mark = "; " if ", " in row.deciding else ": "
+        effect = f"{mark}{_cut(row.effect)}" if word in (*_IN_PART, *_NO) else ""
         groups.setdefault(word, []).append(_lower(row.title) + (f" ({row.deciding}{effect})" if row.deciding else ""))
     decided = [word for word in groups if word in (*_YES, *_IN_PART, *_NO)]
     in_short = "Yes" if set(decided) <= set(_YES) else "No" if set(decided) <= set(_NO) else "In part"

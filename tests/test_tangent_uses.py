@@ -181,6 +181,9 @@ PROGRAMS = {
         lambda p, x: lax.scan(lambda h, ws: (lax.scan(lambda h, w: (jnp.tanh(h @ w), None), h, ws)[0], None), x, p["w"])[0],
         {"w": _numbers(2, 2, 6, 6)}, _VECTORS, [],
     ),
+    "scan of no step": (
+        lambda p, x: lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, p["w"][:0])[0] @ p["w"][0], {"w": _numbers(2, 6, 6)}, _VECTORS, ["w"],
+    ),
     "weight in the carry": (
         lambda p, x: lax.scan(lambda c, _: ((jnp.tanh(c[0] @ c[1]), c[1]), None), (x, p["w"]), None, length=2)[0][0],
         {"w": _numbers(6, 6)}, _VECTORS, [],
@@ -215,6 +218,14 @@ def test_tangent_kernel_of_a_program(name):
     tolerance = 1e-2 if name == "half precision on the way" else 1e-5  # the derivatives are rounded on the way, too
     assert relative_error(kernel, jacobian @ jacobian.T) <= tolerance
     assert relative_error(scaled, jacobian / weights @ jacobian.T) <= tolerance
+
+
+@pytest.mark.parametrize("name", ["scaled", "layers in a scan"])
+def test_plan_keeps_nothing_of_its_trace(name):
+    apply_fn, params, x, _ = PROGRAMS[name]
+
+    with jax.checking_leaks():
+        jax.jit(lambda p, x: tangent_kernel(apply_fn, p, x), compiler_options=QUICK)(params, x)
 
 
 @pytest.mark.parametrize("name", ["scaled", "channels first", "lookup, clipped", "gain"])

@@ -28,11 +28,12 @@ class View(NamedTuple):
     factor: Array | None = None  # scalar; None: one
     region: tuple[tuple[int, int], ...] = ()  # (start, stop) along each axis of the parameter, if the first move is a slice
 
-    def moved(self, leaf: Array) -> Array:
-        """An array like the parameter, with the same moves."""
-        for move, _ in self.moves:
-            leaf = move(leaf)
-        return leaf
+
+def _moved(leaf: Array, moves: Sequence[tuple[Callable, str]]) -> Array:
+    """An array like a parameter, with the moves of a view of it."""
+    for move, _ in moves:
+        leaf = move(leaf)
+    return leaf
 
 
 class Use(NamedTuple):
@@ -57,9 +58,7 @@ class Plan(NamedTuple):
     uses: tuple[Use, ...]  # of the covered parameters, in the order of the program
     # Parameters whose every use is a :class:`Use`. Uses with different layouts take different entries.
     covered: frozenset[int]
-    entrywise: frozenset[
-        int
-    ]  # parameters that are added or multiplied entry by entry: their gradients are as small as they are
+    entrywise: frozenset[int]  # vectors, and parameters that enter entry by entry: their gradients are as small as they are
 
 
 _EMPTY = jax.make_jaxpr(lambda: ())().jaxpr
@@ -163,6 +162,9 @@ def _collecting(found: _Found) -> _Visit:
         number, scans[0] = scans[0], scans[0] + 1
         consts, carry, _ = scan_operands(eqn)
         inner, leaf_of = _Found([], set(), set()), {i: v.leaf for i, v in enumerate(operands) if isinstance(v, View)}
+        if not eqn.params["length"]:
+            found.other.update(leaf_of.values())
+            return
         found.other.update(leaf_of[i] for i in carry if i in leaf_of)
         at = [v if i in consts or i in carry else jax.tree.map(lambda a: a[0], v) for i, v in enumerate(_plain(operands))]
         inputs = [_inside(i, view, value, i in carry) for i, (view, value) in enumerate(zip(operands, at, strict=True))]
@@ -236,22 +238,22 @@ def _inside(i: int, operand: Any, value: Array, is_carry: bool) -> Any:
 def _scanned(use: Use, view: View, steps: int, number: int, is_stacked: bool) -> Use:
     """A use in the body of a scan, seen from outside. ``is_stacked``: each step has a weight of its own."""
     of_step = jax.vmap(use.weights) if is_stacked else use.weights
-    layer = (one_for_each_step if is_stacked else at_every_step)(use.layer, steps)
+    layer, moves = (one_for_each_step if is_stacked else at_every_step)(use.layer, steps), view.moves
     over = jax.vmap(use.linear, (0 if is_stacked else None, 0))
 
     def weights(leaf):
-        w = of_step(view.moved(leaf))
+        w = of_step(_moved(leaf, moves))
         return jnp.moveaxis(w, 0, 1).reshape(w.shape[1], -1, w.shape[3]) if is_stacked else w
 
     return Use(
         view.leaf,
-        (*(text for _, text in view.moves), f"scan {is_stacked}", *use.layout),
+        (*(text for _, text in moves), f"scan {is_stacked}", *use.layout),
         view.region,
         (steps, *use.shape),
         use.dtype,
         layer,
         weights,
-        lambda weight, h: over(view.moved(weight), h),
+        lambda weight, h: over(_moved(weight, moves), h),
         scan=number,
         inner=use,
     )
@@ -340,20 +342,19 @@ def _view(eqn, operands: Sequence) -> View | None:
 
 def _use(eqn, operands: Sequence, i: int) -> Use | None:
     """An equation as a use of the parameter that is its operand ``i``, or None: it has no rule."""
-    rule, view = RULES.get(eqn.primitive.name), operands[i]
+    rule, moves = RULES.get(eqn.primitive.name), operands[i].moves  # without the value: it belongs to the trace
     layer = None if rule is None else rule(eqn, i)
     if layer is None:
         return None
-    dtype, out = view.value.dtype, eqn.outvars[0].aval
+    dtype, out = eqn.invars[i].aval.dtype, eqn.outvars[0].aval
 
     def linear(weight, inputs):
-        weight = view.moved(weight).astype(dtype)
+        weight = _moved(weight, moves).astype(dtype)
         return _bind(eqn, (weight, inputs) if i == 0 else (inputs, weight))[0]
 
-    layout = (*(text for _, text in view.moves), layer.layout)
-    return Use(
-        view.leaf, layout, view.region, out.shape, out.dtype, layer, lambda leaf: layer.weights(view.moved(leaf)), linear
-    )
+    layout = (*(text for _, text in moves), layer.layout)
+    weights = lambda leaf: layer.weights(_moved(leaf, moves))
+    return Use(operands[i].leaf, layout, operands[i].region, out.shape, out.dtype, layer, weights, linear)
 
 
 def _shape(leaf) -> jax.ShapeDtypeStruct:
