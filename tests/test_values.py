@@ -62,7 +62,7 @@ def test_values_of_every_number_and_choice():
     unchecked = {n for n in flat(default.get_config()) if n not in values.VALUES}
     assert unchecked == {
         "title", "published_critical_lr", "data.name", "data.dir", "data.tfds_dir", "data.download", "data.by_seed", "data.strict", "model.bias",
-        "data.attribute", "measure.agop_reference", "measure.agop_second_reference", "intervention.cap_run", "run.save_model", "optimizer.nesterov",
+        "data.attribute", "measure.agop_reference", "measure.agop_second_reference", "intervention.cap_run", "run.save_model", "run.float64", "optimizer.nesterov",
     }  # fmt: skip
 
 

@@ -138,7 +138,7 @@ def describe_method(apply_fn: Callable, params: PyTree, x: Array) -> str:
     Returns:
       The number of parameters per method, and the names of the first three that need Jacobians.
 
-    >>> describe_method(lambda w, x: x @ w, jnp.zeros(2), jnp.zeros((1, 2)))
+    >>> describe_method(lambda w, x: x @ w @ w.T, jnp.zeros((2, 2)), jnp.zeros((1, 2)))  # used twice, in two layouts
     '0 of 1 parameters layer by layer, 1 by per-example Jacobians (all of them)'
     """
     return _describe(plan(apply_fn, params, x), params)
