@@ -320,7 +320,9 @@ def in_float64(data: Data) -> Data:
     def cast(array: np.ndarray | None) -> np.ndarray | None:
         if array is None or array.dtype != np.float32:
             return array
-        return wide.setdefault(id(array), array.astype(np.float64))
+        if id(array) not in wide:
+            wide[id(array)] = array.astype(np.float64)
+        return wide[id(array)]
 
     def of(each: Data) -> Data:
         names = ("x_train", "y_train", "x_test", "y_test", "x_val", "y_val")
