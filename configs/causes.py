@@ -40,8 +40,9 @@ def get_config(variant: str = "rank2") -> ConfigDict:
     c = default.get_config()
     c.title = f"Causes, {task}"
     tasks.choose(c, task)
-    c.steps = 3000 if task in tasks.SYNTHETIC else 1500
-    c.data.train_size = min(c.data.train_size, 128) if task in tasks.IMAGES else c.data.train_size  # 140 members: for time
+    c.steps = 3000
+    if task in tasks.IMAGES:  # for time: there are 140 members
+        c.steps, c.data.train_size = 1500, min(c.data.train_size, 128)
     c.members.seed = tuple(range(120, 140))
     c.members.intervention = ("none", "cap") if "cap" in words else ARMS
     c.intervention.cap_run = None if "cap" in words else f"runs/causes-{task}-cap"

@@ -12,7 +12,6 @@ from catapult_jax import records
 from catapult_jax.events import DEFINITION
 from catapult_jax.report.members import until_diverged
 from catapult_jax.report.statistics import counted
-from configs import default
 from experiments import config as configs
 from experiments import directory, summary, sweep, verdicts
 from experiments.catalogue import (
@@ -99,9 +98,8 @@ def results(experiment: Experiment, scale: str, workdir: Path) -> Results | str:
 
 
 def _fields_on_disk(run_dirs: Sequence[Path]) -> list[dict[str, Any]]:
-    """The fields of stored runs. A run without a field is one with its default."""
-    defaults = configs.flat(json.loads(default.get_config().to_json()))
-    return [_comparable(defaults | configs.flat(records.read_json(run_dir / "config.json"))) for run_dir in run_dirs]
+    """The fields of stored runs."""
+    return [_comparable(configs.stored_fields(records.read_json(run_dir / "config.json"))) for run_dir in run_dirs]
 
 
 def _comparable(fields: dict[str, Any]) -> dict[str, Any]:

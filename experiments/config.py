@@ -78,6 +78,21 @@ def flat(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
     return fields
 
 
+def stored_fields(stored: dict) -> dict[str, Any]:
+    """The fields of a stored config. One that it lacks, as a run of an earlier version, has its default.
+
+    Args:
+      stored: contents of config.json.
+
+    Returns:
+      Full names and values, as JSON gives them.
+
+    >>> stored_fields({"steps": 3})["run.float64"]
+    False
+    """
+    return flat(json.loads(default.get_config().to_json())) | flat(stored)
+
+
 def types_of_fields(config: ConfigDict, prefix: str = "") -> dict[str, type]:
     """The types of the fields of a config by their full names. A field that is None has a type too.
 

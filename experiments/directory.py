@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from catapult_jax import records
-from configs import default
 from experiments import config as configs
 
 LOCK = "lock"  # name of the lock file, which is empty and is never removed
@@ -35,8 +33,7 @@ def earlier_run(workdir: Path, config: dict[str, Any]) -> dict[str, Any] | None:
     """
     stored = workdir / "config.json"
     if stored.is_file():
-        defaults, old, new = map(configs.flat, (json.loads(default.get_config().to_json()), _read(stored), config))
-        old = defaults | old  # a run of an earlier version has fewer fields
+        old, new = configs.stored_fields(_read(stored)), configs.flat(config)
         changed = sorted(name for name in new if old[name] != new[name] and name != "sweep")  # as in configs.identity
         if changed:
             name = changed[0]

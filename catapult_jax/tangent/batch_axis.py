@@ -12,7 +12,7 @@ from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from catapult_jax.tangent.batch_axis_rules import FIXED_RULES, RULES, Fixed, Lost, Placed, Unfollowed, elementwise, fixed, union
-from catapult_jax.tangent.compare_programs import scan_operands
+from catapult_jax.tangent.equations import called_program, scan_operands
 from catapult_jax.xla import INSPECTED_NUMBERS
 
 
@@ -91,16 +91,10 @@ def _step(eqn, states: list, b: int) -> list:
 # ---- calls and loops
 
 
-def _call(key: str):
-    """Rule of an operation that calls the program in this parameter."""
-
-    def rule(eqn, states, b):
-        inner = eqn.params[key]
-        if isinstance(inner, ClosedJaxpr):
-            return _run(inner.jaxpr, [_constant(c) for c in inner.consts], states, b)
-        return _run(inner, [], states, b)
-
-    return rule
+def _call(eqn, states, b):
+    """Rule of an operation that calls a program."""
+    jaxpr, consts = called_program(eqn)
+    return _run(jaxpr, [_constant(c) for c in consts], states, b)
 
 
 def _identity(eqn, states, b):
@@ -109,8 +103,8 @@ def _identity(eqn, states, b):
 
 
 _CALLS = {
-    **dict.fromkeys(("jit", "pjit", "closed_call", "remat", "remat2", "checkpoint"), _call("jaxpr")),
-    **dict.fromkeys(("custom_jvp_call", "custom_vjp_call", "core_call"), _call("call_jaxpr")),
+    **dict.fromkeys(("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"), _call),
+    **dict.fromkeys(("custom_jvp_call", "custom_vjp_call"), _call),
     "optimization_barrier": _identity,
 }
 
@@ -144,7 +138,7 @@ def _scan(eqn, states, b):
     slice_of = lambda s: (
         s._replace(axis=s.axis - 1) if isinstance(s, Placed) else Fixed(frozenset(a - 1 for a in s.varies if a))
     )
-    body = lambda carry: _call("jaxpr")(eqn, [*consts, *carry, *map(slice_of, xs)], b)
+    body = lambda carry: _call(eqn, [*consts, *carry, *map(slice_of, xs)], b)
     carry, ys = _fixed_point(body, carry)
     return carry + [_stacked(state) for state in ys]
 

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from catapult_jax.tangent.equations import needed_equations
+
 
 def same_program(left: ClosedJaxpr, right: ClosedJaxpr, b: int, c: int) -> bool:
     """Whether two programs do the same operations, with the same numbers, in the same order.
@@ -77,45 +79,3 @@ def _same_equations(u, v, b: int, c: int) -> bool:
             return False
         partner |= dict(zip(s.outvars, t.outvars, strict=True))
     return all(map(same_atom, u.outvars, v.outvars))
-
-
-def needed_equations(jaxpr: Jaxpr) -> list:
-    """The equations that the outputs depend on.
-
-    Args:
-      jaxpr: A program.
-
-    Returns:
-      Its equations, in order.
-
-    >>> program = jax.make_jaxpr(lambda x: (jnp.sin(x), jnp.cos(x))[0])(1.0)
-    >>> [eqn.primitive.name for eqn in needed_equations(program.jaxpr)]
-    ['sin']
-    """
-    needed, equations = {v for v in jaxpr.outvars if not isinstance(v, Literal)}, []
-    for eqn in reversed(jaxpr.eqns):
-        if not needed.isdisjoint(eqn.outvars):
-            equations.append(eqn)
-            needed |= {v for v in eqn.invars if not isinstance(v, Literal)}
-    return equations[::-1]
-
-
-def scan_operands(eqn) -> tuple[range, range, range]:
-    """The operands of a scan: numbers of the constants, of the carry at the start, and of the scanned arrays.
-
-    Args:
-      eqn: An equation whose operation is ``scan``.
-
-    Returns:
-      Three ranges.
-
-    >>> program = jax.make_jaxpr(lambda c, x: jax.lax.scan(lambda h, x: (h + c * x, None), 0.0, x))(1.0, np.ones(3))
-    >>> scan_operands(program.jaxpr.eqns[-1])
-    (range(0, 1), range(1, 2), range(2, 3))
-    """
-    p = eqn.params
-    if "ft_in" in p:  # from JAX 0.11.2 on: trees of the constants, the carry and the scanned arrays
-        consts, carry = (len(list(part)) for part in p["ft_in"].unpack()[:2])
-    else:
-        consts, carry = p["num_consts"], p["num_carry"]
-    return range(consts), range(consts, consts + carry), range(consts + carry, len(eqn.invars))

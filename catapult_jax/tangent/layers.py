@@ -137,64 +137,45 @@ def _convolution(eqn, i: int) -> Layer | None:
     return Layer(rows, by_place, weights, f"convolution {of_kernel} {groups}", products)
 
 
-def at_every_step(layer: Layer, steps: int) -> Layer:
-    """A layer in the body of a scan whose weight is the same at every step: steps are places.
+def over_steps(layer: Layer, steps: int, *, is_stacked: bool) -> Layer:
+    """A layer in the body of a scan, over all its steps.
 
     Args:
       layer: Of one step.
       steps: Of the scan.
+      is_stacked: Each step has a weight of its own, on the first axis of the weight: steps are groups. Otherwise the weight is the same
+        at every step: steps are places.
 
     Returns:
-      The layer over all steps; inputs and derivatives have the steps on their first axis after the others.
+      The layer; its inputs and its derivatives have the steps on the axis before those of one step.
 
-    >>> rows = at_every_step(Layer(lambda h: h[:, None, None], lambda d: d, lambda w: w, ""), 3).rows(jnp.ones((2, 3, 5)))
-    >>> rows.shape
-    (2, 3, 1, 5)
+    >>> one = Layer(lambda h: h[:, None, None], lambda d: d[:, :, None, None], lambda w: w[:, None], "")
+    >>> [over_steps(one, 3, is_stacked=stacked).rows(jnp.ones((2, 3, 5))).shape for stacked in (False, True)]
+    [(2, 3, 1, 5), (2, 1, 3, 5)]
     """
+
+    def merged(v, places: int):
+        """``(b, steps, ...)`` with the steps merged into the axis of the places, or into the next one, of the groups."""
+        axis = places + is_stacked
+        v = jnp.moveaxis(v, 1, axis)
+        return v.reshape(*v.shape[:axis], -1, *v.shape[axis + 2 :])
 
     def rows(h):
         of_step = layer.rows(h.reshape(-1, *h.shape[2:]))
-        return of_step.reshape(len(h), -1, *of_step.shape[2:])
+        return merged(of_step.reshape(len(h), steps, *of_step.shape[1:]), 1)
 
     def by_place(d):
-        d = _by_step(layer, d)  # (b, steps, r, p, g, c)
-        return jnp.moveaxis(d, 1, 2).reshape(len(d), d.shape[2], -1, *d.shape[4:])
+        d = jnp.moveaxis(d, 2, 1)
+        of_step = layer.by_place(d.reshape(-1, *d.shape[2:]))
+        return merged(of_step.reshape(*d.shape[:2], *of_step.shape[1:]), 2)
 
-    return layer._replace(rows=rows, by_place=by_place, products=None)
+    def weights(w):
+        if not is_stacked:
+            return layer.weights(w)
+        w = jnp.moveaxis(jax.vmap(layer.weights)(w), 0, 1)  # (m, steps, g, c)
+        return w.reshape(len(w), -1, w.shape[3])
 
-
-def one_for_each_step(layer: Layer, steps: int) -> Layer:
-    """A layer in the body of a scan that has a weight for each step: steps are groups.
-
-    Args:
-      layer: Of one step.
-      steps: Of the scan.
-
-    Returns:
-      The layer over all steps; inputs and derivatives have the steps on their first axis after the others.
-
-    >>> rows = one_for_each_step(Layer(lambda h: h[:, None, None], lambda d: d, lambda w: w, ""), 3).rows(jnp.ones((2, 3, 5)))
-    >>> rows.shape
-    (2, 1, 3, 5)
-    """
-
-    def rows(h):
-        of_step = layer.rows(h.reshape(-1, *h.shape[2:]))
-        of_step = of_step.reshape(len(h), steps, *of_step.shape[1:])  # (b, steps, p, g, m)
-        return jnp.moveaxis(of_step, 1, 2).reshape(len(h), of_step.shape[2], -1, of_step.shape[4])
-
-    def by_place(d):
-        d = jnp.moveaxis(_by_step(layer, d), 1, 3)  # (b, r, p, steps, g, c)
-        return d.reshape(*d.shape[:3], -1, d.shape[5])
-
-    return layer._replace(rows=rows, by_place=by_place, products=None)
-
-
-def _by_step(layer: Layer, d):
-    """Derivatives ``(b, r, steps, *output)`` as ``(b, steps, r, p, g, c)``."""
-    d = jnp.moveaxis(d, 2, 1)
-    of_step = layer.by_place(d.reshape(-1, *d.shape[2:]))
-    return of_step.reshape(*d.shape[:2], *of_step.shape[1:])
+    return Layer(rows, by_place, weights, layer.layout)
 
 
 # Name of an operation -> its rule: (equation, number of the operand that is the weight) -> Layer, or None if it is none.

@@ -12,8 +12,8 @@ import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
-from catapult_jax.tangent.compare_programs import needed_equations, scan_operands
-from catapult_jax.tangent.layers import RULES, Layer, at_every_step, one_for_each_step
+from catapult_jax.tangent.equations import called_program, needed_equations, scan_operands
+from catapult_jax.tangent.layers import RULES, Layer, over_steps
 
 if TYPE_CHECKING:
     from jaxtyping import Array, PyTree
@@ -67,10 +67,7 @@ _MOVES = {"reshape", "transpose", "squeeze", "rev", "slice", "copy", "copy_p", "
 # Operations whose derivative in a parameter has the size of that parameter.
 _ENTRYWISE = {"add", "sub", "mul", "div", "max", "min", "add_any"}
 # Calls whose program is followed. A custom derivative stays closed: inside it, other rules of differentiation hold.
-_CALLS = {
-    **dict.fromkeys(("jit", "pjit", "remat", "remat2", "checkpoint"), "jaxpr"),
-    **dict.fromkeys(("closed_call", "core_call"), "call_jaxpr"),
-}
+_CALLS = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
 
 
 def plan(apply_fn: Callable, params: PyTree, x: Array) -> Plan:
@@ -101,9 +98,9 @@ def plan(apply_fn: Callable, params: PyTree, x: Array) -> Plan:
 
     jax.eval_shape(collect, shapes, example)
     uses, entrywise, other = found
-    numbers = {i for i, shape in enumerate(shapes) if not shape.ndim}  # they are no views
+    scalars = {i for i, shape in enumerate(shapes) if not shape.ndim}  # they are no views
     vectors = {i for i, shape in enumerate(shapes) if shape.ndim < 2}
-    entrywise |= numbers
+    entrywise |= scalars
     layouts: dict[int, dict] = {}
     for use in uses:
         layouts.setdefault(use.leaf, {})[use.layout] = use.region
@@ -170,9 +167,8 @@ def _collecting(found: _Found) -> _Visit:
         inputs = [_inside(i, view, value, i in carry) for i, (view, value) in enumerate(zip(operands, at, strict=True))]
         # A vector of one number for each step: each number may scale another parameter.
         inner.entrywise.update(i for i in leaf_of if i not in carry and not isinstance(inputs[i], View))
-        for output, _ in _run_closed(
-            eqn.params["jaxpr"], [(v, i not in consts) for i, v in enumerate(inputs)], _collecting(inner)
-        ):
+        within = [(value, i not in consts) for i, value in enumerate(inputs)]
+        for output, _ in _run(*called_program(eqn), within, _collecting(inner)):
             inner.other.update([output.leaf] if isinstance(output, View) else [])
         found.entrywise.update(leaf_of[i] for i in inner.entrywise)
         found.other.update(leaf_of[i] for i in inner.other)
@@ -209,7 +205,7 @@ def _tapping(uses: Sequence[Use], taps: Sequence[Array]) -> tuple[_Visit, list[A
             at = [*values[: len(consts)], *carried, *slices]
             visit, inputs = _tapping([*inner.values()], taps)
             within = [_inside(i, view, value, i in carry) for i, (view, value) in enumerate(zip(operands, at, strict=True))]
-            outputs = _plain([v for v, _ in _run_closed(eqn.params["jaxpr"], [(v, True) for v in within], visit)])
+            outputs = _plain([v for v, _ in _run(*called_program(eqn), [(v, True) for v in within], visit)])
             return outputs[: len(carry)], (outputs[len(carry) :], inputs)
 
         start, over = [values[i] for i in carry], ([values[i] for i in xs], [taps[i] for i in inner])
@@ -237,14 +233,8 @@ def _inside(i: int, operand: Any, value: Array, is_carry: bool) -> Any:
 
 def _scanned(use: Use, view: View, steps: int, number: int, is_stacked: bool) -> Use:
     """A use in the body of a scan, seen from outside. ``is_stacked``: each step has a weight of its own."""
-    of_step = jax.vmap(use.weights) if is_stacked else use.weights
-    layer, moves = (one_for_each_step if is_stacked else at_every_step)(use.layer, steps), view.moves
+    layer, moves = over_steps(use.layer._replace(weights=use.weights), steps, is_stacked=is_stacked), view.moves
     over = jax.vmap(use.linear, (0 if is_stacked else None, 0))
-
-    def weights(leaf):
-        w = of_step(_moved(leaf, moves))
-        return jnp.moveaxis(w, 0, 1).reshape(w.shape[1], -1, w.shape[3]) if is_stacked else w
-
     return Use(
         view.leaf,
         (*(text for _, text in moves), f"scan {is_stacked}", *use.layout),
@@ -252,7 +242,7 @@ def _scanned(use: Use, view: View, steps: int, number: int, is_stacked: bool) ->
         (steps, *use.shape),
         use.dtype,
         layer,
-        weights,
+        lambda leaf: layer.weights(_moved(leaf, moves)),
         lambda weight, h: over(_moved(weight, moves), h),
         scan=number,
         inner=use,
@@ -262,13 +252,8 @@ def _scanned(use: Use, view: View, steps: int, number: int, is_stacked: bool) ->
 def _of_example(program: ClosedJaxpr, leaves: Sequence[Array], example: Array, visit: _Visit) -> Any:
     """The output of a program for one example; a view if it is a parameter."""
     views = [View(i, leaf) if jnp.ndim(leaf) else leaf for i, leaf in enumerate(leaves)]  # a number may scale another parameter
-    ((output, _),) = _run_closed(program, [*((view, False) for view in views), (example, True)], visit)
+    ((output, _),) = _run(program.jaxpr, program.consts, [*((view, False) for view in views), (example, True)], visit)
     return output
-
-
-def _run_closed(program: Any, inputs: Sequence[tuple[Any, bool]], visit: _Visit) -> list[tuple[Any, bool]]:
-    """The outputs of a program with its constants, or of one without."""
-    return _run(getattr(program, "jaxpr", program), getattr(program, "consts", ()), inputs, visit)
 
 
 def _run(jaxpr: Jaxpr, consts: Sequence, inputs: Sequence[tuple[Any, bool]], visit: _Visit) -> list[tuple[Any, bool]]:
@@ -287,7 +272,7 @@ def _step(eqn, inputs: list[tuple[Any, bool]], visit: _Visit) -> list[tuple[Any,
     outputs, name = None, eqn.primitive.name
     if any(isinstance(operand, View) for operand in operands):
         if name in _CALLS:
-            return _run_closed(eqn.params[_CALLS[name]], inputs, visit)
+            return _run(*called_program(eqn), inputs, visit)
         if name == "scan":
             outputs = visit.scan(eqn, operands)
         else:

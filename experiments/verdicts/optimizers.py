@@ -29,13 +29,13 @@ _RIVALS = {
 }
 
 
-def _tuned(rows: list[dict]) -> tuple[dict[tuple, list[dict]], str]:
-    """The optimizers of which every seed ended at the loss to stop at, each at its tuned lr; and why they can't be compared, or nothing."""
+def _tuned(rows: list[dict]) -> tuple[dict[tuple, list[dict]], tuple[str, str] | None]:
+    """The optimizers of which every seed ended at the loss to stop at, each at its tuned lr; and if they can't be compared, the verdict and why."""
     names = list(dict.fromkeys(row.get(_AXIS) for row in rows))
     if len(names) < 3 or len({row["run"] for row in rows}) > len(names):
-        return {}, ONLY_OPTIMIZERS
+        return {}, (NOT_TESTED, ONLY_OPTIMIZERS)
     arms = tuned_arms(rows, (_AXIS,), "loss_val", finished=True)
-    return arms, "" if len(arms) >= 4 else f"only {len(arms)} optimizers end at that loss with every seed"
+    return arms, None if len(arms) >= 4 else (NOT_MEASURABLE, f"only {len(arms)} optimizers end at that loss with every seed")
 
 
 def _rho(arms: dict[tuple, list[dict]], column: str, without: tuple | None = None) -> list[float]:
@@ -86,7 +86,7 @@ def alignment_over_optimizers(rows: list[dict], config) -> Finding:
     arms, problem = _tuned(rows)
     table = _table(rows, arms)
     if problem:
-        return Finding(statement, NOT_TESTED if problem == ONLY_OPTIMIZERS else NOT_MEASURABLE, problem, table)
+        return Finding(statement, *problem, table)
     rho = _rho(arms, "agop_alignment")
     without = {arm[0]: _rho(arms, "agop_alignment", arm) for arm in arms}
     worst = max(without, key=lambda name: np.mean(without[name]))
@@ -112,7 +112,7 @@ def alignment_is_the_best_predictor(rows: list[dict], config) -> Finding:
         return Finding(statement, NOT_MEASURABLE, reason)
     arms, problem = _tuned(rows)
     if problem:
-        return Finding(statement, NOT_TESTED if problem == ONLY_OPTIMIZERS else NOT_MEASURABLE, problem)
+        return Finding(statement, *problem)
     size = {name: np.abs(_rho(arms, name)) for name in ("agop_alignment", *_RIVALS)}
     more = {name: size["agop_alignment"] - size[name] for name in _RIVALS}
     table = [("predictor", "absolute rank correlation with the test loss", "alignment minus it")]
