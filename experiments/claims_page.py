@@ -23,7 +23,7 @@ from experiments.catalogue import (
     config_of,
     reference_dir,
 )
-from experiments.markdown import markdown_table
+from experiments.markdown import markdown_table, paragraph
 from experiments.verdicts import CLAIMS, NOT_MEASURABLE, NOT_REPRODUCED, NOT_TESTED, OURS, PARTLY, REPRODUCED, Verdict, words_of
 
 _DECIDED = (REPRODUCED, PARTLY, NOT_REPRODUCED)
@@ -209,7 +209,9 @@ def _answers(rows: list[Row], scale: str) -> str:
         "Each line sums up rows of the table below; *holds* marks claims of our own. In brackets: where it was tested, and the size where it holds least.",
         "rank2, rank3 and rank4 are synthetic targets; fcn, cnn and wrn are networks on 128 images of CIFAR-10; cifar2, fmnist2 and usps are images.\n",
     ]
-    lines += [f"- **{question}** {_answer([by_name[name] for name in names])}" for question, names in QUESTIONS.items()]
+    lines += [
+        paragraph(f"- **{question}** {_answer([by_name[name] for name in names])}") for question, names in QUESTIONS.items()
+    ]
     lines += [
         "",
         "**Why believe it?** Each row tests one published statement, or one of ours, with thresholds that were committed before the runs shown here.",
@@ -287,7 +289,7 @@ def _cut(words: str) -> str:
 def _criteria(outcomes: dict[str, Results | str]) -> str:
     lines = [
         "## Criteria\n",
-        f"**Events.** {DEFINITION}\n",
+        paragraph(f"**Events.** {DEFINITION}") + "\n",
         "**Intervals** are 95 % percentile bootstrap intervals of a mean over seeds. With five seeds they are too narrow: they miss the mean of a normal",
         "distribution in about 15 % of cases. So a sign test over seeds must hold, too (5 of 5, 7 of 8).\n",
         "**A fraction of a rise** above one: the loss outside the space falls meanwhile.\n",
@@ -301,7 +303,8 @@ def _criteria(outcomes: dict[str, Results | str]) -> str:
             claim = CLAIMS[name]
             statement = next((v.statement for _, v in _settings(name, outcomes) if v.statement), "")
             words = f"Published ({claim.source}): {claim.published}. " if claim.published else "Ours. "
-            lines.append(f"- **{claim.title}.** {words}" + (f"Tested as: {statement}." if statement else "Not tested yet."))
+            tested = f"Tested as: {statement}." if statement else "Not tested yet."
+            lines.append(paragraph(f"- **{claim.title}.** {words}{tested}"))
     return "\n".join(lines) + "\n"
 
 
