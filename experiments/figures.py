@@ -67,10 +67,11 @@ def sweep_figure(rows: list[dict], names: tuple[str, ...]) -> Figure:
     metrics = [name for name in ("catapults", *measured) if any(name in row for row in rows)]
     places = list(dict.fromkeys(map(place_of, rows)))
     is_numeric = all(isinstance(place, (int, float)) for place in places)
-    words = [] if is_numeric else [str(place).replace(" ", "\n") for place in places]
+    are_many = len(places) > 8
+    words = [] if is_numeric else [str(place).replace(" ", ", " if are_many else "\n") for place in places]
     longest = max((len(line) for word in words for line in word.split("\n")), default=0)
     bottom = 0.38 + (0.04 * longest + 0.06 * max(word.count("\n") for word in words) if words else 0.0)
-    figure, axes = new_figure(1, len(metrics), height=1.7, left=0.55, bottom=bottom, gaps=(0.55, 0))
+    figure, axes = new_figure(1, len(metrics), height=1.7, left=0.62, bottom=bottom, gaps=(0.7, 0))
     for i, (axis, name) in enumerate(zip(axes[0], metrics, strict=True)):
         _plot_settings(axis, rows, name, places, place_of, is_numeric)
         if is_numeric and min(places) > 0:
@@ -79,8 +80,10 @@ def sweep_figure(rows: list[dict], names: tuple[str, ...]) -> Figure:
         elif words:
             axis.set_xticks(
                 range(len(places)), words, parse_math=False,
-                rotation=40, rotation_mode="anchor", horizontalalignment="right",
+                rotation=90 if are_many else 40, rotation_mode="anchor", horizontalalignment="right",
+                verticalalignment="center" if are_many else "top",
             )  # fmt: skip
+        axis.locator_params(axis="y", nbins=5)
         axis.set_xlabel(", ".join(map(_words_of, names)), parse_math=False)
         axis.set_ylabel(_LABELS.get(name, name))
         letter(axis, None if len(metrics) == 1 else i)
