@@ -53,7 +53,7 @@ class Row(NamedTuple):
     settings: str  # how many decided, and how
     effect: str  # of the setting that holds least, the first such one
     claim: str  # its name
-    deciding: str  # names of the settings that decided, or their number
+    deciding: tuple[str, ...]  # names of the settings that decided
 
 
 def results(experiment: Experiment, scale: str, workdir: Path) -> Results | str:
@@ -148,9 +148,7 @@ def _row(name: str, outcomes: dict[str, Results | str]) -> Row:
         effect = (f"{weakest}: " if len(decided) > 1 else "") + decided[weakest].effect
     else:
         effect = counted[0].effect if counted else "no setting"
-    names = list(decided)
-    deciding = ", ".join(names) if len(names) <= _MOST_NAMES else f"{len(names)} settings"
-    return Row(CLAIMS[name].title, CLAIMS[name].source, words, ", ".join(parts), effect, name, deciding)
+    return Row(CLAIMS[name].title, CLAIMS[name].source, words, ", ".join(parts), effect, name, tuple(decided))
 
 
 def _setting(experiment: Experiment) -> str:
@@ -204,20 +202,25 @@ def _answers(rows: list[Row], scale: str) -> str:
     by_name = {row.claim: row for row in rows}
     lines = [
         "# Does it hold?\n",
-        "Zhu, Liu, Radhakrishnan and Belkin (2024, arXiv 2306.04815) claim that the spikes of SGD are catapults, that they live in the top eigenspace of the",
-        "tangent kernel, and that they improve generalisation. A student study on MNIST adds cyclic learning rates and AdaGrad.",
-        "Each line sums up rows of the table below; *holds* marks claims of our own. In brackets: where it was tested, and the size where it holds least.",
-        "rank2, rank3 and rank4 are synthetic targets; fcn, cnn and wrn are networks on 128 images of CIFAR-10; cifar2, fmnist2 and usps are images.\n",
+        paragraph(
+            "Zhu, Liu, Radhakrishnan and Belkin (2024, arXiv 2306.04815) claim that the spikes of SGD are catapults, that they live in the top "
+            "eigenspace of the tangent kernel, and that they improve generalisation. A student study on MNIST adds cyclic learning rates and AdaGrad. "
+            "Each line sums up rows of the table below; *holds* marks claims of our own. In brackets: where it was tested, and the size where it holds "
+            "least. The settings rank2, rank3 and rank4 are synthetic targets; fcn, cnn and wrn are networks on 128 images of CIFAR-10; cifar2, fmnist2 "
+            "and usps are images.\n"
+        ),
     ]
     lines += [
         paragraph(f"- **{question}** {_answer([by_name[name] for name in names])}") for question, names in QUESTIONS.items()
     ]
     lines += [
         "",
-        "**Why believe it?** Each row tests one published statement, or one of ours, with thresholds that were committed before the runs shown here.",
-        "What was chosen or mended after earlier runs is listed at the end; the runs after that have fresh seeds.",
-        "Controls: ordinary rises, matched windows, sham edits of a step, raises to just below the critical lr.",
-        "*Not measurable*: the runs can't decide. Contrary results stay.",
+        paragraph(
+            "**Why believe it?** Each row tests one published statement, or one of ours, with thresholds that were committed before the runs shown here. "
+            "What was chosen or mended after earlier runs is listed at the end; the runs after that have fresh seeds. "
+            "Controls: ordinary rises, matched windows, sham edits of a step, raises to just below the critical lr. "
+            "*Not measurable*: the runs can't decide. Contrary results stay."
+        ),
         f"`python -m experiments.claims --scale={scale}` writes this page from the runs; each page of details has the command of each run.\n",
     ]
     return "\n".join(lines)
@@ -231,9 +234,11 @@ def _answer(rows: list[Row]) -> str:
     groups: dict[str, list[str]] = {}
     for row in rows:
         word = row.grade.removeprefix(f"{OURS}: ")
-        mark = "; " if ", " in row.deciding else ": "
-        effect = f"{mark}{_cut(row.effect)}" if word in (*_IN_PART, *_NO) else ""
-        groups.setdefault(word, []).append(_lower(row.title) + (f" ({row.deciding}{effect})" if row.deciding else ""))
+        names = row.deciding
+        where = ", ".join(names) if len(names) <= _MOST_NAMES else f"{len(names)} settings"
+        if word in (*_IN_PART, *_NO):
+            where += ("; " if len(names) > 1 else ": ") + _cut(row.effect)
+        groups.setdefault(word, []).append(_lower(row.title) + (f" ({where})" if names else ""))
     decided = [word for word in groups if word in (*_YES, *_IN_PART, *_NO)]
     in_short = "Yes" if set(decided) <= set(_YES) else "No" if set(decided) <= set(_NO) else "In part"
     parts, between = [f"*{in_short}.*"] if decided else [], ";\n  "  # a line for each claim
@@ -290,13 +295,18 @@ def _criteria(outcomes: dict[str, Results | str]) -> str:
     lines = [
         "## Criteria\n",
         paragraph(f"**Events.** {DEFINITION}") + "\n",
-        "**Intervals** are 95 % percentile bootstrap intervals of a mean over seeds. With five seeds they are too narrow: they miss the mean of a normal",
-        "distribution in about 15 % of cases. So a sign test over seeds must hold, too (5 of 5, 7 of 8).\n",
-        "**A fraction of a rise** above one: the loss outside the space falls meanwhile.\n",
-        "**AGOP alignment** is judged only where it is measurable: two references of one recipe must have an alignment of at least 0.5 with each other, and",
-        "untrained networks less than half of that.\n",
-        "**Grades.** *Reproduced*, *partly*, *not reproduced*: the statement below holds, a part of it, or not. *Not measurable*: the runs can't decide.",
-        "*Not tested*: there are no such runs. *Ours*: no study says it.\n",
+        *(
+            paragraph(text) + "\n"
+            for text in (
+                "**Intervals** are 95 % percentile bootstrap intervals of a mean over seeds. With five seeds they are too narrow: they miss the mean of a "
+                "normal distribution in about 15 % of cases. So a sign test over seeds must hold, too (5 of 5, 7 of 8).",
+                "**A fraction of a rise** above one: the loss outside the space falls meanwhile.",
+                "**AGOP alignment** is judged only where it is measurable: two references of one recipe must have an alignment of at least 0.5 with each "
+                "other, and untrained networks less than half of that.",
+                "**Grades.** *Reproduced*, *partly*, *not reproduced*: the statement below holds, a part of it, or not. *Not measurable*: the runs can't "
+                "decide. *Not tested*: there are no such runs. *Ours*: no study says it.",
+            )
+        ),
     ]
     for names in QUESTIONS.values():
         for name in names:
@@ -304,7 +314,7 @@ def _criteria(outcomes: dict[str, Results | str]) -> str:
             statement = next((v.statement for _, v in _settings(name, outcomes) if v.statement), "")
             words = f"Published ({claim.source}): {claim.published}. " if claim.published else "Ours. "
             tested = f"Tested as: {statement}." if statement else "Not tested yet."
-            lines.append(paragraph(f"- **{claim.title}.** {words}{tested}"))
+            lines.append(paragraph(f"- **{claim.title}.**\n{words}{tested}"))
     return "\n".join(lines) + "\n"
 
 

@@ -76,9 +76,12 @@ def test_rows_show_the_effect_where_a_claim_holds_least(grades, effect):
     assert row_of("catapults_lower_the_test_loss", *grades).effect == effect
 
 
-def test_rows_number_the_settings_where_there_are_many():
-    assert row_of("directional_predicts_the_step", *[REPRODUCED] * 12).deciding == "12 settings"
-    assert row_of("directional_predicts_the_step", REPRODUCED, REPRODUCED).deciding == "sgd, heavy_ball"
+def test_answer_numbers_the_settings_where_there_are_many():
+    answer = lambda *grades: claims_page._answer([row_of("directional_predicts_the_step", *grades)])
+
+    assert "this step (12 settings)." in answer(*[REPRODUCED] * 12)
+    assert "this step (12 settings; adam: so much)." in answer(*[REPRODUCED] * 3, PARTLY, *[REPRODUCED] * 8)
+    assert "this step (sgd, heavy_ball)." in answer(REPRODUCED, REPRODUCED)
 
 
 def test_rows_of_a_claim_leave_out_our_variants():
