@@ -35,7 +35,7 @@ def get_config(variant: str = "rank2") -> ConfigDict:
     c.data.validation_size = 256
     c.steps = 3000
     c.sweep = ("optimizer.batch_size=4,8,16,32,64,128",)
-    c.members.seed = tuple(range(500, 510 if task in tasks.SYNTHETIC else 505))
+    c.members.seed = tuple(range(500, 510) if task in tasks.SYNTHETIC else range(510, 515))
     c.optimizer.lr_unit = "critical_lr0"
     c.members.lr = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0)
     c.optimizer.batch_size = 16
@@ -43,10 +43,10 @@ def get_config(variant: str = "rank2") -> ConfigDict:
     c.measure.agop_alignment_every = 20
     c.run.chunk_steps = 100
     c.run.checkpoint_every = 1000
-    if task in tasks.IMAGES:  # larger networks: fewer lrs and steps
-        c.members.lr = (0.4, 0.8, 1.2, 1.6)
-        c.sweep = ("optimizer.batch_size=5,10,20,40" if task == "usps" else "optimizer.batch_size=8,16,32,64",)
+    if task in tasks.IMAGES:  # larger networks: fewer steps
         c.steps = 1000
+    if task == "usps":  # 100 examples
+        c.sweep = ("optimizer.batch_size=2,5,10,20,50,100",)
     c.claims = ("small_batches_help", "small_batches_help_at_tuned_lrs")
     if "ce" in words:
         c.loss, c.data.target_encoding = "logistic", "binary"

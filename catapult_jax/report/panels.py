@@ -315,4 +315,4 @@ def cut_top(axis: Axes, record: xarray.Dataset, values: np.ndarray, factor: floa
     largest = np.max(values, initial=0, where=np.isfinite(values))
     if 0 < factor * largest < axis.get_ylim()[1]:
         lowest = min(other.dataLim.ymin for other in axis.get_shared_y_axes().get_siblings(axis))
-        axis.set_ylim(lowest / 1.2, factor * largest)
+        axis.set_ylim(lowest / 1.2 if lowest > 0 else None, factor * largest)
