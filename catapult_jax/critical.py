@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
+from catapult_jax.losses import Loss
 from catapult_jax.preconditioners import PLAIN, Preconditioner
 from catapult_jax.tangent.checks import check_arguments, check_batch, check_loss
 from catapult_jax.tangent.weighted import weighted_tangent_kernel
@@ -50,9 +51,9 @@ def critical_lr_from_lambda(lambda_max: Float[Array, "*m"], preconditioner: Prec
 def critical_lr(
     apply_fn: Callable,
     params: PyTree,
-    batch: tuple[Array, Array],
+    batch: tuple[PyTree, PyTree],
     *,
-    loss: str,
+    loss: str | Loss | Callable,
     preconditioner: Preconditioner = PLAIN,
     method: str = "auto",
 ) -> Float[Array, ""]:
@@ -67,8 +68,8 @@ def critical_lr(
     Args:
       apply_fn: ``apply_fn(params, x) -> outputs``.
       params: parameters.
-      batch: ``(x, targets)``.
-      loss: ``"mse"``, ``"softmax_cross_entropy"`` or ``"logistic"``.
+      batch: ``(x, targets)``; both may be pytrees.
+      loss: a name, an object of :mod:`catapult_jax.losses`, or a function ``loss(outputs, targets) -> scalar``.
       preconditioner: of the optimizer, from :func:`catapult_jax.preconditioner_from_state`; default: plain gradient descent,
         SGD. With a diagonal the whole kernel needs the gradient of each example. For a large model use the eigenvalue of
         :func:`catapult_jax.top_eigenpairs` with ``preconditioner=preconditioner.diagonal``, and

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from catapult_jax.losses import curvature_factor, output_gradient
+from catapult_jax.losses import Loss, as_loss, curvature_factor, output_gradient
 from catapult_jax.tangent.checks import check_arguments, check_batch, check_loss, check_updates
+from catapult_jax.tangent.operators import CURVATURES
 from catapult_jax.xla import at_least_float32
 
 if TYPE_CHECKING:
@@ -45,10 +46,11 @@ class Directional(NamedTuple):
 def directional_critical_lr(
     apply_fn: Callable[..., Float[Array, "b *o"]],
     params: PyTree,
-    batch: tuple[Array, Array],
+    batch: tuple[PyTree, PyTree],
     updates: PyTree,
     *,
-    loss: str,
+    loss: str | Loss | Callable,
+    curvature: str = "gauss_newton",
 ) -> Directional:
     r"""How far one may go along an update before the loss of a batch rises: ``multiple = -2 <g, D> / <D, G D>``.
 
@@ -66,9 +68,10 @@ def directional_critical_lr(
     Args:
       apply_fn: ``apply_fn(params, x) -> outputs``.
       params: parameters before the step.
-      batch: ``(x, targets)``.
+      batch: ``(x, targets)``; both may be pytrees. Examples may be coupled.
       updates: what the step adds to the parameters, a pytree like ``params``.
-      loss: ``"mse"``, ``"softmax_cross_entropy"`` or ``"logistic"``.
+      loss: a name, an object of :mod:`catapult_jax.losses`, or a function ``loss(outputs, targets) -> scalar``.
+      curvature: ``"gauss_newton"``, or ``"hessian"`` for the second derivative of the loss along the update, one jvp of a jvp.
 
     Returns:
       :class:`Directional`, scalars. ``multiple`` has no unit; it is infinite where nothing curves along a descent direction.
@@ -87,20 +90,28 @@ def directional_critical_lr(
     check_loss(check_arguments(apply_fn, params, x), targets, loss=loss)
     check_updates(updates, params)
     D = jax.tree.map(lambda p, u: jnp.asarray(u, jnp.result_type(p)), params, updates)
+    if curvature not in CURVATURES:
+        raise ValueError(f"curvature={curvature!r}; allowed: {', '.join(CURVATURES)}")
+    wide = lambda outputs: outputs.astype(at_least_float32(outputs.dtype))
     with jax.default_matmul_precision("highest"):
-        outputs, moved = jax.jvp(lambda p: apply_fn(p, x), (params,), (D,))
-    dtype = at_least_float32(outputs.dtype)
-    return from_output_change(outputs.astype(dtype), moved.astype(dtype), targets, loss=loss)
+        if curvature == "gauss_newton":
+            outputs, moved = jax.jvp(lambda p: apply_fn(p, x), (params,), (D,))
+            return from_output_change(wide(outputs), wide(moved), targets, loss=loss)
+        value = lambda p: as_loss(loss)(wide(apply_fn(p, x)), targets)
+        slope_at = lambda p: jax.jvp(value, (p,), (D,))[1]
+        return from_slope_and_curvature(*jax.jvp(slope_at, (params,), (D,)))
 
 
-def from_output_change(outputs: Float[Array, "b *o"], moved: Float[Array, "b *o"], targets: Array, *, loss: str) -> Directional:
+def from_output_change(
+    outputs: Float[Array, "b *o"], moved: Float[Array, "b *o"], targets: PyTree, *, loss: str | Loss | Callable
+) -> Directional:
     """:func:`directional_critical_lr` from the outputs and their change ``J D`` to first order.
 
     Args:
       outputs: of the batch, before the step.
       moved: ``J D``, of the same shape.
       targets: of the batch.
-      loss: name of the loss.
+      loss: a name, an object or a function.
 
     Returns:
       :class:`Directional`.
@@ -109,11 +120,15 @@ def from_output_change(outputs: Float[Array, "b *o"], moved: Float[Array, "b *o"
     >>> [round(float(value), 3) for value in (step.slope, step.curvature, step.multiple)]
     [-1.0, 0.5, 4.0]
     """
+    loss = as_loss(loss)
+    if not loss.has_factor:
+        gradient, curved = jax.jvp(jax.grad(lambda f: loss(f, targets)), (outputs,), (moved,))
+        return from_slope_and_curvature(jnp.sum(gradient * moved), jnp.sum(curved * moved))
     gradient = output_gradient(outputs, targets, loss=loss)
     moved = moved.reshape(gradient.shape)
-    b = len(gradient)
-    slope = jnp.sum(gradient * moved) / b
-    curvature = jnp.sum(curvature_factor(outputs, targets, loss=loss).transposed(moved) ** 2) / b
+    n = len(gradient)
+    slope = jnp.sum(gradient * moved) / n
+    curvature = jnp.sum(curvature_factor(outputs, targets, loss=loss).transposed(moved) ** 2) / n
     return from_slope_and_curvature(slope, curvature)
 
 

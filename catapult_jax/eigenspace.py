@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from catapult_jax.losses import curvature_columns, weighted_residual
+from catapult_jax.losses import Loss, curvature_columns, hessian_range, weighted_residual
 from catapult_jax.tangent.weighted import loss_weighted_kernel
 from catapult_jax.xla import eigh, warn_of_lapack_threads
 
@@ -32,9 +32,9 @@ class LossSplit(NamedTuple):
 def split_loss(
     kernel: Float[Array, "bo bo"],
     outputs: Float[Array, "b *o"],
-    targets: Array,
+    targets: PyTree,
     *,
-    loss: str,
+    loss: str | Loss,
     k: int = 5,
     previous: Float[Array, "bo k"] | None = None,
 ) -> LossSplit:
@@ -49,7 +49,7 @@ def split_loss(
       kernel: tangent kernel ``(b*o, b*o)``, example-major, not loss-weighted.
       outputs: ``(b,)`` or ``(b, o)``.
       targets: as the loss takes them.
-      loss: ``"mse"``, ``"softmax_cross_entropy"`` or ``"logistic"``.
+      loss: a name, or an object of :mod:`catapult_jax.losses`.
       k: size of the eigenspace; a ``k`` above ``b*o`` takes all eigenvectors.
       previous: eigenvectors of the previous step. The new ones take the order and signs that overlap most with them, so curves
         do not jump where two eigenvalues cross. The space is always that of the ``k`` largest eigenvalues.
@@ -73,9 +73,9 @@ def split_loss(
 def split_weighted_loss(
     weighted: Float[Array, "br br"],
     outputs: Float[Array, "b *o"],
-    targets: Array,
+    targets: PyTree,
     *,
-    loss: str,
+    loss: str | Loss,
     k: int = 5,
     previous: Float[Array, "bo k"] | None = None,
     modes: int = 0,
@@ -87,7 +87,7 @@ def split_weighted_loss(
         :func:`catapult_jax.tangent.weighted_tangent_kernel`, ``(b*r, b*r)`` with ``r`` the rank of the loss Hessian.
       outputs: ``(b,)`` or ``(b, o)``.
       targets: as the loss takes them.
-      loss: ``"mse"``, ``"softmax_cross_entropy"`` or ``"logistic"``.
+      loss: a name, or an object of :mod:`catapult_jax.losses`.
       k: size of the eigenspace; a ``k`` above the size of ``weighted`` takes all eigenvectors.
       previous: eigenvectors of the previous step, as in :func:`split_loss`.
       modes: number of directions whose parts ``(u_i . r)^2 / b`` of the loss are given one by one, at most the size of ``weighted``.
@@ -109,14 +109,15 @@ def split_weighted_loss(
     if not 0 <= modes <= len(weighted):
         raise ValueError(f"modes={modes!r}; allowed for a kernel of {len(weighted)} rows: 0 to {len(weighted)}")
     with jax.default_matmul_precision("highest"):
-        residual, b = weighted_residual(outputs, targets, loss=loss), len(outputs)
+        residual = weighted_residual(outputs, targets, loss=loss)
+        b = len(residual)  # positions
         expected = (residual.size, min(k, len(weighted)))
         if previous is not None and jnp.shape(previous) != expected:
             raise ValueError(
                 f"previous has shape {jnp.shape(previous)}; allowed: {expected}, eigenvectors of the same batch size and k"
             )
         if len(weighted) == residual.size:
-            zeros = b if loss == "softmax_cross_entropy" else 0  # one direction per example
+            zeros = b * (residual.shape[1] - hessian_range(residual.shape[1], loss=loss).shape[1])
             return _split(weighted, residual.reshape(-1), b, k, previous, zeros, modes)
         _, Q = curvature_columns(outputs, targets, loss=loss)
         to_rows = lambda v: jnp.einsum("bor,bok->brk", Q, v.reshape(*residual.shape, -1)).reshape(len(weighted), -1)
@@ -154,7 +155,7 @@ def fraction_of(
     Args:
       vectors: orthonormal columns that span the space.
       residual: loss-weighted residual, flat.
-      b: number of examples.
+      b: number of positions.
 
     Returns:
       ``(top, rest)``: the part in the space, and the part outside it, in units of the loss.

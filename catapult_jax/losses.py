@@ -1,76 +1,106 @@
 """Losses of a batch: value, gradient and Hessian in the outputs.
 
-One convention (Zhu et al. 2024, arXiv 2306.04815): a loss is the mean over examples of a per-example loss, and ``mse`` is the
-squared error summed over outputs, without one half.
+One convention: a loss is the weighted mean of a loss of each position, ``L = sum_i w_i l(f_i, y_i) / sum_i w_i``.
+A position is an example, or a token of an example; without weights all ``w_i`` are one.
+``mse`` is the squared error summed over outputs, without one half (Zhu et al. 2024, arXiv 2306.04815).
+
+A loss is one of three things:
+
+- a name: ``"mse"``, ``"softmax_cross_entropy"`` or ``"logistic"``;
+- an object with options, such as ``SoftmaxCrossEntropy(label_smoothing=0.1, weighted=True)``;
+- a function ``loss(outputs, targets) -> scalar``, whose Hessian is known by its products alone.
+
+>>> loss = SoftmaxCrossEntropy(weighted=True)  # targets are pairs (targets, weights)
+>>> logits, tokens, mask = jnp.zeros((1, 3, 2)), jnp.array([[0, 1, 1]]), jnp.array([[1.0, 1.0, 0.0]])
+>>> round(float(batch_loss(logits, (tokens, mask), loss=loss)), 4)
+0.6931
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+
+from catapult_jax.loss_objects import (
+    CurvatureFactor,
+    FunctionLoss,
+    GaussianNLL,
+    Huber,
+    Logistic,
+    Loss,
+    SoftmaxCrossEntropy,
+    SquaredError,
+    scaled,
+)
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+    from jaxtyping import Array, Float, PyTree
 
-LOSSES = ("mse", "softmax_cross_entropy", "logistic")
+__all__ = [
+    "LOSSES",
+    "CurvatureFactor",
+    "FunctionLoss",
+    "GaussianNLL",
+    "Huber",
+    "Logistic",
+    "Loss",
+    "SoftmaxCrossEntropy",
+    "SquaredError",
+    "as_loss",
+    "batch_loss",
+    "curvature_columns",
+    "curvature_factor",
+    "hessian_range",
+    "output_gradient",
+    "weighted_residual",
+]
 
-
-def _check(outputs, targets, loss: str) -> tuple[Array, Array]:
-    """``(outputs as (b, o), targets)``, or an error if the loss does not take them."""
-    if loss not in LOSSES:
-        raise ValueError(f"loss={loss!r}; allowed: {', '.join(LOSSES)}")
-    outputs, targets = jnp.asarray(outputs), jnp.asarray(targets)
-    for name, array in (("outputs", outputs), ("targets", targets)):
-        if jnp.issubdtype(array.dtype, jnp.complexfloating):
-            raise ValueError(f"{name} has dtype {array.dtype}; allowed: real floating-point numbers")
-    if outputs.ndim not in (1, 2):
-        raise ValueError(f"outputs has shape {outputs.shape}; allowed: (b,) or (b, o)")
-    rows = outputs.reshape(outputs.shape[0], -1)
-    if loss == "logistic" and rows.shape[1] != 1:
-        raise ValueError(f"outputs has shape {outputs.shape}; allowed for loss='logistic': one output per example")
-    if loss == "softmax_cross_entropy":
-        if targets.shape != rows.shape[:1] or not jnp.issubdtype(targets.dtype, jnp.integer):
-            raise ValueError(
-                f"targets has shape {targets.shape}, dtype {targets.dtype}; allowed for loss={loss!r}: integers (b,)"
-            )
-        return rows, targets
-    if targets.size != rows.size or targets.shape[:1] != rows.shape[:1]:
-        raise ValueError(f"targets has shape {targets.shape}; allowed for outputs {outputs.shape}: one number per output")
-    return rows, targets.reshape(rows.shape).astype(rows.dtype)
+_NAMED = {"mse": SquaredError(), "softmax_cross_entropy": SoftmaxCrossEntropy(), "logistic": Logistic()}
+LOSSES = tuple(_NAMED)
 
 
-def _no_branch(loss: str) -> ValueError:
-    """The error of a function that has no branch for a loss: another loss's numbers would be wrong without a sign."""
-    return ValueError(f"loss={loss!r} has no branch here; allowed: {', '.join(LOSSES)}")
-
-
-def _example_loss(outputs: Float[Array, " o"], target, loss: str) -> Float[Array, ""]:
-    """``l(f_i, y_i)`` of one example."""
-    if loss == "mse":
-        return jnp.sum((outputs - target) ** 2)
-    if loss == "softmax_cross_entropy":
-        return optax.softmax_cross_entropy_with_integer_labels(outputs, target)
-    if loss == "logistic":
-        return jnp.sum(optax.sigmoid_binary_cross_entropy(outputs, target))
-    raise _no_branch(loss)
-
-
-def batch_loss(outputs: Float[Array, "b *o"], targets: Array, *, loss: str) -> Float[Array, ""]:
-    """Loss of a batch, ``L = (1/b) sum_i l(f_i, y_i)``.
-
-    - ``mse``: ``l = sum_o (f_o - y_o)^2``.
-    - ``softmax_cross_entropy``: ``l = log sum_o exp(f_o) - f_y``.
-    - ``logistic``: ``l = log(1 + exp(f)) - y f``.
+def as_loss(loss: str | Loss | Callable) -> Loss:
+    """The object of a loss.
 
     Args:
-      outputs: ``(b,)`` or ``(b, o)``; one output per example for ``logistic``.
-      targets: as many numbers as outputs for ``mse``; integers ``(b,)`` for ``softmax_cross_entropy``; 0 or 1 for ``logistic``.
-      loss: ``"mse"``, ``"softmax_cross_entropy"`` or ``"logistic"``.
+      loss: a name, a :class:`Loss`, or a function ``loss(outputs, targets) -> scalar``.
+
+    Returns:
+      A :class:`Loss`.
+
+    Raises:
+      ValueError: none of them.
+
+    >>> as_loss("mse")
+    SquaredError(weighted=False)
+    """
+    if isinstance(loss, Loss):
+        return loss
+    if isinstance(loss, str) and loss in _NAMED:
+        return _NAMED[loss]
+    if callable(loss) and not isinstance(loss, type):
+        return FunctionLoss(function=loss)
+    raise ValueError(
+        f"loss={loss!r}; allowed: {', '.join(LOSSES)}, an object of catapult_jax.losses, or loss(outputs, targets)"
+    )
+
+
+def batch_loss(outputs: Float[Array, "b *o"], targets: PyTree, *, loss: str | Loss | Callable) -> Float[Array, ""]:
+    """Loss of a batch, ``L = sum_i w_i l(f_i, y_i) / sum_i w_i``; without weights ``(1/n) sum_i l(f_i, y_i)``.
+
+    - ``mse``: ``l = sum_o (f_o - y_o)^2``, one position for each example.
+    - ``softmax_cross_entropy``: ``l = log sum_o exp(f_o) - f_y``, one position for each row of the outputs.
+    - ``logistic``: ``l = log(1 + exp(f)) - y f``, one position for each output.
+
+    Args:
+      outputs: ``(b, ...)``.
+      targets: as many numbers as outputs for ``mse`` and ``logistic`` (0 to 1); for ``softmax_cross_entropy`` integers, or
+        probabilities like the outputs; pairs ``(targets, weights)`` where the loss is ``weighted``.
+      loss: a name, a :class:`Loss`, or a function ``loss(outputs, targets) -> scalar``.
 
     Returns:
       A scalar.
@@ -83,40 +113,35 @@ def batch_loss(outputs: Float[Array, "b *o"], targets: Array, *, loss: str) -> F
     >>> float(batch_loss(jnp.array([1.0, 3.0]), jnp.array([0.0, 0.0]), loss="mse"))
     5.0
     """
-    outputs, targets = _check(outputs, targets, loss)
-    return jnp.mean(jax.vmap(_example_loss, (0, 0, None))(outputs, targets, loss))
+    return as_loss(loss)(outputs, targets)
 
 
-def output_gradient(outputs: Float[Array, "b *o"], targets: Array, *, loss: str) -> Float[Array, "b o"]:
-    """Gradient of the loss of each example in its outputs, ``d l(f_i, y_i) / d f_i``, without ``1/b``.
+def output_gradient(outputs: Float[Array, "b *o"], targets: PyTree, *, loss: str | Loss) -> Float[Array, "n o"]:
+    """Gradient of the loss of each position in its outputs, ``w_i d l(f_i, y_i) / d f_i``, without ``1/n``; weights have mean one.
 
     Args:
-      outputs: ``(b,)`` or ``(b, o)``.
+      outputs: ``(b, ...)``.
       targets: as the loss takes them.
-      loss: name of the loss.
+      loss: name or object.
 
     Returns:
-      ``(b, o)``.
+      ``(n, o)``, one row for each position.
 
     Raises:
-      ValueError: unknown loss, or shapes that do not fit it.
+      ValueError: unknown loss, or shapes that do not fit it; a function, whose gradient is ``jax.grad``.
 
     >>> output_gradient(jnp.array([1.0, 3.0]), jnp.array([0.0, 0.0]), loss="mse").tolist()
     [[2.0], [6.0]]
     """
-    outputs, targets = _check(outputs, targets, loss)
-    return jax.vmap(jax.grad(_example_loss), (0, 0, None))(outputs, targets, loss)
+    loss = as_loss(loss)
+    rows = loss.rows(outputs, targets)
+    return scaled(jax.grad(lambda f: jnp.sum(loss.values(rows._replace(outputs=f))))(rows.outputs), rows.weights)
 
 
-class CurvatureFactor(NamedTuple):
-    """A factor ``B`` of the loss Hessian of each example in its outputs, ``S = B B^T``, as two linear maps of arrays ``(b, o)``."""
-
-    times: Callable[[Float[Array, "b o"]], Float[Array, "b o"]]  # u -> B u
-    transposed: Callable[[Float[Array, "b o"]], Float[Array, "b o"]]  # w -> B^T w
-
-
-def curvature_factor(outputs: Float[Array, "b *o"], targets: Array, *, loss: str) -> CurvatureFactor:
-    """Factor ``B`` of the loss Hessian of each example, ``S = B B^T``, in ``O(o)`` operations and without an ``(o, o)`` array.
+def curvature_factor(
+    outputs: Float[Array, "b *o"], targets: PyTree, *, loss: str | Loss, total: Array | float | None = None
+) -> CurvatureFactor:
+    """Factor ``B`` of the loss Hessian of each position, ``w_i S_i = B_i B_i^T``, in ``O(o)`` operations and without an ``(o, o)`` array.
 
     - ``mse``: ``S = 2 I``, ``B = sqrt(2) I``.
     - ``logistic``: ``S = p (1 - p)``, ``B = sqrt(S)``.
@@ -124,15 +149,17 @@ def curvature_factor(outputs: Float[Array, "b *o"], targets: Array, *, loss: str
       ``B^T w = s (w - p . w)``. The null space of ``B`` is ``s``. It loses no digits if one ``p`` is close to one.
 
     Args:
-      outputs: ``(b,)`` or ``(b, o)``.
-      targets: as the loss takes them; they are only checked.
-      loss: name of the loss.
+      outputs: ``(b, ...)``.
+      targets: as the loss takes them.
+      loss: name or object.
+      total: sum of the weights of the batch, if these are only some of its examples; weights then have the mean ``n / total``
+        times theirs. None: of these.
 
     Returns:
       A :class:`CurvatureFactor`.
 
     Raises:
-      ValueError: unknown loss, or shapes that do not fit it.
+      ValueError: unknown loss, or shapes that do not fit it; a loss without a factor.
 
     Source: ``B B^T = diag(p) - p p^T`` by multiplication.
 
@@ -140,34 +167,19 @@ def curvature_factor(outputs: Float[Array, "b *o"], targets: Array, *, loss: str
     >>> factor.times(factor.transposed(jnp.array([[1.0, 0.0]]))).round(3).tolist()  # S e_1 with p = (1/2, 1/2)
     [[0.25, -0.25]]
     """
-    outputs, targets = _check(outputs, targets, loss)
-    if loss == "mse":
-        scale = lambda u: u * 2**0.5
-        return CurvatureFactor(scale, scale)
-    if loss == "logistic":
-        root = _logistic_root(outputs)
-        scale = lambda u: u * root.astype(u.dtype)
-        return CurvatureFactor(scale, scale)
-    if loss != "softmax_cross_entropy":
-        raise _no_branch(loss)
-    p = jax.nn.softmax(outputs)
-    s = jnp.sqrt(p)
-
-    def times(u):
-        p_, s_ = p.astype(u.dtype), s.astype(u.dtype)
-        return s_ * u - p_ * jnp.sum(s_ * u, -1, keepdims=True)
-
-    def transposed(w):
-        p_, s_ = p.astype(w.dtype), s.astype(w.dtype)
-        return s_ * (w - jnp.sum(p_ * w, -1, keepdims=True))
-
-    return CurvatureFactor(times, transposed)
+    loss = as_loss(loss)
+    rows = loss.rows(outputs, targets, total)
+    factor = loss.factor(rows)
+    if rows.weights is None:
+        return factor
+    scale = lambda u: scaled(u, jnp.sqrt(rows.weights).astype(u.dtype))
+    return CurvatureFactor(lambda u: scale(factor.times(u)), lambda w: factor.transposed(scale(w)), factor.positions)
 
 
 def curvature_columns(
-    outputs: Float[Array, "b *o"], targets: Array, *, loss: str
-) -> tuple[Float[Array, "b o r"], Float[Array, "b o r"]]:
-    """Columns ``F = B Q`` with ``F F^T = S``, one for each of the ``r`` directions in which the loss has curvature.
+    outputs: Float[Array, "b *o"], targets: PyTree, *, loss: str | Loss
+) -> tuple[Float[Array, "n o r"], Float[Array, "n o r"]]:
+    """Columns ``F = B Q`` with ``F F^T = w S``, one for each of the ``r`` directions in which the loss has curvature.
 
     For ``softmax_cross_entropy``, ``r = o - 1`` and ``Q`` is an orthonormal basis of the complement of ``s = sqrt(p)``: the
     Householder reflection that maps ``s`` to an axis, without the column of that axis.
@@ -175,15 +187,15 @@ def curvature_columns(
     For the other losses, ``r = o`` and ``Q = I``.
 
     Args:
-      outputs: ``(b,)`` or ``(b, o)``.
-      targets: as the loss takes them; they are only checked.
-      loss: name of the loss.
+      outputs: ``(b, ...)``.
+      targets: as the loss takes them.
+      loss: name or object.
 
     Returns:
-      ``(F, Q)``, both ``(b, o, r)``.
+      ``(F, Q)``, both ``(n, o, r)``.
 
     Raises:
-      ValueError: unknown loss, or shapes that do not fit it.
+      ValueError: unknown loss, or shapes that do not fit it; a loss without a factor.
 
     Source: Householder (1958); ``B Q = diag(s) Q`` since ``Q`` is orthogonal to ``s``.
 
@@ -191,75 +203,56 @@ def curvature_columns(
     >>> (F @ jnp.swapaxes(F, 1, 2)).round(3).tolist()  # diag(p) - p p^T
     [[[0.25, -0.25], [-0.25, 0.25]]]
     """
-    outputs, targets = _check(outputs, targets, loss)
-    b, o = outputs.shape
-    if loss in ("mse", "logistic"):
-        root = _logistic_root(outputs)[:, :, None] if loss == "logistic" else 2.0**0.5
-        Q = jnp.broadcast_to(jnp.eye(o, dtype=outputs.dtype), (b, o, o))
-        return Q * root, Q
-    if loss != "softmax_cross_entropy":
-        raise _no_branch(loss)
-    s = jnp.sqrt(jax.nn.softmax(outputs))
-    top = jnp.argmax(s, -1)[:, None]  # the axis without a column
-    column = jnp.arange(o - 1)[None]
-    kept = jnp.where(column == top, o - 1, column)  # (b, o - 1): the axis of each column; the last one stands in for ``top``
-    s_top, s_kept = jnp.take_along_axis(s, top, 1), jnp.take_along_axis(s, kept, 1)
-    axis = jnp.arange(o)[None, :, None]
-    identity = (axis == kept[:, None, :]).astype(s.dtype)
-    below = identity - s[:, :, None] * (s_kept / (1 + s_top))[:, None, :]
-    Q = jnp.where(axis == top[:, :, None], -s_kept[:, None, :], below)
-    return s[:, :, None] * Q, Q
+    loss = as_loss(loss)
+    rows = loss.rows(outputs, targets)
+    F, Q = loss.columns(rows)
+    return (F if rows.weights is None else scaled(F, jnp.sqrt(rows.weights))), Q
 
 
-def weighted_residual(outputs: Float[Array, "b *o"], targets: Array, *, loss: str) -> Float[Array, "b o"]:
-    """Loss-weighted residual ``r = 2^(-1/2) B^+ grad_f l``, with ``B^+`` the pseudo-inverse of the curvature factor.
+def weighted_residual(outputs: Float[Array, "b *o"], targets: PyTree, *, loss: str | Loss) -> Float[Array, "n o"]:
+    """Loss-weighted residual ``r = 2^(-1/2) B^+ w grad_f l``, with ``B^+`` the pseudo-inverse of the curvature factor.
 
-    ``sum(r^2) / b`` is the loss for ``mse``, and half the Newton decrement for the other losses.
+    ``sum(r^2) / n`` is the loss for ``mse``, and half the Newton decrement for the other losses.
 
     - ``mse``: ``r = f - y``.
     - ``logistic``: ``r = (p - y) / sqrt(2 p (1 - p))``.
     - ``softmax_cross_entropy``: ``r = (p - e_y) / sqrt(2 p)``, zero where ``p`` is zero in floating point.
 
     Args:
-      outputs: ``(b,)`` or ``(b, o)``.
+      outputs: ``(b, ...)``.
       targets: as the loss takes them.
-      loss: name of the loss.
+      loss: name or object.
 
     Returns:
-      ``(b, o)``, in units of the square root of the loss.
+      ``(n, o)``, in units of the square root of the loss.
 
     Raises:
-      ValueError: unknown loss, or shapes that do not fit it.
+      ValueError: unknown loss, or shapes that do not fit it; a loss without a factor.
 
     Source: the definition of the Newton decrement; see :func:`curvature_factor` for ``B``.
 
     >>> weighted_residual(jnp.zeros((1, 2)), jnp.array([0]), loss="softmax_cross_entropy").round(3).tolist()
     [[-0.5, 0.5]]
     """
-    gradient = output_gradient(outputs, targets, loss=loss)
-    if loss == "mse":
-        return gradient / 2
-    rows, _ = _check(outputs, targets, loss)
-    if loss not in ("logistic", "softmax_cross_entropy"):
-        raise _no_branch(loss)
-    root = _logistic_root(rows) if loss == "logistic" else jnp.sqrt(jax.nn.softmax(rows))
-    return jnp.where(root > 0, gradient / jnp.where(root > 0, root, 1), 0) * 0.5**0.5
+    loss = as_loss(loss)
+    rows = loss.rows(outputs, targets)
+    gradient = jax.grad(lambda f: jnp.sum(loss.values(rows._replace(outputs=f))))(rows.outputs)
+    if isinstance(root := loss.root(rows), float):
+        residual = gradient / (root * 2**0.5)
+    else:
+        residual = jnp.where(root > 0, gradient / jnp.where(root > 0, root, 1), 0) * 0.5**0.5
+    return residual if rows.weights is None else scaled(residual, jnp.sqrt(rows.weights))
 
 
-def _logistic_root(outputs: Float[Array, "b o"]) -> Float[Array, "b o"]:
-    """``sqrt(p (1 - p))``; the difference ``1 - p`` would lose digits."""
-    return jnp.sqrt(jax.nn.sigmoid(outputs) * jax.nn.sigmoid(-outputs))
-
-
-def hessian_range(outputs: int, *, loss: str) -> Float[np.ndarray, "o r"]:
-    """Orthonormal basis of a space that contains the range of the loss Hessian of every example.
+def hessian_range(outputs: int, *, loss: str | Loss) -> Float[np.ndarray, "o r"]:
+    """Orthonormal basis of a space that contains the range of the loss Hessian of every position.
 
     For ``softmax_cross_entropy``, ``r = o - 1``: the loss does not change if all logits change by the same number.
     For the other losses, ``r = o`` and the basis is ``I``.
 
     Args:
-      outputs: number of outputs ``o``.
-      loss: name of the loss.
+      outputs: number of outputs ``o`` of a position.
+      loss: name or object.
 
     Returns:
       ``(o, r)``.
@@ -272,12 +265,4 @@ def hessian_range(outputs: int, *, loss: str) -> Float[np.ndarray, "o r"]:
     >>> (hessian_range(2, loss="softmax_cross_entropy") * 2**0.5).round(3).tolist()
     [[1.0], [-1.0]]
     """
-    if loss in ("mse", "logistic"):
-        return np.eye(outputs)
-    if loss != "softmax_cross_entropy":
-        raise _no_branch(loss)
-    # Column j weighs outputs 0 to j equally, against output j + 1.
-    basis = np.tril(np.ones((outputs, outputs)), 0).T[:, : outputs - 1]
-    j = np.arange(1, outputs)
-    basis[j, j - 1] = -j
-    return basis / np.sqrt(j * (j + 1))
+    return as_loss(loss).range_of(outputs)

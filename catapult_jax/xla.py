@@ -98,6 +98,11 @@ PROBED_NUMBERS = 2**23
 INSPECTED_NUMBERS = 2**20
 # Entries of parameters from which on per-example Jacobians are slow enough to be warned of. `benchmarks --only kernel`
 SLOW_JACOBIAN_ENTRIES = 100_000
+# Numbers in a vector from which on the residuals of a search are computed one after the other, and an output space that large is left for
+# the space of the parameters, if that is smaller: 4 MiB. `benchmarks --only eigen`
+LARGE_VECTOR = 2**20
+# Numbers in the basis of a search, and as many in its images, by default; 512 MiB each.
+SPACE_NUMBERS = 2**27
 # Parts of a sum, and the rows that a matrix must have for each of them. `benchmarks --only loops`
 SUM_PARTS, SUM_ROWS = 8, 64
 
@@ -120,8 +125,23 @@ def loops_are_slow(apply_fn: Callable, params, x) -> bool:
     """
     if jax.default_backend() != "cpu":
         return False
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), (params, x[:1]))
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), (params, first_example(x)))
     return "conv_general_dilated" in str(jax.make_jaxpr(apply_fn)(*shapes))
+
+
+def first_example(x: PyTree) -> PyTree:
+    """The first example of a batch, with the axis of the batch, as shapes.
+
+    Args:
+      x: Arrays or shapes ``(b, ...)``.
+
+    Returns:
+      Shapes ``(1, ...)``.
+
+    >>> first_example(jnp.ones((3, 2))).shape
+    (1, 2)
+    """
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *jnp.shape(a)[1:]), jnp.result_type(a)), x)
 
 
 def after(done: Array, tree: PyTree) -> PyTree:

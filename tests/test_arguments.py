@@ -75,11 +75,18 @@ ARRAYS = {
     ),
     "objects among the parameters": (dict(p=_PARAMS | {"n": np.array([{}])}), r"params\['n'\] has dtype object; allowed"),
     "integers among the parameters": (dict(p=_PARAMS | {"n": jnp.arange(3)}), r"params\['n'\] has dtype int32; allowed"),
-    "x as a dict": (dict(batch=({"ids": _X}, _Y)), "x is a dict; allowed: one array"),
-    "x as a list": (dict(batch=([_X, _X], _Y)), "x is a list; allowed: one array"),
+    "text in x": (dict(batch=({"ids": "text"}, _Y)), r"x\['ids'\] is a str; allowed: an array, or a pytree"),
+    "x without arrays": (dict(batch=({}, _Y)), "x is a dict without arrays; allowed"),
+    "x of two sizes": (dict(batch=((_X, _X[:4]), _Y)), r"x\[1\] has shape \(4, 5\); allowed: 8 examples, as x\[0\] has"),
     "x of objects": (dict(batch=(np.array([{}] * 8), _Y)), "x has dtype object; allowed: numbers"),
     "a scalar x": (dict(batch=(jnp.float32(1), _Y)), r"x has shape \(\); allowed"),
     "no examples": (dict(batch=(_X[:0], _Y[:0])), r"x has shape \(0, 5\); allowed: .* b at least 1"),
+    "batch statistics": (
+        dict(f=lambda v, x: _model(v["params"], x), p={"params": _PARAMS, "batch_stats": {"mean": jnp.ones(3)}}),
+        "params holds the collection 'batch_stats', which is no parameter; allowed: variables",
+    ),
+}
+BLOCKS = {  # for functions that take each example alone
     "an array of this batch": (
         dict(f=lambda p, x: _model(p, x) * _Y),
         r"apply_fn returns shape \(8, 1\) for a batch of \d in place of 8",
@@ -88,23 +95,19 @@ ARRAYS = {
         dict(f=lambda p, x: _model(p, x.reshape(8, 5))),
         r"apply_fn fails \(.*\) for a batch of \d in place of 8",
     ),
-    "batch statistics": (
-        dict(f=lambda v, x: _model(v["params"], x), p={"params": _PARAMS, "batch_stats": {"mean": jnp.ones(3)}}),
-        "params holds the collection 'batch_stats', which is no parameter; allowed: variables",
-    ),
 }
 BATCHES = {
     "a dict": (dict(batch={"image": _X, "label": _Y}), r"batch is a dict; allowed: a pair \(x, targets\)"),
     "an array": (dict(batch=_X), "batch is a .*; allowed: a pair"),
     "x alone": (dict(batch=(_X,)), "batch is a tuple of 1; allowed: a pair"),
     "three arrays": (dict(batch=[_X, _Y, _Y]), "batch is a list of 3; allowed: a pair"),
-    "no targets": (dict(batch=(_X, None)), "targets is a NoneType; allowed: one array"),
+    "no targets": (dict(batch=(_X, None)), "targets is a NoneType; allowed for loss=.*: one array"),
     "targets of objects": (dict(batch=(_X, np.array([{}] * 8))), "targets has dtype object; allowed: numbers"),
     "complex targets": (dict(batch=(_X, _Y * 1j)), "targets has dtype complex64; allowed: real"),
     "too few targets": (dict(batch=(_X, _Y[:4])), r"targets has shape \(4, 1\); allowed for outputs \(8, 1\)"),
     "targets of another kind": (
         dict(batch=(_X, _Y[:, 0]), loss="softmax_cross_entropy"),
-        r"dtype float32; allowed .* integers \(b,\)",
+        r"dtype float32; allowed .* integers \(8,\), or probabilities \(8, 1\)",
     ),
     "an unknown loss": (dict(loss="l1"), "loss='l1'; allowed: mse"),
 }
@@ -126,6 +129,16 @@ TREES = {
 def test_bad_arrays_are_refused_before_compilation(function, case, monkeypatch):
     changed, message = ARRAYS[case]
     monkeypatch.setattr(jax, "jit", None)
+
+    _raises(lambda: function(**changed), message)
+
+
+@pytest.mark.parametrize(
+    "function", [_kernel, _critical, functools.partial(_top, chunk_size=2)], ids=["tangent_kernel", "critical_lr", "top_eigenpairs"]
+)
+@pytest.mark.parametrize("case", BLOCKS)
+def test_functions_of_one_batch_are_refused_by_blocks_of_examples(function, case):
+    changed, message = BLOCKS[case]
 
     _raises(lambda: function(**changed), message)
 

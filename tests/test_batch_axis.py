@@ -16,7 +16,7 @@ def test_follow_proves_every_model_of_the_zoo(name):
     apply_fn, params, x = build(name)
     programs = {b: jax.make_jaxpr(apply_fn)(params, jax.ShapeDtypeStruct((b, *x.shape[1:]), x.dtype)) for b in (2, 5)}
 
-    assert batch_axis.follow(programs[5], len(jax.tree.leaves(params)), 5) is None
+    assert batch_axis.follow(programs[5], [len(jax.tree.leaves(params))], 5) is None
     assert same_program(programs[5], programs[2], 5, 2)
 
 
@@ -71,6 +71,6 @@ def test_follow_places_the_examples(name):
     ],
 )
 def test_follow_says_why_not(function, why):
-    lost = batch_axis.follow(jax.make_jaxpr(function)(jnp.ones((3, 3))), 0, 3)
+    lost = batch_axis.follow(jax.make_jaxpr(function)(jnp.ones((3, 3))), [0], 3)
 
     assert lost.why.startswith(why)

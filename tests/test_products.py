@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from catapult_jax import top_eigenpairs
+from catapult_jax.losses import SoftmaxCrossEntropy
 from catapult_jax.tangent import products
 from catapult_jax.tangent.products import linear_map, loop_kind
 from tests.zoo import batch_of, weighted_kernel
@@ -31,7 +32,7 @@ def test_linear_map_agrees_with_jacobian(loop, chunk_size):
     v = rng.standard_normal(len(K))
 
     A = linear_map(
-        apply_fn, params, batch, loss="softmax_cross_entropy", preconditioner=lambda: preconditioner,
+        apply_fn, params, batch, loss=SoftmaxCrossEntropy(), preconditioner=lambda: preconditioner,
         chunk_size=chunk_size, loop=loop,
     )  # fmt: skip
 
@@ -64,7 +65,7 @@ def test_linear_map_in_chunks_driven_by_python_is_compiled_once():
     for scale in (1.0, 1.1, 1.2):
         scaled = jax.tree.map(lambda p, scale=scale: scale * p, params)
         top_eigenpairs(apply_fn, scaled, batch, k=1, loss="mse", chunk_size=2, max_products=3)
-        compiled.append([program._cache_size() for program in products._COMPILED])
+        compiled.append([run.programs._cache_size() for run in products._COMPILED])
 
     assert compiled[0] == compiled[1] == compiled[2] and all(compiled[0])
 

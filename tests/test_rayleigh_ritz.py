@@ -58,7 +58,7 @@ def test_outside_bound_fails_as_rarely_as_it_says(name, steps):
     K = jnp.asarray(symmetric_with_spectrum(SPECTRA[name])[0], jnp.float32)
 
     def bound(key):
-        space, yes = rr.empty(20, steps, jnp.float32), jnp.asarray(True)
+        space, yes = rr.empty(jnp.zeros(20), steps, jnp.float32), jnp.asarray(True)
         start, *spares = jax.random.normal(key, (1 + steps, 20))
         for spare in spares:
             q = rr.next_vector(space, start, spare, yes)

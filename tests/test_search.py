@@ -4,6 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from catapult_jax.losses import SquaredError
+from catapult_jax.tangent.operators import of_outputs
 from catapult_jax.tangent.products import LinearMap
 from catapult_jax.tangent.rayleigh_ritz import empty
 from catapult_jax.tangent.search import Search, Settings, add_directions, if_needed, search_from
@@ -16,9 +18,9 @@ def dense_search(loop: str, above=None, tol: float = 1e-3, max_products: int = 8
     """A search on a matrix of that spectrum, and its eigenvectors."""
     K, vectors = symmetric_with_spectrum(SPECTRUM)
     root = jnp.asarray(vectors * np.sqrt(SPECTRUM) @ vectors.T, jnp.float32)
-    A = LinearMap(lambda u: root @ u, lambda v: root.T @ v, lambda u: u @ u, len(K), loop)
-    settings = Settings("mse", 1, 3, tol, 0.001, max_products, 0, None, loop)
-    return Search(A, settings, above, jnp.int32(0), lambda largest: jnp.full_like(largest, jnp.inf)), vectors
+    K = of_outputs(LinearMap(lambda u: root @ u, lambda v: root.T @ v, lambda u: u @ u, len(K), loop))
+    settings = Settings(SquaredError(), 1, 3, tol, 0.001, max_products, 0, None, loop)
+    return Search(K, settings, above, jnp.int32(0), lambda largest: jnp.full_like(largest, jnp.inf)), vectors
 
 
 @pytest.mark.parametrize("loop", ["compiled", "python", "unrolled"])
@@ -26,7 +28,7 @@ def dense_search(loop: str, above=None, tol: float = 1e-3, max_products: int = 8
 def test_search_from_an_empty_space(loop, above, tracked):
     search, _ = dense_search(loop, above)
 
-    state = search_from(search, empty(8, 8, jnp.float32), 0.0)
+    state = search_from(search, empty(jnp.zeros(8), 8, jnp.float32), 0.0)
 
     assert int(state.tracked) == tracked and not bool(state.open.any())
     np.testing.assert_allclose(state.ritz.values[:tracked], SPECTRUM[:tracked], rtol=1e-3)
@@ -38,7 +40,7 @@ def test_search_from_an_empty_space(loop, above, tracked):
 def test_search_from_stops_after_max_products(loop):
     search, _ = dense_search(loop, tol=1e-9, max_products=2)
 
-    state = search_from(search, empty(8, 8, jnp.float32), 1.0)
+    state = search_from(search, empty(jnp.zeros(8), 8, jnp.float32), 1.0)
 
     assert bool(state.open[0]) and float(state.products) == 1 + 2
 
@@ -48,10 +50,10 @@ def test_add_directions_of_eigenvectors(loop, products):
     """Two of three directions are in use."""
     search, vectors = dense_search(loop)
 
-    space, count = add_directions(search, empty(8, 8, jnp.float32), jnp.asarray(vectors[:, :3].T, jnp.float32), jnp.int32(2))
+    space, count = add_directions(search, empty(jnp.zeros(8), 8, jnp.float32), jnp.asarray(vectors[:, :3].T, jnp.float32), jnp.int32(2))
 
     assert int(space.count) == 2 and float(count) == products
-    overlaps = np.abs(np.asarray(space.basis)[:, :2].T @ vectors[:, :3])
+    overlaps = np.abs(np.asarray(space.basis)[:2] @ vectors[:, :3])
     np.testing.assert_allclose(overlaps, np.eye(2, 3), atol=1e-5)
 
 

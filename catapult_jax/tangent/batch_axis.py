@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.core
@@ -16,7 +17,7 @@ from catapult_jax.tangent.equations import called_program, scan_operands
 from catapult_jax.xla import INSPECTED_NUMBERS
 
 
-def follow(closed: ClosedJaxpr, x: int, b: int) -> Lost | None:
+def follow(closed: ClosedJaxpr, x: Sequence[int], b: int) -> Lost | None:
     """Try to prove that every output row ``i`` of a program is the same function of example ``i``.
 
     Each operation has a rule for the axis of the examples. An operation may move the axis, and a reshape may fold it
@@ -24,17 +25,17 @@ def follow(closed: ClosedJaxpr, x: int, b: int) -> Lost | None:
 
     Args:
       closed: A program with one output, of shape ``(b, ...)``.
-      x: Index of the input whose first axis has the examples.
+      x: Numbers of the inputs whose first axis has the examples.
       b: Number of examples, at least 2.
 
     Returns:
       None: it is proved. Otherwise the reason why not.
 
-    >>> follow(jax.make_jaxpr(lambda x: 2 * x)(np.ones((2, 3))), 0, 2)  # proved
-    >>> follow(jax.make_jaxpr(lambda x: x - x.sum(0))(np.ones((2, 3))), 0, 2).why
+    >>> follow(jax.make_jaxpr(lambda x: 2 * x)(np.ones((2, 3))), [0], 2)  # proved
+    >>> follow(jax.make_jaxpr(lambda x: x - x.sum(0))(np.ones((2, 3))), [0], 2).why
     'reduce_sum combines the examples of the batch'
     """
-    inputs = [Placed(0, 1) if i == x else fixed(v.aval.shape) for i, v in enumerate(closed.jaxpr.invars)]
+    inputs = [Placed(0, 1) if i in x else fixed(v.aval.shape) for i, v in enumerate(closed.jaxpr.invars)]
     (state,) = _run(closed.jaxpr, [_constant(c) for c in closed.consts], inputs, b)
     if isinstance(state, Lost):
         return state

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import linear_call
 
-from catapult_jax.losses import batch_loss
+from catapult_jax.losses import Loss, batch_loss
 
 if TYPE_CHECKING:
     from jaxtyping import Array, PyTree
@@ -23,8 +23,23 @@ _STATE = ("batch_stats", "cache", "intermediates", "losses", "metrics", "perturb
 _SPLIT = "a module is split first: nnx.split(model, nnx.Param, ...), or equinox.partition(model, equinox.is_inexact_array)"
 
 
-def check_batch(batch: Any) -> tuple[Array, Array]:
-    """Check that a batch is a pair of arrays.
+def batch_size(x: PyTree) -> int:
+    """Number of examples of a batch.
+
+    Args:
+      x: Arrays ``(b, ...)``.
+
+    Returns:
+      ``b``.
+
+    >>> batch_size({"tokens": jnp.ones((3, 2)), "mask": jnp.ones(3)})
+    3
+    """
+    return jnp.shape(jax.tree.leaves(x)[0])[0]
+
+
+def check_batch(batch: Any) -> tuple[PyTree, PyTree]:
+    """Check that a batch is a pair of arrays, or of pytrees of arrays.
 
     Args:
       batch: ``(x, targets)``.
@@ -33,7 +48,7 @@ def check_batch(batch: Any) -> tuple[Array, Array]:
       The same pair, as a tuple.
 
     Raises:
-      ValueError: The batch is not a pair of arrays.
+      ValueError: The batch is not a pair, or has a leaf that is no array.
 
     >>> check_batch((jnp.ones(2),))
     Traceback (most recent call last):
@@ -42,19 +57,41 @@ def check_batch(batch: Any) -> tuple[Array, Array]:
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         what = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, (tuple, list)) else type(batch).__name__
         raise ValueError(f"batch is a {what}; allowed: a pair (x, targets)")
-    for name, array in zip(("x", "targets"), batch, strict=True):
-        _check_array(name, array, "one array (b, ...) with b examples")
     x, targets = batch
+    _check_examples(x)
+    _check_arrays("targets", targets)
     return x, targets
 
 
-def check_arguments(apply_fn: Callable, params: PyTree, x: Array) -> jax.ShapeDtypeStruct:
+def _check_arrays(name: str, tree: Any) -> list[tuple[str, Any]]:
+    """The leaves of a tree and their names, or an error: one is no array of numbers."""
+    leaves = [(f"{name}{jax.tree_util.keystr(path)}", leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+    for path, leaf in leaves:
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+            raise ValueError(f"{path} is a {type(leaf).__name__}; allowed: an array, or a pytree of arrays")
+        if _dtype(leaf) is None:
+            raise ValueError(f"{path} has dtype {leaf.dtype}; allowed: numbers")
+    return leaves
+
+
+def _check_examples(x: Any) -> None:
+    leaves = _check_arrays("x", x)
+    if not leaves:
+        raise ValueError(f"x is a {type(x).__name__} without arrays; allowed: an array, or a pytree of arrays")
+    for path, leaf in leaves:
+        if jnp.ndim(leaf) < 1 or jnp.shape(leaf)[0] < 1:
+            raise ValueError(f"{path} has shape {jnp.shape(leaf)}; allowed: (b, ...) with b examples, b at least 1")
+        if jnp.shape(leaf)[0] != batch_size(x):
+            raise ValueError(f"{path} has shape {jnp.shape(leaf)}; allowed: {batch_size(x)} examples, as {leaves[0][0]} has")
+
+
+def check_arguments(apply_fn: Callable, params: PyTree, x: PyTree) -> jax.ShapeDtypeStruct:
     """Check the parameters, the inputs and the outputs of a model.
 
     Args:
       apply_fn: ``apply_fn(params, x) -> (b, ...)``.
       params: Parameters; floating-point leaves.
-      x: ``(b, ...)`` inputs.
+      x: ``(b, ...)`` inputs; one array or a pytree.
 
     Returns:
       Shape and dtype of the outputs.
@@ -67,9 +104,7 @@ def check_arguments(apply_fn: Callable, params: PyTree, x: Array) -> jax.ShapeDt
     (3,)
     """
     _check_params(params)
-    _check_array("x", x, "one array (b, ...) with b examples")
-    if jnp.ndim(x) < 1 or jnp.shape(x)[0] < 1:
-        raise ValueError(f"x has shape {jnp.shape(x)}; allowed: (b, ...) with b examples, b at least 1")
+    _check_examples(x)
     try:
         out = jax.eval_shape(apply_fn, params, x)
     except flax.errors.TraceContextError as error:
@@ -79,8 +114,8 @@ def check_arguments(apply_fn: Callable, params: PyTree, x: Array) -> jax.ShapeDt
         ) from error
     if not hasattr(out, "shape") or not hasattr(out, "dtype"):
         raise ValueError(f"apply_fn returns {type(out).__name__}; allowed: one array of shape (b, ...)")
-    if len(out.shape) < 1 or out.shape[0] != jnp.shape(x)[0]:
-        raise ValueError(f"apply_fn returns shape {out.shape} for {jnp.shape(x)[0]} examples; allowed: (b, ...)")
+    if len(out.shape) < 1 or out.shape[0] != batch_size(x):
+        raise ValueError(f"apply_fn returns shape {out.shape} for {batch_size(x)} examples; allowed: (b, ...)")
     if not jnp.issubdtype(out.dtype, jnp.floating):
         raise ValueError(f"apply_fn returns dtype {out.dtype}; allowed: real floating-point outputs")
     if 0 in out.shape:
@@ -88,22 +123,21 @@ def check_arguments(apply_fn: Callable, params: PyTree, x: Array) -> jax.ShapeDt
     return out
 
 
-def check_loss(outputs: jax.ShapeDtypeStruct, targets: Array, *, loss: str) -> None:
+def check_loss(outputs: jax.ShapeDtypeStruct, targets: PyTree, *, loss: str | Loss | Callable) -> None:
     """Check that a loss accepts these targets with these outputs.
 
     Args:
       outputs: Shape and dtype of the outputs.
-      targets: Array or shape.
-      loss: Name of the loss.
+      targets: Arrays or shapes.
+      loss: Name, object or function.
 
     Raises:
       ValueError: Unknown loss, or targets that do not fit.
 
     >>> check_loss(jax.ShapeDtypeStruct((3,), jnp.float32), jnp.ones(3), loss="mse")
     """
-    jax.eval_shape(
-        functools.partial(batch_loss, loss=loss), outputs, jax.ShapeDtypeStruct(jnp.shape(targets), jnp.result_type(targets))
-    )
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), targets)
+    jax.eval_shape(functools.partial(batch_loss, loss=loss), outputs, shapes)
 
 
 def check_preconditioner(preconditioner: PyTree | None, params: PyTree) -> None:
@@ -159,13 +193,6 @@ def check_directions(vectors: PyTree, params: PyTree, k_max: int) -> None:
         )
     if (count := jnp.shape(jax.tree.leaves(vectors)[0])[0]) != k_max:
         raise ValueError(f"warm_start has {count} directions; allowed: k_max={k_max}")
-
-
-def _check_array(name: str, value: Any, allowed: str) -> None:
-    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
-        raise ValueError(f"{name} is a {type(value).__name__}; allowed: {allowed}")
-    if _dtype(value) is None:
-        raise ValueError(f"{name} has dtype {value.dtype}; allowed: numbers")
 
 
 def _dtype(leaf) -> np.dtype | None:

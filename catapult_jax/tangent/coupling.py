@@ -19,6 +19,7 @@ import numpy as np
 
 from catapult_jax.tangent.batch_axis import follow
 from catapult_jax.tangent.batch_axis_rules import Lost
+from catapult_jax.tangent.checks import batch_size
 from catapult_jax.tangent.compare_programs import same_program
 from catapult_jax.xla import PROBED_NUMBERS, QUICK
 
@@ -40,7 +41,7 @@ _KINDS = ("he", "unit", "positive")
 
 _ALLOWED = (
     "allowed: models that treat each example alone (GroupNorm, LayerNorm, no dropout). A model with BatchNorm in training mode has no "
-    "kernel by example. In evaluation mode it is another function: with an optimizer state from training mode its critical lr can be "
+    "kernel by example: there, top_eigenpairs without chunk_size is right. In evaluation mode it is another function: with an optimizer state from training mode its critical lr can be "
     "wrong by orders of magnitude"
 )
 
@@ -59,7 +60,7 @@ def _made_up(rng: np.random.Generator, shape: tuple[int, ...], dtype, kind: str)
     return (rng.standard_normal(shape) * (np.sqrt(2 / fan_in) if kind == "he" else 1)).astype(dtype)
 
 
-def refuse_coupled_examples(apply_fn: Callable, params: PyTree, x: Array) -> None:
+def refuse_coupled_examples(apply_fn: Callable, params: PyTree, x: PyTree) -> None:
     """Refuse a model whose output ``apply_fn(params, x)[i]`` depends on anything but ``params`` and ``x[i]``.
 
     First, a proof is tried. The function is traced at the batch size of ``x``, and
@@ -80,7 +81,7 @@ def refuse_coupled_examples(apply_fn: Callable, params: PyTree, x: Array) -> Non
     Args:
       apply_fn: ``apply_fn(params, x) -> (b, ...)``.
       params: Arrays or shapes.
-      x: ``(b, ...)`` array or shape.
+      x: ``(b, ...)`` arrays or shapes.
 
     Raises:
       CoupledExamplesError: The model couples examples; or nothing is proved and no made-up numbers give finite outputs.
@@ -92,12 +93,12 @@ def refuse_coupled_examples(apply_fn: Callable, params: PyTree, x: Array) -> Non
     catapult_jax.tangent.coupling.CoupledExamplesError: apply_fn couples the examples of a batch: reduce_sum combines ...
     """
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), params)
-    b, key = max(len(x), 2), _cache_key(apply_fn, shapes, x)
+    b, key = max(batch_size(x), 2), _cache_key(apply_fn, shapes, x)
     if key is not None and (key, b) in _INDEPENDENT:
         return
     program = lambda size: _trace(apply_fn, shapes, x, size)
     whole, leaves = program(b), jax.tree.leaves(shapes)
-    lost = follow(whole, len(leaves), b)  # None: proved
+    lost = follow(whole, range(len(leaves), len(whole.in_avals)), b)  # None: proved
     if lost is not None and lost.mixes:
         raise CoupledExamplesError(f"apply_fn couples the examples of a batch: {lost}; {_ALLOWED}")
     if lost is None and b > 2 and not same_program(whole, program(2), b, 2):
@@ -133,8 +134,8 @@ def _cache_key(apply_fn, shapes, x):
         apply_fn.__func__,
         structure,
         tuple((leaf.shape, leaf.dtype) for leaf in leaves),
-        jnp.shape(x)[1:],
-        jnp.result_type(x),
+        jax.tree.structure(x),
+        tuple((leaf.shape[1:], jnp.result_type(leaf)) for leaf in jax.tree.leaves(x)),
     )
     try:
         hash(key)
@@ -145,20 +146,20 @@ def _cache_key(apply_fn, shapes, x):
 
 def _trace(apply_fn, shapes, x, size: int):
     """The program of the function on so many examples."""
-    examples = jax.ShapeDtypeStruct((size, *jnp.shape(x)[1:]), jnp.result_type(x))
+    examples = jax.tree.map(lambda a: jax.ShapeDtypeStruct((size, *jnp.shape(a)[1:]), jnp.result_type(a)), x)
     why = None
     try:
         closed = jax.make_jaxpr(apply_fn)(shapes, examples)
         if closed.out_avals[0].shape[:1] != (size,):
             why = f"returns shape {closed.out_avals[0].shape}"
     except Exception as error:
-        if size == len(x):
+        if size == batch_size(x):
             raise
         why = f"fails ({(str(error) or type(error).__name__).splitlines()[0]})"
     if why is not None:
         raise ValueError(
-            f"apply_fn {why} for a batch of {size} in place of {len(x)}; allowed: functions for any batch size, which close over no array "
-            "of the batch"
+            f"apply_fn {why} for a batch of {size} in place of {batch_size(x)}; allowed: functions for any batch size, which close over no "
+            "array of the batch"
         )
     return closed
 
@@ -188,7 +189,7 @@ def _refuse_by_value(programs: dict, leaves: list, x, *, proved: bool) -> None:
                     "examples of a batch; allowed: models with finite outputs for inputs and parameters of order one"
                 )
         rows = np.unique(np.linspace(0, n - 1, _ALONE).astype(int))
-        apart = np.concatenate([_probe(runs[1], leaves, examples[i : i + 1], kind) for i in rows])
+        apart = np.concatenate([_probe(runs[1], leaves, [a[i : i + 1] for a in examples], kind) for i in rows])
         tolerance = max(_TOLERANCE, 32 * float(jnp.finfo(dtype).eps))
         bound = tolerance * max(float(np.abs(together[np.isfinite(together)]).max(initial=0.0)), np.finfo(np.float32).tiny)
 
@@ -201,7 +202,7 @@ def _refuse_by_value(programs: dict, leaves: list, x, *, proved: bool) -> None:
             why = f"a batch of {n} gives other outputs than {n} batches of one"
         elif not proved:
             for mask in _masks(n):
-                beside_others = _probe(runs[n], leaves, _perturb(examples, mask), kind)
+                beside_others = _probe(runs[n], leaves, [_perturb(a, mask) for a in examples], kind)
                 if not same(together[~mask], beside_others[~mask]):
                     why = "the output of one example changes when another example of the batch changes"
                     break
@@ -219,26 +220,41 @@ def _compile(closed) -> Callable:
 
 
 def _examples(x, n: int):
-    """Pairs of a kind of weights and ``n`` examples to try. If they are integers, those of the batch come first."""
-    shape, dtype = (n, *jnp.shape(x)[1:]), jnp.result_type(x)
-    rng = np.random.default_rng(2)
-    if jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.complexfloating):
+    """Pairs of a kind of weights and the arrays of ``n`` examples to try. If they are integers, those of the batch come first."""
+    leaves = jax.tree.leaves(x)
+    of_leaves = [None if _is_inexact(leaf) else _integer_examples(leaf, n) for leaf in leaves]
+    tries = max((len(candidates) for candidates in of_leaves if candidates is not None), default=1)
+    for i in range(tries):
         for kind in _KINDS:
-            numbers = rng.uniform(0.5, 1.5, shape) if kind == "positive" else rng.standard_normal(shape)
-            yield kind, numbers.astype(dtype)
-        return
-    # First zeros and ones in each example, so that none is only padding; then the same number everywhere.
-    mixed = rng.integers(0, 2, (n, math.prod(shape[1:])))
+            rng = np.random.default_rng(2)
+            yield kind, [
+                _inexact_examples(rng, leaf, n, kind) if candidates is None else candidates[max(i - tries, -len(candidates))]
+                for leaf, candidates in zip(leaves, of_leaves, strict=True)
+            ]
+
+
+def _is_inexact(leaf) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+
+
+def _inexact_examples(rng: np.random.Generator, leaf, n: int, kind: str):
+    shape = (n, *jnp.shape(leaf)[1:])
+    numbers = rng.uniform(0.5, 1.5, shape) if kind == "positive" else rng.standard_normal(shape)
+    return numbers.astype(jnp.result_type(leaf))
+
+
+def _integer_examples(leaf, n: int) -> list:
+    """Zeros and ones in each example, so that none is only padding; then the same number everywhere. Those of the batch come first."""
+    shape, dtype = (n, *jnp.shape(leaf)[1:]), jnp.result_type(leaf)
+    mixed = np.random.default_rng(2).integers(0, 2, (n, math.prod(shape[1:])))
     mixed[:, :1] = np.arange(n)[:, None] % 2
     mixed[:, 1:2] = 1 - mixed[:, :1]
     candidates = [mixed.reshape(shape), np.ones(shape), np.zeros(shape)]
-    if isinstance(x, (np.ndarray, jax.Array)) and not isinstance(x, jax.core.Tracer):
-        on_one_device = x.addressable_data(0) if isinstance(x, jax.Array) else x  # a part of the batch, if it is sharded
+    if isinstance(leaf, (np.ndarray, jax.Array)) and not isinstance(leaf, jax.core.Tracer):
+        on_one_device = leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf  # a part of the batch, if it is sharded
         if on_one_device.shape[1:] == shape[1:]:
             candidates.insert(0, np.resize(np.asarray(on_one_device[:n]), shape))
-    for candidate in candidates:
-        for kind in _KINDS:
-            yield kind, candidate.astype(dtype)
+    return [candidate.astype(dtype) for candidate in candidates]
 
 
 def _masks(n: int):
@@ -255,7 +271,7 @@ def _perturb(examples: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return changed
 
 
-def _probe(program: tuple, leaves: list, examples: np.ndarray, kind: str) -> np.ndarray:
+def _probe(program: tuple, leaves: list, examples: list, kind: str) -> np.ndarray:
     """Outputs for these examples and made-up weights."""
     closed, run = program
     rng = np.random.default_rng(0)
@@ -264,4 +280,4 @@ def _probe(program: tuple, leaves: list, examples: np.ndarray, kind: str) -> np.
     # Arrays that are being traced have no values yet, so these are made up too.
     stand_in = lambda const: jnp.asarray(_made_up(rng, const.shape, const.dtype, kind))
     consts = [stand_in(const) if isinstance(const, jax.core.Tracer) else const for const in closed.consts]
-    return np.asarray(run(consts, *map(jnp.asarray, numbers), jnp.asarray(examples)), np.float64)
+    return np.asarray(run(consts, *map(jnp.asarray, numbers), *map(jnp.asarray, examples)), np.float64)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from catapult_jax.losses import FunctionLoss, Loss, as_loss
 from catapult_jax.tangent.checks import (
     check_arguments,
     check_batch,
@@ -21,8 +22,9 @@ from catapult_jax.tangent.checks import (
     without_derivative,
 )
 from catapult_jax.tangent.coupling import refuse_coupled_examples
-from catapult_jax.tangent.products import is_traced, linear_map, loop_kind, trace
-from catapult_jax.tangent.rayleigh_ritz import Space, empty, insert, norm, rounding
+from catapult_jax.tangent.operators import CURVATURES, of_outputs, of_parameters, traced_loss
+from catapult_jax.tangent.products import LinearMap, is_traced, linear_map, loop_kind, trace
+from catapult_jax.tangent.rayleigh_ritz import Space, empty, insert, norm, ritz_vectors, rounding
 from catapult_jax.tangent.search import (
     GROWTH,
     Search,
@@ -33,13 +35,14 @@ from catapult_jax.tangent.search import (
     random_vector,
     search_from,
 )
-from catapult_jax.xla import UNROLLED_PRODUCTS, at_least_float32, warn_of_lapack_threads
+from catapult_jax.xla import LARGE_VECTOR, SPACE_NUMBERS, UNROLLED_PRODUCTS, at_least_float32, warn_of_lapack_threads
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, PyTree
 
 
 _EXTRA_PRODUCTS = 32  # products by default, beyond k
+_LEAST_PRODUCTS = 8  # by default, however large the vectors
 
 
 class Directions(NamedTuple):
@@ -67,7 +70,11 @@ class Eigenpairs(NamedTuple):
     bounds: Float[Array, " k_max"]
     # ||K v - lambda v||: a true eigenvalue is at most this far away; inf: not computed.
     residuals: Float[Array, " k_max"]
-    vectors: Float[Array, "bo k_max"]  # columns, unit, example-major
+    # The smallest Ritz value, at least the smallest eigenvalue. Below zero, the curvature has a direction of negative curvature.
+    smallest: Float[Array, ""]
+    # Of the kernel: columns, unit, example-major. None where the search runs in the space of the parameters: there the vectors of
+    # ``directions`` are the eigenvectors, times P^(1/2).
+    vectors: Float[Array, "bo k_max"] | None
     tracked: Int[Array, ""]  # eigenpairs that are held to the tolerance: k, or more if more are above the threshold
     products: Float[Array, ""]  # kernel-vector products, one vjp and one jvp each
     # The bound of every tracked eigenvalue is at most tol times it, up to rounding (16 eps times the largest).
@@ -78,10 +85,11 @@ class Eigenpairs(NamedTuple):
 def top_eigenpairs(
     apply_fn: Callable[..., Float[Array, "b *o"]],
     params: PyTree,
-    batch: tuple[Array, Array],
+    batch: tuple[PyTree, PyTree],
     *,
     k: int,
-    loss: str,
+    loss: str | Loss | Callable,
+    curvature: str = "gauss_newton",
     preconditioner: PyTree | Callable[[], PyTree] | None = None,
     warm_start: Directions | None = None,
     tol: float = 0.01,
@@ -92,11 +100,15 @@ def top_eigenpairs(
     k_max: int | None = None,
     chunk_size: int | None = None,
 ) -> Eigenpairs:
-    r"""Top eigenpairs of the loss-weighted kernel of a batch, from kernel-vector products only.
+    r"""Top eigenpairs of the loss-weighted kernel of a batch, or of the Hessian, from products only.
 
-    ``K_L = A A^T`` with ``A = b^(-1/2) B^T J P^(-1/2)``. Its non-zero eigenvalues are those of ``A^T A``, the
-    (preconditioned) Gauss-Newton matrix, and the largest one is its (preconditioned) sharpness. A product is one vjp
-    and one jvp of the model, which is linearised once.
+    ``K_L = A A^T`` with ``A = B^T J P^(-1/2)``. Its non-zero eigenvalues are those of ``A^T A``, the (preconditioned)
+    Gauss-Newton matrix, and the largest one is its (preconditioned) sharpness. A product is one vjp and one jvp of the
+    model, which is linearised once. The examples may be coupled, as by BatchNorm in training mode.
+
+    A loss that is a function, and the Hessian, have no factor ``B``. The search is then in the space of the parameters,
+    for ``P^(-1/2) J^T S J P^(-1/2)`` with products ``S u`` by a jvp of the gradient, or for the Hessian in place of
+    ``J^T S J``. So it is where the batch has more outputs than the model has parameters, and more than a million.
 
     The method is Rayleigh-Ritz in a growing space. First come the images ``A w`` of the directions of the last call,
     and a few residuals until these pairs are nearly right. Then comes a random start, orthogonal to them, with Lanczos
@@ -114,11 +126,12 @@ def top_eigenpairs(
     assumption, which ``failure`` does not cover.
 
     Args:
-      apply_fn: ``apply_fn(params, x) -> (b,)`` or ``(b, o)``. It must treat each example alone.
+      apply_fn: ``apply_fn(params, x) -> (b, ...)``.
       params: Parameters; floating-point leaves.
-      batch: ``(x, targets)``.
+      batch: ``(x, targets)``; both may be pytrees.
       k: Eigenpairs to find to the tolerance; at most ``b*o`` exist.
-      loss: ``"mse"``, ``"softmax_cross_entropy"`` or ``"logistic"``.
+      loss: A name, an object of :mod:`catapult_jax.losses`, or a function ``loss(outputs, targets) -> scalar``.
+      curvature: ``"gauss_newton"``, or ``"hessian"`` for the Hessian of the loss in the parameters.
       preconditioner: The diagonal of ``P``, positive, a pytree like ``params``; None: ones. Or a function of no
         arguments that returns it. Under jit it is then computed where it is used, so a loop holds the optimizer's state
         and no array beside it.
@@ -127,14 +140,15 @@ def top_eigenpairs(
       tol: Relative error allowed to each tracked eigenvalue.
       failure: Probability that a bound does not hold, above 0 and below 1.
       max_products: Limit on the products. It does not count those of the given directions and of the next ones, which
-        are at most one and a half for each of ``k_max``. None: ``k + 32``, or 2 where products are unrolled, see below.
+        are at most one and a half for each of ``k_max``. None: ``k + 32``, or 2 where products are unrolled, see below,
+        or fewer where vectors are so large that the space would hold more than 2^27 numbers.
       reuse_bound: Calls in a row that may reuse the bound on the eigenvalues below; 0: none. Use it only if the batch
         stays the same.
       above: Eigenvalues above this are tracked too, and the first one that is not above it, up to ``k_max``. A fraction
         of ``2 / lr`` gives all eigenvalues that are critical or nearly so. None: only the first ``k``.
       k_max: Length of the result; None: ``k``.
       chunk_size: Examples that are linearised at a time. Each product then linearises them again, and memory does not
-        grow with the batch. None: all.
+        grow with the batch. None: all. It needs a model that treats each example alone, and a loss that is no function.
 
     Outside of jit, the first call with an ``apply_fn`` compiles the search and later calls find it. With ``chunk_size``
     each call compiles it, so use jit there. Where XLA is slow in loops (convolutions on the CPU), Python drives the
@@ -147,7 +161,7 @@ def top_eigenpairs(
     Raises:
       ValueError: ``k``, ``k_max``, ``tol``, ``failure``, ``max_products``, ``reuse_bound`` or ``chunk_size`` out of
         range; a preconditioner or directions of another structure; unknown loss; shapes that do not fit.
-      CoupledExamplesError: The outputs of one example depend on other examples.
+      CoupledExamplesError: ``chunk_size`` with a model that couples the examples of a batch.
 
     Source: see :mod:`catapult_jax.tangent.rayleigh_ritz`. The bound from one product is our rearrangement of Temple's.
 
@@ -157,24 +171,36 @@ def top_eigenpairs(
     >>> round(float(pairs.eigenvalues[0]), 4), bool(pairs.converged)
     (6.0, True)
     """
-    x, targets = batch = check_batch(batch)
+    x, targets = check_batch(batch)
     out = check_arguments(apply_fn, params, x)
+    loss = as_loss(loss)
     check_loss(out, targets, loss=loss)
     params = without_derivative("top_eigenpairs", params)
+    if curvature not in CURVATURES:
+        raise ValueError(f"curvature={curvature!r}; allowed: {', '.join(CURVATURES)}")
+    size = sum(jnp.size(leaf) for leaf in jax.tree.leaves(params))
     n = math.prod(out.shape)
+    in_outputs = curvature == "gauss_newton" and loss.has_factor and (n <= LARGE_VECTOR or n <= size)
+    n = n if in_outputs else size
     k_max = k if k_max is None else k_max
     _check_options(n, k, k_max, tol, failure, max_products, reuse_bound, chunk_size)
     make_diagonal = _as_function(preconditioner, params)
     check_preconditioner(jax.eval_shape(make_diagonal), params)
     if warm_start is not None:
         check_directions(warm_start.vectors, params, k_max)
-    refuse_coupled_examples(apply_fn, params, x)
+    if isinstance(loss, FunctionLoss):
+        if chunk_size is not None:
+            raise ValueError(f"chunk_size={chunk_size!r} with a loss that is a function; allowed: None, or a loss that is a mean")
+        loss, targets = traced_loss(loss, out, targets)
+    if chunk_size is not None:
+        refuse_coupled_examples(apply_fn, params, x)
     warn_of_lapack_threads()
 
-    arrays = (params, batch, warm_start, above)
+    arrays = (params, (x, targets), warm_start, above)
     loop = loop_kind(apply_fn, params, x, (arrays, make_diagonal()))
-    most = max_products or (UNROLLED_PRODUCTS if loop == "unrolled" else k + _EXTRA_PRODUCTS)
-    settings = Settings(loss, k, k_max, tol, failure, min(most, n + 1), reuse_bound, chunk_size, loop)
+    by_default = UNROLLED_PRODUCTS if loop == "unrolled" else min(k + _EXTRA_PRODUCTS, max(_LEAST_PRODUCTS, SPACE_NUMBERS // n))
+    most = min(max_products or by_default, n + 1)
+    settings = Settings(loss, k, k_max, tol, failure, most, reuse_bound, chunk_size, loop, curvature, in_outputs)
     if loop == "compiled" and chunk_size is None and not is_traced((arrays, make_diagonal())):
         traced, constants = trace(apply_fn, params, x)
         return _compile(traced, settings)(constants, *arrays, make_diagonal())
@@ -183,9 +209,9 @@ def top_eigenpairs(
 
 def _check_options(n, k, k_max, tol, failure, max_products, reuse_bound, chunk_size) -> None:
     if not 1 <= k <= n:
-        raise ValueError(f"k={k!r}; allowed: 1 to {n}, the number of outputs of the batch")
+        raise ValueError(f"k={k!r}; allowed: 1 to {n}, the dimension of the search")
     if not k <= k_max <= n:
-        raise ValueError(f"k_max={k_max!r}; allowed: k={k} to {n}, the number of outputs of the batch")
+        raise ValueError(f"k_max={k_max!r}; allowed: k={k} to {n}, the dimension of the search")
     if not tol > 0:
         raise ValueError(f"tol={tol!r}; allowed: above 0")
     if not 0 < failure < 1:
@@ -218,19 +244,20 @@ def _compile(traced, settings: Settings):
 
 def _search(apply_fn, settings: Settings, params, batch, warm_start, above, make_diagonal) -> Eigenpairs:
     with jax.default_matmul_precision("highest"):
-        A = linear_map(
-            apply_fn, params, batch, loss=settings.loss, preconditioner=make_diagonal,
-            chunk_size=settings.chunk_size, loop=settings.loop,
-        )  # fmt: skip
-        dtype = at_least_float32(jax.eval_shape(apply_fn, params, batch[0]).dtype)
+        options = {
+            "loss": settings.loss, "preconditioner": make_diagonal, "chunk_size": settings.chunk_size, "loop": settings.loop,
+        }  # fmt: skip
+        out = jax.eval_shape(apply_fn, params, batch[0])
+        A = linear_map(apply_fn, params, batch, **options) if settings.in_outputs else None
+        K = of_parameters(apply_fn, params, batch, curvature=settings.curvature, **options) if A is None else of_outputs(A)
+        dtype = at_least_float32(out.dtype)
         warm = no_directions(params, settings.k_max, dtype) if warm_start is None else warm_start
-        search = Search(A, settings, above, warm.calls, partial(_reusable_bound, settings, warm))
-        columns = min(A.n, settings.k_max + settings.max_products)
-        space = empty(A.n, columns, dtype)
+        search = Search(K, settings, above, warm.calls, partial(_reusable_bound, settings, warm))
+        space = empty(K.like, min(K.n, settings.k_max + settings.max_products), dtype)
         if warm_start is None:
             return _finish(search, warm, search_from(search, space, jnp.float32(0)), 0.0)
-        if settings.k_max == 1 and settings.reuse_bound:
-            return _from_one_direction(search, warm, space)
+        if settings.k_max == 1 and settings.reuse_bound and A is not None:
+            return _from_one_direction(search, A, warm, space)
         count = jnp.where(warm.calls > 0, warm.tracked, 0)
         space, products = add_directions(search, space, warm.vectors, count)
         return _finish(search, warm, search_from(search, space, products), 0.5 * products)
@@ -272,13 +299,13 @@ def _finish(search: Search, warm: Directions, state: State, extra, image=None) -
     ``extra``: products outside of the search. ``image``: ``A^T`` of the first vector of the space, where it is there.
     """
     k_max, pairs = search.settings.k_max, state.ritz
-    vectors = pairs.vectors[:, :k_max]
+    vectors = ritz_vectors(state.space, pairs, k_max)
     if image is None:
         directions_next, count = _next_directions(search, vectors, state.tracked)
     else:
         has_grown = state.space.count > 1
         first = jax.tree.map(lambda a: a[None], image)
-        new = lambda _: jax.tree.map(lambda a: a[None], search.A.backward(vectors[:, 0]))
+        new = lambda _: jax.tree.map(lambda a: a[None], search.K.to_direction(jax.tree.map(lambda a: a[0], vectors)))
         directions_next, count = if_needed(search, has_grown, first, new), has_grown.astype(jnp.float32)
     bounds = pairs.above[:k_max] - pairs.values[:k_max] + rounding(pairs.values)
     reused = state.space.steps == 0
@@ -294,7 +321,8 @@ def _finish(search: Search, warm: Directions, state: State, extra, image=None) -
         eigenvalues=pairs.values[:k_max],
         bounds=bounds,
         residuals=pairs.sizes[:k_max],
-        vectors=vectors,
+        smallest=pairs.smallest,
+        vectors=vectors.T if search.settings.in_outputs else None,
         tracked=state.tracked,
         products=state.products + extra + 0.5 * jnp.asarray(count, jnp.float32),
         converged=~state.open.any() & jnp.isfinite(pairs.values[0]),
@@ -302,32 +330,33 @@ def _finish(search: Search, warm: Directions, state: State, extra, image=None) -
     )
 
 
-def _next_directions(search: Search, vectors: Array, tracked: Array) -> tuple[Any, Any]:
-    """``backward`` of the tracked columns of ``vectors`` and zeros for the others, and how many were computed.
+def _next_directions(search: Search, vectors: PyTree, tracked: Array) -> tuple[Any, Any]:
+    """The directions of the tracked vectors and zeros for the others, and how many were computed.
 
     All are computed where products are unrolled, or if ``k_max`` is ``k``.
     """
-    A, k_max = search.A, search.settings.k_max
-    if A.loop == "python":
-        directions = [A.backward(v) for v in vectors.T[: int(tracked)]]
+    K, k_max = search.K, search.settings.k_max
+    at = lambda j: jax.tree.map(lambda a: a[j], vectors)
+    if K.loop == "python":
+        directions = [K.to_direction(at(j)) for j in range(int(tracked))]
         directions += [jax.tree.map(jnp.zeros_like, directions[0])] * (k_max - len(directions))
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *directions), tracked
-    if A.loop == "unrolled" or k_max == search.settings.k:
-        return jax.vmap(A.backward)(vectors.T), k_max
-    shapes = jax.eval_shape(A.backward, vectors[:, 0])
+    if K.loop == "unrolled" or k_max == search.settings.k:
+        return jax.vmap(K.to_direction)(vectors), k_max
+    shapes = jax.eval_shape(K.to_direction, at(0))
     zeros = jax.tree.map(lambda s: jnp.zeros((k_max, *s.shape), s.dtype), shapes)
-    put = lambda j, directions: jax.tree.map(lambda a, b: a.at[j].set(b), directions, A.backward(vectors[:, j]))
+    put = lambda j, directions: jax.tree.map(lambda a, b: a.at[j].set(b), directions, K.to_direction(at(j)))
     return lax.fori_loop(0, tracked, put, zeros), tracked
 
 
-def _from_one_direction(search: Search, warm: Directions, space: Space) -> Eigenpairs:
+def _from_one_direction(search: Search, A: LinearMap, warm: Directions, space: Space) -> Eigenpairs:
     """The largest eigenpair from one product if the reused bound allows it, otherwise from a search that starts there.
 
     For a unit ``w`` in the parameter space let ``mu = ||A w||^2`` and ``theta = ||A^T A w||^2 / mu``. If all
     eigenvalues but the largest are at most ``c``, then ``lambda_1 <= theta + c (theta - mu) / (mu - c)``. Proof:
     ``(lambda_1 - lambda) (lambda - c) <= 0`` for all other ``lambda``, averaged over ``w``.
     """
-    A, settings, dtype = search.A, search.settings, space.basis.dtype
+    settings, dtype = search.settings, space.alpha.dtype
     u = jax.tree.map(lambda a: a[0], warm.vectors)
     v = A.forward(u).astype(dtype)
     size, spare = norm(v), random_vector(search, dtype, 0)
@@ -348,6 +377,7 @@ def _from_one_direction(search: Search, warm: Directions, space: Space) -> Eigen
         eigenvalues=as_vector(theta),
         bounds=as_vector(excess + slack),
         residuals=as_vector(jnp.inf),
+        smallest=theta,
         vectors=v[:, None],
         tracked=jnp.int32(1),
         products=jnp.float32(1),

@@ -39,7 +39,7 @@ METHODS = ("auto", "structured", "jacobian", "neural_tangents")
 def tangent_kernel(
     apply_fn: Callable[..., Float[Array, "b *o"]],
     params: PyTree,
-    x: Array,
+    x: PyTree,
     *,
     method: str = "auto",
     cotangents: Float[Array, "b o r"] | None = None,
@@ -63,7 +63,7 @@ def tangent_kernel(
     Args:
       apply_fn: ``apply_fn(params, x) -> (b, ...)``. It must treat each example alone.
       params: Parameters; floating-point leaves.
-      x: ``(b, ...)`` inputs.
+      x: ``(b, ...)`` inputs; one array, or a pytree of arrays with one first axis.
       method: ``"auto"``: layers where they have a rule, Jacobians elsewhere; the choice is logged. ``"structured"``:
         the same, but an error where a parameter is not covered; one that is added or multiplied entry by entry (a bias, a
         scale) may use its Jacobian, which is small. ``"jacobian"``: per-example Jacobians for every parameter. ``"neural_tangents"``:
@@ -129,7 +129,7 @@ def tangent_kernel(
         return block(examples, examples, same=True)
 
 
-def describe_method(apply_fn: Callable, params: PyTree, x: Array) -> str:
+def describe_method(apply_fn: Callable, params: PyTree, x: PyTree) -> str:
     """How ``method="auto"`` treats each parameter, in one line.
 
     Args:
@@ -166,7 +166,7 @@ def _announce(found: Plan, params) -> None:
 
 
 def kernel_and_pullback(
-    apply_fn: Callable[..., Float[Array, "b *o"]], params: PyTree, x: Array, basis: Float[Array, "o r"]
+    apply_fn: Callable[..., Float[Array, "b *o"]], params: PyTree, x: PyTree, basis: Float[Array, "o r"]
 ) -> tuple[Float[Array, "b *o"], Float[Array, "br br"], Callable[[Float[Array, "b r"]], PyTree]]:
     """Outputs, kernel of ``basis^T f`` and its pullback, ``a -> grad_params sum_ij a[i, j] (basis^T f_i)_j``.
 
@@ -197,7 +197,7 @@ def kernel_and_pullback(
     with jax.default_matmul_precision("highest"):
         found = plan(apply_fn, params, x)
         _announce(found, params)
-        cotangents = jnp.broadcast_to(jnp.asarray(basis, out.dtype), (len(x), *jnp.shape(basis)))
+        cotangents = jnp.broadcast_to(jnp.asarray(basis, out.dtype), (out.shape[0], *jnp.shape(basis)))
         examples = _derivatives(found, leaves, x, cotangents)
         kernel = _kernel_block(found, leaves, None, examples, examples, same=True)
 
@@ -340,11 +340,11 @@ def _kernel_in_chunks(derivatives, block, x, cotangents, size: int, *, slow_loop
     Where loops are slow, up to ``UNROLLED_KERNEL_CHUNKS`` chunks are unrolled. With more chunks, the derivatives of all
     examples are computed once, outside of the loops.
     """
-    b, r = len(x), cotangents.shape[2]
+    b, r = len(cotangents), cotangents.shape[2]
     count = math.ceil(b / size)
     padded = lambda v: jnp.concatenate([v, jnp.repeat(v[-1:], count * size - b, axis=0)]).reshape(count, size, *v.shape[1:])
     at = lambda tree, i: jax.tree.map(lambda a: a[i], tree)
-    chunks = (padded(x), padded(cotangents))
+    chunks = jax.tree.map(padded, (x, cotangents))
     unroll = slow_loops and count <= UNROLLED_KERNEL_CHUNKS
     kept = jax.tree.map(padded, derivatives(x, cotangents)) if slow_loops and not unroll else None
     of_chunk = lambda i: derivatives(*at(chunks, i)) if kept is None else at(kept, i)
@@ -383,7 +383,7 @@ def _kernel_on_mesh(derivatives, block, x, cotangents, mesh: Mesh):
 
     def rows(x, cotangents):
         left = right = derivatives(x, cotangents)
-        side = len(x) * cotangents.shape[2]
+        side = len(cotangents) * cotangents.shape[2]
         me = lax.axis_index(axis)
         blocks = []
         for turn in range(devices):

@@ -1,7 +1,7 @@
 """The loss-weighted kernel as a linear map: ``A u`` and ``A^T v``, with ``K_L = A A^T``.
 
-``A = b^(-1/2) B^T J P^(-1/2)``, with the factor ``B`` of the loss Hessian. One product with ``K_L`` is one vjp and one
-jvp of the model.
+``A = B^T J P^(-1/2)``, with the factor ``B`` of the Hessian of the loss of the batch in its outputs (``1/b`` is part of it). One
+product with ``K_L`` is one vjp and one jvp of the model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import jax.core
 import jax.numpy as jnp
 from jax import lax
 
-from catapult_jax.losses import curvature_factor
+from catapult_jax.losses import Loss, curvature_factor
+from catapult_jax.tangent.checks import batch_size
 from catapult_jax.xla import at_least_float32, computed_after, entry, fresh_jaxpr, loops_are_slow, sum_of_products
 
 if TYPE_CHECKING:
@@ -29,14 +30,14 @@ class LinearMap(NamedTuple):
     A vector ``u`` of the parameter space is a pytree like params.
     """
 
-    forward: Callable  # u -> b^(-1/2) B^T J P^(-1) u: like params -> (n,)
-    backward: Callable  # v -> b^(-1/2) J^T B v: (n,) -> like params
+    forward: Callable  # u -> B^T J P^(-1) u: like params -> (n,)
+    backward: Callable  # v -> J^T B v: (n,) -> like params
     square: Callable  # u -> ||P^(-1/2) u||^2
     n: int  # number of outputs of the batch
     loop: str  # how to repeat products: "compiled", "python" or "unrolled", see loop_kind
 
 
-def loop_kind(apply_fn: Callable, params: PyTree, x: Array, arrays: PyTree) -> str:
+def loop_kind(apply_fn: Callable, params: PyTree, x: PyTree, arrays: PyTree) -> str:
     """How to repeat products.
 
     Args:
@@ -73,9 +74,9 @@ def is_traced(arrays: PyTree) -> bool:
 def linear_map(
     apply_fn: Callable,
     params: PyTree,
-    batch: tuple[Array, Array],
+    batch: tuple[PyTree, PyTree],
     *,
-    loss: str,
+    loss: Loss,
     preconditioner: Callable,
     chunk_size: int | None,
     loop: str,
@@ -83,7 +84,8 @@ def linear_map(
     """The two halves of a product with the loss-weighted kernel of a batch.
 
     Args:
-      apply_fn, params, batch, loss: As in :func:`catapult_jax.tangent.top_eigenpairs`.
+      apply_fn, params, batch: As in :func:`catapult_jax.tangent.top_eigenpairs`.
+      loss: A loss whose Hessian has a factor.
       preconditioner: A function of no arguments that returns the diagonal of ``P``, or None.
       chunk_size: Examples that are linearised at a time, again in each product. None: all, linearised once.
       loop: See :func:`loop_kind`.
@@ -93,34 +95,36 @@ def linear_map(
 
     Source: the chain rule.
 
+    >>> from catapult_jax.losses import SquaredError
     >>> A = linear_map(
     ...     lambda w, x: x @ w, jnp.zeros(2), (jnp.eye(2), jnp.zeros(2)),
-    ...     loss="mse", preconditioner=lambda: None, chunk_size=None, loop="compiled",
+    ...     loss=SquaredError(), preconditioner=lambda: None, chunk_size=None, loop="compiled",
     ... )
     >>> A.forward(jnp.array([1.0, 2.0])).round(4).tolist()  # b^(-1/2) sqrt(2) x u
     [1.0, 2.0]
     """
     x, targets = batch
-    b = len(x)
+    b = batch_size(x)
     python = loop == "python"
+    out = jax.eval_shape(apply_fn, params, x)
+    total = loss.total(out, targets)
     if python:
         diagonal = preconditioner()
         diagonal_at = lambda _: diagonal
-        traced_at = functools.cache(lambda shape, dtype: trace(apply_fn, params, jax.ShapeDtypeStruct(shape, dtype)))
-        forward_at, backward_at = (functools.partial(_run_traced, traced_at, program) for program in _COMPILED)
+        forward_at, backward_at = (functools.partial(program, tracer(apply_fn, params)) for program in _COMPILED)
     else:
         diagonal_at = computed_after(preconditioner)
         forward_at, backward_at = (functools.partial(f, apply_fn) for f in (_forward, _backward))
     square = lambda u: (_square_compiled if python else _square)(diagonal_at(entry(u, 0)), u)
-    forward_of = lambda u, x, targets: forward_at(loss, b, params, diagonal_at(entry(u, -1)), x, targets, u)
-    backward_of = lambda v, x, targets: backward_at(loss, b, params, None, x, targets, v)
-    n = math.prod(jax.eval_shape(apply_fn, params, x).shape)
+    forward_of = lambda u, x, targets: forward_at(loss, total, params, diagonal_at(entry(u, -1)), x, targets, u)
+    backward_of = lambda v, x, targets: backward_at(loss, total, params, None, x, targets, v)
+    n = math.prod(out.shape)
 
     if chunk_size is None or chunk_size >= b:
         if python:
             forward, backward = (functools.partial(f, x=x, targets=targets) for f in (forward_of, backward_of))
         else:
-            forward, backward = _maps(apply_fn, loss, b, params, diagonal_at, x, targets)
+            forward, backward = _maps(apply_fn, loss, total, params, diagonal_at, x, targets)
         return LinearMap(forward, backward, square, n, loop)
 
     forward, backward = _in_chunks(forward_of, backward_of, params, x, targets, n // b, chunk_size, loop)
@@ -129,10 +133,9 @@ def linear_map(
 
 def _in_chunks(forward_of, backward_of, params, x, targets, o: int, chunk_size: int, loop: str) -> tuple[Callable, Callable]:
     """``forward`` and ``backward``, chunk by chunk; the last chunk may be smaller. ``o``: outputs per example."""
-    b = len(x)
+    b = batch_size(x)
     whole = b // chunk_size * chunk_size
-    chunks = jax.tree.map(lambda a: a[:whole].reshape(-1, chunk_size, *a.shape[1:]), (x, targets))
-    rest = (x[whole:], targets[whole:])
+    chunks, rest = in_chunks((x, targets), chunk_size)
     add = lambda a, b: jax.tree.map(jnp.add, a, b)
     if loop == "python":
         pieces = lambda: [jax.tree.map(lambda a, i=i: a[i], chunks) for i in range(whole // chunk_size)]
@@ -157,6 +160,24 @@ def _in_chunks(forward_of, backward_of, params, x, targets, o: int, chunk_size: 
     return forward, backward
 
 
+def in_chunks(batch: PyTree, chunk_size: int) -> tuple[PyTree, PyTree]:
+    """A batch in chunks along its first axis.
+
+    Args:
+      batch: Arrays with one first axis.
+      chunk_size: Examples in a chunk.
+
+    Returns:
+      The whole chunks, stacked along a first axis, and the examples that are left.
+
+    >>> [part.tolist() for part in in_chunks(jnp.arange(5), 2)]
+    [[[0, 1], [2, 3]], [4]]
+    """
+    whole = batch_size(batch) // chunk_size * chunk_size
+    chunks = jax.tree.map(lambda a: a[:whole].reshape(-1, chunk_size, *a.shape[1:]), batch)
+    return chunks, jax.tree.map(lambda a: a[whole:], batch)
+
+
 def _divide(u, diagonal):
     """``P^(-1) u``."""
     return u if diagonal is None else jax.tree.map(jnp.divide, u, diagonal)
@@ -170,31 +191,46 @@ def _square(diagonal, u):
 _square_compiled = jax.jit(_square)
 
 
-def _maps(apply_fn, loss: str, b: int, params, diagonal_at: Callable, x, targets) -> tuple[Callable, Callable]:
-    """``forward`` and ``backward`` of some examples of a batch of ``b``, linearised once."""
+def like_params(u: PyTree, params: PyTree) -> PyTree:
+    """``u`` with the dtypes of the parameters.
+
+    Args:
+      u: A pytree like ``params``.
+      params: Parameters.
+
+    Returns:
+      ``u``.
+
+    >>> like_params(jnp.ones(1), jnp.ones(1, jnp.bfloat16)).dtype
+    dtype(bfloat16)
+    """
+    return jax.tree.map(lambda a, p: a.astype(jnp.result_type(p)), u, params)
+
+
+def _maps(apply_fn, loss: Loss, total, params, diagonal_at: Callable, x, targets) -> tuple[Callable, Callable]:
+    """``forward`` and ``backward`` of some examples of a batch, whose weights have this sum; linearised once."""
     outputs, push = jax.linearize(lambda p: apply_fn(p, x), params)
     pull = jax.linear_transpose(push, params)
-    factor = curvature_factor(outputs, targets, loss=loss)
-    by_example = lambda v: v.reshape(len(outputs), -1) * b**-0.5
     dtype = at_least_float32(outputs.dtype)
-    like_params = lambda tree: jax.tree.map(lambda a, p: a.astype(jnp.result_type(p)), tree, params)
+    factor = curvature_factor(outputs.astype(dtype), targets, loss=loss, total=total)
+    positions, root = factor.positions, factor.positions**-0.5
 
     def forward(u):
-        pushed = push(like_params(_divide(u, diagonal_at(entry(u, -1))))).astype(dtype)
-        return factor.transposed(by_example(pushed)).reshape(-1)
+        pushed = push(like_params(_divide(u, diagonal_at(entry(u, -1))), params)).astype(dtype)
+        return factor.transposed(pushed.reshape(positions, -1) * root).reshape(-1)
 
     def backward(v):
-        return pull(factor.times(by_example(v)).reshape(outputs.shape).astype(outputs.dtype))[0]
+        return pull(factor.times(v.reshape(positions, -1) * root).reshape(outputs.shape).astype(outputs.dtype))[0]
 
     return forward, backward
 
 
-def _forward(apply_fn, loss, b, params, diagonal, x, targets, u):
-    return _maps(apply_fn, loss, b, params, lambda _: diagonal, x, targets)[0](u)
+def _forward(apply_fn, loss, total, params, diagonal, x, targets, u):
+    return _maps(apply_fn, loss, total, params, lambda _: diagonal, x, targets)[0](u)
 
 
-def _backward(apply_fn, loss, b, params, diagonal, x, targets, v):
-    return _maps(apply_fn, loss, b, params, lambda _: diagonal, x, targets)[1](v)
+def _backward(apply_fn, loss, total, params, diagonal, x, targets, v):
+    return _maps(apply_fn, loss, total, params, lambda _: diagonal, x, targets)[1](v)
 
 
 class Traced:
@@ -223,13 +259,13 @@ class Traced:
         return lambda *arguments: jax.core.eval_jaxpr(self.jaxpr, constants, *jax.tree.leaves(arguments))[0]
 
 
-def trace(apply_fn: Callable, params: PyTree, x: Array | jax.ShapeDtypeStruct) -> tuple[Traced, list]:
+def trace(apply_fn: Callable, params: PyTree, x: PyTree) -> tuple[Traced, list]:
     """Trace ``apply_fn(params, x)`` for these shapes.
 
     Args:
       apply_fn: ``apply_fn(params, x) -> (b, ...)``.
       params: Arrays or shapes.
-      x: Array or shape.
+      x: Arrays or shapes.
 
     Returns:
       The program, and the arrays that ``apply_fn`` closes over.
@@ -243,17 +279,52 @@ def trace(apply_fn: Callable, params: PyTree, x: Array | jax.ShapeDtypeStruct) -
     return Traced(apply_fn, closed.jaxpr), closed.consts
 
 
-def _forward_traced(traced: Traced, loss, b, constants, *arguments):
-    return _forward(traced.with_constants(constants), loss, b, *arguments)
+def compiled(function: Callable) -> Callable:
+    """A function of a model, compiled once for each program of the model.
+
+    Args:
+      function: ``function(apply_fn, loss, total, params, diagonal, x, *rest)``.
+
+    Returns:
+      The same, with a :func:`tracer` in place of ``apply_fn``; its ``programs`` are those that were compiled.
+    """
+
+    def with_constants(traced: Traced, loss, constants, *arguments):
+        return function(traced.with_constants(constants), loss, *arguments)
+
+    programs = jax.jit(with_constants, static_argnums=(0, 1))
+
+    def run(traced_for: Callable, loss, total, params, diagonal, x, *rest):
+        traced, constants = traced_for(x)
+        return programs(traced, loss, constants, total, params, diagonal, x, *rest)
+
+    run.programs = programs
+    return run
 
 
-def _backward_traced(traced: Traced, loss, b, constants, *arguments):
-    return _backward(traced.with_constants(constants), loss, b, *arguments)
+def tracer(apply_fn: Callable, params: PyTree) -> Callable:
+    """A function that traces a model for the shapes of its inputs, once for each.
+
+    Args:
+      apply_fn: ``apply_fn(params, x) -> (b, ...)``.
+      params: Arrays or shapes.
+
+    Returns:
+      ``x -> (program, constants)``, see :func:`trace`.
+
+    >>> tracer(lambda w, x: x @ w, jnp.ones(2))(jnp.ones((1, 2)))[1]
+    []
+    """
+    traced: dict = {}
+
+    def of(x):
+        leaves, structure = jax.tree.flatten(x)
+        key = (structure, *((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
+        if key not in traced:
+            traced[key] = trace(apply_fn, params, x)
+        return traced[key]
+
+    return of
 
 
-_COMPILED = tuple(jax.jit(function, static_argnums=(0, 1, 2)) for function in (_forward_traced, _backward_traced))
-
-
-def _run_traced(traced_at: Callable, program: Callable, loss, b, params, diagonal, x, *rest):
-    traced, constants = traced_at(jnp.shape(x), jnp.result_type(x))
-    return program(traced, loss, b, constants, params, diagonal, x, *rest)
+_COMPILED = (compiled(_forward), compiled(_backward))

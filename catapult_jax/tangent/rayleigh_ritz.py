@@ -1,6 +1,6 @@
-"""Rayleigh-Ritz in a growing space, with upper bounds on the eigenvalues of a symmetric ``K >= 0``.
+"""Rayleigh-Ritz in a growing space, with upper bounds on the eigenvalues of a symmetric ``K``.
 
-It needs products with ``K`` only.
+It needs products with ``K`` only. A vector is an array or a pytree of arrays; several are stacked along a first axis.
 
 Three steps give an upper bound on each of the largest eigenvalues:
 
@@ -24,6 +24,7 @@ Dorsselaer, Hochstenbach and van der Vorst (2000) for bounds from a random start
 
 from __future__ import annotations
 
+import functools
 import math
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -33,22 +34,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from catapult_jax.xla import eigh
+from catapult_jax.xla import LARGE_VECTOR, eigh
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+    from jaxtyping import Array, Float, PyTree
 
 
 class Space(NamedTuple):
-    """An orthonormal basis and its images. Columns from ``count`` on are zero."""
+    """An orthonormal basis and its images. Vectors from ``count`` on are zero."""
 
-    basis: Array  # (n, m)
-    images: Array  # (n, m) K times the basis
-    rest: Array  # (n,) unit: the part of the last image that is orthogonal to the space
+    basis: PyTree  # m vectors
+    images: PyTree  # m vectors, K times the basis
+    rest: PyTree  # unit vector: the part of the last image that is orthogonal to the space
     count: Array  # number of vectors
-    start: Array  # column of the random start of the Lanczos recursion; m: not yet begun
-    steps: Array  # number of Lanczos steps; their columns follow the start
-    alpha: Array  # (m,) diagonal of the recursion, by column
+    start: Array  # number of the random start of the Lanczos recursion; m: not yet begun
+    steps: Array  # number of Lanczos steps; their vectors follow the start
+    alpha: Array  # (m,) diagonal of the recursion
     beta: Array  # (m,) norm of the part of each image that was orthogonal to the space
 
 
@@ -56,13 +57,13 @@ class Ritz(NamedTuple):
     """Ritz pairs of a space, with their residuals and upper bounds."""
 
     values: Array  # (m,) largest first; zero from count on
-    vectors: Array  # (n, m)
-    residuals: Array  # (n, m) K v - theta v
+    rotation: Array  # (m, m) column j: the basis times it is the vector of value j
     sizes: Array  # (m,) norms of the residuals
     above: Array  # (m + 1,) upper bound on the eigenvalue of each rank; the last: on all eigenvalues outside the space
+    smallest: Array  # smallest value
 
 
-def norm(v: Float[Array, " n"]) -> Float[Array, ""]:
+def norm(v: PyTree) -> Float[Array, ""]:
     """Euclidean norm without overflow or underflow; zero for zeros.
 
     Args:
@@ -74,29 +75,83 @@ def norm(v: Float[Array, " n"]) -> Float[Array, ""]:
     >>> round(float(norm(jnp.array([3e30, 4e30]))) / 1e30, 4)
     5.0
     """
-    size = jnp.max(jnp.abs(v))
-    return size * jnp.linalg.norm(v / jnp.where(size > 0, size, 1))
+    leaves = [leaf for leaf in jax.tree.leaves(v) if leaf.size]
+    size = functools.reduce(jnp.maximum, (jnp.max(jnp.abs(leaf)) for leaf in leaves))
+    scale = jnp.where(size > 0, size, 1)
+    sizes = [jnp.linalg.norm((leaf / scale).reshape(-1)) for leaf in leaves]
+    return size * (sizes[0] if len(sizes) == 1 else jnp.linalg.norm(jnp.stack(sizes)))
 
 
-def empty(n: int, m: int, dtype) -> Space:
+def gram(vectors: PyTree, others: PyTree) -> Float[Array, "m k"]:
+    """Inner products of each of ``m`` vectors with each of ``k`` others.
+
+    Args:
+      vectors: ``m`` vectors.
+      others: ``k`` vectors.
+
+    Returns:
+      ``(m, k)``.
+
+    >>> gram(jnp.eye(2), jnp.array([[3.0, 4.0]])).tolist()
+    [[3.0], [4.0]]
+    """
+    of_leaf = lambda a, b: a.reshape(len(a), -1) @ b.reshape(len(b), -1).T
+    return sum(map(of_leaf, jax.tree.leaves(vectors), jax.tree.leaves(others)))
+
+
+def dots(vectors: PyTree, v: PyTree) -> Float[Array, " m"]:
+    """Inner products of each of ``m`` vectors with ``v``.
+
+    Args:
+      vectors: ``m`` vectors.
+      v: A vector.
+
+    Returns:
+      ``(m,)``.
+
+    >>> dots(jnp.eye(2), jnp.array([3.0, 4.0])).tolist()
+    [3.0, 4.0]
+    """
+    of_leaf = lambda a, b: a.reshape(len(a), -1) @ b.reshape(-1)
+    return sum(map(of_leaf, jax.tree.leaves(vectors), jax.tree.leaves(v)))
+
+
+def combine(vectors: PyTree, coefficients: Array) -> PyTree:
+    """Linear combinations of vectors.
+
+    Args:
+      vectors: ``m`` vectors.
+      coefficients: ``(m,)``, or ``(m, k)`` for ``k`` combinations.
+
+    Returns:
+      A vector, or ``k`` vectors.
+
+    >>> combine(jnp.eye(2), jnp.array([3.0, 4.0])).tolist()
+    [3.0, 4.0]
+    """
+    return jax.tree.map(lambda v: jnp.tensordot(coefficients.T, v, 1), vectors)
+
+
+def empty(like: PyTree, m: int, dtype) -> Space:
     """A space without vectors.
 
     Args:
-      n: Dimensions.
+      like: Shapes of a vector.
       m: Vectors that it has room for.
       dtype: Of the vectors.
 
     Returns:
       The space.
 
-    >>> empty(5, 2, jnp.float32).basis.shape
-    (5, 2)
+    >>> empty(jnp.zeros(5), 2, jnp.float32).basis.shape
+    (2, 5)
     """
-    zeros, column = jnp.zeros((n, m), dtype), jnp.zeros(m, dtype)
-    return Space(zeros, zeros, jnp.zeros(n, dtype), jnp.int32(0), jnp.int32(m), jnp.int32(0), column, column)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros((m, *leaf.shape), dtype), like)
+    rest, column = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, dtype), like), jnp.zeros(m, dtype)
+    return Space(zeros, zeros, rest, jnp.int32(0), jnp.int32(m), jnp.int32(0), column, column)
 
 
-def _beyond(space: Space, v: Array, spare: Array) -> tuple[Array, Array]:
+def _beyond(space: Space, v: PyTree, spare: PyTree) -> tuple[PyTree, Array]:
     """Part of ``v`` that is orthogonal to the space: its unit vector and its norm.
 
     If that part is only rounding, the norm is a bound on the rounding, and the unit vector is that of ``spare``.
@@ -104,22 +159,30 @@ def _beyond(space: Space, v: Array, spare: Array) -> tuple[Array, Array]:
 
     def rest_of(v):
         size = norm(v)
-        v = v / jnp.where(size > 0, size, 1)
+        v = _divided(v, size)
         for _ in range(2):  # after one projection, rounding leaves a part in the space
-            v = v - space.basis @ (space.basis.T @ v)
+            v = jax.tree.map(jnp.subtract, v, combine(space.basis, dots(space.basis, v)))
         return v, size
 
-    eps = jnp.finfo(v.dtype).eps
+    eps = jnp.finfo(space.alpha.dtype).eps
     (q, size), (other, _) = rest_of(v), rest_of(spare)
     fraction = norm(q)
     is_rounding = ~(fraction > 100 * eps)
-    q, fraction = jnp.where(is_rounding, other, q), jnp.where(is_rounding, eps, fraction)
-    length = norm(q)
-    return q / jnp.where(length > 0, length, 1), size * fraction
+    q, fraction = _where(is_rounding, other, q), jnp.where(is_rounding, eps, fraction)
+    return _divided(q, norm(q)), size * fraction
+
+
+def _divided(v: PyTree, size: Array) -> PyTree:
+    """``v / size``, or ``v`` if the size is zero."""
+    return jax.tree.map(lambda leaf: leaf / jnp.where(size > 0, size, 1), v)
+
+
+def _where(condition: Array, new: PyTree, old: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
 def runs_on(space: Space) -> Array:
-    """Whether the Lanczos recursion can go on, because its last step is the last column of the space.
+    """Whether the Lanczos recursion can go on, because its last step is the last vector of the space.
 
     Args:
       space: The space.
@@ -127,52 +190,52 @@ def runs_on(space: Space) -> Array:
     Returns:
       A boolean scalar.
 
-    >>> bool(runs_on(empty(5, 2, jnp.float32)))
+    >>> bool(runs_on(empty(jnp.zeros(5), 2, jnp.float32)))
     False
     """
     return (space.steps > 0) & (space.start + space.steps == space.count)
 
 
 @jax.jit
-def next_vector(space: Space, v: Array, spare: Array, lanczos: Array) -> Array:
+def next_vector(space: Space, v: PyTree, spare: PyTree, lanczos: Array) -> PyTree:
     """The next basis vector, orthogonal to the space.
 
     Args:
       space: The space.
-      v: ``(n,)``, the vector to add.
-      spare: ``(n,)``, taken if ``v`` is in the space.
+      v: The vector to add.
+      spare: A vector that is taken if ``v`` is in the space.
       lanczos: Whether it is a Lanczos step. If the recursion can go on, the last image is taken instead of ``v``.
 
     Returns:
-      ``(n,)``, unit.
+      A unit vector.
 
-    >>> next_vector(empty(2, 1, jnp.float32), jnp.array([0.0, 2.0]), jnp.ones(2), jnp.asarray(False)).tolist()
+    >>> next_vector(empty(jnp.zeros(2), 1, jnp.float32), jnp.array([0.0, 2.0]), jnp.ones(2), jnp.asarray(False)).tolist()
     [0.0, 1.0]
     """
-    return jnp.where(lanczos & runs_on(space), space.rest, _beyond(space, v, spare)[0])
+    return _where(lanczos & runs_on(space), space.rest, _beyond(space, v, spare)[0])
 
 
 @jax.jit
-def insert(space: Space, q: Array, image: Array, spare: Array, lanczos: Array) -> Space:
+def insert(space: Space, q: PyTree, image: PyTree, spare: PyTree, lanczos: Array) -> Space:
     """The space with one more vector and its image.
 
     Args:
       space: A space with room.
-      q: ``(n,)``, the vector from :func:`next_vector`.
-      image: ``(n,)``, ``K q``.
-      spare: ``(n,)``, taken for ``rest`` if the image is in the space.
+      q: The vector from :func:`next_vector`.
+      image: ``K q``.
+      spare: A vector that is taken for ``rest`` if the image is in the space.
       lanczos: Whether it is a Lanczos step. If the recursion can't go on, a new one begins at ``q``.
 
     Returns:
       The larger space.
 
     >>> q, image = jnp.array([1.0, 0.0]), jnp.array([3.0, 0.5])
-    >>> space = insert(empty(2, 1, jnp.float32), q, image, jnp.ones(2), jnp.asarray(True))
+    >>> space = insert(empty(jnp.zeros(2), 1, jnp.float32), q, image, jnp.ones(2), jnp.asarray(True))
     >>> space.alpha.tolist(), space.beta.tolist()
     ([3.0], [0.5])
     """
     at, goes_on = space.count, lanczos & runs_on(space)
-    put = lambda matrix, column: lax.dynamic_update_index_in_dim(matrix, column, at, matrix.ndim - 1)
+    put = lambda stack, v: jax.tree.map(lambda a, b: lax.dynamic_update_index_in_dim(a, b, at, 0), stack, v)
     begins = lanczos & ~goes_on
     space = space._replace(
         basis=put(space.basis, q),
@@ -180,20 +243,21 @@ def insert(space: Space, q: Array, image: Array, spare: Array, lanczos: Array) -
         count=at + 1,
         start=jnp.where(begins, at, space.start),
         steps=jnp.where(begins, 1, space.steps + goes_on.astype(jnp.int32)),
-        alpha=put(space.alpha, q @ image),
+        alpha=put(space.alpha, sum(jax.tree.leaves(jax.tree.map(jnp.vdot, q, image)))),
     )
     rest, beta = _beyond(space, image, spare)
     return space._replace(rest=rest, beta=put(space.beta, beta))
 
 
-@partial(jax.jit, static_argnames="failure")
-def ritz(space: Space, k: Array, failure: float) -> Ritz:
+@partial(jax.jit, static_argnames=("failure", "is_semidefinite"))
+def ritz(space: Space, k: Array, failure: float, *, is_semidefinite: bool = True) -> Ritz:
     """Ritz pairs of a space, with upper bounds on the eigenvalues.
 
     Args:
       space: The space.
       k: Rank of the value near which the bounds are finest.
       failure: Probability that a bound does not hold. Before the first Lanczos step the bounds are infinite.
+      is_semidefinite: ``K`` has no negative eigenvalue, so that a negative value is rounding.
 
     Returns:
       The pairs, largest first.
@@ -201,30 +265,93 @@ def ritz(space: Space, k: Array, failure: float) -> Ritz:
     Source: see the top of this file.
 
     >>> q, image = jnp.array([1.0, 0.0]), jnp.array([3.0, 0.5])
-    >>> space = insert(empty(2, 1, jnp.float32), q, image, jnp.ones(2), jnp.asarray(False))
+    >>> space = insert(empty(jnp.zeros(2), 1, jnp.float32), q, image, jnp.ones(2), jnp.asarray(False))
     >>> pairs = ritz(space, jnp.int32(1), 0.01)
     >>> pairs.values.tolist(), pairs.sizes.tolist()
     ([3.0], [0.5])
     """
-    n, m = space.basis.shape
+    n, m = dimension(space), len(space.alpha)
     used = jnp.arange(m) < space.count
-    projected = space.basis.T @ space.images
+    projected = gram(space.basis, space.images)
     scale = jnp.max(jnp.abs(projected))
     scale = jnp.where(scale > 0, scale, 1)
-    # Columns without a vector get an eigenvalue below all others: K has none below zero.
+    # Columns without a vector get an eigenvalue below all others, which are at least -m.
     unused = jnp.where(used, 0, 2.0 * m).astype(projected.dtype)
     values, rotation = eigh((projected + projected.T) / (2 * scale) - jnp.diag(unused))
-    values, rotation = jnp.maximum(values[::-1], 0) * scale, rotation[:, ::-1]
-    vectors = space.basis @ rotation
-    residuals = space.images @ rotation - vectors * values[None]
-    sizes = jax.vmap(norm, 1)(residuals)
+    values, rotation = values[::-1] * scale, rotation[:, ::-1]
+    values = jnp.maximum(values, 0) if is_semidefinite else jnp.where(used, values, 0)
+    smallest = jnp.min(jnp.where(used, values, jnp.inf))
+    sizes = _residual_sizes(space, values, rotation)
     unit = jnp.maximum(values[k - 1], rounding(values))
     outside = jnp.where(space.count >= n, 0, outside_bound(space, unit, failure)).astype(values.dtype)
-    return Ritz(values, vectors, residuals, sizes, upper_bounds(values, sizes, used, outside))
+    return Ritz(values, rotation, sizes, upper_bounds(values, sizes, used, outside), smallest)
+
+
+def dimension(space: Space) -> int:
+    """Dimension of the vectors of a space.
+
+    Args:
+      space: The space.
+
+    Returns:
+      Number of entries of a vector.
+
+    >>> dimension(empty({"a": jnp.zeros((2, 3))}, 1, jnp.float32))
+    6
+    """
+    return sum(leaf.size for leaf in jax.tree.leaves(space.rest))
+
+
+def _residual_sizes(space: Space, values: Array, rotation: Array) -> Array:
+    """Norms of all residuals ``K v - theta v``: all at once, or where vectors are large one after the other, to save memory."""
+    residual = lambda at, scaled: jax.tree.map(jnp.subtract, combine(space.images, at), combine(space.basis, scaled))
+    scaled = rotation * values[None]
+    if dimension(space) > LARGE_VECTOR:
+        return lax.map(lambda columns: norm(residual(*columns)), (rotation.T, scaled.T))
+    return jax.vmap(norm)(residual(rotation, scaled))
+
+
+def ritz_vectors(space: Space, pairs: Ritz, k: int) -> PyTree:
+    """The first ``k`` Ritz vectors.
+
+    Args:
+      space: The space.
+      pairs: Of the space.
+      k: How many.
+
+    Returns:
+      ``k`` unit vectors.
+
+    >>> q, image = jnp.array([1.0, 0.0]), jnp.array([3.0, 0.5])
+    >>> space = insert(empty(jnp.zeros(2), 1, jnp.float32), q, image, jnp.ones(2), jnp.asarray(False))
+    >>> jnp.abs(ritz_vectors(space, ritz(space, jnp.int32(1), 0.01), 1)).tolist()
+    [[1.0, 0.0]]
+    """
+    return combine(space.basis, pairs.rotation[: len(space.alpha), :k])
+
+
+def residual_vector(space: Space, pairs: Ritz, j: Array) -> PyTree:
+    """The residual ``K v - theta v`` of Ritz vector ``j``.
+
+    Args:
+      space: The space.
+      pairs: Of the space.
+      j: Number of the vector.
+
+    Returns:
+      A vector.
+
+    >>> q, image = jnp.array([1.0, 0.0]), jnp.array([3.0, 0.5])
+    >>> space = insert(empty(jnp.zeros(2), 1, jnp.float32), q, image, jnp.ones(2), jnp.asarray(False))
+    >>> jnp.abs(residual_vector(space, ritz(space, jnp.int32(1), 0.01), 0)).tolist()
+    [0.0, 0.5]
+    """
+    at = pairs.rotation[: len(space.alpha), j]
+    return jax.tree.map(jnp.subtract, combine(space.images, at), combine(space.basis, at * pairs.values[j]))
 
 
 def rounding(values: Array) -> Array:
-    """Error of Ritz values by rounding: 16 eps times the largest.
+    """Error of Ritz values by rounding: 16 eps times the largest in size.
 
     Args:
       values: Ritz values, largest first.
@@ -235,7 +362,7 @@ def rounding(values: Array) -> Array:
     >>> float(rounding(jnp.array([2.0, 1.0]))) == 32 * 2.0**-23
     True
     """
-    return 16 * jnp.finfo(values.dtype).eps * values[0]
+    return 16 * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))
 
 
 # Multiples of a Ritz value that are tried as a bound: the smallest one that the recursion proves is the bound.
@@ -260,11 +387,10 @@ def outside_bound(space: Space, unit: Array, failure: float) -> Array:
 
     Source: Kuczynski and Wozniakowski (1992); van Dorsselaer, Hochstenbach and van der Vorst (2000).
 
-    >>> float(outside_bound(empty(5, 2, jnp.float32), jnp.float32(1), 0.01))  # before the first Lanczos step
+    >>> float(outside_bound(empty(jnp.zeros(5), 2, jnp.float32), jnp.float32(1), 0.01))  # before the first Lanczos step
     inf
     """
-    n, m = space.basis.shape
-    column = jnp.arange(m)
+    n, column = dimension(space), jnp.arange(len(space.alpha))
     inside = (column >= space.start) & (column < space.start + space.steps)
     largest = jnp.max(jnp.where(inside, jnp.maximum(space.alpha, space.beta), 0))
     unit = jnp.where(unit > 0, unit, largest)  # if all of the recursion is zero, so is K
@@ -283,8 +409,7 @@ def outside_bound(space: Space, unit: Array, failure: float) -> Array:
     ones = jnp.ones_like(c)
     carry = (ones, jnp.ones((), c.dtype), jnp.zeros_like(c), ones > 0)
     (_, _, log_p, positive), _ = lax.scan(step, carry, (alpha, beta, inside, column == space.start))
-    dimension = (n - space.start).astype(c.dtype)
-    proved = positive & (log_p >= -log_least_component(dimension, failure)) & (space.steps > 0)
+    proved = positive & (log_p >= -log_least_component((n - space.start).astype(c.dtype), failure)) & (space.steps > 0)
     return jnp.min(jnp.where(proved, c * unit, jnp.inf))
 
 

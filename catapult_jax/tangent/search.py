@@ -14,8 +14,19 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from catapult_jax.tangent.products import LinearMap
-from catapult_jax.tangent.rayleigh_ritz import Ritz, Space, insert, next_vector, ritz, rounding, runs_on, upper_bounds
+from catapult_jax.losses import Loss
+from catapult_jax.tangent.operators import Operator
+from catapult_jax.tangent.rayleigh_ritz import (
+    Ritz,
+    Space,
+    insert,
+    next_vector,
+    residual_vector,
+    ritz,
+    rounding,
+    runs_on,
+    upper_bounds,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Array, PyTree
@@ -28,7 +39,7 @@ GROWTH = 1.05  # the most, per call, by which a reused bound lets the eigenvalue
 class Settings(NamedTuple):
     """Options of a search, as in :func:`catapult_jax.tangent.top_eigenpairs`. A program is compiled for each value."""
 
-    loss: str
+    loss: Loss
     k: int
     k_max: int
     tol: float
@@ -37,12 +48,14 @@ class Settings(NamedTuple):
     reuse_bound: int
     chunk_size: int | None
     loop: str  # "compiled", "python" or "unrolled"
+    curvature: str = "gauss_newton"
+    in_outputs: bool = True  # the search is in the space of the outputs, otherwise in that of the parameters
 
 
 class Search(NamedTuple):
     """What stays the same during a search."""
 
-    A: LinearMap
+    K: Operator
     settings: Settings
     above: Any  # threshold of the eigenvalues that are tracked too; None: only the first k are tracked
     seed: Array  # of the random starts
@@ -60,26 +73,31 @@ class State(NamedTuple):
     products: Array  # number of products so far
 
 
-def random_vector(search: Search, dtype, number: Array | int) -> Array:
+def random_vector(search: Search, dtype, number: Array | int) -> PyTree:
     """A normal random vector.
 
     Args:
-      search: Its seed, another one for each call, and ``A``.
+      search: Its seed, another one for each call, and ``K``.
       dtype: Of the vector.
       number: Each number gives another vector.
 
     Returns:
-      ``(n,)``.
+      A vector.
     """
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), search.seed), number)
-    return jax.random.normal(key, (search.A.n,), dtype)
+    leaves, structure = jax.tree.flatten(search.K.like)
+    keys = [key] if len(leaves) == 1 else jax.random.split(key, len(leaves))
+    numbers = [jax.random.normal(key, leaf.shape, dtype) for key, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, numbers)
 
 
-def _add(search: Search, space: Space, v: Array, lanczos) -> Space:
+def _add(search: Search, space: Space, v: PyTree, lanczos) -> Space:
     """One product: the space with one more vector and its image."""
-    spare, lanczos = random_vector(search, v.dtype, space.count), jnp.asarray(lanczos)
+    dtype = space.alpha.dtype
+    spare, lanczos = random_vector(search, dtype, space.count), jnp.asarray(lanczos)
     q = next_vector(space, v, spare, lanczos)
-    return insert(space, q, search.A.forward(search.A.backward(q)), spare, lanczos)
+    image = jax.tree.map(lambda leaf: leaf.astype(dtype), search.K.product(q))
+    return insert(space, q, image, spare, lanczos)
 
 
 def add_directions(search: Search, space: Space, vectors: PyTree, count: Array) -> tuple[Space, Array]:
@@ -94,15 +112,14 @@ def add_directions(search: Search, space: Space, vectors: PyTree, count: Array) 
     Returns:
       The space, and the number of products, which is larger than ``count`` where loops are unrolled.
     """
-    dtype = space.basis.dtype
 
     def add(j, space):
-        u = jax.tree.map(lambda a: a[j], vectors)
-        return _add(search, space, search.A.forward(u).astype(dtype), False)
+        v = search.K.from_direction(jax.tree.map(lambda a: a[j], vectors))
+        return _add(search, space, jax.tree.map(lambda leaf: leaf.astype(space.alpha.dtype), v), False)
 
-    if search.A.loop == "compiled":
+    if search.K.loop == "compiled":
         return lax.fori_loop(0, count, add, space), count.astype(jnp.float32)
-    steps = search.settings.k_max if search.A.loop == "unrolled" else int(count)
+    steps = search.settings.k_max if search.K.loop == "unrolled" else int(count)
     for j in range(steps):
         space = _select(j < count, add(j, space), space)
     return space, jnp.float32(steps)
@@ -112,11 +129,11 @@ def _assess(search: Search, space: Space, residuals, products) -> State:
     """Ritz pairs of the space, and which of them are not yet within the tolerance."""
     settings = search.settings
     k_max = settings.k_max
-    pairs = ritz(space, jnp.int32(settings.k), settings.failure)
+    pairs = ritz(space, jnp.int32(settings.k), settings.failure, is_semidefinite=search.K.is_semidefinite)
     padded = max(0, k_max + 1 - len(pairs.values))
     if padded:  # the space can't have more vectors than the kernel has rows
-        widen = lambda a: jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, padded)])
-        pairs = Ritz(*(widen(a) for a in pairs))
+        widen = lambda a: jnp.pad(a, [(0, padded)] * a.ndim)
+        pairs = Ritz(*map(widen, pairs[:-1]), pairs.smallest)
     values = pairs.values
     below = search.reusable(values[0])
     used = jnp.arange(len(values)) < space.count
@@ -126,7 +143,7 @@ def _assess(search: Search, space: Space, residuals, products) -> State:
     if search.above is not None:
         tracked = jnp.clip(1 + jnp.sum(values[:k_max] > search.above), settings.k, k_max).astype(jnp.int32)
     bounds = pairs.above[:k_max] - values[:k_max]
-    within = bounds <= settings.tol * values[:k_max] + rounding(values)
+    within = bounds <= settings.tol * jnp.abs(values[:k_max]) + rounding(values)
     return State(space, pairs, tracked, (jnp.arange(k_max) < tracked) & ~within, residuals, products)
 
 
@@ -143,7 +160,7 @@ def search_from(search: Search, space: Space, products: Array | float) -> State:
     """
     most = search.settings.max_products
     state = _assess(search, space, jnp.int32(0), jnp.asarray(products, jnp.float32))
-    first, room = state.products, min(search.A.n, space.basis.shape[1])
+    first, room = state.products, min(search.K.n, len(space.alpha))
 
     def goes_on(state):
         left = (state.products - first < most) & (state.space.count < room)
@@ -156,9 +173,9 @@ def search_from(search: Search, space: Space, products: Array | float) -> State:
         space = _add(search, state.space, v, lanczos)
         return _assess(search, space, state.residuals + first_residual, state.products + 1)
 
-    if search.A.loop == "compiled":
+    if search.K.loop == "compiled":
         return lax.while_loop(goes_on, grow, state)
-    if search.A.loop == "python":
+    if search.K.loop == "python":
         while bool(goes_on(state)):
             state = grow(state)
         return state
@@ -167,7 +184,7 @@ def search_from(search: Search, space: Space, products: Array | float) -> State:
     return state._replace(products=first + min(most, room))  # unrolled: all are computed, needed or not
 
 
-def _propose(search: Search, state: State) -> tuple[Array, Array, Array]:
+def _propose(search: Search, state: State) -> tuple[PyTree, Array, Array]:
     """The next vector: ``(vector, whether it is a Lanczos step, 1 if it is one of the first residuals)``."""
     settings, space, pairs = search.settings, state.space, state.ritz
     k_max = settings.k_max
@@ -185,7 +202,7 @@ def _propose(search: Search, state: State) -> tuple[Array, Array, Array]:
     unbounded = outside > (1 + settings.tol / 2) * pairs.values[state.tracked - 1] + rounding(pairs.values)
     gap_is_small = (theta - c < 2 * r)[worst] & (pairs.values[worst + 1] < theta[worst] - 3 * r[worst])
     lanczos = ~first_residual & (unbounded | (runs_on(space) & (gap_is_small | ~state.open.any())))
-    v = jnp.where(lanczos, random_vector(search, theta.dtype, -1 - space.count), pairs.residuals[:, worst])
+    v = _select(lanczos, random_vector(search, theta.dtype, -1 - space.count), residual_vector(space, pairs, worst))
     return v, lanczos, first_residual.astype(jnp.int32)
 
 
@@ -211,7 +228,7 @@ def if_needed(search: Search, needed: Array, have: PyTree, make: Callable) -> Py
     a loop runs only if a member needs it. An unrolled search always returns ``make(have)``.
 
     Args:
-      search: Its ``A.loop`` decides how to branch.
+      search: Its ``K.loop`` decides how to branch.
       needed: A boolean.
       have: Arrays.
       make: A function of ``have`` that returns arrays of the same shapes.
@@ -219,8 +236,8 @@ def if_needed(search: Search, needed: Array, have: PyTree, make: Callable) -> Py
     Returns:
       Arrays of the shapes of ``have``.
     """
-    if search.A.loop == "unrolled":
+    if search.K.loop == "unrolled":
         return make(have)
-    if search.A.loop == "python":
+    if search.K.loop == "python":
         return make(have) if bool(needed) else have
     return lax.while_loop(lambda carry: carry[0], lambda carry: (jnp.zeros_like(carry[0]), make(carry[1])), (needed, have))[1]

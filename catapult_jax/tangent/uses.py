@@ -14,6 +14,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 from catapult_jax.tangent.equations import called_program, needed_equations, scan_operands
 from catapult_jax.tangent.layers import RULES, Layer, over_steps
+from catapult_jax.xla import first_example
 
 if TYPE_CHECKING:
     from jaxtyping import Array, PyTree
@@ -70,7 +71,7 @@ _ENTRYWISE = {"add", "sub", "mul", "div", "max", "min", "add_any"}
 _CALLS = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
 
 
-def plan(apply_fn: Callable, params: PyTree, x: Array) -> Plan:
+def plan(apply_fn: Callable, params: PyTree, x: PyTree) -> Plan:
     """Find where the parameters enter the program of a model, from shapes alone.
 
     Args:
@@ -86,7 +87,7 @@ def plan(apply_fn: Callable, params: PyTree, x: Array) -> Plan:
     ([1], [0])
     """
     shapes, tree = jax.tree.flatten(jax.tree.map(_shape, params))
-    example = jax.ShapeDtypeStruct((1, *jnp.shape(x)[1:]), jnp.result_type(x))
+    example = first_example(x)
     program = jax.make_jaxpr(lambda leaves, example: apply_fn(jax.tree.unflatten(tree, leaves), example))(shapes, example)
     found = _Found([], set(), set())
 
@@ -110,7 +111,7 @@ def plan(apply_fn: Callable, params: PyTree, x: Array) -> Plan:
     return Plan(program, tuple(use for use in uses if use.leaf in covered), unused | covered, frozenset(entrywise))
 
 
-def outputs_and_inputs(plan: Plan, leaves: Sequence[Array], example: Array, taps: Sequence[Array]) -> tuple[Array, list[Array]]:
+def outputs_and_inputs(plan: Plan, leaves: Sequence[Array], example: PyTree, taps: Sequence[Array]) -> tuple[Array, list[Array]]:
     """Outputs of one example, and the inputs of each use. The taps, all zero, are added to the pre-activations.
 
     Args:
@@ -123,7 +124,7 @@ def outputs_and_inputs(plan: Plan, leaves: Sequence[Array], example: Array, taps
       The outputs, with a first axis of size one; the inputs.
     """
     visit, inputs = _tapping(plan.uses, taps)
-    (output,) = _plain([_of_example(plan.program, leaves, example[None], visit)])
+    (output,) = _plain([_of_example(plan.program, leaves, jax.tree.map(lambda a: a[None], example), visit)])
     return output, inputs
 
 
@@ -249,10 +250,11 @@ def _scanned(use: Use, view: View, steps: int, number: int, is_stacked: bool) ->
     )
 
 
-def _of_example(program: ClosedJaxpr, leaves: Sequence[Array], example: Array, visit: _Visit) -> Any:
+def _of_example(program: ClosedJaxpr, leaves: Sequence[Array], example: PyTree, visit: _Visit) -> Any:
     """The output of a program for one example; a view if it is a parameter."""
     views = [View(i, leaf) if jnp.ndim(leaf) else leaf for i, leaf in enumerate(leaves)]  # a number may scale another parameter
-    ((output, _),) = _run(program.jaxpr, program.consts, [*((view, False) for view in views), (example, True)], visit)
+    inputs = [*((view, False) for view in views), *((leaf, True) for leaf in jax.tree.leaves(example))]
+    ((output, _),) = _run(program.jaxpr, program.consts, inputs, visit)
     return output
 
 
