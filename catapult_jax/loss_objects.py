@@ -146,7 +146,7 @@ class Huber(Loss):
     delta: float = 1.0
 
     def values(self, rows: Rows) -> Float[Array, " n"]:
-        return jnp.sum(optax.huber_loss(rows.outputs, rows.targets, self.delta), -1)
+        return jnp.sum(optax.huber_loss(rows.outputs, rows.targets, delta=self.delta), -1)
 
     def factor(self, rows: Rows) -> CurvatureFactor:
         return _diagonal(self.root(rows), rows)

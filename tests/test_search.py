@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from catapult_jax.losses import SquaredError
-from catapult_jax.tangent.operators import of_outputs
+from catapult_jax.tangent.operators import Operator, of_outputs
 from catapult_jax.tangent.products import LinearMap
 from catapult_jax.tangent.rayleigh_ritz import empty
 from catapult_jax.tangent.search import Search, Settings, add_directions, if_needed, search_from
@@ -20,7 +20,7 @@ def dense_search(loop: str, above=None, tol: float = 1e-3, max_products: int = 8
     root = jnp.asarray(vectors * np.sqrt(SPECTRUM) @ vectors.T, jnp.float32)
     K = of_outputs(LinearMap(lambda u: root @ u, lambda v: root.T @ v, lambda u: u @ u, len(K), loop))
     settings = Settings(SquaredError(), 1, 3, tol, 0.001, max_products, 0, None, loop)
-    return Search(K, settings, above, jnp.int32(0), lambda largest: jnp.full_like(largest, jnp.inf)), vectors
+    return Search(K, settings, above, jnp.int32(0), True, lambda largest: jnp.full_like(largest, jnp.inf)), vectors
 
 
 @pytest.mark.parametrize("loop", ["compiled", "python", "unrolled"])
@@ -65,3 +65,21 @@ def test_if_needed_in_each_loop(loop, needed, expected):
     search, _ = dense_search(loop)
 
     assert float(if_needed(search, jnp.asarray(needed), jnp.float32(1), lambda have: 2 * have)) == expected
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_search_without_directions_bounds_several_eigenvalues(k):
+    """A recursion that deflates nothing bounds none but the largest; one that begins anew bounds all."""
+    spectrum = np.concatenate([[9.0, 4.0, 3.5, 2.5], np.linspace(2, 0.01, 116)])
+    matrix, _ = symmetric_with_spectrum(spectrum)
+    K = jnp.asarray(matrix, jnp.float32)
+    identity = lambda v: v
+    operator = Operator(lambda v: K @ v, identity, identity, jnp.zeros(120), 120, "compiled", True)
+    settings = Settings(SquaredError(), k, k, 1e-3, 0.001, 60, 0, None, "compiled")
+    search = Search(operator, settings, None, jnp.int32(0), True, lambda largest: jnp.full_like(largest, jnp.inf))
+
+    state = search_from(search, empty(jnp.zeros(120), 63, jnp.float32), 0.0)
+
+    assert not bool(state.open.any()) and float(state.products) < 45
+    np.testing.assert_allclose(state.ritz.values[:k], spectrum[:k], rtol=1e-3)
+    assert (np.asarray(state.ritz.above[:k]) >= spectrum[:k] * (1 - 1e-5)).all()

@@ -252,7 +252,7 @@ def _search(apply_fn, settings: Settings, params, batch, warm_start, above, make
         K = of_parameters(apply_fn, params, batch, curvature=settings.curvature, **options) if A is None else of_outputs(A)
         dtype = at_least_float32(out.dtype)
         warm = no_directions(params, settings.k_max, dtype) if warm_start is None else warm_start
-        search = Search(K, settings, above, warm.calls, partial(_reusable_bound, settings, warm))
+        search = Search(K, settings, above, warm.calls, warm_start is None, partial(_reusable_bound, settings, warm))
         space = empty(K.like, min(K.n, settings.k_max + settings.max_products), dtype)
         if warm_start is None:
             return _finish(search, warm, search_from(search, space, jnp.float32(0)), 0.0)

@@ -330,6 +330,32 @@ def ritz_vectors(space: Space, pairs: Ritz, k: int) -> PyTree:
     return combine(space.basis, pairs.rotation[: len(space.alpha), :k])
 
 
+def restrict(space: Space, pairs: Ritz, count: Array) -> Space:
+    """The space of the first Ritz vectors alone, without a Lanczos recursion.
+
+    Args:
+      space: The space.
+      pairs: Of the space.
+      count: How many vectors to keep.
+
+    Returns:
+      The smaller space, with room for as many vectors.
+
+    >>> q, image = jnp.array([1.0, 0.0]), jnp.array([3.0, 0.5])
+    >>> space = insert(empty(jnp.zeros(2), 1, jnp.float32), q, image, jnp.ones(2), jnp.asarray(True))
+    >>> smaller = restrict(space, ritz(space, jnp.int32(1), 0.01), jnp.int32(1))
+    >>> int(smaller.count), int(smaller.steps)
+    (1, 0)
+    """
+    m = len(space.alpha)
+    kept = jnp.where(jnp.arange(m)[None] < count, pairs.rotation[:m, :m], 0)
+    zeros = jnp.zeros_like(space.alpha)
+    return space._replace(
+        basis=combine(space.basis, kept), images=combine(space.images, kept), count=count, start=jnp.int32(m), steps=jnp.int32(0),
+        alpha=zeros, beta=zeros,
+    )  # fmt: skip
+
+
 def residual_vector(space: Space, pairs: Ritz, j: Array) -> PyTree:
     """The residual ``K v - theta v`` of Ritz vector ``j``.
 

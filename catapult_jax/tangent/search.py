@@ -22,6 +22,7 @@ from catapult_jax.tangent.rayleigh_ritz import (
     insert,
     next_vector,
     residual_vector,
+    restrict,
     ritz,
     rounding,
     runs_on,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _LARGE_RESIDUAL = 0.05  # before the random start, pairs with a larger relative residual are improved first,
 _FIRST_RESIDUALS = 2  # with at most so many residuals for each pair
+_FEW_STEPS = 12  # Lanczos steps that a search for one eigenvalue without directions takes before it begins anew, deflated
 GROWTH = 1.05  # the most, per call, by which a reused bound lets the eigenvalues below grow, and the largest one change
 
 
@@ -59,6 +61,7 @@ class Search(NamedTuple):
     settings: Settings
     above: Any  # threshold of the eigenvalues that are tracked too; None: only the first k are tracked
     seed: Array  # of the random starts
+    is_cold: bool  # without directions
     reusable: Callable  # largest Ritz value -> upper bound on the eigenvalues below, from the last call; inf: none
 
 
@@ -161,6 +164,8 @@ def search_from(search: Search, space: Space, products: Array | float) -> State:
     most = search.settings.max_products
     state = _assess(search, space, jnp.int32(0), jnp.asarray(products, jnp.float32))
     first, room = state.products, min(search.K.n, len(space.alpha))
+    # Not where the space may become the whole one, which bounds everything.
+    may_begin_anew = search.K.loop != "unrolled" and search.K.n > room and (search.is_cold or search.settings.k_max > 1)
 
     def goes_on(state):
         left = (state.products - first < most) & (state.space.count < room)
@@ -169,6 +174,8 @@ def search_from(search: Search, space: Space, products: Array | float) -> State:
         )  # stop on NaN or inf
 
     def grow(state):
+        if may_begin_anew:
+            state = if_needed(search, _begins_anew(search, state), state, _begin_anew)
         v, lanczos, first_residual = _propose(search, state)
         space = _add(search, state.space, v, lanczos)
         return _assess(search, space, state.residuals + first_residual, state.products + 1)
@@ -204,6 +211,28 @@ def _propose(search: Search, state: State) -> tuple[PyTree, Array, Array]:
     lanczos = ~first_residual & (unbounded | (runs_on(space) & (gap_is_small | ~state.open.any())))
     v = _select(lanczos, random_vector(search, theta.dtype, -1 - space.count), residual_vector(space, pairs, worst))
     return v, lanczos, first_residual.astype(jnp.int32)
+
+
+def _begins_anew(search: Search, state: State) -> Array:
+    """Whether to begin again, from the tracked Ritz vectors alone.
+
+    The recursion of a search without directions deflates nothing, so it bounds no eigenvalue below the largest one, and bounds that one
+    slowly. One that was left for residuals can't go on. Once the residuals are small enough, a recursion that is deflated by these
+    vectors needs few steps.
+    """
+    settings, space, pairs = search.settings, state.space, state.ritz
+    theta, r = pairs.values[: settings.k_max], pairs.sizes[: settings.k_max]
+    gap = theta - pairs.values[state.tracked]
+    is_small = r**2 <= settings.tol / 4 * jnp.abs(theta) * gap
+    is_ready = jnp.all(is_small | (jnp.arange(settings.k_max) >= state.tracked))
+    is_slow = (space.start == 0) & ((state.tracked > 1) | (space.steps >= _FEW_STEPS))
+    return (space.steps > 0) & is_ready & (is_slow | ~runs_on(space)) & state.open.any()
+
+
+def _begin_anew(state: State) -> State:
+    """The state with the tracked Ritz vectors alone. The bounds are open until the next step, which is a random start."""
+    pairs = state.ritz._replace(above=jnp.full_like(state.ritz.above, jnp.inf))
+    return state._replace(space=restrict(state.space, state.ritz, state.tracked), ritz=pairs)
 
 
 def _improves_reuse(search: Search, state: State) -> Array:
