@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from catapult_jax.losses import Loss
 from catapult_jax.preconditioners import PLAIN, Preconditioner
 from catapult_jax.tangent.checks import check_arguments, check_batch, check_loss
+from catapult_jax.tangent.placement import placed_by_compiler
 from catapult_jax.tangent.weighted import weighted_tangent_kernel
 from catapult_jax.xla import warn_of_lapack_threads
 
@@ -96,9 +97,13 @@ def critical_lr(
     x, targets = check_batch(batch)
     check_loss(check_arguments(apply_fn, params, x), targets, loss=loss)
     warn_of_lapack_threads()
-    with jax.default_matmul_precision("highest"):
-        outputs = apply_fn(params, x)
-    weighted = weighted_tangent_kernel(
-        apply_fn, params, batch, outputs, loss=loss, method=method, preconditioner=preconditioner.diagonal
-    )
-    return critical_lr_from_lambda(jnp.linalg.eigvalsh(weighted)[-1], preconditioner)
+
+    def compute(params, batch, preconditioner):
+        with jax.default_matmul_precision("highest"):
+            outputs = apply_fn(params, batch[0])
+        weighted = weighted_tangent_kernel(
+            apply_fn, params, batch, outputs, loss=loss, method=method, preconditioner=preconditioner.diagonal
+        )
+        return critical_lr_from_lambda(jnp.linalg.eigvalsh(weighted)[-1], preconditioner)
+
+    return placed_by_compiler(compute, params, (x, targets), preconditioner)

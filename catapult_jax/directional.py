@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from catapult_jax.losses import Loss, as_loss, curvature_factor, output_gradient
 from catapult_jax.tangent.checks import check_arguments, check_batch, check_loss, check_updates
 from catapult_jax.tangent.operators import CURVATURES
+from catapult_jax.tangent.placement import placed_by_compiler, with_explicit_axes
 from catapult_jax.xla import at_least_float32
 
 if TYPE_CHECKING:
@@ -93,13 +94,19 @@ def directional_critical_lr(
     if curvature not in CURVATURES:
         raise ValueError(f"curvature={curvature!r}; allowed: {', '.join(CURVATURES)}")
     wide = lambda outputs: outputs.astype(at_least_float32(outputs.dtype))
-    with jax.default_matmul_precision("highest"):
-        if curvature == "gauss_newton":
-            outputs, moved = jax.jvp(lambda p: apply_fn(p, x), (params,), (D,))
-            return from_output_change(wide(outputs), wide(moved), targets, loss=loss)
-        value = lambda p: as_loss(loss)(wide(apply_fn(p, x)), targets)
-        slope_at = lambda p: jax.jvp(value, (p,), (D,))[1]
-        return from_slope_and_curvature(*jax.jvp(slope_at, (params,), (D,)))
+
+    model = with_explicit_axes(apply_fn, params, x)
+
+    def compute(params, x, targets, D):
+        with jax.default_matmul_precision("highest"):
+            if curvature == "gauss_newton":
+                outputs, moved = jax.jvp(lambda p: model(p, x), (params,), (D,))
+                return from_output_change(wide(outputs), wide(moved), targets, loss=loss)
+            value = lambda p: as_loss(loss)(wide(model(p, x)), targets)
+            slope_at = lambda p: jax.jvp(value, (p,), (D,))[1]
+            return from_slope_and_curvature(*jax.jvp(slope_at, (params,), (D,)))
+
+    return placed_by_compiler(compute, params, x, targets, D)
 
 
 def from_output_change(

@@ -12,7 +12,7 @@ from catapult_jax.tangent.weighted import loss_weighted_kernel
 from catapult_jax.xla import eigh, warn_of_lapack_threads
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+    from jaxtyping import Array, Float, PyTree
 
 
 class LossSplit(NamedTuple):

@@ -93,8 +93,9 @@ class Loss:
         outputs, targets, weights = self._arrays(outputs, targets)
         rows, targets = self.flat(outputs, targets, weights)
         if weights is None:
-            is_whole = total is None or (isinstance(total, int) and total == len(rows))
-            return Rows(rows, targets, None if is_whole else jnp.full(len(rows), len(rows) / total, rows.dtype))
+            if total is None or (isinstance(total, int) and total == len(rows)):
+                return Rows(rows, targets, None)
+            return Rows(rows, targets, jnp.full(len(rows), len(rows) / total, rows.dtype))
         weights = weights.reshape(-1).astype(rows.dtype)
         return Rows(rows, targets, weights * (len(rows) / (jnp.sum(weights) if total is None else total)))
 
@@ -304,7 +305,15 @@ class FunctionLoss(Loss):
 
 
 def scaled(array: Array, weights: Array | None) -> Array:
-    """Rows times their weights."""
+    """Rows times their weights.
+
+    Args:
+      array: ``(n, ...)``.
+      weights: ``(n,)``; None: ones.
+
+    Returns:
+      ``(n, ...)``.
+    """
     return array if weights is None else array * weights.reshape(-1, *[1] * (array.ndim - 1))
 
 

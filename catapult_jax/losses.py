@@ -172,7 +172,8 @@ def curvature_factor(
     factor = loss.factor(rows)
     if rows.weights is None:
         return factor
-    scale = lambda u: scaled(u, jnp.sqrt(rows.weights).astype(u.dtype))
+    roots = jnp.sqrt(rows.weights)
+    scale = lambda u: scaled(u, roots.astype(u.dtype))
     return CurvatureFactor(lambda u: scale(factor.times(u)), lambda w: factor.transposed(scale(w)), factor.positions)
 
 

@@ -134,7 +134,9 @@ def test_bad_arrays_are_refused_before_compilation(function, case, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "function", [_kernel, _critical, functools.partial(_top, chunk_size=2)], ids=["tangent_kernel", "critical_lr", "top_eigenpairs"]
+    "function",
+    [_kernel, _critical, functools.partial(_top, chunk_size=2)],
+    ids=["tangent_kernel", "critical_lr", "top_eigenpairs"],
 )
 @pytest.mark.parametrize("case", BLOCKS)
 def test_functions_of_one_batch_are_refused_by_blocks_of_examples(function, case):

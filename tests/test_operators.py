@@ -95,7 +95,9 @@ def dense(apply_fn, params, batch, loss, curvature):
     """Eigenvalues of the Gauss-Newton matrix or the Hessian in float64, largest first."""
     loss = as_loss(loss)
     with jax.enable_x64():
-        wide = lambda tree: jax.tree.map(lambda a: np.asarray(a, np.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
+        wide = lambda tree: jax.tree.map(
+            lambda a: np.asarray(a, np.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree
+        )
         (x, targets), (flat, unravel) = wide(batch), ravel_pytree(wide(params))
         f = lambda flat: apply_fn(unravel(flat), x)
         if curvature == "hessian":
@@ -132,7 +134,9 @@ def test_exact_critical_lr_of_every_loss(case):
     assert float(critical_lr(apply_fn, params, batch, loss=loss)) == pytest.approx(truth, rel=2e-4)
 
 
-@pytest.mark.parametrize("case", ["tokens", "masked tokens, label smoothing", "logistic of several labels", "weighted examples"])
+@pytest.mark.parametrize(
+    "case", ["tokens", "masked tokens, label smoothing", "logistic of several labels", "weighted examples"]
+)
 def test_weighted_kernel_and_gradient_of_positions(case):
     apply_fn, params, batch, loss = CASES[case]
     truth = dense(apply_fn, params, batch, loss, "gauss_newton")
@@ -204,7 +208,9 @@ def test_directional_of_every_loss(case, curvature):
     update = jax.tree.map(lambda p: 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params)
     value = as_loss(loss)
     with jax.enable_x64():
-        wide = lambda tree: jax.tree.map(lambda a: np.asarray(a, np.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
+        wide = lambda tree: jax.tree.map(
+            lambda a: np.asarray(a, np.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree
+        )
         (x, targets), p, D = wide(batch), wide(params), wide(update)
         along = lambda a: apply_fn(jax.tree.map(lambda p, d: p + a * d, p, D), x)
         f, moved = jax.jvp(along, (0.0,), (1.0,))

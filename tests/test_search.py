@@ -20,7 +20,7 @@ def dense_search(loop: str, above=None, tol: float = 1e-3, max_products: int = 8
     root = jnp.asarray(vectors * np.sqrt(SPECTRUM) @ vectors.T, jnp.float32)
     K = of_outputs(LinearMap(lambda u: root @ u, lambda v: root.T @ v, lambda u: u @ u, len(K), loop))
     settings = Settings(SquaredError(), 1, 3, tol, 0.001, max_products, 0, None, loop)
-    return Search(K, settings, above, jnp.int32(0), True, lambda largest: jnp.full_like(largest, jnp.inf)), vectors
+    return Search(K, None, settings, above, jnp.int32(0), True, lambda largest: jnp.full_like(largest, jnp.inf)), vectors
 
 
 @pytest.mark.parametrize("loop", ["compiled", "python", "unrolled"])
@@ -50,7 +50,9 @@ def test_add_directions_of_eigenvectors(loop, products):
     """Two of three directions are in use."""
     search, vectors = dense_search(loop)
 
-    space, count = add_directions(search, empty(jnp.zeros(8), 8, jnp.float32), jnp.asarray(vectors[:, :3].T, jnp.float32), jnp.int32(2))
+    space, count = add_directions(
+        search, empty(jnp.zeros(8), 8, jnp.float32), jnp.asarray(vectors[:, :3].T, jnp.float32), jnp.int32(2)
+    )
 
     assert int(space.count) == 2 and float(count) == products
     overlaps = np.abs(np.asarray(space.basis)[:2] @ vectors[:, :3])
@@ -76,7 +78,7 @@ def test_search_without_directions_bounds_several_eigenvalues(k):
     identity = lambda v: v
     operator = Operator(lambda v: K @ v, identity, identity, jnp.zeros(120), 120, "compiled", True)
     settings = Settings(SquaredError(), k, k, 1e-3, 0.001, 60, 0, None, "compiled")
-    search = Search(operator, settings, None, jnp.int32(0), True, lambda largest: jnp.full_like(largest, jnp.inf))
+    search = Search(operator, None, settings, None, jnp.int32(0), True, lambda largest: jnp.full_like(largest, jnp.inf))
 
     state = search_from(search, empty(jnp.zeros(120), 63, jnp.float32), 0.0)
 

@@ -5,6 +5,7 @@ A model couples examples if the output of one depends on another one, on its pla
 
 from __future__ import annotations
 
+import concurrent.futures
 import math
 import warnings
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import jax.core
 import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType
 
 from catapult_jax.tangent.batch_axis import follow
 from catapult_jax.tangent.batch_axis_rules import Lost
@@ -24,7 +26,7 @@ from catapult_jax.tangent.compare_programs import same_program
 from catapult_jax.xla import PROBED_NUMBERS, QUICK
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, PyTree
+    from jaxtyping import PyTree
 
 _TOLERANCE = 1e-3  # relative; another order of sums at another batch size gives far less, a coupled model far more
 _ALONE = 16  # examples that are evaluated one by one, at most
@@ -105,10 +107,10 @@ def refuse_coupled_examples(apply_fn: Callable, params: PyTree, x: PyTree) -> No
         lost = Lost("the program depends on the batch size", mixes=False)
     if lost is None:
         if key is None or key not in _INDEPENDENT:
-            _refuse_by_value({n: program(n) for n in (1, 2)}, leaves, x, proved=True)
+            _outside_of_shard_map(_refuse_by_value, {n: program(n) for n in (1, 2)}, leaves, x, proved=True)
     else:
         size = max(min(b, b * PROBED_NUMBERS // _count_numbers(whole.jaxpr)), 4 if b > 4 else 2)
-        _refuse_by_value({1: program(1), size: program(size)}, leaves, x, proved=False)
+        _outside_of_shard_map(_refuse_by_value, {1: program(1), size: program(size)}, leaves, x, proved=False)
         warnings.warn(
             f"apply_fn is not known to treat each example alone: {lost}. No coupling was seen on made-up numbers with {size} of {b} "
             "examples. A coupling that depends on the values, or on more examples, would give a wrong kernel",
@@ -172,6 +174,20 @@ def _count_numbers(jaxpr) -> int:
     return 1 + sum(map(_count_numbers, inner)) + sum(math.prod(v.aval.shape) for eqn in jaxpr.eqns for v in eqn.outvars)
 
 
+def _outside_of_shard_map(function: Callable, *arguments, **options) -> None:
+    """Call a function that computes values. In a ``shard_map`` without jit JAX traces all that its thread computes, so another one is used."""
+    if AxisType.Manual not in jax.sharding.get_abstract_mesh().axis_types:
+        return function(*arguments, **options)
+    wide = bool(jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def with_settings():
+        with jax.enable_x64(wide):
+            function(*arguments, **options)
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(with_settings).result()
+
+
 def _refuse_by_value(programs: dict, leaves: list, x, *, proved: bool) -> None:
     """Compare the outputs for ``n`` examples with those for one. ``proved``: each output depends on its example alone."""
     n = max(programs)
@@ -227,10 +243,15 @@ def _examples(x, n: int):
     for i in range(tries):
         for kind in _KINDS:
             rng = np.random.default_rng(2)
-            yield kind, [
-                _inexact_examples(rng, leaf, n, kind) if candidates is None else candidates[max(i - tries, -len(candidates))]
-                for leaf, candidates in zip(leaves, of_leaves, strict=True)
-            ]
+            yield (
+                kind,
+                [
+                    _inexact_examples(rng, leaf, n, kind)
+                    if candidates is None
+                    else candidates[max(i - tries, -len(candidates))]
+                    for leaf, candidates in zip(leaves, of_leaves, strict=True)
+                ],
+            )
 
 
 def _is_inexact(leaf) -> bool:
@@ -251,7 +272,9 @@ def _integer_examples(leaf, n: int) -> list:
     mixed[:, 1:2] = 1 - mixed[:, :1]
     candidates = [mixed.reshape(shape), np.ones(shape), np.zeros(shape)]
     if isinstance(leaf, (np.ndarray, jax.Array)) and not isinstance(leaf, jax.core.Tracer):
-        on_one_device = leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf  # a part of the batch, if it is sharded
+        on_one_device = (
+            leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
+        )  # a part of the batch, if it is sharded
         if on_one_device.shape[1:] == shape[1:]:
             candidates.insert(0, np.resize(np.asarray(on_one_device[:n]), shape))
     return [candidate.astype(dtype) for candidate in candidates]

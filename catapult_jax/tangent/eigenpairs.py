@@ -23,8 +23,9 @@ from catapult_jax.tangent.checks import (
 )
 from catapult_jax.tangent.coupling import refuse_coupled_examples
 from catapult_jax.tangent.operators import CURVATURES, of_outputs, of_parameters, traced_loss
+from catapult_jax.tangent.placement import explicit_mesh, names_shardings, placed_by_compiler, stacked_like, with_explicit_axes
 from catapult_jax.tangent.products import LinearMap, is_traced, linear_map, loop_kind, trace
-from catapult_jax.tangent.rayleigh_ritz import Space, empty, insert, norm, ritz_vectors, rounding
+from catapult_jax.tangent.rayleigh_ritz import Space, empty, insert, ritz_vectors, rounding
 from catapult_jax.tangent.search import (
     GROWTH,
     Search,
@@ -35,7 +36,15 @@ from catapult_jax.tangent.search import (
     random_vector,
     search_from,
 )
-from catapult_jax.xla import LARGE_VECTOR, SPACE_NUMBERS, UNROLLED_PRODUCTS, at_least_float32, warn_of_lapack_threads
+from catapult_jax.tangent.vectors import norm
+from catapult_jax.xla import (
+    LARGE_VECTOR,
+    SPACE_NUMBERS,
+    UNROLLED_PRODUCTS,
+    at_least_float32,
+    placed_like,
+    warn_of_lapack_threads,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, PyTree
@@ -108,7 +117,8 @@ def top_eigenpairs(
 
     A loss that is a function, and the Hessian, have no factor ``B``. The search is then in the space of the parameters,
     for ``P^(-1/2) J^T S J P^(-1/2)`` with products ``S u`` by a jvp of the gradient, or for the Hessian in place of
-    ``J^T S J``. So it is where the batch has more outputs than the model has parameters, and more than a million.
+    ``J^T S J``. So it is where the batch has more outputs than the model has parameters, and more than a million, and
+    where a model on a mesh with explicit axes names shardings.
 
     The method is Rayleigh-Ritz in a growing space. First come the images ``A w`` of the directions of the last call,
     and a few residuals until these pairs are nearly right. Then comes a random start, orthogonal to them, with Lanczos
@@ -181,6 +191,9 @@ def top_eigenpairs(
     size = sum(jnp.size(leaf) for leaf in jax.tree.leaves(params))
     n = math.prod(out.shape)
     in_outputs = curvature == "gauss_newton" and loss.has_factor and (n <= LARGE_VECTOR or n <= size)
+    in_outputs = in_outputs and not names_shardings(
+        apply_fn, params, x
+    )  # its outputs have a place that vectors of a search have not
     n = n if in_outputs else size
     k_max = k if k_max is None else k_max
     _check_options(n, k, k_max, tol, failure, max_products, reuse_bound, chunk_size)
@@ -190,7 +203,9 @@ def top_eigenpairs(
         check_directions(warm_start.vectors, params, k_max)
     if isinstance(loss, FunctionLoss):
         if chunk_size is not None:
-            raise ValueError(f"chunk_size={chunk_size!r} with a loss that is a function; allowed: None, or a loss that is a mean")
+            raise ValueError(
+                f"chunk_size={chunk_size!r} with a loss that is a function; allowed: None, or a loss that is a mean"
+            )
         loss, targets = traced_loss(loss, out, targets)
     if chunk_size is not None:
         refuse_coupled_examples(apply_fn, params, x)
@@ -201,10 +216,29 @@ def top_eigenpairs(
     by_default = UNROLLED_PRODUCTS if loop == "unrolled" else min(k + _EXTRA_PRODUCTS, max(_LEAST_PRODUCTS, SPACE_NUMBERS // n))
     most = min(max_products or by_default, n + 1)
     settings = Settings(loss, k, k_max, tol, failure, most, reuse_bound, chunk_size, loop, curvature, in_outputs)
-    if loop == "compiled" and chunk_size is None and not is_traced((arrays, make_diagonal())):
+    diagonal = make_diagonal()
+    on_explicit_mesh = explicit_mesh((arrays, diagonal)) is not None
+    if loop == "compiled" and chunk_size is None and not on_explicit_mesh and not is_traced((arrays, diagonal)):
         traced, constants = trace(apply_fn, params, x)
-        return _compile(traced, settings)(constants, *arrays, make_diagonal())
-    return _search(apply_fn, settings, *arrays, make_diagonal)
+        return _compile(traced, settings)(constants, *arrays, diagonal)
+    if not on_explicit_mesh:
+        return _search(apply_fn, settings, *arrays, make_diagonal)
+    model = with_explicit_axes(apply_fn, params, x)
+    run = lambda params, batch, warm_start, above, diagonal: _search(
+        model, settings, params, batch, warm_start, above, lambda: diagonal
+    )
+    return _placed(run, *arrays, diagonal)
+
+
+def _placed(search: Callable, params, *arrays) -> Eigenpairs:
+    """A search on a mesh with explicit axes. The directions are placed as the parameters."""
+    nowhere = lambda tree: jax.tree.map(lambda _: None, tree)
+
+    def like(result: Eigenpairs) -> Eigenpairs:
+        wanted = nowhere(result)
+        return wanted._replace(directions=wanted.directions._replace(vectors=stacked_like(params)))
+
+    return placed_by_compiler(search, params, *arrays, like=like)
 
 
 def _check_options(n, k, k_max, tol, failure, max_products, reuse_bound, chunk_size) -> None:
@@ -252,7 +286,7 @@ def _search(apply_fn, settings: Settings, params, batch, warm_start, above, make
         K = of_parameters(apply_fn, params, batch, curvature=settings.curvature, **options) if A is None else of_outputs(A)
         dtype = at_least_float32(out.dtype)
         warm = no_directions(params, settings.k_max, dtype) if warm_start is None else warm_start
-        search = Search(K, settings, above, warm.calls, warm_start is None, partial(_reusable_bound, settings, warm))
+        search = Search(K, params, settings, above, warm.calls, warm_start is None, partial(_reusable_bound, settings, warm))
         space = empty(K.like, min(K.n, settings.k_max + settings.max_products), dtype)
         if warm_start is None:
             return _finish(search, warm, search_from(search, space, jnp.float32(0)), 0.0)
@@ -302,6 +336,7 @@ def _finish(search: Search, warm: Directions, state: State, extra, image=None) -
     vectors = ritz_vectors(state.space, pairs, k_max)
     if image is None:
         directions_next, count = _next_directions(search, vectors, state.tracked)
+        directions_next = placed_like(directions_next, search.params)
     else:
         has_grown = state.space.count > 1
         first = jax.tree.map(lambda a: a[None], image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import warnings
@@ -12,12 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec, use_abstract_mesh
 
 from catapult_jax.tangent import neural_tangents
 from catapult_jax.tangent.checks import check_arguments, check_preconditioner, forward_mode_only
 from catapult_jax.tangent.coupling import refuse_coupled_examples
 from catapult_jax.tangent.layer_gram import weight_gram
+from catapult_jax.tangent.placement import placed_by_compiler
 from catapult_jax.tangent.uses import Plan, Use, outputs_and_inputs, plan
 from catapult_jax.xla import (
     ORDERED_NUMBERS,
@@ -77,7 +79,7 @@ def tangent_kernel(
         derivatives are computed again for every pair of chunks. Where XLA is slow in loops (convolutions on the CPU),
         up to eight chunks are unrolled. With more chunks, the derivatives of all examples are computed once and kept.
       mesh: A device mesh with one axis, whose size divides ``b``. Each device computes, and keeps, the rows of its own
-        examples.
+        examples. Where ``params`` or ``x`` are on a mesh with explicit axes, the kernel comes to all devices.
 
     Returns:
       ``(b*r, b*r)``, example-major: row ``i*r + j`` is combination (output) ``j`` of example ``i``. Units: squared
@@ -106,8 +108,14 @@ def tangent_kernel(
     refuse_coupled_examples(apply_fn, params, x)
     if method == "neural_tangents":
         return neural_tangents.empirical_kernel(apply_fn, params, x)
+    compute = partial(_kernel, apply_fn, out, method, chunk_size, mesh)
+    return placed_by_compiler(compute, params, x, cotangents, preconditioner)
+
+
+def _kernel(apply_fn, out, method: str, chunk_size: int | None, mesh: Mesh | None, params, x, cotangents, preconditioner):
     with jax.default_matmul_precision("highest"):
-        found = plan(apply_fn, params, x)
+        with contextlib.nullcontext() if mesh is None else use_abstract_mesh(AbstractMesh((), ())):
+            found = plan(apply_fn, params, x)  # with a mesh, its equations run inside shard_map, on no mesh
         if method == "auto":
             _announce(found, params)
         if method == "structured":
@@ -117,11 +125,10 @@ def tangent_kernel(
         b, o = out.shape[0], math.prod(out.shape[1:])
         if cotangents is None:
             cotangents = jnp.broadcast_to(jnp.eye(o, dtype=out.dtype), (b, o, o))
-        leaves = jax.tree.leaves(params)
-        derivatives = partial(_derivatives, found, leaves)
-        block = partial(_kernel_block, found, leaves, _inverse_roots(preconditioner))
+        leaves, scales = jax.tree.leaves(params), _inverse_roots(preconditioner)
         if mesh is not None:
-            return _kernel_on_mesh(derivatives, block, x, cotangents, mesh)
+            return _kernel_on_mesh(found, leaves, scales, x, cotangents, mesh)
+        derivatives, block = partial(_derivatives, found, leaves), partial(_kernel_block, found, leaves, scales)
         if chunk_size is not None and chunk_size < b:
             slow_loops = loops_are_slow(apply_fn, params, x)
             return forward_mode_only(_kernel_in_chunks(derivatives, block, x, cotangents, chunk_size, slow_loops=slow_loops))
@@ -375,25 +382,28 @@ def _kernel_in_chunks(derivatives, block, x, cotangents, size: int, *, slow_loop
     return lax.fori_loop(0, count, strip, kernel)[: b * r, : b * r]
 
 
-def _kernel_on_mesh(derivatives, block, x, cotangents, mesh: Mesh):
+def _kernel_on_mesh(found: Plan, leaves, scales, x, cotangents, mesh: Mesh):
     """Each device computes the derivatives of its examples. They go round the ring and meet those of each device."""
     (axis,) = mesh.axis_names
     devices = mesh.size
-    mesh = Mesh(mesh.devices, mesh.axis_names)  # a mesh may have explicit axis types; here the compiler places the arrays
+    context = jax.sharding.get_abstract_mesh()  # of placed_by_compiler, if the mesh has explicit axes
+    on = Mesh(mesh.devices, mesh.axis_names) if context.empty else context
 
-    def rows(x, cotangents):
-        left = right = derivatives(x, cotangents)
+    def rows(x, cotangents, leaves, scales):
+        left = right = _derivatives(found, leaves, x, cotangents)
         side = len(cotangents) * cotangents.shape[2]
         me = lax.axis_index(axis)
         blocks = []
         for turn in range(devices):
-            blocks.append(block(left, right, same=turn == 0))
+            blocks.append(_kernel_block(found, leaves, scales, left, right, same=turn == 0))
             if turn + 1 < devices:
                 right = jax.tree.map(lambda a: lax.ppermute(a, axis, [(i, (i - 1) % devices) for i in range(devices)]), right)
         # In turn t a device has the derivatives of the device t places on.
         ordered = jnp.stack(blocks)[(jnp.arange(devices) - me) % devices]
         return jnp.moveaxis(ordered, 0, 1).reshape(side, devices * side)
 
-    spec = PartitionSpec(axis)
+    spec, everywhere = PartitionSpec(axis), PartitionSpec()
     # Unchecked: a checked map would sum the derivatives of arrays that are the same on all devices.
-    return jax.shard_map(rows, mesh=mesh, in_specs=(spec, spec), out_specs=spec, check_vma=False)(x, cotangents)
+    return jax.shard_map(rows, mesh=on, in_specs=(spec, spec, everywhere, everywhere), out_specs=spec, check_vma=False)(
+        x, cotangents, leaves, scales
+    )

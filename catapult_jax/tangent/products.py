@@ -18,10 +18,11 @@ from jax import lax
 
 from catapult_jax.losses import Loss, curvature_factor
 from catapult_jax.tangent.checks import batch_size
+from catapult_jax.tangent.placement import explicit_mesh
 from catapult_jax.xla import at_least_float32, computed_after, entry, fresh_jaxpr, loops_are_slow, sum_of_products
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, PyTree
+    from jaxtyping import PyTree
 
 
 class LinearMap(NamedTuple):
@@ -51,7 +52,9 @@ def loop_kind(apply_fn: Callable, params: PyTree, x: PyTree, arrays: PyTree) -> 
     >>> loop_kind(lambda w, x: x @ w, jnp.ones(2), jnp.ones((3, 2)), ())
     'compiled'
     """
-    if not loops_are_slow(apply_fn, params, x):
+    if explicit_mesh((params, x)) is not None or not loops_are_slow(
+        apply_fn, params, x
+    ):  # the second traces one example, on no mesh
         return "compiled"
     return "unrolled" if is_traced(arrays) else "python"
 

@@ -24,7 +24,6 @@ Dorsselaer, Hochstenbach and van der Vorst (2000) for bounds from a random start
 
 from __future__ import annotations
 
-import functools
 import math
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -34,10 +33,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from catapult_jax.tangent.vectors import combine, divided, dots, gram, norm, where
 from catapult_jax.xla import LARGE_VECTOR, eigh
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, PyTree
+    from jaxtyping import Array, PyTree
 
 
 class Space(NamedTuple):
@@ -61,75 +61,6 @@ class Ritz(NamedTuple):
     sizes: Array  # (m,) norms of the residuals
     above: Array  # (m + 1,) upper bound on the eigenvalue of each rank; the last: on all eigenvalues outside the space
     smallest: Array  # smallest value
-
-
-def norm(v: PyTree) -> Float[Array, ""]:
-    """Euclidean norm without overflow or underflow; zero for zeros.
-
-    Args:
-      v: Any vector.
-
-    Returns:
-      A scalar.
-
-    >>> round(float(norm(jnp.array([3e30, 4e30]))) / 1e30, 4)
-    5.0
-    """
-    leaves = [leaf for leaf in jax.tree.leaves(v) if leaf.size]
-    size = functools.reduce(jnp.maximum, (jnp.max(jnp.abs(leaf)) for leaf in leaves))
-    scale = jnp.where(size > 0, size, 1)
-    sizes = [jnp.linalg.norm((leaf / scale).reshape(-1)) for leaf in leaves]
-    return size * (sizes[0] if len(sizes) == 1 else jnp.linalg.norm(jnp.stack(sizes)))
-
-
-def gram(vectors: PyTree, others: PyTree) -> Float[Array, "m k"]:
-    """Inner products of each of ``m`` vectors with each of ``k`` others.
-
-    Args:
-      vectors: ``m`` vectors.
-      others: ``k`` vectors.
-
-    Returns:
-      ``(m, k)``.
-
-    >>> gram(jnp.eye(2), jnp.array([[3.0, 4.0]])).tolist()
-    [[3.0], [4.0]]
-    """
-    of_leaf = lambda a, b: a.reshape(len(a), -1) @ b.reshape(len(b), -1).T
-    return sum(map(of_leaf, jax.tree.leaves(vectors), jax.tree.leaves(others)))
-
-
-def dots(vectors: PyTree, v: PyTree) -> Float[Array, " m"]:
-    """Inner products of each of ``m`` vectors with ``v``.
-
-    Args:
-      vectors: ``m`` vectors.
-      v: A vector.
-
-    Returns:
-      ``(m,)``.
-
-    >>> dots(jnp.eye(2), jnp.array([3.0, 4.0])).tolist()
-    [3.0, 4.0]
-    """
-    of_leaf = lambda a, b: a.reshape(len(a), -1) @ b.reshape(-1)
-    return sum(map(of_leaf, jax.tree.leaves(vectors), jax.tree.leaves(v)))
-
-
-def combine(vectors: PyTree, coefficients: Array) -> PyTree:
-    """Linear combinations of vectors.
-
-    Args:
-      vectors: ``m`` vectors.
-      coefficients: ``(m,)``, or ``(m, k)`` for ``k`` combinations.
-
-    Returns:
-      A vector, or ``k`` vectors.
-
-    >>> combine(jnp.eye(2), jnp.array([3.0, 4.0])).tolist()
-    [3.0, 4.0]
-    """
-    return jax.tree.map(lambda v: jnp.tensordot(coefficients.T, v, 1), vectors)
 
 
 def empty(like: PyTree, m: int, dtype) -> Space:
@@ -159,7 +90,7 @@ def _beyond(space: Space, v: PyTree, spare: PyTree) -> tuple[PyTree, Array]:
 
     def rest_of(v):
         size = norm(v)
-        v = _divided(v, size)
+        v = divided(v, size)
         for _ in range(2):  # after one projection, rounding leaves a part in the space
             v = jax.tree.map(jnp.subtract, v, combine(space.basis, dots(space.basis, v)))
         return v, size
@@ -168,17 +99,8 @@ def _beyond(space: Space, v: PyTree, spare: PyTree) -> tuple[PyTree, Array]:
     (q, size), (other, _) = rest_of(v), rest_of(spare)
     fraction = norm(q)
     is_rounding = ~(fraction > 100 * eps)
-    q, fraction = _where(is_rounding, other, q), jnp.where(is_rounding, eps, fraction)
-    return _divided(q, norm(q)), size * fraction
-
-
-def _divided(v: PyTree, size: Array) -> PyTree:
-    """``v / size``, or ``v`` if the size is zero."""
-    return jax.tree.map(lambda leaf: leaf / jnp.where(size > 0, size, 1), v)
-
-
-def _where(condition: Array, new: PyTree, old: PyTree) -> PyTree:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+    q, fraction = where(is_rounding, other, q), jnp.where(is_rounding, eps, fraction)
+    return divided(q, norm(q)), size * fraction
 
 
 def runs_on(space: Space) -> Array:
@@ -212,7 +134,7 @@ def next_vector(space: Space, v: PyTree, spare: PyTree, lanczos: Array) -> PyTre
     >>> next_vector(empty(jnp.zeros(2), 1, jnp.float32), jnp.array([0.0, 2.0]), jnp.ones(2), jnp.asarray(False)).tolist()
     [0.0, 1.0]
     """
-    return _where(lanczos & runs_on(space), space.rest, _beyond(space, v, spare)[0])
+    return where(lanczos & runs_on(space), space.rest, _beyond(space, v, spare)[0])
 
 
 @jax.jit

@@ -28,6 +28,7 @@ from catapult_jax.tangent.rayleigh_ritz import (
     runs_on,
     upper_bounds,
 )
+from catapult_jax.tangent.vectors import where
 
 if TYPE_CHECKING:
     from jaxtyping import Array, PyTree
@@ -58,6 +59,7 @@ class Search(NamedTuple):
     """What stays the same during a search."""
 
     K: Operator
+    params: Any  # where the directions are placed
     settings: Settings
     above: Any  # threshold of the eigenvalues that are tracked too; None: only the first k are tracked
     seed: Array  # of the random starts
@@ -124,7 +126,7 @@ def add_directions(search: Search, space: Space, vectors: PyTree, count: Array) 
         return lax.fori_loop(0, count, add, space), count.astype(jnp.float32)
     steps = search.settings.k_max if search.K.loop == "unrolled" else int(count)
     for j in range(steps):
-        space = _select(j < count, add(j, space), space)
+        space = where(j < count, add(j, space), space)
     return space, jnp.float32(steps)
 
 
@@ -136,7 +138,7 @@ def _assess(search: Search, space: Space, residuals, products) -> State:
     padded = max(0, k_max + 1 - len(pairs.values))
     if padded:  # the space can't have more vectors than the kernel has rows
         widen = lambda a: jnp.pad(a, [(0, padded)] * a.ndim)
-        pairs = Ritz(*map(widen, pairs[:-1]), pairs.smallest)
+        pairs = Ritz(widen(pairs.values), widen(pairs.rotation), widen(pairs.sizes), widen(pairs.above), pairs.smallest)
     values = pairs.values
     below = search.reusable(values[0])
     used = jnp.arange(len(values)) < space.count
@@ -187,7 +189,7 @@ def search_from(search: Search, space: Space, products: Array | float) -> State:
             state = grow(state)
         return state
     for _ in range(min(most, room)):
-        state = _select(goes_on(state), grow(state), state)
+        state = where(goes_on(state), grow(state), state)
     return state._replace(products=first + min(most, room))  # unrolled: all are computed, needed or not
 
 
@@ -209,7 +211,7 @@ def _propose(search: Search, state: State) -> tuple[PyTree, Array, Array]:
     unbounded = outside > (1 + settings.tol / 2) * pairs.values[state.tracked - 1] + rounding(pairs.values)
     gap_is_small = (theta - c < 2 * r)[worst] & (pairs.values[worst + 1] < theta[worst] - 3 * r[worst])
     lanczos = ~first_residual & (unbounded | (runs_on(space) & (gap_is_small | ~state.open.any())))
-    v = _select(lanczos, random_vector(search, theta.dtype, -1 - space.count), residual_vector(space, pairs, worst))
+    v = where(lanczos, random_vector(search, theta.dtype, -1 - space.count), residual_vector(space, pairs, worst))
     return v, lanczos, first_residual.astype(jnp.int32)
 
 
@@ -244,10 +246,6 @@ def _improves_reuse(search: Search, state: State) -> Array:
         state.ritz.values[state.tracked - 1], state.ritz.above[state.tracked], state.ritz.values[state.tracked],
     )  # fmt: skip
     return runs_on(state.space) & (below * growth > last) & (1.1 * next_value * growth < last)
-
-
-def _select(condition, new, old):
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
 def if_needed(search: Search, needed: Array, have: PyTree, make: Callable) -> PyTree:

@@ -111,7 +111,9 @@ def plan(apply_fn: Callable, params: PyTree, x: PyTree) -> Plan:
     return Plan(program, tuple(use for use in uses if use.leaf in covered), unused | covered, frozenset(entrywise))
 
 
-def outputs_and_inputs(plan: Plan, leaves: Sequence[Array], example: PyTree, taps: Sequence[Array]) -> tuple[Array, list[Array]]:
+def outputs_and_inputs(
+    plan: Plan, leaves: Sequence[Array], example: PyTree, taps: Sequence[Array]
+) -> tuple[Array, list[Array]]:
     """Outputs of one example, and the inputs of each use. The taps, all zero, are added to the pre-activations.
 
     Args:

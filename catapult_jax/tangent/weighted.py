@@ -65,7 +65,9 @@ def loss_weighted_kernel(
     factor = curvature_factor(outputs, targets, loss=loss)
     if loss == SquaredError():  # S = 2 I
         return kernel * (2 / factor.positions)
-    times_factor = jax.vmap(lambda row: factor.transposed(row.reshape(factor.positions, -1)).reshape(-1))  # M -> M B, row by row
+    times_factor = jax.vmap(
+        lambda row: factor.transposed(row.reshape(factor.positions, -1)).reshape(-1)
+    )  # M -> M B, row by row
     return times_factor(times_factor(kernel).T).T.reshape(kernel.shape) / factor.positions
 
 

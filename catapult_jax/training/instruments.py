@@ -236,6 +236,10 @@ def lambda_max_train_matrix_free(
 def _top_space(apply_fn, params, batch, outputs, directions, *, loss, k, **search):
     """Top eigenpairs, and the loss in their first ``k`` directions and in the rest."""
     pairs = top_eigenpairs(apply_fn, params, batch, k=k, loss=loss, warm_start=directions, **search)
+    if pairs.vectors is None:
+        raise ValueError(
+            f"outputs has shape {jnp.shape(outputs)}; allowed for the split of the loss: at most 2^20 numbers, or fewer than params"
+        )
     with jax.default_matmul_precision("highest"):
         residual = weighted_residual(outputs, batch[1], loss=loss).reshape(-1).astype(pairs.vectors.dtype)
         return pairs, *fraction_of(pairs.vectors[:, :k], residual, len(outputs))
