@@ -15,7 +15,7 @@ from catapult_jax.tangent import neural_tangents
 from catapult_jax.tangent.kernel import kernel_and_pullback
 from catapult_jax.tangent.weighted import weighted_kernel_and_gradient
 from catapult_jax.testing import explicit_jacobian, explicit_kernel, relative_error
-from tests.zoo import QUICK, ZOO, build, widen
+from tests.zoo import QUICK, ZOO, batch_of, build, widen
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -260,3 +260,36 @@ def test_tangent_kernel_auto_logs_and_warns(caplog):
         tangent_kernel(model.apply, model.init(jax.random.key(0), x), x)  # a warning is an error here
 
     assert "takes 2 of 2 parameters layer by layer, 0 by per-example Jacobians" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["fcn bias, ten outputs", "cnn strided, average, outputs"])
+@pytest.mark.parametrize("options", [{}, {"chunk_size": 2}, {"method": "jacobian"}, {"mesh": 3}, {"preconditioner": True}])
+def test_tangent_kernel_between_two_sets(name, options):
+    """A block of the kernel of both together."""
+    apply_fn, params, (x, _) = batch_of(name, "mse")
+    P = jax.tree.map(lambda p: jnp.square(p) + 0.5, params)
+    changed = {}
+    if "mesh" in options:
+        changed["mesh"] = jax.make_mesh((options["mesh"],), ("rows",), devices=jax.devices()[: options["mesh"]])
+    if "preconditioner" in options:
+        changed["preconditioner"] = P
+    n = len(x) // 3 * 3
+    x, x2 = x[:n], 2 * x[: n - 1] + 1
+    whole = tangent_kernel(apply_fn, params, jnp.concatenate([x, x2]), preconditioner=changed.get("preconditioner"))
+
+    kernel = tangent_kernel(apply_fn, params, x, x2, **options | changed)
+
+    rows = len(whole) // (2 * n - 1) * n
+    assert relative_error(kernel, np.asarray(whole)[:rows, rows:]) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("x2", "options", "message"),
+    [
+        (jnp.ones((2, 4)), {}, "x2 has examples of other shapes than x"),
+        (jnp.ones((2, 3)), dict(method="neural_tangents"), "x2 with cotangents or method='neural_tangents'; allowed"),
+    ],
+)
+def test_tangent_kernel_refuses_a_second_set(x2, options, message):
+    with pytest.raises(ValueError, match=message):
+        tangent_kernel(lambda w, x: x @ jnp.ones((x.shape[1], 1)) * w, jnp.ones(1), jnp.ones((2, 3)), x2, **options)

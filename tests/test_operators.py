@@ -260,3 +260,31 @@ def test_inputs_may_be_a_pytree():
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         top_eigenpairs(mlp, weights(2), (X, X[:, :2]), k=1, **{"loss": "mse"} | options)
+
+
+@jax.custom_vjp
+def straight_through(z):
+    return jnp.sign(z)
+
+
+straight_through.defvjp(lambda z: (jnp.sign(z), z), lambda z, g: (g * (jnp.abs(z) < 1),))
+
+
+@pytest.mark.parametrize("loss", ["mse", contrastive])
+@pytest.mark.parametrize("loop", ["jit", "eager", "python"])
+def test_models_with_a_custom_vjp(loop, loss, monkeypatch):
+    """The Jacobian is the one that training sees: that of the vjp."""
+    model = lambda p, x: straight_through(x @ p["a"]) @ p["b"]
+    params, batch = weights(2), (X, X[:, :2])
+    if loop == "python":
+        monkeypatch.setattr("catapult_jax.tangent.products.loops_are_slow", lambda *_: True)
+    J = np.concatenate([np.asarray(j, np.float64).reshape(12, -1) for j in jax.tree.leaves(jax.jacrev(lambda p: model(p, X))(params))], 1)
+    f = model(params, X)
+    S = np.asarray(jax.hessian(lambda v: as_loss(loss)(v.reshape(6, 2), batch[1]))(f.reshape(-1)), np.float64)
+    truth = np.linalg.eigvalsh(J.T @ S @ J)[-1]
+    top = lambda p: top_eigenpairs(model, p, batch, k=1, loss=loss, jvp="transpose", tol=1e-4, max_products=20).eigenvalues[0]
+
+    with pytest.raises(ValueError, match=r"jvp='forward' with apply_fn, in which straight_through has a custom_vjp.*allowed: jvp='transpose'"):
+        top_eigenpairs(model, params, batch, k=1, loss=loss)
+
+    assert float((jax.jit(top) if loop == "jit" else top)(params)) == pytest.approx(truth, rel=1e-4)

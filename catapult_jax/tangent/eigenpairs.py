@@ -24,7 +24,7 @@ from catapult_jax.tangent.checks import (
 from catapult_jax.tangent.coupling import refuse_coupled_examples
 from catapult_jax.tangent.operators import CURVATURES, of_outputs, of_parameters, traced_loss
 from catapult_jax.tangent.placement import explicit_mesh, names_shardings, placed_by_compiler, stacked_like, with_explicit_axes
-from catapult_jax.tangent.products import LinearMap, is_traced, linear_map, loop_kind, trace
+from catapult_jax.tangent.products import JVPS, LinearMap, is_traced, linear_map, loop_kind, trace
 from catapult_jax.tangent.rayleigh_ritz import Space, empty, insert, ritz_vectors, rounding
 from catapult_jax.tangent.search import (
     GROWTH,
@@ -108,6 +108,7 @@ def top_eigenpairs(
     above: float | Float[Array, ""] | None = None,
     k_max: int | None = None,
     chunk_size: int | None = None,
+    jvp: str = "forward",
 ) -> Eigenpairs:
     r"""Top eigenpairs of the loss-weighted kernel of a batch, or of the Hessian, from products only.
 
@@ -159,6 +160,8 @@ def top_eigenpairs(
       k_max: Length of the result; None: ``k``.
       chunk_size: Examples that are linearised at a time. Each product then linearises them again, and memory does not
         grow with the batch. None: all. It needs a model that treats each example alone, and a loss that is no function.
+      jvp: ``"forward"``: forward mode. ``"transpose"``: the transpose of the vjp, for models with a ``custom_vjp``, which
+        have no forward mode. Their vjp must be made of operations that JAX can transpose.
 
     Outside of jit, the first call with an ``apply_fn`` compiles the search and later calls find it. With ``chunk_size``
     each call compiles it, so use jit there. Where XLA is slow in loops (convolutions on the CPU), Python drives the
@@ -188,6 +191,8 @@ def top_eigenpairs(
     params = without_derivative("top_eigenpairs", params)
     if curvature not in CURVATURES:
         raise ValueError(f"curvature={curvature!r}; allowed: {', '.join(CURVATURES)}")
+    if jvp not in JVPS:
+        raise ValueError(f"jvp={jvp!r}; allowed: {', '.join(JVPS)}")
     size = sum(jnp.size(leaf) for leaf in jax.tree.leaves(params))
     n = math.prod(out.shape)
     in_outputs = curvature == "gauss_newton" and loss.has_factor and (n <= LARGE_VECTOR or n <= size)
@@ -215,7 +220,7 @@ def top_eigenpairs(
     loop = loop_kind(apply_fn, params, x, (arrays, make_diagonal()))
     by_default = UNROLLED_PRODUCTS if loop == "unrolled" else min(k + _EXTRA_PRODUCTS, max(_LEAST_PRODUCTS, SPACE_NUMBERS // n))
     most = min(max_products or by_default, n + 1)
-    settings = Settings(loss, k, k_max, tol, failure, most, reuse_bound, chunk_size, loop, curvature, in_outputs)
+    settings = Settings(loss, k, k_max, tol, failure, most, reuse_bound, chunk_size, loop, curvature, jvp, in_outputs)
     diagonal = make_diagonal()
     on_explicit_mesh = explicit_mesh((arrays, diagonal)) is not None
     if loop == "compiled" and chunk_size is None and not on_explicit_mesh and not is_traced((arrays, diagonal)):
@@ -279,7 +284,7 @@ def _compile(traced, settings: Settings):
 def _search(apply_fn, settings: Settings, params, batch, warm_start, above, make_diagonal) -> Eigenpairs:
     with jax.default_matmul_precision("highest"):
         options = {
-            "loss": settings.loss, "preconditioner": make_diagonal, "chunk_size": settings.chunk_size, "loop": settings.loop,
+            "loss": settings.loss, "preconditioner": make_diagonal, "chunk_size": settings.chunk_size, "loop": settings.loop, "jvp": settings.jvp,
         }  # fmt: skip
         out = jax.eval_shape(apply_fn, params, batch[0])
         A = linear_map(apply_fn, params, batch, **options) if settings.in_outputs else None

@@ -16,7 +16,7 @@ from jax import lax
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec, use_abstract_mesh
 
 from catapult_jax.tangent import neural_tangents
-from catapult_jax.tangent.checks import check_arguments, check_preconditioner, forward_mode_only
+from catapult_jax.tangent.checks import batch_size, check_arguments, check_preconditioner, forward_mode_only
 from catapult_jax.tangent.coupling import refuse_coupled_examples
 from catapult_jax.tangent.layer_gram import weight_gram
 from catapult_jax.tangent.placement import placed_by_compiler
@@ -42,6 +42,7 @@ def tangent_kernel(
     apply_fn: Callable[..., Float[Array, "b *o"]],
     params: PyTree,
     x: PyTree,
+    x2: PyTree | None = None,
     *,
     method: str = "auto",
     cotangents: Float[Array, "b o r"] | None = None,
@@ -49,7 +50,7 @@ def tangent_kernel(
     chunk_size: int | None = None,
     mesh: Mesh | None = None,
 ) -> Float[Array, "br br"]:
-    r"""Tangent kernel of a batch (empirical NTK), ``K = J J^T`` with ``J = d f / d params``.
+    r"""Tangent kernel of a batch (empirical NTK), ``K = J J^T`` with ``J = d f / d params``; of two sets, ``K(x, x2) = J(x) J(x2)^T``.
 
     With cotangents ``C`` and a preconditioner ``P`` it is ``K = C^T J P^(-1) J^T C``.
 
@@ -66,6 +67,7 @@ def tangent_kernel(
       apply_fn: ``apply_fn(params, x) -> (b, ...)``. It must treat each example alone.
       params: Parameters; floating-point leaves.
       x: ``(b, ...)`` inputs; one array, or a pytree of arrays with one first axis.
+      x2: ``(b2, ...)`` other inputs, like ``x``. None: the kernel of ``x`` with itself.
       method: ``"auto"``: layers where they have a rule, Jacobians elsewhere; the choice is logged. ``"structured"``:
         the same, but an error where a parameter is not covered; one that is added or multiplied entry by entry (a bias, a
         scale) may use its Jacobian, which is small. ``"jacobian"``: per-example Jacobians for every parameter. ``"neural_tangents"``:
@@ -82,7 +84,7 @@ def tangent_kernel(
         examples. Where ``params`` or ``x`` are on a mesh with explicit axes, the kernel comes to all devices.
 
     Returns:
-      ``(b*r, b*r)``, example-major: row ``i*r + j`` is combination (output) ``j`` of example ``i``. Units: squared
+      ``(b*r, b*r)``, or ``(b*r, b2*r)`` with ``x2``, example-major: row ``i*r + j`` is combination (output) ``j`` of example ``i``. Units: squared
       output per squared parameter.
 
     Raises:
@@ -106,13 +108,24 @@ def tangent_kernel(
     out = check_arguments(apply_fn, params, x)
     _check_options(out, params, method, cotangents, preconditioner, chunk_size, mesh)
     refuse_coupled_examples(apply_fn, params, x)
+    if x2 is not None:
+        _check_second(apply_fn, params, x, x2, cotangents, method)
     if method == "neural_tangents":
         return neural_tangents.empirical_kernel(apply_fn, params, x)
     compute = partial(_kernel, apply_fn, out, method, chunk_size, mesh)
-    return placed_by_compiler(compute, params, x, cotangents, preconditioner)
+    return placed_by_compiler(compute, params, x, x2, cotangents, preconditioner)
 
 
-def _kernel(apply_fn, out, method: str, chunk_size: int | None, mesh: Mesh | None, params, x, cotangents, preconditioner):
+def _check_second(apply_fn, params, x, x2, cotangents, method: str) -> None:
+    check_arguments(apply_fn, params, x2)
+    first, second = (jax.tree.map(lambda a: (jnp.shape(a)[1:], jnp.result_type(a)), tree) for tree in (x, x2))
+    if first != second:
+        raise ValueError(f"x2 has examples of other shapes than x ({second}); allowed: {first}")
+    if cotangents is not None or method == "neural_tangents":
+        raise ValueError("x2 with cotangents or method='neural_tangents'; allowed: neither of them")
+
+
+def _kernel(apply_fn, out, method: str, chunk_size: int | None, mesh: Mesh | None, params, x, x2, cotangents, preconditioner):
     with jax.default_matmul_precision("highest"):
         with contextlib.nullcontext() if mesh is None else use_abstract_mesh(AbstractMesh((), ())):
             found = plan(apply_fn, params, x)  # with a mesh, its equations run inside shard_map, on no mesh
@@ -127,8 +140,11 @@ def _kernel(apply_fn, out, method: str, chunk_size: int | None, mesh: Mesh | Non
             cotangents = jnp.broadcast_to(jnp.eye(o, dtype=out.dtype), (b, o, o))
         leaves, scales = jax.tree.leaves(params), _inverse_roots(preconditioner)
         if mesh is not None:
-            return _kernel_on_mesh(found, leaves, scales, x, cotangents, mesh)
+            return _kernel_on_mesh(found, leaves, scales, x, x2, cotangents, mesh)
         derivatives, block = partial(_derivatives, found, leaves), partial(_kernel_block, found, leaves, scales)
+        if x2 is not None:
+            of_outputs = lambda x: derivatives(x, jnp.broadcast_to(jnp.eye(o, dtype=out.dtype), (batch_size(x), o, o)))
+            return _kernel_between(of_outputs, block, x, x2, chunk_size)
         if chunk_size is not None and chunk_size < b:
             slow_loops = loops_are_slow(apply_fn, params, x)
             return forward_mode_only(_kernel_in_chunks(derivatives, block, x, cotangents, chunk_size, slow_loops=slow_loops))
@@ -382,15 +398,34 @@ def _kernel_in_chunks(derivatives, block, x, cotangents, size: int, *, slow_loop
     return lax.fori_loop(0, count, strip, kernel)[: b * r, : b * r]
 
 
-def _kernel_on_mesh(found: Plan, leaves, scales, x, cotangents, mesh: Mesh):
+def _kernel_between(derivatives, block, x, x2, size: int | None):
+    """The kernel between two sets, whole or in blocks of ``size`` examples of each."""
+    if size is None or size >= max(batch_size(x), batch_size(x2)):
+        return block(derivatives(x), derivatives(x2), same=False)
+    pieces = lambda tree: [jax.tree.map(lambda a, i=i: a[i : i + size], tree) for i in range(0, batch_size(tree), size)]
+    rows, last = [], None
+    for left in pieces(x):
+        columns = []
+        for right in pieces(x2):  # one after the other, in the same memory
+            both = (left, right) if last is None else after(last, (left, right))
+            last = block(derivatives(both[0]), derivatives(both[1]), same=False)
+            columns.append(last)
+        rows.append(jnp.concatenate(columns, 1))
+    return jnp.concatenate(rows)
+
+
+def _kernel_on_mesh(found: Plan, leaves, scales, x, x2, cotangents, mesh: Mesh):
     """Each device computes the derivatives of its examples. They go round the ring and meet those of each device."""
     (axis,) = mesh.axis_names
     devices = mesh.size
     context = jax.sharding.get_abstract_mesh()  # of placed_by_compiler, if the mesh has explicit axes
     on = Mesh(mesh.devices, mesh.axis_names) if context.empty else context
 
-    def rows(x, cotangents, leaves, scales):
+    def rows(x, cotangents, leaves, scales, x2):
         left = right = _derivatives(found, leaves, x, cotangents)
+        if x2 is not None:
+            outputs = jnp.broadcast_to(cotangents[:1], (batch_size(x2), *cotangents.shape[1:]))
+            return _kernel_block(found, leaves, scales, left, _derivatives(found, leaves, x2, outputs), same=False)
         side = len(cotangents) * cotangents.shape[2]
         me = lax.axis_index(axis)
         blocks = []
@@ -404,6 +439,6 @@ def _kernel_on_mesh(found: Plan, leaves, scales, x, cotangents, mesh: Mesh):
 
     spec, everywhere = PartitionSpec(axis), PartitionSpec()
     # Unchecked: a checked map would sum the derivatives of arrays that are the same on all devices.
-    return jax.shard_map(rows, mesh=on, in_specs=(spec, spec, everywhere, everywhere), out_specs=spec, check_vma=False)(
-        x, cotangents, leaves, scales
-    )
+    return jax.shard_map(
+        rows, mesh=on, in_specs=(spec, spec, everywhere, everywhere, everywhere), out_specs=spec, check_vma=False
+    )(x, cotangents, leaves, scales, x2)

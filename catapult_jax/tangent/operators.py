@@ -17,7 +17,7 @@ from jax import lax
 
 from catapult_jax.losses import FunctionLoss, Loss
 from catapult_jax.tangent.checks import batch_size
-from catapult_jax.tangent.products import LinearMap, Traced, compiled, in_chunks, like_params, trace, tracer
+from catapult_jax.tangent.products import LinearMap, Traced, compiled, in_chunks, like_params, linearised, trace, tracer
 from catapult_jax.xla import at_least_float32, computed_after, entry
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def of_parameters(
     preconditioner: Callable,
     chunk_size: int | None,
     loop: str,
+    jvp: str = "forward",
 ) -> Operator:
     """``P^(-1/2) G P^(-1/2)``, or the same with the Hessian, in the space of the parameters.
 
@@ -73,6 +74,7 @@ def of_parameters(
       preconditioner: A function of no arguments that returns the diagonal of ``P``, or None.
       chunk_size: Examples that are linearised at a time, again in each product. None: all, linearised once.
       loop: See :func:`catapult_jax.tangent.products.loop_kind`.
+      jvp: See :func:`catapult_jax.tangent.products.linearised`.
 
     Returns:
       The operator. One product is one jvp and one vjp of the model, or of its gradient.
@@ -98,11 +100,11 @@ def of_parameters(
         diagonal_at = computed_after(preconditioner)
         of_examples = partial(_apply, make, apply_fn)
     if chunk_size is not None and chunk_size < batch_size(x):
-        whole = lambda u: _sum_of_chunks(of_examples, loss, total, params, batch, u, chunk_size, loop)
+        whole = lambda u: _sum_of_chunks(of_examples, loss, total, params, batch, u, chunk_size, loop, jvp)
     elif loop == "python":
-        whole = lambda u: of_examples(loss, total, params, None, x, targets, u)
+        whole = lambda u: of_examples(loss, total, params, None, x, targets, u, jvp)
     else:
-        whole = make(apply_fn, loss, total, params, x, targets)
+        whole = make(apply_fn, loss, total, params, x, targets, jvp)
     dtypes = jax.tree.map(lambda p: at_least_float32(jnp.result_type(p)), params)
     widened = lambda u: jax.tree.map(lambda a, dtype: a.astype(dtype), u, dtypes)
     power = lambda u, exponent: _times_power(u, diagonal_at(entry(u, -1)), exponent)
@@ -122,31 +124,31 @@ def _times_power(u: PyTree, diagonal: PyTree | None, exponent: float) -> PyTree:
     return u if diagonal is None else jax.tree.map(lambda a, p: a * jnp.asarray(p, a.dtype) ** exponent, u, diagonal)
 
 
-def _gauss_newton(apply_fn, loss: Loss, total, params, x, targets) -> Callable:
+def _gauss_newton(apply_fn, loss: Loss, total, params, x, targets, jvp: str) -> Callable:
     """``u -> J^T S J u``, linearised once."""
-    outputs, push = jax.linearize(lambda p: apply_fn(p, x), params)
-    pull = jax.linear_transpose(push, params)
+    outputs, push, pull = linearised(lambda p: apply_fn(p, x), params, jvp)
     wide = outputs.astype(at_least_float32(outputs.dtype))
     curve = jax.linearize(jax.grad(lambda f: loss(f, targets, total)), wide)[1]
-    return lambda u: pull(curve(push(u).astype(wide.dtype)).astype(outputs.dtype))[0]
+    return lambda u: pull(curve(push(u).astype(wide.dtype)).astype(outputs.dtype))
 
 
-def _hessian(apply_fn, loss: Loss, total, params, x, targets) -> Callable:
-    """``u -> H u``, linearised once."""
+def _hessian(apply_fn, loss: Loss, total, params, x, targets, jvp: str) -> Callable:
+    """``u -> H u``, linearised once. ``H`` is symmetric, so its transpose is the same."""
 
     def value(params):
         outputs = apply_fn(params, x)
         return loss(outputs.astype(at_least_float32(outputs.dtype)), targets, total)
 
-    return jax.linearize(jax.grad(value), params)[1]
+    _, push, pull = linearised(jax.grad(value), params, jvp)
+    return pull if jvp == "transpose" else push
 
 
 _MAKERS = {"gauss_newton": _gauss_newton, "hessian": _hessian}
 
 
-def _apply(make: Callable, apply_fn, loss, total, params, diagonal, x, targets, u):
+def _apply(make: Callable, apply_fn, loss, total, params, diagonal, x, targets, u, jvp):
     del diagonal
-    return make(apply_fn, loss, total, params, x, targets)(u)
+    return make(apply_fn, loss, total, params, x, targets, jvp)(u)
 
 
 _PROGRAMS = {name: compiled(partial(_apply, make)) for name, make in _MAKERS.items()}
@@ -182,10 +184,10 @@ def traced_loss(loss: FunctionLoss, outputs: jax.ShapeDtypeStruct, targets: PyTr
     return FunctionLoss(function=_LossProgram(traced)), (targets, constants)
 
 
-def _sum_of_chunks(of_examples, loss, total, params, batch, u, chunk_size: int, loop: str):
+def _sum_of_chunks(of_examples, loss, total, params, batch, u, chunk_size: int, loop: str, jvp: str):
     """The product of a batch as the sum of those of its chunks; the last one may be smaller."""
     chunks, rest = in_chunks(batch, chunk_size)
-    of_chunk = lambda chunk: of_examples(loss, total, params, None, *chunk, u)
+    of_chunk = lambda chunk: of_examples(loss, total, params, None, *chunk, u, jvp)
     add = lambda a, b: jax.tree.map(jnp.add, a, b)
     if loop == "python":
         pieces = [jax.tree.map(lambda a, i=i: a[i], chunks) for i in range(batch_size(chunks))]

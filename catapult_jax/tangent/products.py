@@ -83,6 +83,7 @@ def linear_map(
     preconditioner: Callable,
     chunk_size: int | None,
     loop: str,
+    jvp: str = "forward",
 ) -> LinearMap:
     """The two halves of a product with the loss-weighted kernel of a batch.
 
@@ -92,6 +93,7 @@ def linear_map(
       preconditioner: A function of no arguments that returns the diagonal of ``P``, or None.
       chunk_size: Examples that are linearised at a time, again in each product. None: all, linearised once.
       loop: See :func:`loop_kind`.
+      jvp: See :func:`linearised`.
 
     Returns:
       The linear map, its transpose without ``P``, and the norm.
@@ -119,15 +121,15 @@ def linear_map(
         diagonal_at = computed_after(preconditioner)
         forward_at, backward_at = (functools.partial(f, apply_fn) for f in (_forward, _backward))
     square = lambda u: (_square_compiled if python else _square)(diagonal_at(entry(u, 0)), u)
-    forward_of = lambda u, x, targets: forward_at(loss, total, params, diagonal_at(entry(u, -1)), x, targets, u)
-    backward_of = lambda v, x, targets: backward_at(loss, total, params, None, x, targets, v)
+    forward_of = lambda u, x, targets: forward_at(loss, total, params, diagonal_at(entry(u, -1)), x, targets, u, jvp)
+    backward_of = lambda v, x, targets: backward_at(loss, total, params, None, x, targets, v, jvp)
     n = math.prod(out.shape)
 
     if chunk_size is None or chunk_size >= b:
         if python:
             forward, backward = (functools.partial(f, x=x, targets=targets) for f in (forward_of, backward_of))
         else:
-            forward, backward = _maps(apply_fn, loss, total, params, diagonal_at, x, targets)
+            forward, backward = _maps(apply_fn, loss, total, params, diagonal_at, x, targets, jvp)
         return LinearMap(forward, backward, square, n, loop)
 
     forward, backward = _in_chunks(forward_of, backward_of, params, x, targets, n // b, chunk_size, loop)
@@ -210,10 +212,55 @@ def like_params(u: PyTree, params: PyTree) -> PyTree:
     return jax.tree.map(lambda a, p: a.astype(jnp.result_type(p)), u, params)
 
 
-def _maps(apply_fn, loss: Loss, total, params, diagonal_at: Callable, x, targets) -> tuple[Callable, Callable]:
-    """``forward`` and ``backward`` of some examples of a batch, whose weights have this sum; linearised once."""
-    outputs, push = jax.linearize(lambda p: apply_fn(p, x), params)
+JVPS = ("forward", "transpose")
+
+
+def linearised(function: Callable, params: PyTree, jvp: str = "forward") -> tuple[Array, Callable, Callable]:
+    """The outputs of a function, its jvp and its vjp, linearised once.
+
+    Args:
+      function: ``function(params) -> outputs``.
+      params: Parameters.
+      jvp: ``"forward"``: forward mode, and the vjp as its transpose. ``"transpose"``: reverse mode, and the jvp as its transpose. The
+        second serves functions with a ``custom_vjp``, which have no forward mode.
+
+    Returns:
+      ``(outputs, push, pull)``: ``push(u) = J u``, ``pull(v) = J^T v``.
+
+    Raises:
+      ValueError: ``"forward"`` for a function with a ``custom_vjp``.
+
+    >>> outputs, push, pull = linearised(lambda w: 3 * w, jnp.ones(2), "transpose")
+    >>> push(jnp.ones(2)).tolist(), pull(jnp.ones(2)).tolist()
+    ([3.0, 3.0], [3.0, 3.0])
+    """
+    if jvp == "transpose":
+        outputs, pull = jax.vjp(function, params)
+        push = jax.linear_transpose(lambda v: pull(v)[0], outputs)
+        return outputs, lambda u: push(u)[0], lambda v: pull(v)[0]
+    outputs, push = jax.linearize(function, params)
+    if _equations(jax.make_jaxpr(push)(params).jaxpr, "custom_lin"):  # otherwise the error comes when the program is compiled
+        called = _equations(jax.make_jaxpr(function)(params).jaxpr, "custom_vjp_call")
+        names = dict.fromkeys(eqn.params["call_jaxpr"].jaxpr.debug_info.func_name for eqn in called)
+        raise ValueError(
+            f"jvp={jvp!r} with apply_fn, in which {', '.join(names)} has a custom_vjp, so no forward mode; allowed: jvp='transpose'"
+        )
     pull = jax.linear_transpose(push, params)
+    return outputs, push, lambda v: pull(v)[0]
+
+
+def _equations(jaxpr, name: str) -> list:
+    """The equations of a program and of those inside it whose operation has this name."""
+    inner = [
+        getattr(v, "jaxpr", v) for eqn in jaxpr.eqns for v in eqn.params.values() if hasattr(v, "eqns") or hasattr(v, "jaxpr")
+    ]
+    here = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == name]
+    return here + [eqn for program in inner for eqn in _equations(program, name)]
+
+
+def _maps(apply_fn, loss: Loss, total, params, diagonal_at: Callable, x, targets, jvp: str) -> tuple[Callable, Callable]:
+    """``forward`` and ``backward`` of some examples of a batch, whose weights have this sum; linearised once."""
+    outputs, push, pull = linearised(lambda p: apply_fn(p, x), params, jvp)
     dtype = at_least_float32(outputs.dtype)
     factor = curvature_factor(outputs.astype(dtype), targets, loss=loss, total=total)
     positions, root = factor.positions, factor.positions**-0.5
@@ -223,17 +270,17 @@ def _maps(apply_fn, loss: Loss, total, params, diagonal_at: Callable, x, targets
         return factor.transposed(pushed.reshape(positions, -1) * root).reshape(-1)
 
     def backward(v):
-        return pull(factor.times(v.reshape(positions, -1) * root).reshape(outputs.shape).astype(outputs.dtype))[0]
+        return pull(factor.times(v.reshape(positions, -1) * root).reshape(outputs.shape).astype(outputs.dtype))
 
     return forward, backward
 
 
-def _forward(apply_fn, loss, total, params, diagonal, x, targets, u):
-    return _maps(apply_fn, loss, total, params, lambda _: diagonal, x, targets)[0](u)
+def _forward(apply_fn, loss, total, params, diagonal, x, targets, u, jvp):
+    return _maps(apply_fn, loss, total, params, lambda _: diagonal, x, targets, jvp)[0](u)
 
 
-def _backward(apply_fn, loss, total, params, diagonal, x, targets, v):
-    return _maps(apply_fn, loss, total, params, lambda _: diagonal, x, targets)[1](v)
+def _backward(apply_fn, loss, total, params, diagonal, x, targets, v, jvp):
+    return _maps(apply_fn, loss, total, params, lambda _: diagonal, x, targets, jvp)[1](v)
 
 
 class Traced:
@@ -286,20 +333,20 @@ def compiled(function: Callable) -> Callable:
     """A function of a model, compiled once for each program of the model.
 
     Args:
-      function: ``function(apply_fn, loss, total, params, diagonal, x, *rest)``.
+      function: ``function(apply_fn, loss, total, params, diagonal, x, targets, vector, jvp)``.
 
     Returns:
       The same, with a :func:`tracer` in place of ``apply_fn``; its ``programs`` are those that were compiled.
     """
 
-    def with_constants(traced: Traced, loss, constants, *arguments):
-        return function(traced.with_constants(constants), loss, *arguments)
+    def with_constants(traced: Traced, loss, jvp, constants, *arguments):
+        return function(traced.with_constants(constants), loss, *arguments, jvp)
 
-    programs = jax.jit(with_constants, static_argnums=(0, 1))
+    programs = jax.jit(with_constants, static_argnums=(0, 1, 2))
 
-    def run(traced_for: Callable, loss, total, params, diagonal, x, *rest):
+    def run(traced_for: Callable, loss, total, params, diagonal, x, targets, vector, jvp):
         traced, constants = traced_for(x)
-        return programs(traced, loss, constants, total, params, diagonal, x, *rest)
+        return programs(traced, loss, jvp, constants, total, params, diagonal, x, targets, vector)
 
     run.programs = programs
     return run

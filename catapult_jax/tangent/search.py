@@ -52,6 +52,7 @@ class Settings(NamedTuple):
     chunk_size: int | None
     loop: str  # "compiled", "python" or "unrolled"
     curvature: str = "gauss_newton"
+    jvp: str = "forward"
     in_outputs: bool = True  # the search is in the space of the outputs, otherwise in that of the parameters
 
 
