@@ -278,13 +278,17 @@ def test_models_with_a_custom_vjp(loop, loss, monkeypatch):
     params, batch = weights(2), (X, X[:, :2])
     if loop == "python":
         monkeypatch.setattr("catapult_jax.tangent.products.loops_are_slow", lambda *_: True)
-    J = np.concatenate([np.asarray(j, np.float64).reshape(12, -1) for j in jax.tree.leaves(jax.jacrev(lambda p: model(p, X))(params))], 1)
+    J = np.concatenate(
+        [np.asarray(j, np.float64).reshape(12, -1) for j in jax.tree.leaves(jax.jacrev(lambda p: model(p, X))(params))], 1
+    )
     f = model(params, X)
     S = np.asarray(jax.hessian(lambda v: as_loss(loss)(v.reshape(6, 2), batch[1]))(f.reshape(-1)), np.float64)
     truth = np.linalg.eigvalsh(J.T @ S @ J)[-1]
     top = lambda p: top_eigenpairs(model, p, batch, k=1, loss=loss, jvp="transpose", tol=1e-4, max_products=20).eigenvalues[0]
 
-    with pytest.raises(ValueError, match=r"jvp='forward' with apply_fn, in which straight_through has a custom_vjp.*allowed: jvp='transpose'"):
+    with pytest.raises(
+        ValueError, match=r"jvp='forward' with apply_fn, in which straight_through has a custom_vjp.*allowed: jvp='transpose'"
+    ):
         top_eigenpairs(model, params, batch, k=1, loss=loss)
 
     assert float((jax.jit(top) if loop == "jit" else top)(params)) == pytest.approx(truth, rel=1e-4)

@@ -49,7 +49,7 @@ def tangent_kernel(
     preconditioner: PyTree | None = None,
     chunk_size: int | None = None,
     mesh: Mesh | None = None,
-) -> Float[Array, "br br"]:
+) -> Float[Array, "br cr"]:
     r"""Tangent kernel of a batch (empirical NTK), ``K = J J^T`` with ``J = d f / d params``; of two sets, ``K(x, x2) = J(x) J(x2)^T``.
 
     With cotangents ``C`` and a preconditioner ``P`` it is ``K = C^T J P^(-1) J^T C``.

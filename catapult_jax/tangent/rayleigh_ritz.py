@@ -252,30 +252,38 @@ def ritz_vectors(space: Space, pairs: Ritz, k: int) -> PyTree:
     return combine(space.basis, pairs.rotation[: len(space.alpha), :k])
 
 
-def restrict(space: Space, pairs: Ritz, count: Array) -> Space:
+def restrict(space: Space, pairs: Ritz, count: Array, most: int, condition: Array) -> Space:
     """The space of the first Ritz vectors alone, without a Lanczos recursion.
 
     Args:
       space: The space.
       pairs: Of the space.
       count: How many vectors to keep.
+      most: The largest value of ``count``.
+      condition: If it is false, the space stays as it is.
 
     Returns:
       The smaller space, with room for as many vectors.
 
     >>> q, image = jnp.array([1.0, 0.0]), jnp.array([3.0, 0.5])
     >>> space = insert(empty(jnp.zeros(2), 1, jnp.float32), q, image, jnp.ones(2), jnp.asarray(True))
-    >>> smaller = restrict(space, ritz(space, jnp.int32(1), 0.01), jnp.int32(1))
+    >>> smaller = restrict(space, ritz(space, jnp.int32(1), 0.01), jnp.int32(1), 1, jnp.asarray(True))
     >>> int(smaller.count), int(smaller.steps)
     (1, 0)
     """
     m = len(space.alpha)
-    kept = jnp.where(jnp.arange(m)[None] < count, pairs.rotation[:m, :m], 0)
-    zeros = jnp.zeros_like(space.alpha)
-    return space._replace(
-        basis=combine(space.basis, kept), images=combine(space.images, kept), count=count, start=jnp.int32(m), steps=jnp.int32(0),
-        alpha=zeros, beta=zeros,
-    )  # fmt: skip
+    rotation = jnp.where(jnp.arange(most)[None] < count, pairs.rotation[:m, :most], 0)
+
+    def kept(vectors):
+        first = combine(vectors, rotation)
+        remaining = jnp.where(condition, 0, 1).astype(space.alpha.dtype)
+        put = lambda all_, new: (all_ * remaining).at[:most].set(jnp.where(condition, new, all_[:most]))  # in place
+        return jax.tree.map(put, vectors, first)
+
+    values = {"count": count, "start": jnp.int32(m), "steps": jnp.int32(0)}
+    values |= {"alpha": jnp.zeros_like(space.alpha), "beta": jnp.zeros_like(space.beta)}
+    values = {name: jnp.where(condition, value, getattr(space, name)) for name, value in values.items()}
+    return space._replace(basis=kept(space.basis), images=kept(space.images), **values)
 
 
 def residual_vector(space: Space, pairs: Ritz, j: Array) -> PyTree:

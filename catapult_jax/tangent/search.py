@@ -177,16 +177,27 @@ def search_from(search: Search, space: Space, products: Array | float) -> State:
         )  # stop on NaN or inf
 
     def grow(state):
-        if may_begin_anew:
-            state = if_needed(search, _begins_anew(search, state), state, _begin_anew)
         v, lanczos, first_residual = _propose(search, state)
         space = _add(search, state.space, v, lanczos)
         return _assess(search, space, state.residuals + first_residual, state.products + 1)
 
+    if search.K.loop == "compiled" and may_begin_anew:
+
+        def until_anew(state):
+            """Begin anew, except in the first turn; then go on until this is due again."""
+            anew = _begins_anew(search, state)
+            runs = lambda carry: carry[0] | (goes_on(carry[1]) & ~_begins_anew(search, carry[1]))
+            return lax.while_loop(
+                runs, lambda carry: (jnp.zeros_like(anew), grow(carry[1])), (anew, _begin_anew(search, state, anew))
+            )[1]
+
+        return lax.while_loop(goes_on, until_anew, state)
     if search.K.loop == "compiled":
         return lax.while_loop(goes_on, grow, state)
     if search.K.loop == "python":
         while bool(goes_on(state)):
+            if may_begin_anew and bool(_begins_anew(search, state)):
+                state = _begin_anew(search, state, jnp.asarray(True))
             state = grow(state)
         return state
     for _ in range(min(most, room)):
@@ -232,10 +243,11 @@ def _begins_anew(search: Search, state: State) -> Array:
     return (space.steps > 0) & is_ready & (is_slow | ~runs_on(space)) & state.open.any()
 
 
-def _begin_anew(state: State) -> State:
+def _begin_anew(search: Search, state: State, condition: Array) -> State:
     """The state with the tracked Ritz vectors alone. The bounds are open until the next step, which is a random start."""
-    pairs = state.ritz._replace(above=jnp.full_like(state.ritz.above, jnp.inf))
-    return state._replace(space=restrict(state.space, state.ritz, state.tracked), ritz=pairs)
+    most = min(search.settings.k_max, len(state.space.alpha))
+    space = restrict(state.space, state.ritz, state.tracked, most, condition)
+    return state._replace(space=space, ritz=state.ritz._replace(above=jnp.where(condition, jnp.inf, state.ritz.above)))
 
 
 def _improves_reuse(search: Search, state: State) -> Array:
