@@ -78,7 +78,8 @@ def critical_lr(
       method: how the kernel is computed, see :func:`catapult_jax.tangent_kernel`.
 
     Returns:
-      A scalar, in units of the learning rate; infinite if the kernel is zero.
+      A scalar, in units of the learning rate; infinite if the kernel is zero. It has a derivative in ``params`` where the largest
+      eigenvalue is simple.
 
     Raises:
       ValueError: as :func:`catapult_jax.tangent_kernel` and :func:`catapult_jax.loss_weighted_kernel`.

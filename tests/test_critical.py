@@ -97,3 +97,23 @@ def test_lambda_max_bounds_that_of_a_sub_batch():
 
     assert np.linalg.eigvalsh(kernel[:5, :5])[-1] <= np.linalg.eigvalsh(kernel)[-1] * (1 + 1e-6)
     assert relative_error(kernel.T, kernel) <= 1e-6
+
+
+@pytest.mark.parametrize("loss", ["mse", "softmax_cross_entropy"])
+def test_critical_lr_has_a_derivative(loss):
+    """Where the largest eigenvalue is simple: against central differences along a random direction."""
+    with jax.enable_x64():
+        rng = np.random.default_rng(0)
+        params = {"a": jnp.asarray(rng.standard_normal((4, 5))), "b": jnp.asarray(rng.standard_normal((5, 2)))}
+        model = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]
+        x = jnp.asarray(rng.standard_normal((6, 4)))
+        batch = (x, x[:, :2] if loss == "mse" else jnp.arange(6) % 2)
+        D = jax.tree.map(lambda p: jnp.asarray(rng.standard_normal(p.shape)), params)
+        at = lambda a: critical_lr(model, jax.tree.map(lambda p, d: p + a * d, params, D), batch, loss=loss)
+        h = 1e-5
+        difference = float(at(h) - at(-h)) / (2 * h)
+
+        reverse, forward = float(jax.grad(at)(0.0)), float(jax.jvp(at, (0.0,), (1.0,))[1])
+
+    assert abs(difference) > 1e-4
+    np.testing.assert_allclose([reverse, forward], difference, rtol=1e-6)
