@@ -22,7 +22,7 @@ from catapult_jax.tangent.placement import explicit_mesh
 from catapult_jax.xla import at_least_float32, computed_after, entry, fresh_jaxpr, loops_are_slow, sum_of_products
 
 if TYPE_CHECKING:
-    from jaxtyping import PyTree
+    from jaxtyping import Array, PyTree
 
 
 class LinearMap(NamedTuple):
