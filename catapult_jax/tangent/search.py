@@ -247,7 +247,9 @@ def _begin_anew(search: Search, state: State, condition: Array) -> State:
     """The state with the tracked Ritz vectors alone. The bounds are open until the next step, which is a random start."""
     most = min(search.settings.k_max, len(state.space.alpha))
     space = restrict(state.space, state.ritz, state.tracked, most, condition)
-    return state._replace(space=space, ritz=state.ritz._replace(above=jnp.where(condition, jnp.inf, state.ritz.above)))
+    above = jnp.where(condition, jnp.inf, state.ritz.above)
+    rotation = jnp.where(condition, jnp.eye(len(state.ritz.rotation), dtype=above.dtype), state.ritz.rotation)
+    return state._replace(space=space, ritz=state.ritz._replace(above=above, rotation=rotation))
 
 
 def _improves_reuse(search: Search, state: State) -> Array:
