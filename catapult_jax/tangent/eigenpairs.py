@@ -196,9 +196,8 @@ def top_eigenpairs(
     size = sum(jnp.size(leaf) for leaf in jax.tree.leaves(params))
     n = math.prod(out.shape)
     in_outputs = curvature == "gauss_newton" and loss.has_factor and (n <= LARGE_VECTOR or n <= size)
-    in_outputs = in_outputs and not names_shardings(
-        apply_fn, params, x
-    )  # its outputs have a place that vectors of a search have not
+    # Outputs of such a model are cut on a mesh; vectors of a search are on none.
+    in_outputs = in_outputs and not names_shardings(apply_fn, params, x)
     n = n if in_outputs else size
     k_max = k if k_max is None else k_max
     _check_options(n, k, k_max, tol, failure, max_products, reuse_bound, chunk_size)
