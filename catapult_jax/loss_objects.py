@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from collections.abc import Callable
@@ -33,7 +34,7 @@ class Rows(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Loss:
+class Loss(abc.ABC):
     """A loss that is a weighted mean over positions. With ``weighted``, targets are pairs ``(targets, weights)``, weights ``>= 0``.
 
     Weights have the shape of the positions. If they are all zero, the loss is NaN.
@@ -48,9 +49,9 @@ class Loss:
 
     # What a loss of one kind says. Rows come from :meth:`rows`.
 
+    @abc.abstractmethod
     def values(self, rows: Rows) -> Float[Array, " n"]:
         """``l(f_i, y_i)`` of each position."""
-        raise NotImplementedError
 
     def factor(self, rows: Rows) -> CurvatureFactor:
         """Factor of the Hessian of each ``l(f_i, y_i)``."""
@@ -296,12 +297,19 @@ class FunctionLoss(Loss):
         del outputs, targets
 
     def rows(self, outputs: Array, targets: PyTree, total: Array | float | None = None) -> Rows:
-        raise ValueError(
-            "loss is a function, which has no losses of positions; allowed: a name, or an object of catapult_jax.losses"
-        )
+        raise _no_positions()
+
+    def values(self, rows: Rows) -> Float[Array, " n"]:
+        raise _no_positions()
 
     def __str__(self) -> str:
         return f"function {getattr(self.function, '__name__', self.function)}"
+
+
+def _no_positions() -> ValueError:
+    return ValueError(
+        "loss is a function, which has no losses of positions; allowed: a name, or an object of catapult_jax.losses"
+    )
 
 
 def scaled(array: Array, weights: Array | None) -> Array:

@@ -32,6 +32,7 @@ from catapult_jax.loss_objects import (
     Huber,
     Logistic,
     Loss,
+    Rows,
     SoftmaxCrossEntropy,
     SquaredError,
     scaled,
@@ -135,7 +136,12 @@ def output_gradient(outputs: Float[Array, "b *o"], targets: PyTree, *, loss: str
     """
     loss = as_loss(loss)
     rows = loss.rows(outputs, targets)
-    return scaled(jax.grad(lambda f: jnp.sum(loss.values(rows._replace(outputs=f))))(rows.outputs), rows.weights)
+    return scaled(_gradient(loss, rows), rows.weights)
+
+
+def _gradient(loss: Loss, rows: Rows) -> Float[Array, "n o"]:
+    """``d l(f_i, y_i) / d f_i`` of each position, without weights."""
+    return jax.grad(lambda f: jnp.sum(loss.values(rows._replace(outputs=f))))(rows.outputs)
 
 
 def curvature_factor(
@@ -237,7 +243,7 @@ def weighted_residual(outputs: Float[Array, "b *o"], targets: PyTree, *, loss: s
     """
     loss = as_loss(loss)
     rows = loss.rows(outputs, targets)
-    gradient = jax.grad(lambda f: jnp.sum(loss.values(rows._replace(outputs=f))))(rows.outputs)
+    gradient = _gradient(loss, rows)
     if isinstance(root := loss.root(rows), float):
         residual = gradient / (root * 2**0.5)
     else:

@@ -256,6 +256,10 @@ def test_inputs_may_be_a_pytree():
     ("options", "message"),
     [
         (dict(curvature="fisher"), "curvature='fisher'; allowed: gauss_newton, hessian"),
+        (
+            dict(curvature="hessian", jvp="transpose"),
+            "jvp='transpose' with curvature='hessian'; allowed: curvature='gauss_newton'",
+        ),
         (dict(loss=contrastive, chunk_size=2), "chunk_size=2 with a loss that is a function; allowed: None"),
         (dict(loss=lambda f, y: f), r"loss returns shape \(6, 2\), dtype float32; allowed: a real scalar"),
         (dict(loss=SquaredError(weighted=True)), r"targets is a .*; allowed for .*: a pair \(targets, weights\)"),

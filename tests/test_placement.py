@@ -1,5 +1,7 @@
 """Sharded parameters and batches against one device: meshes with automatic and with explicit axes, and shard_map."""
 
+import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -41,10 +43,6 @@ def placed(place: str, kind: AxisType):
     put = lambda a, spec: jax.device_put(a, NamedSharding(mesh, spec))
     params = {name: put(PARAMS[name], spec) for name, spec in zip("abc", PLACES[place], strict=True)}
     return mesh, params, (put(X, P("data")), put(Y, P("data")))
-
-
-def specs(tree):
-    return {name: tuple(jax.typeof(leaf).sharding.spec or leaf.sharding.spec) for name, leaf in tree.items()}
 
 
 @pytest.mark.parametrize("is_jitted", [False, True], ids=["eager", "jit"])
@@ -141,8 +139,6 @@ PROCESS = textwrap.dedent("""
 
 def test_two_processes_give_the_eigenvalue_of_one(tmp_path):
     """Each process has four devices."""
-    import socket
-
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -152,7 +148,7 @@ def test_two_processes_give_the_eigenvalue_of_one(tmp_path):
 
     processes = [
         subprocess.Popen([sys.executable, script, str(i), str(port)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                         env=__import__("os").environ | {"PYTHONPATH": "."})
+                         env=os.environ | {"PYTHONPATH": "."})
         for i in (0, 1)
     ]  # fmt: skip
     results = [process.communicate(timeout=240) for process in processes]

@@ -23,6 +23,7 @@ from catapult_jax.tangent.batch_axis import follow
 from catapult_jax.tangent.batch_axis_rules import Lost
 from catapult_jax.tangent.checks import batch_size
 from catapult_jax.tangent.compare_programs import same_program
+from catapult_jax.tangent.equations import inner_programs
 from catapult_jax.xla import PROBED_NUMBERS, QUICK
 
 if TYPE_CHECKING:
@@ -168,10 +169,11 @@ def _trace(apply_fn, shapes, x, size: int):
 
 def _count_numbers(jaxpr) -> int:
     """Numbers in all arrays that a program computes, and one more for each program inside it."""
-    inner = [
-        getattr(v, "jaxpr", v) for eqn in jaxpr.eqns for v in eqn.params.values() if hasattr(v, "eqns") or hasattr(v, "jaxpr")
-    ]
-    return 1 + sum(map(_count_numbers, inner)) + sum(math.prod(v.aval.shape) for eqn in jaxpr.eqns for v in eqn.outvars)
+    return (
+        1
+        + sum(map(_count_numbers, inner_programs(jaxpr)))
+        + sum(math.prod(v.aval.shape) for eqn in jaxpr.eqns for v in eqn.outvars)
+    )
 
 
 def _outside_of_shard_map(function: Callable, *arguments, **options) -> None:

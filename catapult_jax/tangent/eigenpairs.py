@@ -162,6 +162,7 @@ def top_eigenpairs(
         grow with the batch. None: all. It needs a model that treats each example alone, and a loss that is no function.
       jvp: ``"forward"``: forward mode. ``"transpose"``: the transpose of the vjp, for models with a ``custom_vjp``, which
         have no forward mode. Their vjp must be made of operations that JAX can transpose.
+        Only for ``"gauss_newton"``: a ``custom_vjp`` need not be a derivative, so the Hessian need not be symmetric.
 
     Outside of jit, the first call with an ``apply_fn`` compiles the search and later calls find it. With ``chunk_size``
     each call compiles it, so use jit there. Where XLA is slow in loops (convolutions on the CPU), Python drives the
@@ -193,6 +194,8 @@ def top_eigenpairs(
         raise ValueError(f"curvature={curvature!r}; allowed: {', '.join(CURVATURES)}")
     if jvp not in JVPS:
         raise ValueError(f"jvp={jvp!r}; allowed: {', '.join(JVPS)}")
+    if jvp == "transpose" and curvature == "hessian":  # a custom_vjp need not be a derivative: its Hessian may not be symmetric
+        raise ValueError(f"jvp={jvp!r} with curvature={curvature!r}; allowed: curvature='gauss_newton'")
     size = sum(jnp.size(leaf) for leaf in jax.tree.leaves(params))
     n = math.prod(out.shape)
     in_outputs = curvature == "gauss_newton" and loss.has_factor and (n <= LARGE_VECTOR or n <= size)
@@ -216,11 +219,11 @@ def top_eigenpairs(
     warn_of_lapack_threads()
 
     arrays = (params, (x, targets), warm_start, above)
-    loop = loop_kind(apply_fn, params, x, (arrays, make_diagonal()))
+    diagonal = make_diagonal()
+    loop = loop_kind(apply_fn, params, x, (arrays, diagonal))
     by_default = UNROLLED_PRODUCTS if loop == "unrolled" else min(k + _EXTRA_PRODUCTS, max(_LEAST_PRODUCTS, SPACE_NUMBERS // n))
     most = min(max_products or by_default, n + 1)
     settings = Settings(loss, k, k_max, tol, failure, most, reuse_bound, chunk_size, loop, curvature, jvp, in_outputs)
-    diagonal = make_diagonal()
     on_explicit_mesh = explicit_mesh((arrays, diagonal)) is not None
     if loop == "compiled" and chunk_size is None and not on_explicit_mesh and not is_traced((arrays, diagonal)):
         traced, constants = trace(apply_fn, params, x)

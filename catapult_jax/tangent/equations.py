@@ -48,6 +48,24 @@ def called_program(eqn: JaxprEqn) -> tuple[Jaxpr, Any]:
     return getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
 
 
+def inner_programs(jaxpr: Jaxpr) -> list[Jaxpr]:
+    """The programs inside a program, such as those of calls and the bodies of scans; branches are left out.
+
+    Args:
+      jaxpr: A program.
+
+    Returns:
+      Programs, in the order of its equations.
+
+    >>> import jax, jax.numpy as jnp
+    >>> program = jax.make_jaxpr(jax.jit(jnp.sin))(1.0)
+    >>> [eqn.primitive.name for inner in inner_programs(program.jaxpr) for eqn in inner.eqns]
+    ['sin']
+    """
+    values = (v for eqn in jaxpr.eqns for v in eqn.params.values())
+    return [getattr(v, "jaxpr", v) for v in values if hasattr(v, "eqns") or hasattr(v, "jaxpr")]
+
+
 def scan_operands(eqn: JaxprEqn) -> tuple[range, range, range]:
     """The operands of a scan: numbers of the constants, of the carry at the start, and of the scanned arrays.
 

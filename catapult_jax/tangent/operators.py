@@ -133,14 +133,14 @@ def _gauss_newton(apply_fn, loss: Loss, total, params, x, targets, jvp: str) -> 
 
 
 def _hessian(apply_fn, loss: Loss, total, params, x, targets, jvp: str) -> Callable:
-    """``u -> H u``, linearised once. ``H`` is symmetric, so its transpose is the same."""
+    """``u -> H u``, linearised once."""
+    del jvp
 
     def value(params):
         outputs = apply_fn(params, x)
         return loss(outputs.astype(at_least_float32(outputs.dtype)), targets, total)
 
-    _, push, pull = linearised(jax.grad(value), params, jvp)
-    return pull if jvp == "transpose" else push
+    return jax.linearize(jax.grad(value), params)[1]
 
 
 _MAKERS = {"gauss_newton": _gauss_newton, "hessian": _hessian}

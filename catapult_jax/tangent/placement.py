@@ -35,14 +35,17 @@ def placed_by_compiler(function: Callable, *arguments: PyTree, like: Callable[[A
     mesh = explicit_mesh(arguments)
     if mesh is None:
         return function(*arguments)
-    axes = tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit)
     arguments = jax.tree.map(jnp.asarray, arguments)
     plain = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)
     result = jax.eval_shape(function, *plain)
     everywhere = NamedSharding(mesh, PartitionSpec())
     wanted = jax.tree.map(lambda _: None, result) if like is None else like(result)
     shardings = jax.tree.map(lambda _, sharding: sharding or everywhere, result, wanted)
-    return jax.jit(jax.sharding.auto_axes(function, axes=axes, out_sharding=shardings))(*arguments)
+    return jax.jit(jax.sharding.auto_axes(function, axes=_explicit_axes(mesh), out_sharding=shardings))(*arguments)
+
+
+def _explicit_axes(mesh: Any) -> tuple[str, ...]:
+    return tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit)
 
 
 def explicit_mesh(tree: PyTree) -> Any:
@@ -84,7 +87,7 @@ def names_shardings(apply_fn: Callable, params: PyTree, x: PyTree) -> bool:
     try:
         with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
             jax.eval_shape(lambda params, x: apply_fn(params, x), *plain)
-    except Exception:
+    except Exception:  # the caller has traced the model on its mesh, so only what it says of the mesh can fail here
         return True
     return False
 
@@ -105,9 +108,8 @@ def with_explicit_axes(apply_fn: Callable, params: PyTree, x: PyTree) -> Callabl
     mesh = explicit_mesh((params, x))
     if mesh is None or not names_shardings(apply_fn, params, x):
         return apply_fn
-    axes = tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit)
     spec = lambda leaf: jax.typeof(leaf).sharding.spec if explicit_mesh(leaf) is not None else PartitionSpec()
-    return jax.sharding.explicit_axes(apply_fn, axes=axes, in_sharding=jax.tree.map(spec, (params, x)))
+    return jax.sharding.explicit_axes(apply_fn, axes=_explicit_axes(mesh), in_sharding=jax.tree.map(spec, (params, x)))
 
 
 def stacked_like(params: PyTree) -> PyTree:

@@ -18,6 +18,7 @@ from jax import lax
 
 from catapult_jax.losses import Loss, curvature_factor
 from catapult_jax.tangent.checks import batch_size
+from catapult_jax.tangent.equations import inner_programs
 from catapult_jax.tangent.placement import explicit_mesh
 from catapult_jax.xla import at_least_float32, computed_after, entry, fresh_jaxpr, loops_are_slow, sum_of_products
 
@@ -52,9 +53,8 @@ def loop_kind(apply_fn: Callable, params: PyTree, x: PyTree, arrays: PyTree) -> 
     >>> loop_kind(lambda w, x: x @ w, jnp.ones(2), jnp.ones((3, 2)), ())
     'compiled'
     """
-    if explicit_mesh((params, x)) is not None or not loops_are_slow(
-        apply_fn, params, x
-    ):  # the second traces one example, on no mesh
+    # To ask whether loops are slow traces one example on no mesh, which a model that names shardings does not allow.
+    if explicit_mesh((params, x)) is not None or not loops_are_slow(apply_fn, params, x):
         return "compiled"
     return "unrolled" if is_traced(arrays) else "python"
 
@@ -251,11 +251,8 @@ def linearised(function: Callable, params: PyTree, jvp: str = "forward") -> tupl
 
 def _equations(jaxpr, name: str) -> list:
     """The equations of a program and of those inside it whose operation has this name."""
-    inner = [
-        getattr(v, "jaxpr", v) for eqn in jaxpr.eqns for v in eqn.params.values() if hasattr(v, "eqns") or hasattr(v, "jaxpr")
-    ]
     here = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == name]
-    return here + [eqn for program in inner for eqn in _equations(program, name)]
+    return here + [eqn for program in inner_programs(jaxpr) for eqn in _equations(program, name)]
 
 
 def _maps(apply_fn, loss: Loss, total, params, diagonal_at: Callable, x, targets, jvp: str) -> tuple[Callable, Callable]:
