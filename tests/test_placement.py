@@ -45,8 +45,7 @@ def placed(place: str, kind: AxisType):
     return mesh, params, (put(X, P("data")), put(Y, P("data")))
 
 
-@pytest.mark.parametrize("is_jitted", [False, True], ids=["eager", "jit"])
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(("place", "is_jitted"), [*((place, True) for place in PLACES), ("fsdp", False)])
 @pytest.mark.parametrize("kind", ["auto", "explicit"])
 def test_directions_are_placed_as_the_parameters(kind, place, is_jitted):
     """The eigenvalues of one device, and a warm start that is no copy of the model on every device."""
