@@ -262,8 +262,16 @@ def test_tangent_kernel_auto_logs_and_warns(caplog):
     assert "takes 2 of 2 parameters layer by layer, 0 by per-example Jacobians" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["fcn bias, ten outputs", "cnn strided, average, outputs"])
-@pytest.mark.parametrize("options", [{}, {"chunk_size": 2}, {"method": "jacobian"}, {"mesh": 3}, {"preconditioner": True}])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("cnn strided, average, outputs", {}),
+        *(
+            ("fcn bias, ten outputs", o)
+            for o in ({"chunk_size": 2}, {"method": "jacobian"}, {"mesh": 3}, {"preconditioner": True})
+        ),
+    ],
+)
 def test_tangent_kernel_between_two_sets(name, options):
     """A block of the kernel of both together."""
     apply_fn, params, (x, _) = batch_of(name, "mse")
