@@ -24,6 +24,7 @@ SECTIONS = (
     "step",
     "preset",
     "kernel",
+    "frameworks",
     "eigen",
     "certainty",
     "along",

@@ -203,18 +203,17 @@ class SoftmaxCrossEntropy(Loss):
         return of_labels + self.label_smoothing * (jax.nn.logsumexp(f, -1) - jnp.mean(f, -1) - of_labels)
 
     def factor(self, rows: Rows) -> CurvatureFactor:
-        p = jax.nn.softmax(rows.outputs)
-        s = jnp.sqrt(p)
+        s = self.root(rows)  # p is its square, so that one array of the size of the outputs is held
 
         def times(u):
-            p_, s_ = p.astype(u.dtype), s.astype(u.dtype)
-            return s_ * u - p_ * jnp.sum(s_ * u, -1, keepdims=True)
+            s_ = s.astype(u.dtype)
+            return s_ * (u - s_ * jnp.sum(s_ * u, -1, keepdims=True))
 
         def transposed(w):
-            p_, s_ = p.astype(w.dtype), s.astype(w.dtype)
-            return s_ * (w - jnp.sum(p_ * w, -1, keepdims=True))
+            s_ = s.astype(w.dtype)
+            return s_ * (w - jnp.sum(s_ * (s_ * w), -1, keepdims=True))
 
-        return CurvatureFactor(times, transposed, len(p))
+        return CurvatureFactor(times, transposed, len(s))
 
     def root(self, rows: Rows) -> Array:
         return jnp.sqrt(jax.nn.softmax(rows.outputs))

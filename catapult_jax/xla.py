@@ -104,7 +104,7 @@ SLOW_JACOBIAN_ENTRIES = 100_000
 # Numbers in a vector from which on the residuals of a search are computed one after the other, and an output space that large is left for
 # the space of the parameters, if that is smaller: 4 MiB. `benchmarks --only eigen`
 LARGE_VECTOR = 2**20
-# Numbers in the basis of a search, and as many in its images, by default; 512 MiB each.
+# Numbers in the basis of a search by default: 512 MiB.
 SPACE_NUMBERS = 2**27
 # Parts of a sum, and the rows that a matrix must have for each of them. `benchmarks --only loops`
 SUM_PARTS, SUM_ROWS = 8, 64

@@ -59,11 +59,12 @@ def test_outside_bound_fails_as_rarely_as_it_says(name, steps):
     K = jnp.asarray(symmetric_with_spectrum(SPECTRA[name])[0], jnp.float32)
 
     def bound(key):
-        space, yes = rr.empty(jnp.zeros(20), steps, jnp.float32), jnp.asarray(True)
-        start, *spares = jax.random.normal(key, (1 + steps, 20))
-        for spare in spares:
-            q = rr.next_vector(space, start, spare, yes)
-            space = rr.insert(space, q, K @ q, spare, yes)
+        space, yes = rr.empty(jnp.zeros(20), steps, 1, jnp.float32), jnp.asarray(True)
+        v, *keys = jnp.zeros(20), *jax.random.split(key, steps)
+        for i, key in enumerate(keys):
+            q = rr.next_vector(space, v, key)
+            space = rr.insert(space, q, K @ q, jax.random.fold_in(key, 1), yes, jnp.ones(1) * (i > 0))
+            v = space.remainders[0]
         return rr.ritz(space, jnp.int32(1), failure).above[0]
 
     bounds = np.asarray(jax.jit(jax.vmap(bound))(jax.random.split(jax.random.key(1), samples)))

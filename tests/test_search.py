@@ -28,7 +28,7 @@ def dense_search(loop: str, above=None, tol: float = 1e-3, max_products: int = 8
 def test_search_from_an_empty_space(loop, above, tracked):
     search, _ = dense_search(loop, above)
 
-    state = search_from(search, empty(jnp.zeros(8), 8, jnp.float32), 0.0)
+    state = search_from(search, empty(jnp.zeros(8), 8, 8, jnp.float32), 0.0)
 
     assert int(state.tracked) == tracked and not bool(state.open.any())
     np.testing.assert_allclose(state.ritz.values[:tracked], SPECTRUM[:tracked], rtol=1e-3)
@@ -40,7 +40,7 @@ def test_search_from_an_empty_space(loop, above, tracked):
 def test_search_from_stops_after_max_products(loop):
     search, _ = dense_search(loop, tol=1e-9, max_products=2)
 
-    state = search_from(search, empty(jnp.zeros(8), 8, jnp.float32), 1.0)
+    state = search_from(search, empty(jnp.zeros(8), 8, 8, jnp.float32), 1.0)
 
     assert bool(state.open[0]) and float(state.products) == 1 + 2
 
@@ -51,7 +51,7 @@ def test_add_directions_of_eigenvectors(loop, products):
     search, vectors = dense_search(loop)
 
     space, count = add_directions(
-        search, empty(jnp.zeros(8), 8, jnp.float32), jnp.asarray(vectors[:, :3].T, jnp.float32), jnp.int32(2)
+        search, empty(jnp.zeros(8), 8, 8, jnp.float32), jnp.asarray(vectors[:, :3].T, jnp.float32), jnp.int32(2)
     )
 
     assert int(space.count) == 2 and float(count) == products
@@ -80,7 +80,7 @@ def test_search_without_directions_bounds_several_eigenvalues(k):
     settings = Settings(SquaredError(), k, k, 1e-3, 0.001, 60, 0, None, "compiled")
     search = Search(operator, None, settings, None, jnp.int32(0), True, lambda largest: jnp.full_like(largest, jnp.inf))
 
-    state = search_from(search, empty(jnp.zeros(120), 63, jnp.float32), 0.0)
+    state = search_from(search, empty(jnp.zeros(120), 63, 5, jnp.float32), 0.0)
 
     assert not bool(state.open.any()) and float(state.products) < 45
     np.testing.assert_allclose(state.ritz.values[:k], spectrum[:k], rtol=1e-3)

@@ -25,7 +25,7 @@ from catapult_jax.tangent.coupling import refuse_coupled_examples
 from catapult_jax.tangent.operators import CURVATURES, of_outputs, of_parameters, traced_loss
 from catapult_jax.tangent.placement import explicit_mesh, names_shardings, placed_by_compiler, stacked_like, with_explicit_axes
 from catapult_jax.tangent.products import JVPS, LinearMap, is_traced, linear_map, loop_kind, trace
-from catapult_jax.tangent.rayleigh_ritz import Space, empty, insert, ritz_vectors, rounding
+from catapult_jax.tangent.rayleigh_ritz import Space, empty, insert, random_vector, ritz_vectors, rounding
 from catapult_jax.tangent.search import (
     GROWTH,
     Search,
@@ -33,7 +33,7 @@ from catapult_jax.tangent.search import (
     State,
     add_directions,
     if_needed,
-    random_vector,
+    random_key,
     search_from,
 )
 from catapult_jax.tangent.vectors import norm
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, PyTree
 
 
+_SPARE_STARTS = 1  # random starts in a space, beyond one for each pair that may become tracked
 _EXTRA_PRODUCTS = 32  # products by default, beyond k
 _LEAST_PRODUCTS = 8  # by default, however large the vectors
 
@@ -294,7 +295,8 @@ def _search(apply_fn, settings: Settings, params, batch, warm_start, above, make
         dtype = at_least_float32(out.dtype)
         warm = no_directions(params, settings.k_max, dtype) if warm_start is None else warm_start
         search = Search(K, params, settings, above, warm.calls, warm_start is None, partial(_reusable_bound, settings, warm))
-        space = empty(K.like, min(K.n, settings.k_max + settings.max_products), dtype)
+        room = min(K.n, settings.k_max + settings.max_products)
+        space = empty(K.like, room, min(room, 2 * settings.k_max - settings.k + _SPARE_STARTS), dtype)
         if warm_start is None:
             return _finish(search, warm, search_from(search, space, jnp.float32(0)), 0.0)
         if settings.k_max == 1 and settings.reuse_bound and A is not None:
@@ -398,10 +400,10 @@ def _from_one_direction(search: Search, A: LinearMap, warm: Directions, space: S
     eigenvalues but the largest are at most ``c``, then ``lambda_1 <= theta + c (theta - mu) / (mu - c)``. Proof:
     ``(lambda_1 - lambda) (lambda - c) <= 0`` for all other ``lambda``, averaged over ``w``.
     """
-    settings, dtype = search.settings, space.alpha.dtype
+    settings, dtype = search.settings, space.beta.dtype
     u = jax.tree.map(lambda a: a[0], warm.vectors)
     v = A.forward(u).astype(dtype)
-    size, spare = norm(v), random_vector(search, dtype, 0)
+    size, spare = norm(v), random_vector(random_key(search, 0), v, dtype)
     v = jnp.where(size > 0, v / jnp.where(size > 0, size, 1), spare / norm(spare))
     image, square = A.backward(v), A.square(u)
     theta, c = A.square(image), search.reusable(A.square(image))
@@ -429,7 +431,7 @@ def _from_one_direction(search: Search, A: LinearMap, warm: Directions, space: S
 
     def go_on(pair):
         v, image = pair.vectors[:, 0], jax.tree.map(lambda a: a[0], pair.directions.vectors)
-        at_v = insert(space, v, A.forward(image).astype(dtype), random_vector(search, dtype, 0), jnp.asarray(False))
+        at_v = insert(space, v, A.forward(image).astype(dtype), random_key(search, 0), jnp.asarray(False))
         return _finish(search, warm, search_from(search, at_v, 1.0), 0.5, image)
 
     return if_needed(search, ~within, pair, go_on)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from catapult_jax.losses import FunctionLoss, Loss
+from catapult_jax.losses import FunctionLoss, Loss, curvature_factor
 from catapult_jax.tangent.checks import batch_size
 from catapult_jax.tangent.products import LinearMap, Traced, compiled, in_chunks, like_params, linearised, trace, tracer
 from catapult_jax.xla import at_least_float32, computed_after, entry
@@ -127,9 +127,22 @@ def _times_power(u: PyTree, diagonal: PyTree | None, exponent: float) -> PyTree:
 def _gauss_newton(apply_fn, loss: Loss, total, params, x, targets, jvp: str) -> Callable:
     """``u -> J^T S J u``, linearised once."""
     outputs, push, pull = linearised(lambda p: apply_fn(p, x), params, jvp)
-    wide = outputs.astype(at_least_float32(outputs.dtype))
-    curve = jax.linearize(jax.grad(lambda f: loss(f, targets, total)), wide)[1]
-    return lambda u: pull(curve(push(u).astype(wide.dtype)).astype(outputs.dtype))
+    curve = _curvature_in_outputs(loss, total, outputs.astype(at_least_float32(outputs.dtype)), targets)
+    return lambda u: pull(curve(push(u)).astype(outputs.dtype))
+
+
+def _curvature_in_outputs(loss: Loss, total, outputs: Array, targets) -> Callable:
+    """``v -> S v``; by the factor of ``S`` where the loss has one, which holds less than the derivatives of the loss."""
+    if not loss.has_factor:
+        curve = jax.linearize(jax.grad(lambda f: loss(f, targets, total)), outputs)[1]
+        return lambda v: curve(v.astype(outputs.dtype))
+    factor = curvature_factor(outputs, targets, loss=loss, total=total)
+
+    def curve(v):
+        rows = v.reshape(factor.positions, -1).astype(outputs.dtype)
+        return (factor.times(factor.transposed(rows)) / factor.positions).reshape(v.shape)
+
+    return curve
 
 
 def _hessian(apply_fn, loss: Loss, total, params, x, targets, jvp: str) -> Callable:

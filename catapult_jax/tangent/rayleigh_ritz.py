@@ -33,23 +33,29 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from catapult_jax.tangent.vectors import combine, divided, dots, gram, norm, where
-from catapult_jax.xla import LARGE_VECTOR, eigh
+from catapult_jax.tangent.vectors import combine, divided, dots, norm
+from catapult_jax.xla import LARGE_VECTOR, after, eigh
 
 if TYPE_CHECKING:
     from jaxtyping import Array, PyTree
 
 
 class Space(NamedTuple):
-    """An orthonormal basis and its images. Vectors from ``count`` on are zero."""
+    """An orthonormal basis ``Q`` with ``K Q = Q H + R W``. Vectors from ``count`` on are not used; columns of ``H`` and ``W`` are zero there.
 
-    basis: PyTree  # m vectors
-    images: PyTree  # m vectors, K times the basis
-    rest: PyTree  # unit vector: the part of the last image that is orthogonal to the space
+    The remainders ``R`` are the parts of the images that are orthogonal to the space. There is one for each start: a direction or a random
+    vector. So they are few, and the images themselves are not kept.
+    """
+
+    basis: PyTree  # Q: m vectors
+    remainders: PyTree  # R: p vectors, orthogonal to the basis
+    projected: Array  # H: (m, m), the basis times K times the basis
+    weights: Array  # W: (p, m)
     count: Array  # number of vectors
+    starts: Array  # number of remainders in use
     start: Array  # number of the random start of the Lanczos recursion; m: not yet begun
     steps: Array  # number of Lanczos steps; their vectors follow the start
-    alpha: Array  # (m,) diagonal of the recursion
+    last: Array  # which remainder is that of the last image
     beta: Array  # (m,) norm of the part of each image that was orthogonal to the space
 
 
@@ -63,44 +69,77 @@ class Ritz(NamedTuple):
     smallest: Array  # smallest value
 
 
-def empty(like: PyTree, m: int, dtype) -> Space:
+def empty(like: PyTree, m: int, p: int, dtype) -> Space:
     """A space without vectors.
 
     Args:
       like: Shapes of a vector.
       m: Vectors that it has room for.
+      p: Starts that it has room for.
       dtype: Of the vectors.
 
     Returns:
       The space.
 
-    >>> empty(jnp.zeros(5), 2, jnp.float32).basis.shape
-    (2, 5)
+    >>> empty(jnp.zeros(5), 3, 2, jnp.float32).basis.shape
+    (3, 5)
     """
-    zeros = jax.tree.map(lambda leaf: jnp.zeros((m, *leaf.shape), dtype), like)
-    rest, column = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, dtype), like), jnp.zeros(m, dtype)
-    return Space(zeros, zeros, rest, jnp.int32(0), jnp.int32(m), jnp.int32(0), column, column)
+    zeros = lambda number: jax.tree.map(lambda leaf: jnp.zeros((number, *leaf.shape), dtype), like)
+    matrix, none = lambda rows: jnp.zeros((rows, m), dtype), jnp.int32(0)
+    return Space(zeros(m), zeros(p), matrix(m), matrix(p), none, none, jnp.int32(m), none, none, jnp.zeros(m, dtype))
 
 
-def _beyond(space: Space, v: PyTree, spare: PyTree) -> tuple[PyTree, Array]:
-    """Part of ``v`` that is orthogonal to the space: its unit vector and its norm.
+def random_vector(key: Array, like: PyTree, dtype) -> PyTree:
+    """A normal random vector.
 
-    If that part is only rounding, the norm is a bound on the rounding, and the unit vector is that of ``spare``.
+    Args:
+      key: A JAX key.
+      like: Shapes of a vector.
+      dtype: Of the vector.
+
+    Returns:
+      A vector.
+
+    >>> random_vector(jax.random.key(0), jnp.zeros(2), jnp.float32).shape
+    (2,)
     """
+    leaves, structure = jax.tree.flatten(like)
+    keys = [key] if len(leaves) == 1 else jax.random.split(key, len(leaves))
+    numbers = [jax.random.normal(key, leaf.shape, dtype) for key, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, numbers)
+
+
+def _beyond(space: Space, v: PyTree, key: Array, q: PyTree | None = None) -> tuple[PyTree, Array, Array, Array]:
+    """Part of ``v`` that is orthogonal to the space and to a unit vector ``q`` beyond it: its unit vector, its norm, and the inner products
+    of ``v`` with the basis and with ``q``.
+
+    If that part is only rounding, the norm is a bound on the rounding, and the unit vector is that of a random vector.
+    """
+    used, zero = jnp.arange(len(space.beta)) < space.count, jnp.zeros((), space.beta.dtype)
 
     def rest_of(v):
-        size = norm(v)
-        v = divided(v, size)
+        inner, along = jnp.zeros_like(space.beta), zero
         for _ in range(2):  # after one projection, rounding leaves a part in the space
-            v = jax.tree.map(jnp.subtract, v, combine(space.basis, dots(space.basis, v)))
-        return v, size
+            of_basis = jnp.where(used, dots(space.basis, v), 0)
+            v = jax.tree.map(jnp.subtract, v, combine(space.basis, of_basis))
+            of_q = zero if q is None else _dot(q, v)
+            v = v if q is None else jax.tree.map(lambda a, b, c=of_q: a - c * b, v, q)
+            inner, along = inner + of_basis, along + of_q
+        return v, inner, along
 
-    eps = jnp.finfo(space.alpha.dtype).eps
-    (q, size), (other, _) = rest_of(v), rest_of(spare)
-    fraction = norm(q)
+    size = norm(v)
+    rest, inner, along = rest_of(divided(v, size))
+    eps = jnp.finfo(size.dtype).eps
+    fraction = norm(rest)
     is_rounding = ~(fraction > 100 * eps)
-    q, fraction = where(is_rounding, other, q), jnp.where(is_rounding, eps, fraction)
-    return divided(q, norm(q)), size * fraction
+    random = lambda _: (jnp.zeros_like(is_rounding), rest_of(random_vector(key, v, size.dtype))[0])
+    rest = lax.while_loop(lambda carry: carry[0], random, (is_rounding, rest))[1]  # a branch computes both sides under vmap
+    size_of_rest = size * jnp.where(is_rounding, eps, fraction)
+    return divided(rest, norm(rest)), size_of_rest, size * inner, size * along
+
+
+def _dot(u: PyTree, v: PyTree) -> Array:
+    return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, u, v)))
 
 
 def runs_on(space: Space) -> Array:
@@ -112,63 +151,81 @@ def runs_on(space: Space) -> Array:
     Returns:
       A boolean scalar.
 
-    >>> bool(runs_on(empty(jnp.zeros(5), 2, jnp.float32)))
+    >>> bool(runs_on(empty(jnp.zeros(5), 2, 1, jnp.float32)))
     False
     """
     return (space.steps > 0) & (space.start + space.steps == space.count)
 
 
 @jax.jit
-def next_vector(space: Space, v: PyTree, spare: PyTree, lanczos: Array) -> PyTree:
+def next_vector(space: Space, v: PyTree, key: Array) -> PyTree:
     """The next basis vector, orthogonal to the space.
 
     Args:
       space: The space.
       v: The vector to add.
-      spare: A vector that is taken if ``v`` is in the space.
-      lanczos: Whether it is a Lanczos step. If the recursion can go on, the last image is taken instead of ``v``.
+      key: For a random vector, which is taken if ``v`` is zero or in the space.
 
     Returns:
       A unit vector.
 
-    >>> next_vector(empty(jnp.zeros(2), 1, jnp.float32), jnp.array([0.0, 2.0]), jnp.ones(2), jnp.asarray(False)).tolist()
+    >>> next_vector(empty(jnp.zeros(2), 1, 1, jnp.float32), jnp.array([0.0, 2.0]), jax.random.key(0)).tolist()
     [0.0, 1.0]
     """
-    return where(lanczos & runs_on(space), space.rest, _beyond(space, v, spare)[0])
+    return _beyond(space, v, key)[0]
 
 
 @jax.jit
-def insert(space: Space, q: PyTree, image: PyTree, spare: PyTree, lanczos: Array) -> Space:
-    """The space with one more vector and its image.
+def insert(space: Space, q: PyTree, image: PyTree, key: Array, lanczos: Array, of_remainders: Array | None = None) -> Space:
+    """The space with one more vector.
 
     Args:
       space: A space with room.
       q: The vector from :func:`next_vector`.
       image: ``K q``.
-      spare: A vector that is taken for ``rest`` if the image is in the space.
+      key: For a random vector, which is taken for the remainder if the image is in the space.
       lanczos: Whether it is a Lanczos step. If the recursion can't go on, a new one begins at ``q``.
+      of_remainders: ``(p,)``: ``q`` is the unit vector of this combination of the remainders. None or zeros: it is a new start.
 
     Returns:
-      The larger space.
+      The larger space. Its basis is written last, so that XLA needs no copy of it in a loop.
 
     >>> q, image = jnp.array([1.0, 0.0]), jnp.array([3.0, 0.5])
-    >>> space = insert(empty(jnp.zeros(2), 1, jnp.float32), q, image, jnp.ones(2), jnp.asarray(True))
-    >>> space.alpha.tolist(), space.beta.tolist()
-    ([3.0], [0.5])
+    >>> space = insert(empty(jnp.zeros(2), 1, 1, jnp.float32), q, image, jax.random.key(0), jnp.asarray(True))
+    >>> space.projected.tolist(), space.remainders.tolist(), space.weights.tolist()
+    ([[3.0]], [[0.0, 1.0]], [[0.5]])
     """
     at, goes_on = space.count, lanczos & runs_on(space)
-    put = lambda stack, v: jax.tree.map(lambda a, b: lax.dynamic_update_index_in_dim(a, b, at, 0), stack, v)
     begins = lanczos & ~goes_on
-    space = space._replace(
-        basis=put(space.basis, q),
-        images=put(space.images, image),
+    of_remainders = jnp.zeros(len(space.weights), space.beta.dtype) if of_remainders is None else of_remainders
+    rest, beta, column, along_q = _beyond(space, image, key, q)
+    column = column.at[at].add(along_q)
+
+    # q takes the place of one remainder, with which the others are combined; the new remainder comes there.
+    is_new = ~jnp.any(of_remainders != 0)
+    largest = jnp.argmax(jnp.abs(of_remainders) * jax.vmap(norm)(space.remainders))
+    place = jnp.where(is_new, space.starts, largest)
+    ratios = jnp.where(is_new, 0, of_remainders / jnp.where(is_new, 1, of_remainders[largest]))
+    weights = space.weights - ratios[:, None] * space.weights[largest][None]  # the row of the largest becomes zero
+    put = lambda stack, v, row: jax.tree.map(lambda a, b: lax.dynamic_update_index_in_dim(a, b, row, 0), stack, v)
+    of_q, is_place = dots(space.remainders, q), jnp.arange(len(weights)) == place
+
+    def without_q(remainders, q, rest):
+        column = lambda a: a.reshape(-1, *[1] * q.ndim)
+        return jnp.where(column(is_place), rest[None], remainders - column(of_q) * q[None])
+
+    return space._replace(
+        basis=put(space.basis, after(jax.tree.leaves(rest)[0], q), at),
+        remainders=jax.tree.map(without_q, space.remainders, q, rest),
+        projected=put(space.projected, column, at).at[:, at].set(column),
+        weights=weights.at[place, at].set(beta),
         count=at + 1,
+        starts=space.starts + is_new.astype(jnp.int32),
         start=jnp.where(begins, at, space.start),
         steps=jnp.where(begins, 1, space.steps + goes_on.astype(jnp.int32)),
-        alpha=put(space.alpha, sum(jax.tree.leaves(jax.tree.map(jnp.vdot, q, image)))),
+        last=place.astype(jnp.int32),
+        beta=put(space.beta, beta, at),
     )
-    rest, beta = _beyond(space, image, spare)
-    return space._replace(rest=rest, beta=put(space.beta, beta))
 
 
 @partial(jax.jit, static_argnames=("failure", "is_semidefinite"))
@@ -187,23 +244,23 @@ def ritz(space: Space, k: Array, failure: float, *, is_semidefinite: bool = True
     Source: see the top of this file.
 
     >>> q, image = jnp.array([1.0, 0.0]), jnp.array([3.0, 0.5])
-    >>> space = insert(empty(jnp.zeros(2), 1, jnp.float32), q, image, jnp.ones(2), jnp.asarray(False))
+    >>> space = insert(empty(jnp.zeros(2), 1, 1, jnp.float32), q, image, jax.random.key(0), jnp.asarray(False))
     >>> pairs = ritz(space, jnp.int32(1), 0.01)
     >>> pairs.values.tolist(), pairs.sizes.tolist()
     ([3.0], [0.5])
     """
-    n, m = dimension(space), len(space.alpha)
+    n, m = dimension(space), len(space.beta)
     used = jnp.arange(m) < space.count
-    projected = gram(space.basis, space.images)
+    projected = space.projected
     scale = jnp.max(jnp.abs(projected))
     scale = jnp.where(scale > 0, scale, 1)
     # Columns without a vector get an eigenvalue below all others, which are at least -m.
     unused = jnp.where(used, 0, 2.0 * m).astype(projected.dtype)
-    values, rotation = eigh((projected + projected.T) / (2 * scale) - jnp.diag(unused))
-    values, rotation = values[::-1] * scale, rotation[:, ::-1]
+    values, rotation = eigh(projected / scale - jnp.diag(unused))
+    values, rotation = values[::-1] * scale, jnp.where(used[:, None], rotation[:, ::-1], 0)
     values = jnp.maximum(values, 0) if is_semidefinite else jnp.where(used, values, 0)
     smallest = jnp.min(jnp.where(used, values, jnp.inf))
-    sizes = _residual_sizes(space, values, rotation)
+    sizes = jnp.where(space.starts > len(space.weights), jnp.inf, _residual_sizes(space, rotation))  # a remainder is lost
     unit = jnp.maximum(values[k - 1], rounding(values))
     outside = jnp.where(space.count >= n, 0, outside_bound(space, unit, failure)).astype(values.dtype)
     return Ritz(values, rotation, sizes, upper_bounds(values, sizes, used, outside), smallest)
@@ -218,19 +275,17 @@ def dimension(space: Space) -> int:
     Returns:
       Number of entries of a vector.
 
-    >>> dimension(empty({"a": jnp.zeros((2, 3))}, 1, jnp.float32))
+    >>> dimension(empty({"a": jnp.zeros((2, 3))}, 1, 1, jnp.float32))
     6
     """
-    return sum(leaf.size for leaf in jax.tree.leaves(space.rest))
+    return sum(leaf[0].size for leaf in jax.tree.leaves(space.basis))
 
 
-def _residual_sizes(space: Space, values: Array, rotation: Array) -> Array:
-    """Norms of all residuals ``K v - theta v``: all at once, or where vectors are large one after the other, to save memory."""
-    residual = lambda at, scaled: jax.tree.map(jnp.subtract, combine(space.images, at), combine(space.basis, scaled))
-    scaled = rotation * values[None]
-    if dimension(space) > LARGE_VECTOR:
-        return lax.map(lambda columns: norm(residual(*columns)), (rotation.T, scaled.T))
-    return jax.vmap(norm)(residual(rotation, scaled))
+def _residual_sizes(space: Space, rotation: Array) -> Array:
+    """Norms of all residuals: all at once, or where vectors are large one after the other, to save memory."""
+    weights = (space.weights @ rotation).T
+    size = lambda weights: norm(combine(space.remainders, weights))
+    return lax.map(size, weights) if dimension(space) > LARGE_VECTOR else jax.vmap(size)(weights)
 
 
 def ritz_vectors(space: Space, pairs: Ritz, k: int) -> PyTree:
@@ -245,11 +300,11 @@ def ritz_vectors(space: Space, pairs: Ritz, k: int) -> PyTree:
       ``k`` unit vectors.
 
     >>> q, image = jnp.array([1.0, 0.0]), jnp.array([3.0, 0.5])
-    >>> space = insert(empty(jnp.zeros(2), 1, jnp.float32), q, image, jnp.ones(2), jnp.asarray(False))
+    >>> space = insert(empty(jnp.zeros(2), 1, 1, jnp.float32), q, image, jax.random.key(0), jnp.asarray(False))
     >>> jnp.abs(ritz_vectors(space, ritz(space, jnp.int32(1), 0.01), 1)).tolist()
     [[1.0, 0.0]]
     """
-    return combine(space.basis, pairs.rotation[: len(space.alpha), :k])
+    return combine(space.basis, pairs.rotation[: len(space.beta), :k])
 
 
 def restrict(space: Space, pairs: Ritz, count: Array, most: int, condition: Array) -> Space:
@@ -266,28 +321,31 @@ def restrict(space: Space, pairs: Ritz, count: Array, most: int, condition: Arra
       The smaller space, with room for as many vectors.
 
     >>> q, image = jnp.array([1.0, 0.0]), jnp.array([3.0, 0.5])
-    >>> space = insert(empty(jnp.zeros(2), 1, jnp.float32), q, image, jnp.ones(2), jnp.asarray(True))
+    >>> space = insert(empty(jnp.zeros(2), 1, 1, jnp.float32), q, image, jax.random.key(0), jnp.asarray(True))
     >>> smaller = restrict(space, ritz(space, jnp.int32(1), 0.01), jnp.int32(1), 1, jnp.asarray(True))
     >>> int(smaller.count), int(smaller.steps)
     (1, 0)
     """
-    m = len(space.alpha)
-    rotation = jnp.where(jnp.arange(most)[None] < count, pairs.rotation[:m, :most], 0)
-
-    def kept(vectors):
-        first = combine(vectors, rotation)
-        remaining = jnp.where(condition, 0, 1).astype(space.alpha.dtype)
-        put = lambda all_, new: (all_ * remaining).at[:most].set(jnp.where(condition, new, all_[:most]))  # in place
-        return jax.tree.map(put, vectors, first)
-
-    values = {"count": count, "start": jnp.int32(m), "steps": jnp.int32(0)}
-    values |= {"alpha": jnp.zeros_like(space.alpha), "beta": jnp.zeros_like(space.beta)}
+    m = len(space.beta)
+    kept = jnp.arange(most) < count
+    rotation = jnp.where(kept[None], pairs.rotation[:m, :most], 0)
+    replaced = lambda vectors, coefficients: jax.tree.map(
+        lambda all_, new: all_.at[:most].set(jnp.where(condition, new, all_[:most])), vectors, combine(vectors, coefficients)
+    )
+    matrix = lambda diagonal, like: jnp.zeros_like(like).at[jnp.arange(most), jnp.arange(most)].set(diagonal)
+    values = {"count": count, "starts": count, "start": jnp.int32(m), "steps": jnp.int32(0), "beta": jnp.zeros_like(space.beta)}
+    values |= {
+        "projected": matrix(jnp.where(kept, pairs.values[:most], 0), space.projected),
+        "weights": matrix(kept.astype(space.beta.dtype), space.weights),  # the remainders are the residuals
+    }
     values = {name: jnp.where(condition, value, getattr(space, name)) for name, value in values.items()}
-    return space._replace(basis=kept(space.basis), images=kept(space.images), **values)
+    return space._replace(
+        basis=replaced(space.basis, rotation), remainders=replaced(space.remainders, space.weights @ rotation), **values
+    )
 
 
-def residual_vector(space: Space, pairs: Ritz, j: Array) -> PyTree:
-    """The residual ``K v - theta v`` of Ritz vector ``j``.
+def residual(space: Space, pairs: Ritz, j: Array) -> Array:
+    """The residual ``K v - theta v`` of Ritz vector ``j``, as a combination of the remainders.
 
     Args:
       space: The space.
@@ -295,15 +353,14 @@ def residual_vector(space: Space, pairs: Ritz, j: Array) -> PyTree:
       j: Number of the vector.
 
     Returns:
-      A vector.
+      ``(p,)`` coefficients.
 
     >>> q, image = jnp.array([1.0, 0.0]), jnp.array([3.0, 0.5])
-    >>> space = insert(empty(jnp.zeros(2), 1, jnp.float32), q, image, jnp.ones(2), jnp.asarray(False))
-    >>> jnp.abs(residual_vector(space, ritz(space, jnp.int32(1), 0.01), 0)).tolist()
-    [0.0, 0.5]
+    >>> space = insert(empty(jnp.zeros(2), 1, 1, jnp.float32), q, image, jax.random.key(0), jnp.asarray(False))
+    >>> jnp.abs(residual(space, ritz(space, jnp.int32(1), 0.01), 0)).tolist()
+    [0.5]
     """
-    at = pairs.rotation[: len(space.alpha), j]
-    return jax.tree.map(jnp.subtract, combine(space.images, at), combine(space.basis, at * pairs.values[j]))
+    return space.weights @ pairs.rotation[: len(space.beta), j]
 
 
 def rounding(values: Array) -> Array:
@@ -343,14 +400,14 @@ def outside_bound(space: Space, unit: Array, failure: float) -> Array:
 
     Source: Kuczynski and Wozniakowski (1992); van Dorsselaer, Hochstenbach and van der Vorst (2000).
 
-    >>> float(outside_bound(empty(jnp.zeros(5), 2, jnp.float32), jnp.float32(1), 0.01))  # before the first Lanczos step
+    >>> float(outside_bound(empty(jnp.zeros(5), 2, 1, jnp.float32), jnp.float32(1), 0.01))  # before the first Lanczos step
     inf
     """
-    n, column = dimension(space), jnp.arange(len(space.alpha))
+    n, column = dimension(space), jnp.arange(len(space.beta))
     inside = (column >= space.start) & (column < space.start + space.steps)
-    largest = jnp.max(jnp.where(inside, jnp.maximum(space.alpha, space.beta), 0))
+    largest = jnp.max(jnp.where(inside, jnp.maximum(space.projected.diagonal(), space.beta), 0))
     unit = jnp.where(unit > 0, unit, largest)  # if all of the recursion is zero, so is K
-    alpha, beta = (a / jnp.where(unit > 0, unit, 1) for a in (space.alpha, space.beta))
+    alpha, beta = (a / jnp.where(unit > 0, unit, 1) for a in (space.projected.diagonal(), space.beta))
     c, beta = jnp.asarray(_LADDER, unit.dtype), jnp.maximum(beta, jnp.finfo(unit.dtype).tiny)
 
     def step(carry, column):

@@ -21,14 +21,14 @@ from catapult_jax.tangent.rayleigh_ritz import (
     Space,
     insert,
     next_vector,
-    residual_vector,
+    residual,
     restrict,
     ritz,
     rounding,
     runs_on,
     upper_bounds,
 )
-from catapult_jax.tangent.vectors import where
+from catapult_jax.tangent.vectors import combine, where
 
 if TYPE_CHECKING:
     from jaxtyping import Array, PyTree
@@ -79,31 +79,24 @@ class State(NamedTuple):
     products: Array  # number of products so far
 
 
-def random_vector(search: Search, dtype, number: Array | int) -> PyTree:
-    """A normal random vector.
+def random_key(search: Search, number: Array | int) -> Array:
+    """A key for a random vector.
 
     Args:
-      search: Its seed, another one for each call, and ``K``.
-      dtype: Of the vector.
-      number: Each number gives another vector.
+      search: Its seed, another one for each call.
+      number: Each number gives another key.
 
     Returns:
-      A vector.
+      A JAX key.
     """
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), search.seed), number)
-    leaves, structure = jax.tree.flatten(search.K.like)
-    keys = [key] if len(leaves) == 1 else jax.random.split(key, len(leaves))
-    numbers = [jax.random.normal(key, leaf.shape, dtype) for key, leaf in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(structure, numbers)
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(0), search.seed), number)
 
 
-def _add(search: Search, space: Space, v: PyTree, lanczos) -> Space:
-    """One product: the space with one more vector and its image."""
-    dtype = space.alpha.dtype
-    spare, lanczos = random_vector(search, dtype, space.count), jnp.asarray(lanczos)
-    q = next_vector(space, v, spare, lanczos)
-    image = jax.tree.map(lambda leaf: leaf.astype(dtype), search.K.product(q))
-    return insert(space, q, image, spare, lanczos)
+def _add(search: Search, space: Space, v: PyTree, lanczos, of_remainders: Array | None = None) -> Space:
+    """One product: the space with one more vector, ``v``, or a random one if ``v`` is zero."""
+    q = next_vector(space, v, random_key(search, space.count))
+    image = jax.tree.map(lambda leaf: leaf.astype(space.beta.dtype), search.K.product(q))
+    return insert(space, q, image, random_key(search, -1 - space.count), jnp.asarray(lanczos), of_remainders)
 
 
 def add_directions(search: Search, space: Space, vectors: PyTree, count: Array) -> tuple[Space, Array]:
@@ -121,7 +114,7 @@ def add_directions(search: Search, space: Space, vectors: PyTree, count: Array) 
 
     def add(j, space):
         v = search.K.from_direction(jax.tree.map(lambda a: a[j], vectors))
-        return _add(search, space, jax.tree.map(lambda leaf: leaf.astype(space.alpha.dtype), v), False)
+        return _add(search, space, jax.tree.map(lambda leaf: leaf.astype(space.beta.dtype), v), False)
 
     if search.K.loop == "compiled":
         return lax.fori_loop(0, count, add, space), count.astype(jnp.float32)
@@ -166,7 +159,7 @@ def search_from(search: Search, space: Space, products: Array | float) -> State:
     """
     most = search.settings.max_products
     state = _assess(search, space, jnp.int32(0), jnp.asarray(products, jnp.float32))
-    first, room = state.products, min(search.K.n, len(space.alpha))
+    first, room = state.products, min(search.K.n, len(space.beta))
     # Not where the space may become the whole one, which bounds everything.
     may_begin_anew = search.K.loop != "unrolled" and search.K.n > room and (search.is_cold or search.settings.k_max > 1)
 
@@ -177,8 +170,9 @@ def search_from(search: Search, space: Space, products: Array | float) -> State:
         )  # stop on NaN or inf
 
     def grow(state):
-        v, lanczos, first_residual = _propose(search, state)
-        space = _add(search, state.space, v, lanczos)
+        of_remainders, lanczos, first_residual = _propose(search, state)
+        v = combine(state.space.remainders, of_remainders)
+        space = _add(search, state.space, v, lanczos, of_remainders)
         return _assess(search, space, state.residuals + first_residual, state.products + 1)
 
     if search.K.loop == "compiled" and may_begin_anew:
@@ -205,8 +199,10 @@ def search_from(search: Search, space: Space, products: Array | float) -> State:
     return state._replace(products=first + min(most, room))  # unrolled: all are computed, needed or not
 
 
-def _propose(search: Search, state: State) -> tuple[PyTree, Array, Array]:
-    """The next vector: ``(vector, whether it is a Lanczos step, 1 if it is one of the first residuals)``."""
+def _propose(search: Search, state: State) -> tuple[Array, Array, Array]:
+    """The next vector: ``(combination of the remainders, zeros for a random vector; whether it is a Lanczos step; 1 if it is one of the
+    first residuals)``.
+    """
     settings, space, pairs = search.settings, state.space, state.ritz
     k_max = settings.k_max
     theta, r, c = pairs.values[:k_max], pairs.sizes[:k_max], pairs.above[1 : k_max + 1]
@@ -222,9 +218,11 @@ def _propose(search: Search, state: State) -> tuple[PyTree, Array, Array]:
     outside = pairs.above[-1]
     unbounded = outside > (1 + settings.tol / 2) * pairs.values[state.tracked - 1] + rounding(pairs.values)
     gap_is_small = (theta - c < 2 * r)[worst] & (pairs.values[worst + 1] < theta[worst] - 3 * r[worst])
-    lanczos = ~first_residual & (unbounded | (runs_on(space) & (gap_is_small | ~state.open.any())))
-    v = where(lanczos, random_vector(search, theta.dtype, -1 - space.count), residual_vector(space, pairs, worst))
-    return v, lanczos, first_residual.astype(jnp.int32)
+    goes_on, has_room = runs_on(space), space.starts < len(space.weights)
+    lanczos = ~first_residual & ((unbounded & (goes_on | has_room)) | (goes_on & (gap_is_small | ~state.open.any())))
+    of_last = jnp.zeros(len(space.weights), theta.dtype).at[space.last].set(1)
+    of_remainders = jnp.where(lanczos, jnp.where(goes_on, of_last, 0), residual(space, pairs, worst))
+    return of_remainders, lanczos, first_residual.astype(jnp.int32)
 
 
 def _begins_anew(search: Search, state: State) -> Array:
@@ -245,7 +243,7 @@ def _begins_anew(search: Search, state: State) -> Array:
 
 def _begin_anew(search: Search, state: State, condition: Array) -> State:
     """The state with the tracked Ritz vectors alone. The bounds are open until the next step, which is a random start."""
-    most = min(search.settings.k_max, len(state.space.alpha))
+    most = min(search.settings.k_max, len(state.space.beta))
     space = restrict(state.space, state.ritz, state.tracked, most, condition)
     above = jnp.where(condition, jnp.inf, state.ritz.above)
     rotation = jnp.where(condition, jnp.eye(len(state.ritz.rotation), dtype=above.dtype), state.ritz.rotation)
