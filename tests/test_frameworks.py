@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import frameworks
+from benchmarks import networks
 from catapult_jax import tangent_kernel, top_eigenpairs
 from catapult_jax.tangent import neural_tangents
 from catapult_jax.testing import explicit_kernel, relative_error
 from catapult_jax.xla import QUICK
 
 _NETWORKS = {
-    "fcn": (frameworks.fcn(3, 16, 12, 2), (5, 12)),
-    "cnn": (frameworks.cnn(3, 6, 2, 4, 2), (5, 4, 4, 2)),
+    "fcn": (networks.fcn(3, 16, 12, 2), (5, 12)),
+    "cnn": (networks.cnn(3, 6, 2, 4, 2), (5, 4, 4, 2)),
 }
 
 
@@ -26,25 +26,25 @@ def _structured(apply_fn, params, x):
     return jax.jit(kernel, compiler_options=QUICK)(params, x)
 
 
-@pytest.mark.parametrize("framework", frameworks.FRAMEWORKS)
+@pytest.mark.parametrize("framework", networks.FRAMEWORKS)
 @pytest.mark.parametrize("network", _NETWORKS)
 def test_tangent_kernel_in_each_framework(network, framework):
     layers, shape = _NETWORKS[network]
     x = jax.random.normal(jax.random.key(1), shape)
-    apply_fn, params = frameworks.FRAMEWORKS[framework](layers)
+    apply_fn, params = networks.FRAMEWORKS[framework](layers)
 
     kernel = _structured(apply_fn, params, x)
 
-    assert relative_error(kernel, explicit_kernel(*frameworks.plain(layers), x)) <= 1e-6
+    assert relative_error(kernel, explicit_kernel(*networks.plain(layers), x)) <= 1e-6
 
 
-@pytest.mark.parametrize("framework", frameworks.FRAMEWORKS)
+@pytest.mark.parametrize("framework", networks.FRAMEWORKS)
 def test_top_eigenpairs_in_each_framework(framework):
     """From a random start, and from the directions of that call."""
     layers, shape = _NETWORKS["cnn"]
     x, y = jax.random.normal(jax.random.key(1), shape), jnp.zeros((5, 2))
-    apply_fn, params = frameworks.FRAMEWORKS[framework](layers)
-    largest = np.linalg.eigvalsh(explicit_kernel(*frameworks.plain(layers), x))[-1] * 2 / 5
+    apply_fn, params = networks.FRAMEWORKS[framework](layers)
+    largest = np.linalg.eigvalsh(explicit_kernel(*networks.plain(layers), x))[-1] * 2 / 5
 
     cold = top_eigenpairs(apply_fn, params, (x, y), k=1, loss="mse", tol=1e-4, max_products=11)
     warm = top_eigenpairs(apply_fn, params, (x, y), k=1, loss="mse", tol=1e-4, max_products=11, warm_start=cold.directions)
@@ -55,9 +55,9 @@ def test_top_eigenpairs_in_each_framework(framework):
 
 def test_tangent_kernel_of_scanned_blocks():
     x = jax.random.normal(jax.random.key(1), (3, 5, 8))
-    unrolled = frameworks.transformer(3, 8, 2, scanned=False)
+    unrolled = networks.transformer(3, 8, 2, scanned=False)
 
-    kernel = _structured(*frameworks.transformer(3, 8, 2, scanned=True), x)
+    kernel = _structured(*networks.transformer(3, 8, 2, scanned=True), x)
 
     assert relative_error(kernel, explicit_kernel(*unrolled, x)) <= 1e-5
 

@@ -1,6 +1,8 @@
 """Top eigenpairs for every kind of loss and curvature, against dense matrices in float64."""
 
 import functools
+import math
+import re
 
 import flax.linen as nn
 import jax
@@ -10,6 +12,7 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from benchmarks import networks
 from catapult_jax import critical_lr, directional_critical_lr, tangent_kernel, top_eigenpairs
 from catapult_jax.losses import GaussianNLL, Huber, Logistic, SoftmaxCrossEntropy, SquaredError, as_loss
 from catapult_jax.tangent.weighted import weighted_kernel_and_gradient, weighted_tangent_kernel
@@ -51,6 +54,12 @@ def tokens_case(loss):
     return model.apply, params, (TOKENS[:, :-1], (targets, MASK) if loss.weighted else targets), loss
 
 
+def decoder_case(loss):
+    """The decoder of the benchmarks, small: scan, remat, positions."""
+    apply_fn, params = networks.decoder(VOCABULARY, 2, 4, 2, LENGTH)
+    return apply_fn, params, (TOKENS[:, :-1], (TOKENS[:, 1:], MASK)), loss
+
+
 def contrastive(outputs, targets):
     """Examples repel each other: the loss couples them."""
     del targets
@@ -80,7 +89,7 @@ def batch_norm():
 
 CASES = {
     "tokens": tokens_case(SoftmaxCrossEntropy()),
-    "masked tokens, label smoothing": tokens_case(SoftmaxCrossEntropy(weighted=True, label_smoothing=0.1)),
+    "masked tokens, label smoothing": decoder_case(SoftmaxCrossEntropy(weighted=True, label_smoothing=0.1)),
     "masked tokens, a function": (*tokens_case(SoftmaxCrossEntropy(weighted=True))[:3], plain_tokens),
     "soft targets": (mlp, weights(3), (X, jax.nn.softmax(X[:, :3])), SoftmaxCrossEntropy()),
     "weighted examples": (mlp, weights(2), (X, (X[:, :2], jnp.arange(6.0))), SquaredError(weighted=True)),
@@ -236,6 +245,38 @@ def test_directional_of_losses(case, curvature):
 
     assert float(step.slope) == pytest.approx(float(slope), rel=1e-4, abs=1e-6)
     assert float(step.curvature) == pytest.approx(float(bend), rel=1e-4, abs=1e-5)
+
+
+def shapes_of(*trees):
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), trees)
+
+
+def test_planned_memory_of_a_decoder_of_ten_million_parameters():
+    """At most three times that of one gradient, with six products. Each product more takes as much as the parameters."""
+    apply_fn, params = networks.decoder(8192, 10, 256, 4, 256, jnp.bfloat16)
+    tokens = jnp.zeros((8, 256), jnp.int32)
+    batch, loss = (tokens, (tokens, jnp.ones((8, 256)))), SoftmaxCrossEntropy(weighted=True, label_smoothing=0.1)
+    value = lambda p, b: loss(apply_fn(p, b[0]), b[1])
+
+    def planned(function):
+        plan = jax.jit(function).lower(*shapes_of(params, batch)).compile().memory_analysis()
+        return plan.temp_size_in_bytes + plan.argument_size_in_bytes + plan.output_size_in_bytes
+
+    search = lambda p, b: top_eigenpairs(apply_fn, p, b, k=1, loss=loss, max_products=6).eigenvalues
+    assert planned(search) <= 3 * planned(jax.value_and_grad(value))
+
+
+def test_no_array_of_a_large_vocabulary_is_much_larger_than_the_logits():
+    vocabulary, length = 50257, 64
+    apply_fn, params = networks.decoder(vocabulary, 1, 32, 2, length)
+    tokens = jnp.zeros((1, length), jnp.int32)
+    batch, loss = (tokens, (tokens, jnp.ones((1, length)))), SoftmaxCrossEntropy(weighted=True)
+    search = lambda p, b: top_eigenpairs(apply_fn, p, b, k=1, loss=loss, max_products=2).eigenvalues
+
+    text = jax.jit(search).lower(*shapes_of(params, batch)).compile().as_text()
+
+    sizes = [math.prod(map(int, shape.split(","))) for shape in re.findall(r"\b[a-z]+\d+\[([\d,]+)\]", text)]
+    assert max(sizes) <= 3 * vocabulary * length
 
 
 def test_a_function_sees_new_values_of_what_it_closes_over():

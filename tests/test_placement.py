@@ -69,6 +69,27 @@ def test_directions_are_placed_as_the_parameters(kind, place, is_jitted):
             assert shards <= copies * leaf.size, (name, leaf.sharding)
 
 
+@pytest.mark.parametrize(("place", "curvature"), [("data", "gauss_newton"), ("fsdp", "hessian"), ("tensor", "hessian")])
+def test_planned_memory_of_a_device(place, curvature):
+    """The vectors of a search are cut as the outputs or the parameters are. Most of the rest are weights that are gathered."""
+    shapes = {"a": (512, 2048), "b": (2048, 512), "c": (2048,)}
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    over_devices = lambda spec: P(*("data" if axis else None for axis in spec))
+    specs = {name: over_devices(spec) for name, spec in zip("abc", PLACES[place], strict=True)}
+    rows = P("data") if place != "tensor" else P()
+    search = lambda p, b: top_eigenpairs(plain, p, b, k=1, loss="mse", curvature=curvature, max_products=8)
+
+    def planned(put):
+        params = {name: put(shape, specs[name]) for name, shape in shapes.items()}
+        batch = put((4096, 512), rows), put((4096, 512), rows)
+        return jax.jit(search).lower(params, batch).compile().memory_analysis().temp_size_in_bytes
+
+    on_one = planned(lambda shape, spec: jax.ShapeDtypeStruct(shape, jnp.float32))
+    on_each = planned(lambda shape, spec: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec)))
+
+    assert on_each <= 0.35 * on_one  # an eighth, and what every device needs
+
+
 @pytest.mark.parametrize("curvature", ["gauss_newton", "hessian"])
 def test_explicit_axes_with_a_plain_model(curvature):
     """Data parallel: the batch is cut, the parameters are on every device."""

@@ -42,15 +42,15 @@ def compare(model: str, batch: int, scale: str) -> list[dict[str, Any]]:
 
     from catapult_jax import tangent_kernel
 
-    x, networks = _networks(model, batch, scale)
+    x, variants = _variants(model, batch, scale)
     compiled = {
-        name: jax.jit(lambda p, x, f=f: tangent_kernel(f, p, x, method="structured")) for name, (f, _) in networks.items()
+        name: jax.jit(lambda p, x, f=f: tangent_kernel(f, p, x, method="structured")) for name, (f, _) in variants.items()
     }
-    calls = {name: lambda name=name: compiled[name](networks[name][1], x) for name in networks}
+    calls = {name: lambda name=name: compiled[name](variants[name][1], x) for name in variants}
     timings = timing.take_turns(calls, rounds=3 * timing.ROUNDS[scale], memory=False)
     kernels = {name: np.asarray(call(), np.float64) for name, call in calls.items()}
     reference, rows = REFERENCE[model], []
-    for name in networks:
+    for name in variants:
         ratio = timings[name]["seconds"] / timings[reference]["seconds"]
         difference = float(np.abs(kernels[name] - kernels[reference]).max() / np.abs(kernels[reference]).max())
         row = {"variant": name, **timings[name], "ratio": ratio, "difference": difference}
@@ -60,23 +60,23 @@ def compare(model: str, batch: int, scale: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _networks(model: str, batch: int, scale: str):
+def _variants(model: str, batch: int, scale: str):
     import jax
 
-    from benchmarks import frameworks
+    from benchmarks import networks
 
     small = scale == "smoke"
     if model == TRANSFORMER:
         width = 16 if small else 128
         x = jax.random.normal(jax.random.key(1), (batch, 32, width))
         return x, {
-            "unrolled": frameworks.transformer(4, width, 4, scanned=False),
-            "scanned": frameworks.transformer(4, width, 4, scanned=True),
+            "unrolled": networks.transformer(4, width, 4, scanned=False),
+            "scanned": networks.transformer(4, width, 4, scanned=True),
         }
     if model == FCN:
-        layers, shape = frameworks.fcn(5, 32 if small else 1024, 3072, 1), (batch, 3072)
+        layers, shape = networks.fcn(5, 32 if small else 1024, 3072, 1), (batch, 3072)
     else:
         side = 4 if small else 8
-        layers, shape = frameworks.cnn(4, 8 if small else 128, 3, side, 1), (batch, side, side, 3)
+        layers, shape = networks.cnn(4, 8 if small else 128, 3, side, 1), (batch, side, side, 3)
     x = jax.random.normal(jax.random.key(1), shape)
-    return x, {name: make(layers) for name, make in frameworks.FRAMEWORKS.items()}
+    return x, {name: make(layers) for name, make in networks.FRAMEWORKS.items()}

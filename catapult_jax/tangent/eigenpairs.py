@@ -297,6 +297,9 @@ def _search(apply_fn, settings: Settings, params, batch, warm_start, above, make
         search = Search(K, params, settings, above, warm.calls, warm_start is None, partial(_reusable_bound, settings, warm))
         room = min(K.n, settings.k_max + settings.max_products)
         space = empty(K.like, room, min(room, 2 * settings.k_max - settings.k + _SPARE_STARTS), dtype)
+        if A is None:
+            place = lambda vectors: placed_like(vectors, params)
+            space = space._replace(basis=place(space.basis), remainders=place(space.remainders))
         if warm_start is None:
             return _finish(search, warm, search_from(search, space, jnp.float32(0)), 0.0)
         if settings.k_max == 1 and settings.reuse_bound and A is not None:

@@ -139,7 +139,7 @@ def _beyond(space: Space, v: PyTree, key: Array, q: PyTree | None = None) -> tup
 
 
 def _dot(u: PyTree, v: PyTree) -> Array:
-    return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, u, v)))
+    return jnp.asarray(sum(jax.tree.leaves(jax.tree.map(jnp.vdot, u, v))))
 
 
 def runs_on(space: Space) -> Array:

@@ -1,4 +1,7 @@
-"""Linear algebra of vectors that are pytrees. Several vectors are stacked along a first axis."""
+"""Linear algebra of vectors that are pytrees. Several vectors are stacked along a first axis.
+
+No array is reshaped: a reshape of an axis that is cut over devices would bring all of it to each device.
+"""
 
 from __future__ import annotations
 
@@ -27,25 +30,8 @@ def norm(v: PyTree) -> Float[Array, ""]:
     leaves = [leaf for leaf in jax.tree.leaves(v) if leaf.size]
     size = functools.reduce(jnp.maximum, (jnp.max(jnp.abs(leaf)) for leaf in leaves))
     scale = jnp.where(size > 0, size, 1)
-    sizes = [jnp.linalg.norm((leaf / scale).reshape(-1)) for leaf in leaves]
+    sizes = [jnp.sqrt(jnp.sum(jnp.square(leaf / scale))) for leaf in leaves]
     return size * (sizes[0] if len(sizes) == 1 else jnp.linalg.norm(jnp.stack(sizes)))
-
-
-def gram(vectors: PyTree, others: PyTree) -> Float[Array, "m k"]:
-    """Inner products of each of ``m`` vectors with each of ``k`` others.
-
-    Args:
-      vectors: ``m`` vectors.
-      others: ``k`` vectors.
-
-    Returns:
-      ``(m, k)``.
-
-    >>> gram(jnp.eye(2), jnp.array([[3.0, 4.0]])).tolist()
-    [[3.0], [4.0]]
-    """
-    of_leaf = lambda a, b: a.reshape(len(a), -1) @ b.reshape(len(b), -1).T
-    return functools.reduce(jnp.add, map(of_leaf, jax.tree.leaves(vectors), jax.tree.leaves(others)))
 
 
 def dots(vectors: PyTree, v: PyTree) -> Float[Array, " m"]:
@@ -61,7 +47,7 @@ def dots(vectors: PyTree, v: PyTree) -> Float[Array, " m"]:
     >>> dots(jnp.eye(2), jnp.array([3.0, 4.0])).tolist()
     [3.0, 4.0]
     """
-    of_leaf = lambda a, b: a.reshape(len(a), -1) @ b.reshape(-1)
+    of_leaf = lambda a, b: jnp.tensordot(a, b, b.ndim)
     return functools.reduce(jnp.add, map(of_leaf, jax.tree.leaves(vectors), jax.tree.leaves(v)))
 
 

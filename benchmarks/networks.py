@@ -1,7 +1,8 @@
-"""The same networks written in linen, nnx, Equinox, Haiku and plain JAX, with the same weights.
+"""Networks that tests and benchmarks share.
 
-Each function takes a list of layers ``(weight, bias)``, with weights as linen has them, and returns ``apply_fn`` and parameters as a user
-of that framework has them. A layer whose weight has four axes is a convolution, and the last layer is linear.
+``linen``, ``nnx``, ``equinox``, ``haiku`` and ``plain`` make the same network with the same weights. Each takes a list of layers
+``(weight, bias)``, with weights as linen has them, and returns ``apply_fn`` and parameters as a user of that framework has them. A layer
+whose weight has four axes is a convolution, and the last layer is linear.
 """
 
 from __future__ import annotations
@@ -153,26 +154,15 @@ FRAMEWORKS = {"linen": linen, "nnx": nnx, "Equinox": equinox, "Haiku": haiku, "p
 
 def transformer(layers: int, width: int, heads: int, *, scanned: bool) -> tuple[Callable, Any]:
     """Transformer blocks on ``(b, t, width)``, stacked for a scan or one after the other, with the same weights; one output."""
-    names = {"qkv": (width, 3 * width), "out": (width, width), "up": (width, 4 * width), "down": (4 * width, width)}
-    keys = dict(zip(names, jax.random.split(jax.random.key(0), len(names)), strict=True))
-    stacked = {name: jax.random.normal(keys[name], (layers, *shape)) / shape[0] ** 0.5 for name, shape in names.items()}
-    params = {"blocks": stacked | {"gain": jnp.ones((layers, width))}, "last": jnp.ones((width, 1)) / width**0.5}
-
-    def block(h, w):
-        q, k, v = jnp.split((_normalised(h) * w["gain"]) @ w["qkv"], 3, axis=-1)
-        cut = lambda a: a.reshape(*a.shape[:2], heads, -1)
-        scores = jnp.einsum("bthc,bshc->bhts", cut(q), cut(k)) / (width // heads) ** 0.5
-        mixed = jnp.einsum("bhts,bshc->bthc", jax.nn.softmax(scores), cut(v)).reshape(h.shape)
-        h = h + mixed @ w["out"]
-        return h + jax.nn.gelu(_normalised(h) @ w["up"]) @ w["down"]
+    params = {"blocks": _blocks(layers, width), "last": jnp.ones((width, 1)) / width**0.5}
 
     def apply_scanned(params, x):
-        h, _ = jax.lax.scan(lambda h, w: (block(h, w), None), x, params["blocks"])
+        h, _ = jax.lax.scan(lambda h, w: (_block(h, w, heads), None), x, params["blocks"])
         return h.mean(1) @ params["last"]
 
     def apply_unrolled(params, x):
         for w in params["blocks"]:
-            x = block(x, w)
+            x = _block(x, w, heads)
         return x.mean(1) @ params["last"]
 
     if scanned:
@@ -180,5 +170,51 @@ def transformer(layers: int, width: int, heads: int, *, scanned: bool) -> tuple[
     return apply_unrolled, params | {"blocks": [jax.tree.map(lambda a, i=i: a[i], params["blocks"]) for i in range(layers)]}
 
 
+def decoder(
+    vocabulary: int, layers: int, width: int, heads: int, length: int, dtype: Any = jnp.float32
+) -> tuple[Callable, Any]:
+    """A language model: tied embeddings, learned positions, RMSNorm, causal attention, remat, a scan over the layers.
+
+    ``apply_fn`` maps ``(b, length)`` tokens to logits. It computes in ``dtype``; the parameters are float32.
+    """
+    embedding, positions = jax.random.split(jax.random.key(1))
+    params = {
+        "embedding": 0.02 * jax.random.normal(embedding, (vocabulary, width)),
+        "positions": 0.02 * jax.random.normal(positions, (length, width)),
+        "blocks": _blocks(layers, width),
+        "gain": jnp.ones(width),
+    }
+
+    @jax.checkpoint
+    def block(h, w):
+        return _block(h, jax.tree.map(lambda a: a.astype(dtype), w), heads, causal=True), None
+
+    def apply_fn(params, tokens):
+        table = params["embedding"].astype(dtype)
+        h = table[tokens] * width**0.5 + params["positions"].astype(dtype)[: tokens.shape[1]]
+        h, _ = jax.lax.scan(block, h, params["blocks"])
+        return (_normalised(h) * params["gain"].astype(dtype) @ table.T).astype(jnp.float32)
+
+    return apply_fn, params
+
+
+def _blocks(layers: int, width: int) -> dict[str, Any]:
+    shapes = {"qkv": (width, 3 * width), "out": (width, width), "up": (width, 4 * width), "down": (4 * width, width)}
+    keys = dict(zip(shapes, jax.random.split(jax.random.key(0), len(shapes)), strict=True))
+    weights = {name: jax.random.normal(keys[name], (layers, *shape)) / shape[0] ** 0.5 for name, shape in shapes.items()}
+    return weights | {"gain": jnp.ones((layers, width)), "second_gain": jnp.ones((layers, width))}
+
+
+def _block(h, w, heads: int, *, causal: bool = False):
+    q, k, v = jnp.split((_normalised(h) * w["gain"]) @ w["qkv"], 3, axis=-1)
+    cut = lambda a: a.reshape(*a.shape[:2], heads, -1)
+    scores = jnp.einsum("bthc,bshc->bhts", cut(q), cut(k)).astype(jnp.float32) / cut(q).shape[-1] ** 0.5
+    if causal:
+        scores = jnp.where(jnp.tril(jnp.ones(scores.shape[-2:], bool)), scores, -1e30)
+    h = h + jnp.einsum("bhts,bshc->bthc", jax.nn.softmax(scores).astype(h.dtype), cut(v)).reshape(h.shape) @ w["out"]
+    return h + jax.nn.gelu((_normalised(h) * w["second_gain"]) @ w["up"]) @ w["down"]
+
+
 def _normalised(h):
-    return h / jnp.sqrt(jnp.mean(h**2, -1, keepdims=True) + 1e-6)
+    mean_square = jnp.mean(jnp.square(h.astype(jnp.float32)), -1, keepdims=True)
+    return h * jax.lax.rsqrt(mean_square + 1e-6).astype(h.dtype)
