@@ -12,6 +12,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_backend_optimization_level=0",
+        "--xla_cpu_parallel_codegen_split_count=1",  # several threads take more time in sum, and every core has a test
         *(["--xla_cpu_use_fusion_emitters=false"] if version("jax") < "0.11" else []),
     ]
 )

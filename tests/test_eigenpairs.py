@@ -133,8 +133,10 @@ def _compare(apply_fn, params, batch, loss, preconditioner, chunk_size, *, jit):
     assert (np.linalg.norm(residual, axis=0) <= np.asarray(pairs.residuals) + 1e-4 * oracle[0]).all()
 
 
-@pytest.mark.parametrize("jit", [False, True])
-@pytest.mark.parametrize("name", ["fcn bias, ten outputs", "cnn strided, average, outputs"])
+@pytest.mark.parametrize(
+    ("name", "jit"),
+    [("fcn bias, ten outputs", False), ("fcn bias, ten outputs", True), ("cnn strided, average, outputs", False)],
+)
 def test_top_eigenpairs_with_a_function_that_returns_the_preconditioner(name, jit):
     apply_fn, params, batch = batch_of(name, "mse")
     moments = jax.tree.map(lambda p: jnp.square(p) + 0.5, params)

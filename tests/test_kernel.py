@@ -268,7 +268,7 @@ def test_tangent_kernel_auto_logs_and_warns(caplog):
         ("cnn strided, average, outputs", {}),
         *(
             ("fcn bias, ten outputs", o)
-            for o in ({"chunk_size": 2}, {"method": "jacobian"}, {"mesh": 3}, {"preconditioner": True})
+            for o in ({"chunk_size": 2}, {"method": "jacobian", "mesh": 3}, {"preconditioner": True})
         ),
     ],
 )

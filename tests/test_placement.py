@@ -45,8 +45,14 @@ def placed(place: str, kind: AxisType):
     return mesh, params, (put(X, P("data")), put(Y, P("data")))
 
 
-@pytest.mark.parametrize(("place", "is_jitted"), [*((place, True) for place in PLACES), ("fsdp", False)])
-@pytest.mark.parametrize("kind", ["auto", "explicit"])
+@pytest.mark.parametrize(
+    ("kind", "place", "is_jitted"),
+    [
+        *(("auto", place, True) for place in PLACES),
+        *(("explicit", place, True) for place in ("fsdp", "tensor")),
+        ("explicit", "fsdp", False),
+    ],
+)
 def test_directions_are_placed_as_the_parameters(kind, place, is_jitted):
     """The eigenvalues of one device, and a warm start that is no copy of the model on every device."""
     mesh, params, batch = placed(place, AxisType.Auto if kind == "auto" else AxisType.Explicit)

@@ -22,7 +22,7 @@ def test_trainer_of_shared_programs_has_the_bits_of_runs_alone(tmp_path, monkeyp
     make_trainer, built = training.make_trainer, []
     monkeypatch.setattr(training, "make_trainer", lambda *a, **k: built.append(1) or make_trainer(*a, **k))
     changes = [
-        {}, {"data.synthetic.seed": 1}, {"data.by_seed": True}, {"steps": config.steps + 1, "members.seed": (5, 6)}, {"model.width": 12},
+        {"data.synthetic.seed": 1}, {"data.by_seed": True, "steps": config.steps + 1, "members.seed": (5, 6)}, {"model.width": 12},
     ]  # fmt: skip
     runs = []
     for fields in changes:

@@ -38,8 +38,8 @@ def test_killed_at_random_moments_it_is_the_same_run_bit_for_bit(tmp_path):
         "--config.optimizer.batch_size=4",
         "--config.steps=80",
     ]
-    counts = soak.kill_and_resume(command, tmp_path, kills=3, seed=1)
-    assert counts["kills"] == 3 and counts["runs_compared"] >= 1
+    counts = soak.kill_and_resume(command, tmp_path, kills=2, seed=1)
+    assert counts["kills"] == 2 and counts["runs_compared"] >= 1
 
 
 def test_a_run_whose_newest_checkpoint_is_damaged_says_so_and_is_the_same_run(tmp_path, capsys):
@@ -259,8 +259,8 @@ def test_steps_too_near_to_tell_are_marked(tmp_path):
 
 
 def test_random_runs():
-    tried = fuzz.runs(4)
-    assert sum(tried.values()) == 4 and {"refused", "complete"} <= set(tried)  # which ones changes with the names of the fields
+    tried = fuzz.runs(3)
+    assert sum(tried.values()) == 3 and {"refused", "complete"} <= set(tried)  # which ones changes with the names of the fields
 
 
 def test_random_models():
