@@ -25,6 +25,7 @@ SECTIONS = (
     "preset",
     "kernel",
     "frameworks",
+    "losses",
     "eigen",
     "certainty",
     "along",

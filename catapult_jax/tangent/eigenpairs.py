@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from catapult_jax.losses import FunctionLoss, Loss, as_loss
+from catapult_jax.tangent.bounds import rounding
 from catapult_jax.tangent.checks import (
     check_arguments,
     check_batch,
@@ -25,7 +26,7 @@ from catapult_jax.tangent.coupling import refuse_coupled_examples
 from catapult_jax.tangent.operators import CURVATURES, of_outputs, of_parameters, traced_loss
 from catapult_jax.tangent.placement import explicit_mesh, names_shardings, placed_by_compiler, stacked_like, with_explicit_axes
 from catapult_jax.tangent.products import JVPS, LinearMap, is_traced, linear_map, loop_kind, trace
-from catapult_jax.tangent.rayleigh_ritz import Space, empty, insert, random_vector, ritz_vectors, rounding
+from catapult_jax.tangent.rayleigh_ritz import Space, empty, insert, ritz_vectors
 from catapult_jax.tangent.search import (
     GROWTH,
     Search,
@@ -36,7 +37,7 @@ from catapult_jax.tangent.search import (
     random_key,
     search_from,
 )
-from catapult_jax.tangent.vectors import norm
+from catapult_jax.tangent.vectors import norm, random_vector
 from catapult_jax.xla import (
     LARGE_VECTOR,
     SPACE_NUMBERS,

@@ -24,7 +24,6 @@ Dorsselaer, Hochstenbach and van der Vorst (2000) for bounds from a random start
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,7 +32,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from catapult_jax.tangent.vectors import combine, divided, dots, norm
+from catapult_jax.tangent.bounds import log_least_component, rounding, upper_bounds
+from catapult_jax.tangent.vectors import combine, divided, dots, norm, random_vector
 from catapult_jax.xla import LARGE_VECTOR, after, eigh
 
 if TYPE_CHECKING:
@@ -87,26 +87,6 @@ def empty(like: PyTree, m: int, p: int, dtype) -> Space:
     zeros = lambda number: jax.tree.map(lambda leaf: jnp.zeros((number, *leaf.shape), dtype), like)
     matrix, none = lambda rows: jnp.zeros((rows, m), dtype), jnp.int32(0)
     return Space(zeros(m), zeros(p), matrix(m), matrix(p), none, none, jnp.int32(m), none, none, jnp.zeros(m, dtype))
-
-
-def random_vector(key: Array, like: PyTree, dtype) -> PyTree:
-    """A normal random vector.
-
-    Args:
-      key: A JAX key.
-      like: Shapes of a vector.
-      dtype: Of the vector.
-
-    Returns:
-      A vector.
-
-    >>> random_vector(jax.random.key(0), jnp.zeros(2), jnp.float32).shape
-    (2,)
-    """
-    leaves, structure = jax.tree.flatten(like)
-    keys = [key] if len(leaves) == 1 else jax.random.split(key, len(leaves))
-    numbers = [jax.random.normal(key, leaf.shape, dtype) for key, leaf in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(structure, numbers)
 
 
 def _beyond(space: Space, v: PyTree, key: Array, q: PyTree | None = None) -> tuple[PyTree, Array, Array, Array]:
@@ -363,21 +343,6 @@ def residual(space: Space, pairs: Ritz, j: Array) -> Array:
     return space.weights @ pairs.rotation[: len(space.beta), j]
 
 
-def rounding(values: Array) -> Array:
-    """Error of Ritz values by rounding: 16 eps times the largest in size.
-
-    Args:
-      values: Ritz values, largest first.
-
-    Returns:
-      A scalar.
-
-    >>> float(rounding(jnp.array([2.0, 1.0]))) == 32 * 2.0**-23
-    True
-    """
-    return 16 * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))
-
-
 # Multiples of a Ritz value that are tried as a bound: the smallest one that the recursion proves is the bound.
 _LADDER = np.unique(
     np.concatenate([np.geomspace(0.01, 0.97, 32), 1 + np.geomspace(1e-4, 0.03, 8), [1.0], np.geomspace(1.04, 1e6, 48)])
@@ -424,55 +389,3 @@ def outside_bound(space: Space, unit: Array, failure: float) -> Array:
     (_, _, log_p, positive), _ = lax.scan(step, carry, (alpha, beta, inside, column == space.start))
     proved = positive & (log_p >= -log_least_component((n - space.start).astype(c.dtype), failure)) & (space.steps > 0)
     return jnp.min(jnp.where(proved, c * unit, jnp.inf))
-
-
-def log_least_component(dimension: Array, failure: float) -> Array:
-    """Log of ``d``: a component of a random unit vector is below ``d`` in size with probability ``failure`` at most.
-
-    The unit vector is uniform on the sphere. The density of the size of a component is at most
-    ``2 Gamma(dimension / 2) / (sqrt(pi) Gamma((dimension - 1) / 2))`` on ``[0, 1]``.
-
-    Args:
-      dimension: Of the unit vector.
-      failure: Above 0 and below 1.
-
-    Returns:
-      A scalar.
-
-    Source: the marginal density of the uniform distribution on the sphere.
-
-    >>> round(float(log_least_component(jnp.array(3.0), 0.01)), 3)  # in three dimensions the component is uniform: d = 0.01
-    -4.605
-    """
-    half = jnp.maximum(dimension, 1.5) / 2  # the density is not bounded in fewer than three dimensions
-    log_density = math.log(2 / math.sqrt(math.pi)) + lax.lgamma(half) - lax.lgamma(half - 0.5)
-    of_circle = jnp.log(jnp.sin(failure * math.pi / 2)).astype(half.dtype)
-    return jnp.where(dimension <= 1, 0, jnp.where(dimension <= 2, of_circle, math.log(failure) - log_density))
-
-
-def upper_bounds(values: Array, sizes: Array, used: Array, outside: Array) -> Array:
-    """Bounds on the largest eigenvalue of the outside together with the Ritz vectors from each rank on.
-
-    Args:
-      values: ``(m,)`` Ritz values, largest first.
-      sizes: ``(m,)`` norms of their residuals.
-      used: ``(m,)`` whether the space has that vector.
-      outside: Bound on the eigenvalues outside the space.
-
-    Returns:
-      ``(m + 1,)``: the bound for each rank, and ``outside``.
-
-    Source: see the top of this file.
-
-    >>> upper_bounds(jnp.array([3.0]), jnp.array([0.0]), jnp.array([True]), jnp.float32(2)).tolist()
-    [3.0, 2.0]
-    """
-
-    def join(c, pair):
-        theta, r, is_used = pair
-        larger = jnp.where(jnp.isinf(c), c, (theta + c + jnp.hypot(theta - jnp.where(jnp.isinf(c), 0, c), 2 * r)) / 2)
-        c = jnp.where(is_used, larger, c)
-        return c, c
-
-    _, above = lax.scan(join, outside, (values, sizes, used), reverse=True)
-    return jnp.concatenate([above, outside[None]])

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from catapult_jax.losses import Loss
+from catapult_jax.tangent.bounds import rounding, upper_bounds
 from catapult_jax.tangent.operators import Operator
 from catapult_jax.tangent.rayleigh_ritz import (
     Ritz,
@@ -24,9 +25,7 @@ from catapult_jax.tangent.rayleigh_ritz import (
     residual,
     restrict,
     ritz,
-    rounding,
     runs_on,
-    upper_bounds,
 )
 from catapult_jax.tangent.vectors import combine, where
 

@@ -34,6 +34,26 @@ def norm(v: PyTree) -> Float[Array, ""]:
     return size * (sizes[0] if len(sizes) == 1 else jnp.linalg.norm(jnp.stack(sizes)))
 
 
+def random_vector(key: Array, like: PyTree, dtype) -> PyTree:
+    """A normal random vector.
+
+    Args:
+      key: A JAX key.
+      like: Shapes of a vector.
+      dtype: Of the vector.
+
+    Returns:
+      A vector.
+
+    >>> random_vector(jax.random.key(0), jnp.zeros(2), jnp.float32).shape
+    (2,)
+    """
+    leaves, structure = jax.tree.flatten(like)
+    keys = [key] if len(leaves) == 1 else jax.random.split(key, len(leaves))
+    numbers = [jax.random.normal(key, leaf.shape, dtype) for key, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, numbers)
+
+
 def dots(vectors: PyTree, v: PyTree) -> Float[Array, " m"]:
     """Inner products of each of ``m`` vectors with ``v``.
 
