@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from jaxtyping import Array, PyTree
 
 
+_ROUNDING_OF_SQUARES = 1e-5  # of an inner product of millions of numbers in float32, relative to the squares of the norms
+
+
 class Space(NamedTuple):
     """An orthonormal basis ``Q`` with ``K Q = Q H + R W``. Vectors from ``count`` on are not used; columns of ``H`` and ``W`` are zero there.
 
@@ -138,21 +141,24 @@ def runs_on(space: Space) -> Array:
 
 
 @jax.jit
-def next_vector(space: Space, v: PyTree, key: Array) -> PyTree:
+def next_vector(space: Space, v: PyTree, key: Array, is_beyond: Array) -> PyTree:
     """The next basis vector, orthogonal to the space.
 
     Args:
       space: The space.
       v: The vector to add.
       key: For a random vector, which is taken if ``v`` is zero or in the space.
+      is_beyond: Whether ``v`` is a unit vector orthogonal to the space already, as the remainder of the last image is.
 
     Returns:
       A unit vector.
 
-    >>> next_vector(empty(jnp.zeros(2), 1, 1, jnp.float32), jnp.array([0.0, 2.0]), jax.random.key(0)).tolist()
+    >>> space = empty(jnp.zeros(2), 1, 1, jnp.float32)
+    >>> next_vector(space, jnp.array([0.0, 2.0]), jax.random.key(0), jnp.asarray(False)).tolist()
     [0.0, 1.0]
     """
-    return _beyond(space, v, key)[0]
+    project = lambda carry: (jnp.zeros_like(is_beyond), _beyond(space, carry[1], key)[0])
+    return lax.while_loop(lambda carry: carry[0], project, (~is_beyond, v))[1]
 
 
 @jax.jit
@@ -262,10 +268,13 @@ def dimension(space: Space) -> int:
 
 
 def _residual_sizes(space: Space, rotation: Array) -> Array:
-    """Norms of all residuals: all at once, or where vectors are large one after the other, to save memory."""
+    """Norms of all residuals. Where vectors are large, from the inner products of the remainders, with their rounding added."""
     weights = (space.weights @ rotation).T
-    size = lambda weights: norm(combine(space.remainders, weights))
-    return lax.map(size, weights) if dimension(space) > LARGE_VECTOR else jax.vmap(size)(weights)
+    if dimension(space) <= LARGE_VECTOR:
+        return jax.vmap(lambda weights: norm(combine(space.remainders, weights)))(weights)
+    inner = jax.vmap(lambda row: dots(space.remainders, row))(space.remainders)
+    squares = jnp.sum(weights @ inner * weights, 1)
+    return jnp.sqrt(jnp.maximum(squares, 0) + _ROUNDING_OF_SQUARES * jnp.sum(weights**2 * jnp.diagonal(inner)[None], 1))
 
 
 def ritz_vectors(space: Space, pairs: Ritz, k: int) -> PyTree:

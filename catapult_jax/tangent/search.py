@@ -91,11 +91,11 @@ def random_key(search: Search, number: Array | int) -> Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(0), search.seed), number)
 
 
-def _add(search: Search, space: Space, v: PyTree, lanczos, of_remainders: Array | None = None) -> Space:
+def _add(search: Search, space: Space, v: PyTree, lanczos: Array, of_remainders: Array | None = None) -> Space:
     """One product: the space with one more vector, ``v``, or a random one if ``v`` is zero."""
-    q = next_vector(space, v, random_key(search, space.count))
+    q = next_vector(space, v, random_key(search, space.count), lanczos & runs_on(space))
     image = jax.tree.map(lambda leaf: leaf.astype(space.beta.dtype), search.K.product(q))
-    return insert(space, q, image, random_key(search, -1 - space.count), jnp.asarray(lanczos), of_remainders)
+    return insert(space, q, image, random_key(search, -1 - space.count), lanczos, of_remainders)
 
 
 def add_directions(search: Search, space: Space, vectors: PyTree, count: Array) -> tuple[Space, Array]:
@@ -113,7 +113,7 @@ def add_directions(search: Search, space: Space, vectors: PyTree, count: Array) 
 
     def add(j, space):
         v = search.K.from_direction(jax.tree.map(lambda a: a[j], vectors))
-        return _add(search, space, jax.tree.map(lambda leaf: leaf.astype(space.beta.dtype), v), False)
+        return _add(search, space, jax.tree.map(lambda leaf: leaf.astype(space.beta.dtype), v), jnp.asarray(False))
 
     if search.K.loop == "compiled":
         return lax.fori_loop(0, count, add, space), count.astype(jnp.float32)
