@@ -71,6 +71,29 @@ def test_ritz_sizes_are_the_norms_of_the_residuals(is_large, monkeypatch):
         rr.ritz.clear_cache()
 
 
+def test_ritz_sizes_of_a_matrix_that_is_not_symmetric():
+    """As products in half precision are."""
+    matrix = symmetric_with_spectrum(np.geomspace(1, 1e-2, 20))[0]
+    matrix += 0.01 * np.random.default_rng(0).standard_normal(matrix.shape)
+    K, yes, space, v = (
+        jnp.asarray(matrix, jnp.float32),
+        jnp.asarray(True),
+        rr.empty(jnp.zeros(20), 8, 1, jnp.float32),
+        jnp.zeros(20),
+    )
+    for i, key in enumerate(jax.random.split(jax.random.key(0), 8)):
+        q = rr.next_vector(space, v, key, jnp.asarray(i > 0))
+        space = rr.insert(space, q, K @ q, key, yes, jnp.ones(1) * (i > 0))
+        v = space.remainders[0]
+
+    pairs = rr.ritz(space, jnp.int32(1), 0.01)
+
+    V = np.asarray(rr.ritz_vectors(space, pairs, 8), np.float64)
+    residuals = np.linalg.norm(V @ matrix.T - np.asarray(pairs.values)[:, None] * V, axis=1)
+    np.testing.assert_allclose(pairs.sizes, residuals, rtol=1e-3, atol=1e-5)
+    assert np.linalg.norm(space.asymmetry) > 0.01
+
+
 def test_norm_neither_over_nor_underflows():
     for size in (1e-30, 1.0, 1e30):
         assert float(norm(jnp.array([3.0, 4.0]) * size)) == pytest.approx(5 * size, rel=1e-6)

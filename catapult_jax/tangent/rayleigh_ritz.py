@@ -44,15 +44,17 @@ _ROUNDING_OF_SQUARES = 1e-5  # of an inner product of millions of numbers in flo
 
 
 class Space(NamedTuple):
-    """An orthonormal basis ``Q`` with ``K Q = Q H + R W``. Vectors from ``count`` on are not used; columns of ``H`` and ``W`` are zero there.
+    """An orthonormal basis ``Q`` with ``K Q = Q (H + D) + R W``. Vectors from ``count`` on are not used; the matrices are zero there.
 
     The remainders ``R`` are the parts of the images that are orthogonal to the space. There is one for each start: a direction or a random
-    vector. So they are few, and the images themselves are not kept.
+    vector. So they are few, and the images themselves are not kept. ``H`` is symmetric, and ``D`` is what ``K`` lacks to be so: rounding,
+    which is large where a model computes in half precision.
     """
 
     basis: PyTree  # Q: m vectors
     remainders: PyTree  # R: p vectors, orthogonal to the basis
-    projected: Array  # H: (m, m), the basis times K times the basis
+    projected: Array  # H: (m, m)
+    asymmetry: Array  # D: (m, m), below the diagonal
     weights: Array  # W: (p, m)
     count: Array  # number of vectors
     starts: Array  # number of remainders in use
@@ -89,7 +91,7 @@ def empty(like: PyTree, m: int, p: int, dtype) -> Space:
     """
     zeros = lambda number: jax.tree.map(lambda leaf: jnp.zeros((number, *leaf.shape), dtype), like)
     matrix, none = lambda rows: jnp.zeros((rows, m), dtype), jnp.int32(0)
-    return Space(zeros(m), zeros(p), matrix(m), matrix(p), none, none, jnp.int32(m), none, none, jnp.zeros(m, dtype))
+    return Space(zeros(m), zeros(p), matrix(m), matrix(m), matrix(p), none, none, jnp.int32(m), none, none, jnp.zeros(m, dtype))
 
 
 def _beyond(space: Space, v: PyTree, key: Array, q: PyTree | None = None) -> tuple[PyTree, Array, Array, Array]:
@@ -195,6 +197,9 @@ def insert(space: Space, q: PyTree, image: PyTree, key: Array, lanczos: Array, o
     weights = space.weights - ratios[:, None] * space.weights[largest][None]  # the row of the largest becomes zero
     put = lambda stack, v, row: jax.tree.map(lambda a, b: lax.dynamic_update_index_in_dim(a, b, row, 0), stack, v)
     of_q, is_place = dots(space.remainders, q), jnp.arange(len(weights)) == place
+    difference = jnp.where(
+        jnp.arange(len(column)) < at, of_q @ space.weights - column, 0
+    )  # q times K times Q, and Q times K times q
 
     def without_q(remainders, q, rest):
         column = lambda a: a.reshape(-1, *[1] * q.ndim)
@@ -204,6 +209,7 @@ def insert(space: Space, q: PyTree, image: PyTree, key: Array, lanczos: Array, o
         basis=put(space.basis, after(jax.tree.leaves(rest)[0], q), at),
         remainders=jax.tree.map(without_q, space.remainders, q, rest),
         projected=put(space.projected, column, at).at[:, at].set(column),
+        asymmetry=put(space.asymmetry, difference, at),
         weights=weights.at[place, at].set(beta),
         count=at + 1,
         starts=space.starts + is_new.astype(jnp.int32),
@@ -246,7 +252,8 @@ def ritz(space: Space, k: Array, failure: float, *, is_semidefinite: bool = True
     values, rotation = values[::-1] * scale, jnp.where(used[:, None], rotation[:, ::-1], 0)
     values = jnp.maximum(values, 0) if is_semidefinite else jnp.where(used, values, 0)
     smallest = jnp.min(jnp.where(used, values, jnp.inf))
-    sizes = jnp.where(space.starts > len(space.weights), jnp.inf, _residual_sizes(space, rotation))  # a remainder is lost
+    sizes = jnp.hypot(_residual_sizes(space, rotation), jnp.linalg.norm(space.asymmetry @ rotation, axis=0))
+    sizes = jnp.where(space.starts > len(space.weights), jnp.inf, sizes)  # a remainder is lost
     unit = jnp.maximum(values[k - 1], rounding(values))
     outside = jnp.where(space.count >= n, 0, outside_bound(space, unit, failure)).astype(values.dtype)
     return Ritz(values, rotation, sizes, upper_bounds(values, sizes, used, outside), smallest)
@@ -325,6 +332,7 @@ def restrict(space: Space, pairs: Ritz, count: Array, most: int, condition: Arra
     values = {"count": count, "starts": count, "start": jnp.int32(m), "steps": jnp.int32(0), "beta": jnp.zeros_like(space.beta)}
     values |= {
         "projected": matrix(jnp.where(kept, pairs.values[:most], 0), space.projected),
+        "asymmetry": matrix(jnp.linalg.norm(space.asymmetry @ rotation, axis=0), space.asymmetry),  # their sizes are kept
         "weights": matrix(kept.astype(space.beta.dtype), space.weights),  # the remainders are the residuals
     }
     values = {name: jnp.where(condition, value, getattr(space, name)) for name, value in values.items()}
