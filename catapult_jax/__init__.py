@@ -10,7 +10,7 @@ from catapult_jax._version import __version__
 from catapult_jax.criteria import spike_score
 from catapult_jax.critical import critical_lr, critical_lr_from_lambda
 from catapult_jax.detection import Detector, detector
-from catapult_jax.directional import Directional, directional_critical_lr
+from catapult_jax.directional import Directional, directional_by_layer, directional_critical_lr
 from catapult_jax.eigenspace import LossSplit, split_loss
 from catapult_jax.events import KINDS, Event, to_python
 from catapult_jax.losses import batch_loss
@@ -56,6 +56,7 @@ __all__ = [
     "critical_lr_from_lambda",
     "dead_from",
     "detector",
+    "directional_by_layer",
     "directional_critical_lr",
     "find_events",
     "input_jacobian",

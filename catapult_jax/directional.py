@@ -109,6 +109,64 @@ def directional_critical_lr(
     return placed_by_compiler(compute, params, x, targets, D)
 
 
+def directional_by_layer(
+    apply_fn: Callable[..., Float[Array, "b *o"]],
+    params: PyTree,
+    batch: tuple[PyTree, PyTree],
+    updates: PyTree,
+    *,
+    loss: str | Loss | Callable,
+    curvature: str = "gauss_newton",
+    layer: Callable[[str], str] | None = None,
+) -> dict[str, Directional]:
+    """Which layer makes the step unstable: :func:`directional_critical_lr` of each layer's part of the update alone.
+
+    ``D`` is restricted to the leaves of one layer; the other layers stay where they are. One jvp for each layer. Slopes add up to the slope
+    of the whole update. Curvatures do not, since layers curve along each other's updates: a step may rise though no layer alone does.
+
+    Args:
+      apply_fn, params, batch, updates, loss, curvature: as in :func:`directional_critical_lr`.
+      layer: from the path of a leaf, such as ``"params/Dense_0/kernel"``, to the name of its layer; equal names are one layer. None: the
+        path without its last part.
+
+    Returns:
+      A :class:`Directional` for each layer, in the order of the leaves. Units as there.
+
+    Raises:
+      ValueError: as :func:`directional_critical_lr`.
+
+    Source: our restriction of :func:`directional_critical_lr`.
+
+    >>> model = lambda p, x: x @ p["first"]["w"] @ p["last"]["w"]
+    >>> params = {"first": {"w": jnp.eye(2)}, "last": {"w": jnp.ones(2)}}
+    >>> updates = {"first": {"w": jnp.zeros((2, 2))}, "last": {"w": -jnp.ones(2)}}
+    >>> steps = directional_by_layer(model, params, (jnp.eye(2), jnp.zeros(2)), updates, loss="mse")
+    >>> {name: (round(float(step.multiple), 3), step.text) for name, step in steps.items()}
+    {'first': (0.0, 'no descent direction'), 'last': (2.0, 'falls')}
+    """
+    check_updates(updates, params)
+    with_paths, structure = jax.tree_util.tree_flatten_with_path(params)
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in with_paths]
+    names = [(layer or _without_last_part)(path) for path in paths]
+    leaves, changes = [leaf for _, leaf in with_paths], structure.flatten_up_to(updates)
+
+    def of_layer(name: str) -> Directional:
+        inside = [i for i, other in enumerate(names) if other == name]
+
+        def model(own, x):
+            moved = dict(zip(inside, own, strict=True))
+            return apply_fn(structure.unflatten([moved.get(i, leaf) for i, leaf in enumerate(leaves)]), x)
+
+        own, own_changes = [leaves[i] for i in inside], [changes[i] for i in inside]
+        return directional_critical_lr(model, own, batch, own_changes, loss=loss, curvature=curvature)
+
+    return {name: of_layer(name) for name in dict.fromkeys(names)}
+
+
+def _without_last_part(path: str) -> str:
+    return path.rpartition("/")[0] or path
+
+
 def from_output_change(
     outputs: Float[Array, "b *o"], moved: Float[Array, "b *o"], targets: PyTree, *, loss: str | Loss | Callable
 ) -> Directional:

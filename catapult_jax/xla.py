@@ -15,8 +15,9 @@ In this file:
 - :func:`after`. XLA works on what is independent at the same time, so that buffers are not reused, and drops ``lax.optimization_barrier``
   before it orders the program. No public issue known; openxla/xla issue 20440 (open) is near. Planned memory of the kernel of a CNN: 36 MiB,
   82 without. From 0.11.2 on the barrier does as well for the kernel, but not for chunks that are calls of a compiled function, as those
-  of ``input_jacobian`` are. Tests: ``test_after_orders_what_is_independent``, ``test_after_orders_calls``, and two of
-  ``tests/test_kernel.py`` and one of ``tests/test_outer_product.py``.
+  of ``input_jacobian`` are. In a loop XLA copies what is read after it is written in place: the basis of a search, twice in each step.
+  Tests: ``test_after_orders_what_is_independent``, ``test_after_orders_calls``, two of ``tests/test_kernel.py``, one of
+  ``tests/test_outer_product.py``, and the planned memory in ``tests/test_operators.py``.
 - :func:`placed_like`. XLA places the result of a gradient on every device, also where the parameters are cut. No public issue known; all
   releases that were tried. Directions then hold as many copies of a model as there are devices. Test: ``test_directions_are_placed_as_the_parameters``
   of ``tests/test_placement.py``.
@@ -101,8 +102,8 @@ PROBED_NUMBERS = 2**23
 INSPECTED_NUMBERS = 2**20
 # Entries of parameters from which on per-example Jacobians are slow enough to be warned of. `benchmarks --only kernel`
 SLOW_JACOBIAN_ENTRIES = 100_000
-# Numbers in a vector from which on the residuals of a search are computed one after the other, and an output space that large is left for
-# the space of the parameters, if that is smaller: 4 MiB. `benchmarks --only eigen`
+# Numbers in a vector from which on the residuals of a search come from inner products, to save memory, and an output space that large is
+# left for the space of the parameters, if that is smaller: 4 MiB. `benchmarks --only eigen`
 LARGE_VECTOR = 2**20
 # Numbers in the basis of a search by default: 512 MiB.
 SPACE_NUMBERS = 2**27

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from catapult_jax import FCN, batch_loss, critical_lr, directional_critical_lr
+from catapult_jax import FCN, batch_loss, critical_lr, directional_by_layer, directional_critical_lr
 from catapult_jax.directional import VERDICTS, from_slope_and_curvature
 from tests.zoo import QUICK
 
@@ -64,6 +64,29 @@ def test_directional_critical_lr_of_an_explicit_gauss_newton_matrix(loss):
         slope, curvature = float(g @ d), float(d @ G @ d)
     assert float(step.slope) == pytest.approx(slope, rel=2e-5)
     assert float(step.curvature) == pytest.approx(curvature, rel=2e-5)
+
+
+@pytest.mark.parametrize("curvature", ["gauss_newton", "hessian"])
+def test_directional_by_layer_is_the_update_of_one_layer_alone(curvature):
+    """Its slope and curvature are those of an update that is zero elsewhere; layers may be named."""
+    apply_fn, params, batch = network("softmax_cross_entropy")
+    updates = jax.tree.map(lambda p: -0.1 * jnp.sin(7 * jnp.arange(p.size, dtype=p.dtype)).reshape(p.shape), params)
+    alone = lambda name: jax.tree_util.tree_map_with_path(
+        lambda path, u: u * (name in jax.tree_util.keystr(path, simple=True, separator="/")), updates
+    )
+    options = dict(loss="softmax_cross_entropy", curvature=curvature)
+
+    steps = directional_by_layer(apply_fn, params, batch, updates, **options)
+    last = directional_by_layer(apply_fn, params, batch, updates, **options, layer=lambda path: str("readout" in path))
+
+    names = [f"params/{name}" for name in params["params"]]
+    assert list(steps) == names and len(names) == 3 and set(last) == {"False", "True"}
+    for name in names:
+        expected = directional_critical_lr(apply_fn, params, batch, alone(name), **options)
+        np.testing.assert_allclose(np.array(steps[name][::2]), np.array(expected[::2]), rtol=1e-5, atol=1e-7)
+    whole = directional_critical_lr(apply_fn, params, batch, updates, **options)
+    np.testing.assert_allclose(sum(step.slope for step in steps.values()), whole.slope, rtol=1e-5)
+    np.testing.assert_allclose(last["True"].curvature, steps[names[-1]].curvature, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
