@@ -100,13 +100,12 @@ def _beyond(space: Space, v: PyTree, key: Array, q: PyTree | None = None) -> tup
 
     If that part is only rounding, the norm is a bound on the rounding, and the unit vector is that of a random vector.
     """
-    used, zero = jnp.arange(len(space.beta)) < space.count, jnp.zeros((), space.beta.dtype)
+    zero = jnp.zeros((), space.beta.dtype)
 
     def rest_of(v):
         inner, along = jnp.zeros_like(space.beta), zero
         for _ in range(2):  # after one projection, rounding leaves a part in the space
-            of_basis = jnp.where(used, dots(space.basis, v), 0)
-            v = jax.tree.map(jnp.subtract, v, combine(space.basis, of_basis))
+            v, of_basis = _minus_basis(space, v)
             of_q = zero if q is None else _dot(q, v)
             v = v if q is None else jax.tree.map(lambda a, b, c=of_q: a - c * b, v, q)
             inner, along = inner + of_basis, along + of_q
@@ -121,6 +120,21 @@ def _beyond(space: Space, v: PyTree, key: Array, q: PyTree | None = None) -> tup
     rest = lax.while_loop(lambda carry: carry[0], random, (is_rounding, rest))[1]  # a branch computes both sides under vmap
     size_of_rest = size * jnp.where(is_rounding, eps, fraction)
     return divided(rest, norm(rest)), size_of_rest, size * inner, size * along
+
+
+def _minus_basis(space: Space, v: PyTree) -> tuple[PyTree, Array]:
+    """``v`` without its part in the space, and its inner products with the basis. Large vectors that are not used are not read."""
+    if dimension(space) <= LARGE_VECTOR:
+        inner = jnp.where(jnp.arange(len(space.beta)) < space.count, dots(space.basis, v), 0)
+        return jax.tree.map(jnp.subtract, v, combine(space.basis, inner)), inner
+
+    def minus_one(j, carry):
+        v, inner = carry
+        row = jax.tree.map(lambda a: a[j], space.basis)
+        along = _dot(row, v)
+        return jax.tree.map(lambda a, b: a - along * b, v, row), inner.at[j].set(along)
+
+    return lax.fori_loop(0, space.count, minus_one, (v, jnp.zeros_like(space.beta)))
 
 
 def _dot(u: PyTree, v: PyTree) -> Array:
