@@ -266,7 +266,7 @@ def ritz(space: Space, k: Array, failure: float, *, is_semidefinite: bool = True
     values, rotation = values[::-1] * scale, jnp.where(used[:, None], rotation[:, ::-1], 0)
     values = jnp.maximum(values, 0) if is_semidefinite else jnp.where(used, values, 0)
     smallest = jnp.min(jnp.where(used, values, jnp.inf))
-    sizes = jnp.hypot(_residual_sizes(space, rotation), jnp.linalg.norm(space.asymmetry @ rotation, axis=0))
+    sizes = jnp.hypot(_residual_sizes(space, rotation), _asymmetry_of(space, rotation))
     sizes = jnp.where(space.starts > len(space.weights), jnp.inf, sizes)  # a remainder is lost
     unit = jnp.maximum(values[k - 1], rounding(values))
     outside = jnp.where(space.count >= n, 0, outside_bound(space, unit, failure)).astype(values.dtype)
@@ -294,8 +294,16 @@ def _residual_sizes(space: Space, rotation: Array) -> Array:
     if dimension(space) <= LARGE_VECTOR:
         return jax.vmap(lambda weights: norm(combine(space.remainders, weights)))(weights)
     inner = jax.vmap(lambda row: dots(space.remainders, row))(space.remainders)
+    scale = jnp.max(jnp.abs(weights))  # against overflow
+    weights = weights / jnp.where(scale > 0, scale, 1)
     squares = jnp.sum(weights @ inner * weights, 1)
-    return jnp.sqrt(jnp.maximum(squares, 0) + _ROUNDING_OF_SQUARES * jnp.sum(weights**2 * jnp.diagonal(inner)[None], 1))
+    rounded = _ROUNDING_OF_SQUARES * jnp.sum(weights**2 * jnp.diagonal(inner)[None], 1)
+    return scale * jnp.sqrt(jnp.maximum(squares, 0) + rounded)
+
+
+def _asymmetry_of(space: Space, rotation: Array) -> Array:
+    """Norms of the parts of the residuals inside the space."""
+    return jax.vmap(norm)((space.asymmetry @ rotation).T)
 
 
 def ritz_vectors(space: Space, pairs: Ritz, k: int) -> PyTree:
@@ -346,7 +354,7 @@ def restrict(space: Space, pairs: Ritz, count: Array, most: int, condition: Arra
     values = {"count": count, "starts": count, "start": jnp.int32(m), "steps": jnp.int32(0), "beta": jnp.zeros_like(space.beta)}
     values |= {
         "projected": matrix(jnp.where(kept, pairs.values[:most], 0), space.projected),
-        "asymmetry": matrix(jnp.linalg.norm(space.asymmetry @ rotation, axis=0), space.asymmetry),  # their sizes are kept
+        "asymmetry": matrix(_asymmetry_of(space, rotation), space.asymmetry),  # their sizes are kept
         "weights": matrix(kept.astype(space.beta.dtype), space.weights),  # the remainders are the residuals
     }
     values = {name: jnp.where(condition, value, getattr(space, name)) for name, value in values.items()}
