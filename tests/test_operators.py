@@ -259,7 +259,9 @@ def shapes_of(*trees):
 
 
 def test_planned_memory_of_a_decoder_of_ten_million_parameters():
-    """At most three times that of one gradient, with six products. Each product more takes as much as the parameters."""
+    """At most three times that of one gradient, with five products (JAX 0.12; 0.10 has room for six). Each one more takes as much as
+    the parameters.
+    """
     apply_fn, params = networks.decoder(8192, 10, 256, 4, 256, jnp.bfloat16)
     tokens = jnp.zeros((8, 256), jnp.int32)
     batch, loss = (tokens, (tokens, jnp.ones((8, 256)))), SoftmaxCrossEntropy(weighted=True, label_smoothing=0.1)
@@ -269,7 +271,7 @@ def test_planned_memory_of_a_decoder_of_ten_million_parameters():
         plan = jax.jit(function).lower(*shapes_of(params, batch)).compile().memory_analysis()
         return plan.temp_size_in_bytes + plan.argument_size_in_bytes + plan.output_size_in_bytes
 
-    search = lambda p, b: top_eigenpairs(apply_fn, p, b, k=1, loss=loss, max_products=6).eigenvalues
+    search = lambda p, b: top_eigenpairs(apply_fn, p, b, k=1, loss=loss, max_products=5).eigenvalues
     assert planned(search) <= 3 * planned(jax.value_and_grad(value))
 
 
