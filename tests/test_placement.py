@@ -93,7 +93,7 @@ def test_planned_memory_of_a_device(place, curvature):
     on_one = planned(lambda shape, spec: jax.ShapeDtypeStruct(shape, jnp.float32))
     on_each = planned(lambda shape, spec: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec)))
 
-    assert on_each <= 0.35 * on_one  # an eighth, and what every device needs
+    assert on_each <= 0.28 * on_one  # an eighth, and what every device needs; 0.31 or more where vectors are not cut
 
 
 @pytest.mark.parametrize("curvature", ["gauss_newton", "hessian"])

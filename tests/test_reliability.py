@@ -30,16 +30,16 @@ from tests.programs import fuzz, soak
 pytestmark = pytest.mark.usefixtures("plain_figures", "shared_programs")
 
 
-def test_killed_at_random_moments_it_is_the_same_run_bit_for_bit(tmp_path):
-    """A few kills; ``make soak`` makes many, and of more kinds of runs; docs/soak.json has their number."""
+def test_killed_at_a_random_moment_it_is_the_same_run_bit_for_bit(tmp_path):
+    """One kill; ``make soak`` makes many, and of more kinds of runs; docs/soak.json has their number."""
     command = [
         *soak.COMMANDS["one member"],
         "--config.members.seed=(0,1)",
         "--config.optimizer.batch_size=4",
         "--config.steps=80",
     ]
-    counts = soak.kill_and_resume(command, tmp_path, kills=2, seed=1)
-    assert counts["kills"] == 2 and counts["runs_compared"] >= 1
+    counts = soak.kill_and_resume(command, tmp_path, kills=1, seed=1)
+    assert counts["kills"] == 1 and counts["runs_compared"] >= 1
 
 
 def test_a_run_whose_newest_checkpoint_is_damaged_says_so_and_is_the_same_run(tmp_path, capsys):

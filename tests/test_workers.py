@@ -48,7 +48,7 @@ def test_run_all_with_two_processes(tmp_path):
 def test_run_all_goes_on_after_a_process_that_is_killed(tmp_path, capsys):
     """The system kills a process when there is no memory left. The other runs are complete, and in the summary."""
     config = quickstart.get_config("smoke")
-    config.members.lr, config.data.name, config.steps, config.run.chunk_steps = (0.5,), "digits", 2000, 1
+    config.members.lr, config.data.name, config.steps, config.run.chunk_steps = (0.5,), "digits", 1000, 1
     pids = []
 
     def kill():

@@ -211,9 +211,8 @@ def insert(space: Space, q: PyTree, image: PyTree, key: Array, lanczos: Array, o
     weights = space.weights - ratios[:, None] * space.weights[largest][None]  # the row of the largest becomes zero
     put = lambda stack, v, row: jax.tree.map(lambda a, b: lax.dynamic_update_index_in_dim(a, b, row, 0), stack, v)
     of_q, is_place = dots(space.remainders, q), jnp.arange(len(weights)) == place
-    difference = jnp.where(
-        jnp.arange(len(column)) < at, of_q @ space.weights - column, 0
-    )  # q times K times Q, and Q times K times q
+    # q times K times the basis comes from the remainders, the basis times K times q from the image of q.
+    difference = jnp.where(jnp.arange(len(column)) < at, of_q @ space.weights - column, 0)
 
     def without_q(remainders, q, rest):
         column = lambda a: a.reshape(-1, *[1] * q.ndim)
