@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 from jax.core import Tracer
 
-from catapult_jax.optax_states import (
-    Layout,
-    Step,
-    is_masked,
-    like_params,
-    links,
-    partition_groups,
-    state_of_type,
-    states_of_type,
-)
-from catapult_jax.update_check import check_update, refuse_traceless_links
+from catapult_jax.optimizer_links import Link, like_params, links_of
+from catapult_jax.optimizer_rules import Effect, effects_of
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, PyTree
 
 
-class Preconditioner(NamedTuple):
+@functools.partial(
+    jax.tree_util.register_dataclass, meta_fields=["reason"], data_fields=["diagonal", "gain", "decay", "lr", "checked"]
+)
+@dataclass(frozen=True)
+class Preconditioner:
     """A step ``w' = (1 - lr decay) w - lr P^(-1) m``, with ``m`` the gradient or a momentum average of it.
 
     Its critical learning rate is ``2 / (gain lambda + decay)``, with ``lambda`` the top eigenvalue of the loss-weighted kernel
@@ -37,113 +32,123 @@ class Preconditioner(NamedTuple):
     """
 
     diagonal: PyTree | None = None  # P: positive, a tree like the parameters; None: one everywhere
-    gain: float | Float[Array, ""] = 1.0  # of the momentum average, for a gradient that changes sign at every step
-    decay: float | Float[Array, ""] = 0.0  # decoupled weight decay, in units of an eigenvalue
+    gain: float | Float[Array, ""] = (
+        1.0  # of the momentum average, for a gradient that changes sign at every step; NaN: no rule
+    )
+    decay: float | Float[Array, ""] = 0.0  # weight decay, in units of an eigenvalue; where parameters differ, the largest
+    lr: float | Float[Array, ""] | None = None  # of this step, as the optimizer has it; None: it is applied elsewhere
     checked: bool | Bool[Array, ""] | None = None  # the update of the step is the one of the optimizer; None: not checked
+    reason: str = field(default="")  # why there is no rule, in one line; empty: there is one
+
+    @property
+    def kind(self) -> str:
+        """``"rule"``, or ``"no rule"``: then the critical lr is NaN, and the directional critical lr still answers."""
+        return "no rule" if self.reason else "rule"
 
 
 PLAIN = Preconditioner()  # gradient descent, SGD
 
 
 def preconditioner_from_state(
-    optimizer: Callable[..., optax.GradientTransformation],
+    optimizer: optax.GradientTransformation,
     params: PyTree,
+    before: optax.OptState | None,
     after: optax.OptState,
-    before: optax.OptState | None = None,
     *,
-    updates: PyTree | None = None,
     gradient: PyTree | None = None,
-    **settings: Any,
+    updates: PyTree | None = None,
 ) -> Preconditioner:
-    r"""Preconditioner, momentum gain and weight decay of one step of an Optax optimizer.
+    r"""Preconditioner, momentum gain, weight decay and lr of one step of a built Optax optimizer.
 
-    ``P`` is the one that this step used: it is read from the state after the update, which has seen the gradient.
-    ``gain`` is that of the momentum average in the alternating mode, which is the first to grow.
+    ``P`` is the one that this step used: it is read from the state after the update, which has seen the gradient. ``gain`` is that of the
+    momentum average in the alternating mode, which is the first to grow. Each link of the optimizer has a rule, and the rules of a chain
+    are composed:
 
-    ==========================  =====================================  ===========================================
-    optimizer                   P                                      gain
-    ==========================  =====================================  ===========================================
-    sgd                         1                                      1
-    sgd, momentum beta          1                                      1 / (1 + beta)
-    sgd, nesterov               1                                      (1 + 2 beta) / (1 + beta)
-    adagrad                     sqrt(sum g^2 + eps); infinite at 0     1
-    rmsprop                     sqrt(nu + eps), or sqrt(nu) + eps      1
-    adam, adamw                 sqrt(nu_hat + eps_root) + eps          (1 - b1) / (1 + b1)
-    adadelta                    sqrt(E[g^2] + eps) / sqrt(E[dx^2] + eps)  1
-    ==========================  =====================================  ===========================================
+    ============================  =============================================  =============================
+    link                          P                                              gain
+    ============================  =============================================  =============================
+    trace (heavy ball, beta)      1                                              1 / (1 + beta)
+    trace (nesterov)              1                                              (1 + 2 beta) / (1 + beta)
+    ema                           1                                              (1 - beta) / (1 + beta)
+    scale_by_rss (adagrad)        sqrt(sum g^2 + eps); infinite at 0             1
+    scale_by_rms                  sqrt(nu + eps), or sqrt(nu) + eps              1
+    scale_by_stddev               sqrt(nu - mu^2 + eps), or sqrt(...) + eps      1
+    scale_by_adam, yogi           sqrt(nu_hat + eps_root) + eps                  (1 - b1) / (1 + b1)
+    scale_by_adam (nesterov)      the same                                       (1 - b1) (1 + 2 b1) / (1 + b1)
+    scale_by_amsgrad              sqrt(nu_max + eps_root) + eps                  (1 - b1) / (1 + b1)
+    scale_by_adamax               nu                                             (1 - b1) / (1 + b1)
+    scale_by_belief               sqrt(nu_hat) + eps                             as scale_by_adam
+    scale_by_ademamix             sqrt(nu_hat + eps_root) + eps                  (1 - b1) / (1 + b1) + alpha (1 - b3) / (1 + b3)
+    scale_by_adadelta             sqrt(E[g^2] + eps) / sqrt(E[dx^2] + eps)       1
+    scale_by_factored_rms         root of the factored average of g^2            1
+    clip_by_global_norm           1                                              min(1, max_norm / norm)
+    clip_by_block_rms, trust      one number for each array                      1
+    schedule_free                 1                                              (2 (1 - b) + c (2 b - 1)) / (2 - c)
+    lookahead, k odd              1                                              2 / (1 + (2 / alpha - 1)^(1/k))
+    ============================  =============================================  =============================
 
-    The bias correction of Adam's ``m`` is left out. It makes the first steps larger, by ``1 / (1 - b1^t)``.
-    ``E[dx^2]`` of Adadelta is that of the state before.
-    A schedule of the learning rate does not change the critical learning rate.
-    Decoupled weight decay (adamw) adds to every eigenvalue.
-    ``adadelta`` decays before it preconditions and has no rule for it: decay is an error, or NaN if it is a traced number in
-    the state.
+    The bias correction of momentum averages is left out. It makes the first steps larger, by ``1 / (1 - b1^t)``. ``E[dx^2]`` of Adadelta
+    is that of the state before. ``c`` is the averaging weight of the step. Lookahead with an even period has gain 1. Decoupled weight
+    decay adds to every eigenvalue; decay in front of a momentum average goes through it; decay in front of a ``P`` has no rule. Where a
+    mask or groups give parameters different decays, ``decay`` is the largest, so that the critical lr is a lower bound. Where groups have
+    different gains or lrs, they are part of ``diagonal``, in units of the lr of the first group.
 
-    **The check.** The state alone does not determine the update: several optimizers share a type of state, a setting such as
-    ``b2`` is not stored, and clipping leaves no trace.
-    With ``before``, ``updates`` and ``gradient`` the function repeats the step with these settings and compares update and
-    state. If they agree, ``checked`` is True. If not, it raises; under jit ``checked`` is False, and
-    :func:`critical_lr_from_lambda` gives NaN. Without them the function checks the types of the links of a chain **and nothing
-    else**, and ``checked`` is None. A link that leaves no trace is then an error, unless the optimizer itself has it.
-    ``chain(clip, scale(-lr))`` looks like ``sgd``: clipping is not detected there.
+    A link without a rule (Lion, Muon, signs: their update is normalised, so that no eigenvalue makes an lr critical; a link that is not
+    Optax's) is no error: ``kind`` is ``"no rule"``, ``reason`` names the link, and the critical lr is NaN.
+    :func:`catapult_jax.directional_critical_lr` answers for every optimizer.
 
     Args:
-      optimizer: ``optax.sgd``, ``adagrad``, ``rmsprop``, ``adam``, ``adamw`` or ``adadelta``, or a ``functools.partial`` of it.
+      optimizer: a built transformation, such as ``optax.adamw(1e-3)``. Chains, masks, groups, injected settings,
+        ``optax.MultiSteps`` and ``optax.apply_if_finite`` are looked through.
       params: parameters before the step.
-      after: state of the optimizer after the update, also inside ``optax.chain``, ``inject_hyperparams``, ``masked`` or
-        ``multi_transform``. Parameters that are masked out count as fixed: their ``P`` is infinite. ``masked`` by itself passes
-        their gradient on, so combine it with ``set_to_zero`` for them.
-      before: state before the update; for ``adadelta``, and for the check.
-      updates: update of the whole chain in this step, to be added to ``params``.
-      gradient: gradient of the loss, as the first link of the chain receives it.
-      settings: arguments of the optimizer that are not the default (``b1=0.8``). Numbers that ``inject_hyperparams`` keeps in
-        the state are read there; truth values such as ``nesterov`` are not. The check needs ``learning_rate`` too, of this step
-        or as a schedule.
+      before: state before the update, for ``adadelta``, clipping and the check; None: not given.
+      after: state after the update.
+      gradient: of the loss, as the first link receives it; for clipping and the check.
+      updates: of the whole optimizer in this step. They are compared with those of the optimizer for this gradient: what a loop does
+        outside of the optimizer (clipping, scaling) shows there. Outside of jit a difference gives ``kind="no rule"`` and the reason,
+        under jit ``checked`` is False; both make the critical lr NaN.
 
     Returns:
       A :class:`Preconditioner`.
 
     Raises:
-      ValueError: the optimizer or a setting has no rule; it has no setting of that name; the state belongs to another
-        optimizer, to several, or has a link of another type (an average, say); ``sgd`` without momentum inside ``masked``,
-        whose state does not have the mask; a link that leaves no trace, without ``updates``; ``updates`` that differ from those
-        of the optimizer with these settings; ``updates`` without ``gradient`` and ``before``.
+      ValueError: not a built transformation; the state belongs to another optimizer, or is one before any update; ``updates`` without
+        ``gradient`` and ``before``; trees of other shapes than the parameters.
 
     Source: the frozen-preconditioner rule of Cohen et al. (2022), arXiv 2207.14484; the gains are the momentum filters at
-    ``z = -1``.
+    ``z = -1``. Those of Nesterov's Adam, AdEMAMix, schedule-free and Lookahead are our algebra.
 
     >>> params, gradient = jnp.array([1.0, 1.0]), jnp.array([3.0, 0.5])
-    >>> optimizer = optax.adagrad(0.1, initial_accumulator_value=0.0, eps=0.0)
-    >>> _, state = optimizer.update(gradient, optimizer.init(params))
-    >>> preconditioner_from_state(optax.adagrad, params, state, eps=0.0).diagonal.tolist()
-    [3.0, 0.5]
-
-    With the check; a norm of the gradient above 10 would be an error here:
-
-    >>> optimizer = optax.chain(optax.clip_by_global_norm(10.0), optax.sgd(0.1))
+    >>> optimizer = optax.chain(optax.clip_by_global_norm(10.0), optax.adagrad(0.1, initial_accumulator_value=0.0, eps=0.0))
     >>> before = optimizer.init(params)
-    >>> updates, state = optimizer.update(gradient, before)
-    >>> step = dict(updates=updates, gradient=gradient, learning_rate=0.1)
-    >>> preconditioner_from_state(optax.sgd, params, state, before, **step).checked
-    True
+    >>> updates, after = optimizer.update(gradient, before)
+    >>> preconditioner = preconditioner_from_state(optimizer, params, before, after, gradient=gradient, updates=updates)
+    >>> preconditioner.diagonal.tolist(), round(float(preconditioner.lr), 3), preconditioner.checked
+    ([3.0, 0.5], 0.1, True)
+
+    >>> lion = optax.lion(0.1)
+    >>> print(preconditioner_from_state(lion, params, None, lion.init(params)).reason)
+    scale_by_lion normalises the update, so no eigenvalue makes an lr critical; use directional_critical_lr
     """
-    if isinstance(optimizer, functools.partial):
-        positional = dict(zip(inspect.signature(optimizer.func).parameters, optimizer.args, strict=False))
-        optimizer, settings = optimizer.func, positional | optimizer.keywords | settings
-    rule, settings = _rule(optimizer), _with_defaults(optimizer, settings)
-    _refuse_other_links(optimizer, rule.layout.state_type, after)
-    settings |= _injected(after, rule.layout.state_type, settings)
-    step = Step(params, before, after)
-    preconditioner = rule.preconditioner(step, settings)
-    if updates is None and gradient is None:
-        refuse_traceless_links(optimizer, rule.layout, step, settings)
+    given = params
+    params, before, after, gradient, updates = (_pure(tree) for tree in (params, before, after, gradient, updates))
+    links = links_of(optimizer, params, before, after)
+    for name, value in (("gradient", gradient), ("before", before)):
+        if updates is not None and value is None:
+            raise ValueError(f"{name}=None; allowed with updates: gradient and before of the same step")
+    for name, tree in (("gradient", gradient), ("updates", updates)):
+        _check_shapes(name, tree, getattr(params, "fast", params))
+    effects = effects_of(links, params, gradient if before is not None else None)
+    preconditioner = _composed(links, effects, getattr(given, "fast", given))
+    if updates is None or preconditioner.reason:
         return preconditioner
-    for name, value in (("updates", updates), ("gradient", gradient), ("before", before)):
-        if value is None:
-            raise ValueError(
-                f"{name}=None; allowed: updates, gradient and before of one step together, or neither updates nor gradient"
-            )
-    return preconditioner._replace(checked=check_update(optimizer, rule.layout, step, updates, gradient, settings))
+    return _with_check(preconditioner, optimizer, params, before, after, gradient, updates)
+
+
+def _pure(tree):
+    """The tree without the variables of ``flax.nnx``, whose kinds differ between a model and an optimizer."""
+    is_variable = lambda node: isinstance(node, nnx.Variable)
+    return jax.tree.map(lambda node: jax.tree.leaves(node)[0] if is_variable(node) else node, tree, is_leaf=is_variable)
 
 
 def smallest_entry(diagonal: PyTree | None) -> Float[Array, ""]:
@@ -166,145 +171,152 @@ def smallest_entry(diagonal: PyTree | None) -> Float[Array, ""]:
     return jnp.min(jnp.stack([jnp.min(leaf) for leaf in jax.tree.leaves(diagonal)])) if diagonal is not None else jnp.ones(())
 
 
-# ---- arguments and state
+# ---- what the links do together
 
 
-def _rule(optimizer: Callable) -> _Rule:
-    """The row of the optimizer in ``_RULES``, or an error."""
-    if optimizer not in _RULES:
-        name = getattr(optimizer, "__name__", repr(optimizer))
-        raise ValueError(f"optimizer={name} has no rule; allowed: {', '.join(OPTIMIZERS)}")
-    return _RULES[optimizer]
+class _Scalars(NamedTuple):
+    """What a sequence of links does, beside ``P``."""
+
+    gain: Any
+    decay: Any
+    lr: Any  # None: no link has one
+    reason: str
 
 
-def _with_defaults(optimizer: Callable, settings: dict) -> dict:
-    """All arguments of the optimizer by name."""
-    defaults = {name: p.default for name, p in inspect.signature(optimizer).parameters.items()}
-    unknown = sorted(set(settings) - set(defaults))
-    if unknown:
-        raise ValueError(
-            f"{unknown[0]}={settings[unknown[0]]!r} is no setting of {optimizer.__name__}; allowed: {', '.join(defaults)}"
-        )
-    return defaults | settings
+def _composed(links: list[Link], effects: list[Effect], params: PyTree) -> Preconditioner:
+    """The rule of the whole optimizer."""
+    leaves = jax.tree.leaves(params)
+    for link, effect in zip(links, effects, strict=True):
+        if effect.reason:
+            some = "" if len(link.on) == len(leaves) else f" ({len(link.on)} of {len(leaves)} parameters)"
+            return _no_rule(effect.reason + some)
+    sequences = [tuple(k for k, link in enumerate(links) if i in link.on) for i in range(len(leaves))]
+    is_fixed = {s: any(links[k].name == "set_to_zero" for k in s) for s in sequences}
+    moving = {s: _scalars([effects[k] for k in s]) for s in dict.fromkeys(sequences) if not is_fixed[s]}
+    for scalars in moving.values():
+        if scalars.reason:
+            return _no_rule(scalars.reason)
+    if len({scalars.lr is None for scalars in moving.values()}) > 1:
+        return _no_rule("some parameters are masked and receive the gradient as it is; mask them with set_to_zero, too")
+    diagonals = [_product(links, effects, i, sequence) for i, sequence in enumerate(sequences)]
+    first = next(iter(moving.values()), _Scalars(1.0, 0.0, None, ""))
+    gain, decay = first.gain, first.decay
+    if not all(_same(a, b) for other in moving.values() for a, b in zip(first[:3], other[:3], strict=True)):
+        ratio = {s: 1.0 if v.lr is None else _ratio(v.lr, first.lr) for s, v in moving.items()}
+        weights = {s: v.gain * ratio[s] for s, v in moving.items()}
+        diagonals = [
+            d if is_fixed[s] else (1.0 if d is None else d) / weights[s] for d, s in zip(diagonals, sequences, strict=True)
+        ]
+        gain, decay = 1.0, functools.reduce(_larger, (v.decay * ratio[s] for s, v in moving.items()))
+    has_diagonal = any(d is not None for d in diagonals)
+    diagonal = (
+        like_params([_or_ones(d, leaf) for d, leaf in zip(diagonals, leaves, strict=True)], params) if has_diagonal else None
+    )
+    return Preconditioner(diagonal, gain, decay, first.lr)
 
 
-def _refuse_other_links(optimizer: Callable, state_type: type, state) -> None:
-    """Refuse links of another type, and groups of ``multi_transform`` whose state does not tell how they move."""
-    others = sorted({type(link).__name__ for link in links(state)} - {state_type.__name__})
-    if others:
-        raise ValueError(f"the state holds {others[0]}; allowed for {optimizer.__name__}: {state_type.__name__} alone")
-    for partition in states_of_type(state, optax.PartitionState):
-        for label, group in partition_groups(partition).items():
-            # The state of set_to_zero is a bare EmptyState.
-            if not links(group) and not isinstance(group.inner_state, optax.EmptyState):
-                raise ValueError(
-                    f"the group {label!r} does not tell how it moves; allowed: {optimizer.__name__}, or set_to_zero"
-                )
+def _no_rule(reason: str) -> Preconditioner:
+    return Preconditioner(gain=jnp.nan, reason=reason)
 
 
-def _injected(state, state_type: type, settings: dict) -> dict:
-    """The settings that ``inject_hyperparams`` keeps in the state."""
-    values = {}
-    for wrapper in states_of_type(state, optax.InjectStatefulHyperparamsState):
-        # Another link may have settings of the same name. For sgd without momentum no state tells which link is its own.
-        if states_of_type(wrapper.inner_state, state_type) or not states_of_type(state, state_type):
-            values |= {name: value for name, value in wrapper.hyperparams.items() if name in settings}
-    return values
+def _scalars(effects: list[Effect]) -> _Scalars:
+    """Gain, decay and lr of a sequence of links, ``scale (gain P^(-1) g + decay w)`` of gradient ``g`` and parameters ``w``."""
+    gain, decay, scale = 1.0, 0.0, None
+    for effect in effects:
+        if effect.around and not _same(gain, 1.0):
+            return _Scalars(gain, decay, None, f"{effect.around} around an optimizer with momentum or clipping has no rule")
+        if effect.diagonal and not _is_zero(decay):
+            if not isinstance(decay, Tracer | jax.Array):
+                return _Scalars(gain, decay, None, f"weight decay of {decay} in front of a preconditioner has no rule")
+            decay = jnp.where(decay == 0, 0.0, jnp.nan)
+        gain, decay = gain * effect.gain, 0.0 if _is_zero(decay) else decay * effect.gain
+        if not _is_zero(effect.decay):
+            decay = decay + (effect.decay if scale is None else effect.decay / scale)
+        if effect.scale is not None:
+            scale = effect.scale if scale is None else scale * effect.scale
+    return _Scalars(gain, decay, None if scale is None else -scale, "")
 
 
-def _refuse_other_settings(settings: dict, optimizer: str, **allowed) -> None:
-    """Refuse settings with a value that has no rule."""
-    for name, value in allowed.items():
-        if settings[name] is not value and settings[name] != value:
-            raise ValueError(f"{name}={settings[name]!r} of {optimizer} has no rule; allowed: {value!r}")
+def _product(links: list[Link], effects: list[Effect], i: int, sequence: tuple[int, ...]) -> Any:
+    """Product of the diagonals of a parameter; None: no link has one."""
+    parts = [effects[k].diagonal[links[k].on.index(i)] for k in sequence if effects[k].diagonal]
+    return functools.reduce(lambda a, b: a * b, parts) if parts else None
 
 
-# ---- one rule per optimizer
+def _or_ones(diagonal, leaf) -> Array:
+    dtype = jnp.result_type(leaf)
+    return (
+        jnp.ones((), dtype) if diagonal is None else jnp.asarray(diagonal, None if isinstance(diagonal, jax.Array) else dtype)
+    )
 
 
-def _diagonal(function: Callable, step: Step, optimizer: str, *trees):
-    """``function`` of the averages of a state, as a tree like the parameters."""
-    return like_params(jax.tree.map(function, *trees), step.params, optimizer)
+def _is_zero(value) -> bool:
+    """Whether a number is zero for certain."""
+    return isinstance(value, int | float) and value == 0
 
 
-def _sgd(step: Step, settings: dict) -> Preconditioner:
-    beta, traces = settings["momentum"], len(states_of_type(step.after, optax.TraceState))
-    if traces != (beta is not None):
-        raise ValueError(f"momentum={beta!r} of sgd with a state of {traces} momentum averages; allowed: that of the state")
-    if beta is None:
-        if states_of_type(step.after, (optax.MaskedState, optax.PartitionState)):
-            raise ValueError("the state holds a mask that it does not tell; allowed for sgd without momentum: none")
-        return Preconditioner()
-    trace = state_of_type(step.after, optax.TraceState, "sgd").trace
-    has_mask = any(is_masked(leaf) for leaf in jax.tree.leaves(trace, is_leaf=is_masked))
-    diagonal = _diagonal(jnp.ones_like, step, "sgd", trace) if has_mask else None
-    return Preconditioner(diagonal, gain=(1 + 2 * beta) / (1 + beta) if settings["nesterov"] else 1 / (1 + beta))
+def _same(a, b) -> bool:
+    """Whether two numbers are equal for certain."""
+    if a is b:
+        return True
+    return a is not None and b is not None and not isinstance(a, Tracer) and not isinstance(b, Tracer) and bool(a == b)
 
 
-def _adagrad(step: Step, settings: dict) -> Preconditioner:
-    total = state_of_type(step.after, optax.ScaleByRssState, "adagrad").sum_of_squares
-    root = lambda t: jnp.where(t > 0, jnp.sqrt(t + settings["eps"]), jnp.inf)  # Optax does not move an entry without a gradient
-    return Preconditioner(_diagonal(root, step, "adagrad", total))
+def _ratio(lr, reference):
+    """``lr / reference``, and 1 where they are equal, also at zero."""
+    return 1.0 if _same(lr, reference) else jnp.where(lr == reference, 1.0, lr / jnp.where(reference == 0, jnp.nan, reference))
 
 
-def _rmsprop(step: Step, settings: dict) -> Preconditioner:
-    _refuse_other_settings(settings, "rmsprop", centered=False, momentum=None, bias_correction=False)
-    eps, nu = settings["eps"], state_of_type(step.after, optax.ScaleByRmsState, "rmsprop").nu
-    root = (lambda v: jnp.sqrt(v + eps)) if settings["eps_in_sqrt"] else (lambda v: jnp.sqrt(v) + eps)
-    return Preconditioner(_diagonal(root, step, "rmsprop", nu))
+def _larger(a, b):
+    return max(a, b) if isinstance(a, int | float) and isinstance(b, int | float) else jnp.maximum(a, b)
 
 
-def _adam(step: Step, settings: dict) -> Preconditioner:
-    _refuse_other_settings(settings, "adam", nesterov=False)
-    state = state_of_type(step.after, optax.ScaleByAdamState, "adam")
-    if not isinstance(state.count, Tracer) and np.asarray(state.count) < 1:
-        raise ValueError("the state has count=0; allowed: the state after an update")
-    correction, b1 = 1 - settings["b2"] ** state.count, settings["b1"]
-    root = lambda v: jnp.sqrt(v / correction + settings["eps_root"]) + settings["eps"]
-    return Preconditioner(_diagonal(root, step, "adam", state.nu), (1 - b1) / (1 + b1))
+# ---- the check against the step
 
 
-def _adamw(step: Step, settings: dict) -> Preconditioner:
-    _refuse_other_settings(settings, "adamw", mask=None)
-    if callable(settings["weight_decay"]):
-        raise ValueError(f"weight_decay={settings['weight_decay']!r} of adamw has no rule; allowed: a number")
-    return _adam(step, settings)._replace(decay=settings["weight_decay"])
+def _check_shapes(name: str, tree: PyTree | None, params: PyTree) -> None:
+    if tree is not None and [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)] != [
+        jnp.shape(p) for p in jax.tree.leaves(params)
+    ]:
+        raise ValueError(f"{name} has other arrays than params; allowed: one for each parameter, of its shape")
 
 
-def _adadelta(step: Step, settings: dict) -> Preconditioner:
-    decay = settings["weight_decay"]
-    if not isinstance(decay, jax.Array):
-        _refuse_other_settings(settings, "adadelta", weight_decay=0.0)
-    if step.before is None:
-        raise ValueError("before=None; allowed for adadelta: the state before the update")
-    after, before = (state_of_type(state, optax.ScaleByAdaDeltaState, "adadelta") for state in (step.after, step.before))
-    eps = settings["eps"]
-    ratio = lambda g, x: jnp.sqrt(g + eps) / jnp.sqrt(x + eps)
-    diagonal = _diagonal(ratio, step, "adadelta", after.e_g, before.e_x)
-    return Preconditioner(diagonal, decay=jnp.where(jnp.asarray(decay) == 0, 0.0, jnp.nan))
+def _with_check(preconditioner, optimizer, params, before, after, gradient, updates) -> Preconditioner:
+    """The preconditioner, after a comparison of update and state with those that the optimizer gives for this gradient."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as Optax itself needs
+        expected, state = optimizer.update(gradient, before, params)
+    is_same = _agree(updates, expected) & _agree(after, state)
+    if isinstance(is_same, Tracer):
+        return replace(preconditioner, checked=is_same)
+    if is_same:
+        return replace(preconditioner, checked=True)
+    factor = _factor(updates, expected)
+    how = "not that" if factor is None or abs(factor - 1) < 1e-3 else f"{factor:.3g} times that"
+    reason = (
+        f"the update is {how} of the optimizer for this gradient; something outside of the optimizer changes gradient or update"
+    )
+    return replace(preconditioner, checked=False, gain=jnp.nan, reason=reason)
 
 
-class _Rule(NamedTuple):
-    """The rule of an optimizer."""
+def _agree(tree, expected) -> Array:
+    """All integers are equal, and all floating-point arrays are equal up to rounding."""
+    agree = jnp.asarray(True)
+    for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True):
+        if not jnp.issubdtype(jnp.result_type(a), jnp.floating):
+            agree &= jnp.all(a == b)
+            continue
+        info = jnp.finfo(jnp.result_type(a))
+        tolerance, dtype = max(1e-4, 8 * float(info.eps)), jnp.float32 if info.bits < 32 else info.dtype
+        a, b = jnp.asarray(a, dtype), jnp.asarray(b, dtype)
+        agree &= jnp.linalg.norm(jnp.ravel(a - b)) <= tolerance * jnp.linalg.norm(jnp.ravel(b))
+    return agree
 
-    preconditioner: Callable[[Step, dict], Preconditioner]  # of a step and all settings
-    layout: Layout  # of its state
 
-
-def _moving_average(setting: str) -> Callable[[dict], tuple]:
-    """Weights of ``average <- a average + (1 - a) x``, with ``a`` a setting."""
-    return lambda settings: (settings[setting], 1 - settings[setting])
-
-
-# One row per optimizer. Add an optimizer here.
-_RULES: dict[Callable, _Rule] = {
-    optax.sgd: _Rule(_sgd, Layout(optax.TraceState, "trace", "trace", False, lambda settings: (settings["momentum"], 1.0))),
-    optax.adagrad: _Rule(
-        _adagrad, Layout(optax.ScaleByRssState, "sum_of_squares", "sum_of_squares", True, lambda settings: (1.0, 1.0))
-    ),
-    optax.rmsprop: _Rule(_rmsprop, Layout(optax.ScaleByRmsState, "nu", "nu", True, _moving_average("decay"))),
-    optax.adam: _Rule(_adam, Layout(optax.ScaleByAdamState, "nu", "mu", False, _moving_average("b1"))),
-    optax.adamw: _Rule(_adamw, Layout(optax.ScaleByAdamState, "nu", "mu", False, _moving_average("b1"))),
-    optax.adadelta: _Rule(_adadelta, Layout(optax.ScaleByAdaDeltaState, "e_g", "e_g", True, _moving_average("rho"))),
-}
-OPTIMIZERS = tuple(optimizer.__name__ for optimizer in _RULES)
+def _factor(tree, reference) -> float | None:
+    """``f`` if ``tree = f * reference`` to 1 %, else None."""
+    flat = lambda tree: np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)])
+    a, b = flat(tree), flat(reference)
+    if not b @ b > 0:
+        return None
+    factor = a @ b / (b @ b)
+    return float(factor) if np.linalg.norm(a - factor * b) <= 0.01 * np.linalg.norm(a) else None

@@ -426,7 +426,7 @@ def test_top_eigenpairs_keeps_no_preconditioner_for_the_update():
 
     def step(params, state, warm, with_p):
         updates, state = adam.update(jax.grad(loss_fn)(params), state, params)
-        diagonal = (lambda: preconditioner_from_state(optax.adam, params, state).diagonal) if with_p else None
+        diagonal = (lambda: preconditioner_from_state(adam, params, None, state).diagonal) if with_p else None
         pairs = top_eigenpairs(model.apply, params, (x, y), k=1, loss="mse", preconditioner=diagonal, warm_start=warm)
         updates = jax.tree.map(lambda u: jnp.where(jnp.isnan(pairs.eigenvalues[0]), 0, u), updates)
         return optax.apply_updates(params, updates), state, pairs.directions
@@ -462,7 +462,7 @@ def test_top_eigenpairs_calls_the_function_for_the_preconditioner_each_time():
 def test_top_eigenpairs_with_the_preconditioner_of_a_state_outside_of_jit():
     batch = (inputs(SPECTRA["spread"]), jnp.zeros(8))
     state = optax.adam(0.1).update(jnp.ones(8), optax.adam(0.1).init(jnp.zeros(8)))[1]
-    diagonal = lambda: preconditioner_from_state(optax.adam, jnp.zeros(8), state).diagonal
+    diagonal = lambda: preconditioner_from_state(optax.adam(0.1), jnp.zeros(8), None, state).diagonal
 
     pairs = top_eigenpairs(linear, jnp.zeros(8), batch, k=1, loss="mse", preconditioner=diagonal)
 

@@ -70,7 +70,7 @@ def test_measure_before_takes_the_adam_state_of_the_step():
         state = optimizer.init(params)
         for _ in range(4):
             updates, state = optimizer.update(gradient_of(params), state, params)
-            rule = preconditioner_from_state(adam, params, state)
+            rule = preconditioner_from_state(optimizer, params, None, state)
             expected.append(float(critical_lr(model.apply, params, batch, loss="mse", preconditioner=rule, method="jacobian")))
             params = optax.apply_updates(params, updates)
         np.testing.assert_allclose(rates, expected, rtol=2e-3)

@@ -150,7 +150,7 @@ def chain(loss: str, optimizer: str, lr: float, batch: int, steps: int, seeds: i
             x, y = x_all[rows], y_all[rows]
             gradient = jax.grad(lambda p: batch_loss(model.apply(p, x), y, loss=loss))(params)
             updates, state = tx.update(gradient, state, params)
-            P = preconditioner_from_state(make, params, state).diagonal
+            P = preconditioner_from_state(tx, params, None, state).diagonal
             pairs = top_eigenpairs(
                 model.apply, params, (x, y), k=1, loss=loss, preconditioner=P, warm_start=warm, tol=TOLERANCE, reuse_bound=reuse_bound
             )  # fmt: skip

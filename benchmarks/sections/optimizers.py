@@ -110,13 +110,13 @@ def steps(model: str, batch: int, scale: str) -> list[dict[str, Any]]:
         updates, state = adam.update(jax.grad(lambda p: batch_loss(f(p, x), y, loss="mse"))(params), state, params)
         if warm is None:
             return optax.apply_updates(params, updates), state, None, None
-        preconditioner = lambda: preconditioner_from_state(optax.adam, params, state)
+        preconditioner = lambda: preconditioner_from_state(adam, params, None, state)
         pairs = search(params, lambda: preconditioner().diagonal, warm, 60)
         critical = critical_lr_from_lambda(pairs.eigenvalues[0], preconditioner())
         updates = jax.tree.map(lambda u: jnp.where(jnp.isnan(critical), 0, u), updates)
         return optax.apply_updates(params, updates), state, pairs.directions, (critical, pairs.products)
 
-    start = preconditioner_from_state(optax.adam, params, state)
+    start = preconditioner_from_state(adam, params, None, state)
     cold = jax.jit(lambda params, diagonal: search(params, diagonal, None, 60).directions)(params, start.diagonal)
 
     def call_of(warm):

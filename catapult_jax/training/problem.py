@@ -21,7 +21,7 @@ class Problem(NamedTuple):
 
     apply_fn: Callable[[PyTree, Array], Array]  # (params, x) -> outputs
     loss: str
-    # learning_rate -> transformation, see catapult_jax.preconditioner_from_state
+    # learning_rate -> transformation
     optimizer: Callable[..., optax.GradientTransformation]
     schedule: Schedule
     detector: Detector

@@ -183,7 +183,7 @@ def measure_before(
     # of a network with Adam has as many operations as with one call.
     _, after = problem.transformation.update(backward.gradient, state.opt_state, state.params)
     # Holds the two states, not the gradient, so that a measurement with a loop carries less.
-    preconditioner = Partial(partial(preconditioner_from_state, problem.optimizer), state.params, after, state.opt_state)
+    preconditioner = Partial(partial(preconditioner_from_state, problem.transformation), state.params, state.opt_state, after)
     now = Moment(state.params, state.params, batch, backward.outputs, data, preconditioner, backward.kernel, state.schedule.lr)
     early = {name: i for name, i in problem.instruments.items() if not i.after_update}
     with _highest(every_precision_is_highest()):
@@ -381,7 +381,7 @@ def preconditioner_of(problem: Problem, gradient: PyTree, params: PyTree, opt_st
       The preconditioner.
     """
     _, after = problem.transformation.update(gradient, opt_state, params)
-    return preconditioner_from_state(problem.optimizer, params, after, opt_state)
+    return preconditioner_from_state(problem.transformation, params, opt_state, after)
 
 
 def _is_plain(problem: Problem, params: PyTree) -> bool:

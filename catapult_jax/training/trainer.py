@@ -82,8 +82,8 @@ def make_trainer(
       model: Flax module, ``model.apply(params, x) -> outputs``.
       data: the arrays; with ``data.draws``, those of each member.
       loss: name of the loss.
-      optimizer: Optax constructor with a rule, see :func:`catapult_jax.preconditioner_from_state`, or a ``functools.partial`` of one; the schedule's lr is
-        handed to it at every step.
+      optimizer: Optax constructor, or a ``functools.partial`` of one, of an optimizer with a rule, see
+        :func:`catapult_jax.preconditioner_from_state`. The schedule's lr is handed to it at every step.
       schedule: see :mod:`catapult_jax.schedules`.
       detector: online event detector, run on the training loss. A member diverges if its spike does not close within the horizon, or if
         its loss is not finite. It then keeps the weights before that step. With batches, a spike that does not close counts only if an
@@ -110,6 +110,9 @@ def make_trainer(
     problem = Problem(model.apply, loss, optimizer, schedule, detector, instruments, n, batch_size or n, stop_loss)
     first_input = jnp.asarray(data.x_train[:1])
     example = jax.eval_shape(lambda: model.init(jax.random.key(0), first_input))
+    rule = jax.eval_shape(lambda p: preconditioner_of(problem, p, p, problem.transformation.init(p)), example)
+    if rule.reason:
+        raise ValueError(f"optimizer={optimizer!r}: {rule.reason}; allowed: an optimizer with a rule")
     scanned = not loops_are_slow(model.apply, example, first_input)  # convolutions on the CPU, also batched over members
     init_one = partial(
         _params_and_critical_lr, problem, model, probe_size=probe_size, matrix_free=matrix_free, chunk_size=chunk_size
