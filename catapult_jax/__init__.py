@@ -16,8 +16,10 @@ from catapult_jax.events import KINDS, Event, to_python
 from catapult_jax.losses import batch_loss
 from catapult_jax.metrics import prediction
 from catapult_jax.models import CNN, FCN, ViT, WideResNet
+from catapult_jax.monitor import Watch, WatchState, watch
 from catapult_jax.outer_product import agop, agop_alignment, agop_eigenvectors, agop_pearson, input_jacobian
 from catapult_jax.preconditioners import Preconditioner, preconditioner_from_state
+from catapult_jax.recorder import Monitor, Recorder
 from catapult_jax.records import open_record
 from catapult_jax.spikes import count_spikes, dead_from, find_events
 from catapult_jax.tangent import (
@@ -41,9 +43,13 @@ __all__ = [
     "Eigenpairs",
     "Event",
     "LossSplit",
+    "Monitor",
     "NeuralTangentsMissing",
     "Preconditioner",
+    "Recorder",
     "ViT",
+    "Watch",
+    "WatchState",
     "WideResNet",
     "__version__",
     "agop",
@@ -69,6 +75,7 @@ __all__ = [
     "tangent_kernel",
     "to_python",
     "top_eigenpairs",
+    "watch",
 ]
 
 

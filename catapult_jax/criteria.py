@@ -362,6 +362,30 @@ def spike_score(values: ArrayLike, *, window: int = 128) -> Float[np.ndarray, " 
     return score
 
 
+def spike_score_of(before: Float[Array, " n"], value: Float[Array, ""]) -> Float[Array, ""]:
+    """:func:`spike_score` of one value, under jit.
+
+    Args:
+      before: the values before it, ``(n,)``, 2 or more.
+      value: the value.
+
+    Returns:
+      The score; NaN where a value before it is not finite.
+
+    Source: :func:`spike_score`.
+
+    >>> float(spike_score_of(jnp.array([1.0, 3.0, 2.0]), jnp.array(8.0)))
+    6.0
+    """
+    before = jnp.where(jnp.isfinite(before), before, jnp.nan)
+    above = value - jnp.mean(before)
+    deviation = jnp.std(before, ddof=1)
+    # After constant values any change has an infinite score.
+    return jnp.where(
+        above == 0, 0.0, jnp.where(deviation == 0, jnp.inf * above, above / jnp.where(deviation == 0, 1.0, deviation))
+    )
+
+
 def _spectral_radius(matrix: Float[Array, "n n"], squarings: int = 20) -> Float[Array, ""]:
     """``|M^q|^(1/q)`` (Gelfand), on every device, with ``q = 2^squarings``, scaled by its norm at each squaring, so that nothing overflows."""
 

@@ -20,7 +20,7 @@ from catapult_jax.losses import Loss, as_loss, curvature_factor, output_gradient
 from catapult_jax.tangent.checks import check_arguments, check_batch, check_loss, check_updates
 from catapult_jax.tangent.operators import CURVATURES
 from catapult_jax.tangent.placement import placed_by_compiler, with_explicit_axes
-from catapult_jax.xla import at_least_float32
+from catapult_jax.xla import at_least_float32, highest_precision
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, PyTree
@@ -98,7 +98,7 @@ def directional_critical_lr(
     model = with_explicit_axes(apply_fn, params, x)
 
     def compute(params, x, targets, D):
-        with jax.default_matmul_precision("highest"):
+        with highest_precision():
             if curvature == "gauss_newton":
                 outputs, moved = jax.jvp(lambda p: model(p, x), (params,), (D,))
                 return from_output_change(wide(outputs), wide(moved), targets, loss=loss)
@@ -145,10 +145,8 @@ def directional_by_layer(
     {'first': (0.0, 'no descent direction'), 'last': (2.0, 'falls')}
     """
     check_updates(updates, params)
-    with_paths, structure = jax.tree_util.tree_flatten_with_path(params)
-    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in with_paths]
-    names = [(layer or _without_last_part)(path) for path in paths]
-    leaves, changes = [leaf for _, leaf in with_paths], structure.flatten_up_to(updates)
+    leaves, structure = jax.tree.flatten(params)
+    names, changes = layers_of_leaves(params, layer), structure.flatten_up_to(updates)
 
     def of_layer(name: str) -> Directional:
         inside = [i for i, other in enumerate(names) if other == name]
@@ -161,6 +159,23 @@ def directional_by_layer(
         return directional_critical_lr(model, own, batch, own_changes, loss=loss, curvature=curvature)
 
     return {name: of_layer(name) for name in dict.fromkeys(names)}
+
+
+def layers_of_leaves(params: PyTree, layer: Callable[[str], str] | None = None) -> list[str]:
+    """The layer of each leaf of the parameters.
+
+    Args:
+      params: parameters.
+      layer: as in :func:`directional_by_layer`.
+
+    Returns:
+      A name for each leaf, in the order of the leaves.
+
+    >>> layers_of_leaves({"params": {"Dense_0": {"bias": 0.0, "kernel": 0.0}}})
+    ['params/Dense_0', 'params/Dense_0']
+    """
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    return [(layer or _without_last_part)(path) for path in paths]
 
 
 def _without_last_part(path: str) -> str:

@@ -65,6 +65,7 @@ import functools
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import jax
@@ -320,6 +321,20 @@ def every_precision_is_highest() -> bool:
       True or False.
     """
     return jax.default_backend() == "cpu"
+
+
+def highest_precision() -> AbstractContextManager:
+    """Matmul precision ``highest``; on the CPU that of the caller, where all are computed alike.
+
+    So XLA merges a measurement with the passes of the caller's step, see :func:`every_precision_is_highest`.
+
+    Returns:
+      A context manager.
+
+    >>> with highest_precision():
+    ...     pass
+    """
+    return nullcontext() if every_precision_is_highest() else jax.default_matmul_precision("highest")
 
 
 def fresh_jaxpr(function: Callable, *arguments) -> tuple[jax.extend.core.ClosedJaxpr, PyTree]:

@@ -17,7 +17,7 @@ from catapult_jax import (
     schedules,
 )
 from catapult_jax.testing import explicit_jacobian, explicit_kernel
-from catapult_jax.training import instruments, make_trainer
+from catapult_jax.training import directional_instruments, instruments, make_trainer
 from tests.helpers_training import build, members, run
 
 _MODEL = FCN(depth=2, width=8)
@@ -149,7 +149,9 @@ def test_directional_batch_against_the_losses_along_the_update():
     """In the linear model the loss is back at its start at that multiple."""
     now = moment()
     now = now._replace(updates=jax.tree.map(lambda new, old: new - old, now.new_params, now.params))
-    multiple = float(instruments.directional_batch(_MODEL.apply, loss="mse", every=1).measure(now)["directional_batch"])
+    multiple = float(
+        directional_instruments.directional_batch(_MODEL.apply, loss="mse", every=1).measure(now)["directional_batch"]
+    )
 
     outputs, moved = jax.jvp(lambda p: _MODEL.apply(p, now.batch[0]), (now.params,), (now.updates,))
     outputs, moved, targets = (np.asarray(a, np.float64) for a in (outputs, moved, now.batch[1]))
@@ -160,7 +162,7 @@ def test_directional_batch_against_the_losses_along_the_update():
 def test_directional_train_predicts_the_loss_of_the_linear_model():
     now = moment()
     now = now._replace(updates=jax.tree.map(lambda new, old: new - old, now.new_params, now.params))
-    values = instruments.directional_train(_MODEL.apply, loss="mse", every=1).measure(now)
+    values = directional_instruments.directional_train(_MODEL.apply, loss="mse", every=1).measure(now)
 
     x, y = now.data["x_train"], np.asarray(now.data["y_train"], np.float64)
     outputs, moved = (np.asarray(a, np.float64) for a in jax.jvp(lambda p: _MODEL.apply(p, x), (now.params,), (now.updates,)))

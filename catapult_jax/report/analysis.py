@@ -44,7 +44,7 @@ def _measured_steps(record: xarray.Dataset, m: int) -> slice:
 def run_events(record: xarray.Dataset, settings: Settings, *, factor: float | None = None) -> list[list[Event]]:
     """Events of each member, in the loss of :func:`spike_series`; see :func:`catapult_jax.find_events`.
 
-    With batches and no training loss there are no events: the noise of batches is no spike.
+    With batches and no training loss there are no events, unless ``smoothing`` is given: the noise of batches is no spike.
 
     Args:
       record: series over (member, step). ``lr`` and ``critical_lr_batch`` tell a catapult from other spikes.
@@ -65,7 +65,7 @@ def run_events(record: xarray.Dataset, settings: Settings, *, factor: float | No
     """
     if not has_events(record, settings):
         return [[] for _ in range(record.sizes["member"])]
-    split = "loss_train" if is_stochastic(settings) else "loss"
+    split = "loss_train" if is_stochastic(settings) and settings.smoothing is None else "loss"
     series = {"lambda_max": lambda_series(record, settings), "loss_top": f"{split}_top", "loss_rest": f"{split}_rest"}
     loss, lr = record[spike_series(record)].values, series_or_nan(record, "lr")
     critical_lr = series_or_nan(record, "critical_lr_batch")
@@ -78,6 +78,7 @@ def run_events(record: xarray.Dataset, settings: Settings, *, factor: float | No
         "horizon": settings.horizon,
         "momentum_horizon": momentum_horizon(settings.momentum),
         "dead_steps": steps_of_an_epoch(settings),
+        "smoothing": None if "loss_train" in record else settings.smoothing,
     }
     events = []
     for m in range(record.sizes["member"]):
@@ -107,7 +108,9 @@ def spike_counts(record: xarray.Dataset, settings: Settings) -> list[dict[float,
     """
     if not has_events(record, settings):
         return [dict.fromkeys(FACTORS, 0) for _ in range(record.sizes["member"])]
-    loss, options = record[spike_series(record)].values, {"delta": settings.delta, "horizon": settings.horizon}
+    options: dict[str, Any] = {"delta": settings.delta, "horizon": settings.horizon}
+    options["smoothing"] = None if "loss_train" in record else settings.smoothing
+    loss = record[spike_series(record)].values
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the loss changes by")  # it is the training loss
         return [count_spikes(row[_measured_steps(record, m)], **options) for m, row in enumerate(loss)]
@@ -205,6 +208,8 @@ def uncertain_steps(record: xarray.Dataset) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         if {"eigenvalues", "eigenvalue_bounds"} <= set(record):
             margin = np.fmax(margin, record["eigenvalue_bounds"].values[..., 0] / record["eigenvalues"].values[..., 0])
+        if {"lambda_max_batch", "lambda_max_batch_bound"} <= set(record):
+            margin = np.fmax(margin, record["lambda_max_batch_bound"].values / record["lambda_max_batch"].values)
         return np.abs(lr / critical_lr - 1) <= margin
 
 

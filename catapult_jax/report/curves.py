@@ -16,8 +16,9 @@ from catapult_jax.report.style import BLACK, BLUE, GREEN, SKY, VERMILION, add_le
 if TYPE_CHECKING:
     import xarray
 
-RATIO = "learning rate over critical lr, η/η_crit"
-LAMBDA = "largest eigenvalue of the kernel, λ_max"
+RATIO = r"learning rate over critical lr, $\eta/\eta_\mathrm{crit}$"
+DIRECTIONAL = "update over the one at which the loss stops falling"
+LAMBDA = r"largest kernel eigenvalue, $\lambda_{max}$"
 
 
 def loss_figure(record: xarray.Dataset, settings: Settings, events: list[list[Event]] | None = None) -> Figure:
@@ -132,6 +133,38 @@ def ratio_figure(record: xarray.Dataset, settings: Settings) -> Figure:
         axis.axhline(1, color=BLACK, ls="--", lw=0.7)
         style = dict(color=BLACK, marker="x", ms=4, mew=0.7)
         plot_dots(axis, record, np.where(uncertain, ratio, np.nan), members, label="too near 1 to tell", **style)
+        log_scale(axis)
+    cut_top(columns[0][0][0], record, ratio)
+    add_legend(figure)
+    return figure
+
+
+def directional_figure(record: xarray.Dataset, settings: Settings) -> Figure:
+    """The update of each step over the one at which the loss of the batch stops falling: above 1 the loss rises in this step.
+
+    Args:
+      record: with ``directional_batch``. A step without a descent direction has no number.
+      settings: of the run.
+
+    Returns:
+      The figure.
+
+    >>> import xarray
+    >>> record = xarray.Dataset({"directional_batch": (("member", "step"), [[0.5, 2.0]])})
+    >>> directional_figure(record, Settings()).axes[0].lines[0].get_ydata().tolist()
+    [2.0, 0.5]
+    """
+    figure, columns = make_panels(record, settings, DIRECTIONAL)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = positive(1 / record["directional_batch"].values)
+    rises = batch_rises(record, settings)
+    for (axis,), members in columns:
+        plot_dots(axis, record, np.where(rises, np.nan, ratio), members, color=SKY, label="a step")
+        style = dict(color=VERMILION, marker="^", ms=2.5)
+        plot_dots(
+            axis, record, np.where(rises, ratio, np.nan), members, label="the loss of the batch rises in the step", **style
+        )
+        axis.axhline(1, color=BLACK, ls="--", lw=0.7)
         log_scale(axis)
     cut_top(columns[0][0][0], record, ratio)
     add_legend(figure)

@@ -97,6 +97,12 @@ FIGURES = {
         "Learning rate over critical learning rate of the batch. Above one (dashed) the step is critical. Triangles: the loss of the batch "
         "rises in this step. Crosses: too near one to tell.",
     ),
+    "directional": Drawing(
+        curves.directional_figure,
+        (("directional_batch",),),
+        "Size of the update over the size at which the loss of the batch stops falling, in the quadratic model. Above one (dashed) the loss "
+        "rises in this step. Triangles: it does.",
+    ),
     "conditioning": Drawing(
         curves.conditioning_figure,
         (("lambda_max_train",), ("condition_number_train",)),

@@ -30,6 +30,9 @@ class Settings(NamedTuple):
     delta: float = 0.1  # a spike has returned at 1 + delta times its level
     horizon: int = 1000  # steps after which a spike that has not closed is a divergence
     stop_loss: float | None = None  # training loss at which a member stops; None: it does not
+    smoothing: float | None = (
+        None  # weight of the past in the average of the loss of random batches, in which spikes are looked for
+    )
     top_k: int | None = None  # eigenvectors in the top eigenspace, for the labels; None: not given
 
 
@@ -71,7 +74,7 @@ def flags(record: xarray.Dataset, name: str) -> np.ndarray:
 
 
 def is_stochastic(settings: Settings) -> bool:
-    """Whether a step sees a batch rather than all examples.
+    """Whether a step sees a batch rather than all examples: ``batch_size`` says so, or ``smoothing``.
 
     Args:
       settings: of the run.
@@ -82,7 +85,7 @@ def is_stochastic(settings: Settings) -> bool:
     >>> is_stochastic(Settings(examples=128, batch_size=32)), is_stochastic(Settings())
     (True, False)
     """
-    return settings.batch_size not in (None, settings.examples)
+    return settings.smoothing is not None or settings.batch_size not in (None, settings.examples)
 
 
 def steps_of_an_epoch(settings: Settings) -> int:
@@ -158,7 +161,8 @@ def has_events(record: xarray.Dataset, settings: Settings) -> bool:
     >>> has_events(record, Settings()), has_events(record, Settings(examples=128, batch_size=32))
     (True, False)
     """
-    if "loss_train" not in record and ("loss_batch" not in record or is_stochastic(settings)):
+    stochastic = is_stochastic(settings) and settings.smoothing is None
+    if "loss_train" not in record and ("loss_batch" not in record or stochastic):
         return False
     loss = record[spike_series(record)].values
     return not (np.isnan(loss[:, :-1]) & np.isfinite(loss[:, 1:])).any()  # such a step was not measured

@@ -46,7 +46,8 @@ def opening(
     'digits; 8 training examples; 1 member; lr 0.5; full batch; 2 steps.'
     """
     steps = counted(record.sizes["step"], "step")
-    batch = f"batch size {settings.batch_size}" if is_stochastic(settings) else "full batch"
+    batch = f"batch size {settings.batch_size}" if settings.batch_size else "random batches"
+    batch = batch if is_stochastic(settings) else "full batch"
     parts = [
         *network,
         *([counted(settings.examples, "training example")] if settings.examples else []),

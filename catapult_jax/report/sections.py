@@ -158,11 +158,14 @@ def certainty(record: xarray.Dataset) -> Section:
     blocks = []
     if {"lr", "critical_lr_batch"} <= set(record):
         uncertain, measured = uncertain_steps(record), ~np.isnan(record["critical_lr_batch"].values)
-        words = (
-            f"Whether a step is critical is not significant within {record.attrs.get('critical_lr_margin', 0):.1e} of the critical lr. "
-            "This is the rounding of the kernel: n times the largest error of an entry. The bound of the eigenvalue counts where it is larger. "
-            f"That is so at {int(uncertain.sum())} of {int(measured.sum())} measured steps: the crosses in the figure of the ratio."
-        )
+        steps = f"at {int(uncertain.sum())} of {int(measured.sum())} measured steps: the crosses in the figure of the ratio."
+        words = f"The bound of the eigenvalue does not tell on which side of its critical value the lr is {steps}"
+        if "critical_lr_margin" in record.attrs:
+            words = (
+                f"Whether a step is critical is not significant within {record.attrs['critical_lr_margin']:.1e} of the critical lr. "
+                "This is the rounding of the kernel: n times the largest error of an entry. The bound of the eigenvalue counts where it is "
+                f"larger. That is so {steps}"
+            )
         blocks.append(text(words))
     for name in [str(name) for name in record if str(name).startswith("converged")]:
         values = record[name].values[~np.isnan(record[name].values)]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 if TYPE_CHECKING:
@@ -131,3 +132,29 @@ def stacked_like(params: PyTree) -> PyTree:
         return NamedSharding(mesh, PartitionSpec(None, *jax.typeof(leaf).sharding.spec))
 
     return jax.tree.map(of, params)
+
+
+def cut_like(vectors: PyTree, params: PyTree) -> PyTree:
+    """Vectors that are stacked along a first axis, each cut as its parameter is, on meshes with explicit and with automatic axes.
+
+    Args:
+      vectors: A pytree like ``params``, each leaf with one more axis.
+      params: Arrays.
+
+    Returns:
+      The vectors.
+
+    >>> cut_like(jax.numpy.zeros((1, 2)), jax.numpy.zeros(2)).shape
+    (1, 2)
+    """
+
+    def place(leaf, stacked):
+        if isinstance(leaf, Tracer):
+            wanted = stacked_like(leaf)
+            return stacked if wanted is None else jax.sharding.reshard(stacked, wanted)
+        sharding = getattr(leaf, "sharding", None)
+        if not isinstance(sharding, NamedSharding):
+            return stacked
+        return jax.device_put(stacked, NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec)))
+
+    return jax.tree.map(place, params, vectors)

@@ -16,11 +16,10 @@ import jax.numpy as jnp
 
 from catapult_jax import outer_product
 from catapult_jax.critical import critical_lr_from_lambda
-from catapult_jax.directional import directional_critical_lr
 from catapult_jax.eigenspace import fraction_of, split_weighted_loss
 from catapult_jax.losses import batch_loss, weighted_residual
 from catapult_jax.preconditioners import smallest_entry
-from catapult_jax.tangent import Directions, top_eigenpairs
+from catapult_jax.tangent import Directions, Eigenpairs, top_eigenpairs
 from catapult_jax.tangent.eigenpairs import no_directions
 from catapult_jax.tangent.weighted import weighted_kernel_and_gradient, weighted_tangent_kernel
 from catapult_jax.training.measurement import Instrument, Moment
@@ -91,7 +90,7 @@ def lambda_max_batch(
 
 
 def lambda_max_batch_matrix_free(
-    apply_fn: Callable, *, loss: str, every: int, k: int, k_max: int | None = None, **search: Any
+    apply_fn: Callable, *, loss: str, every: int, k: int, k_max: int | None = None, split: bool = True, **search: Any
 ) -> Instrument:
     """The series of :func:`lambda_max_batch`, matrix-free: from kernel-vector products.
 
@@ -109,6 +108,7 @@ def lambda_max_batch_matrix_free(
       k_max: largest number of eigenvalues. Those above 0.8 times ``(2 / lr - decay) / gain`` are measured, and the next one; at that
         eigenvalue the lr of the previous step is critical. The series ``tracked`` is their number; the others are NaN. If products are
         unrolled (convolutions on the CPU), all ``k_max`` are computed at every measurement. None: always ``k``.
+      split: False: no series ``loss_top`` and ``loss_rest``, and the outputs of the step are not needed.
       search: ``tol``, ``max_products``, ``reuse_bound`` (for a batch that never changes), ``chunk_size``, as in :func:`top_eigenpairs`.
 
     Returns:
@@ -126,26 +126,28 @@ def lambda_max_batch_matrix_free(
         above = None
         if growing and now.lr is not None:
             above = _NEAR * (2 / now.lr - preconditioner.decay) / preconditioner.gain
-        pairs, top, rest = _top_space(
-            apply_fn, now.params, now.batch, now.outputs, directions,
-            loss=loss, k=k, k_max=k_max, above=above, preconditioner=lambda: now.preconditioner().diagonal, **search,
+        pairs = top_eigenpairs(
+            apply_fn, now.params, now.batch, k=k, loss=loss, warm_start=directions, k_max=k_max, above=above,
+            preconditioner=lambda: now.preconditioner().diagonal, **search,
         )  # fmt: skip
         is_tracked = jnp.arange(len(pairs.eigenvalues)) < pairs.tracked
         tracked_only = lambda values: jnp.where(is_tracked, values, jnp.nan) if growing else values
         measured = {
             "lambda_max_batch": pairs.eigenvalues[0],
             "critical_lr_batch": critical_lr_from_lambda(pairs.eigenvalues[0], preconditioner),
-            "loss_top": top,
-            "loss_rest": rest,
             "eigenvalues": tracked_only(pairs.eigenvalues),
             "eigenvalue_bounds": tracked_only(pairs.bounds),
             "products": pairs.products,
             "converged": pairs.converged.astype(jnp.float32),
         }
+        if split:
+            measured |= dict(
+                zip(("loss_top", "loss_rest"), _split(pairs, now.outputs, now.batch[1], loss=loss, k=k), strict=True)
+            )
         return measured | ({"tracked": pairs.tracked.astype(jnp.float32)} if growing else {}), pairs.directions
 
-    series = ("lambda_max_batch", "critical_lr_batch", "loss_top", "loss_rest", "eigenvalues", "eigenvalue_bounds")
-    series = (*series, "products", "converged", *(("tracked",) if growing else ()))
+    series = ("lambda_max_batch", "critical_lr_batch", "eigenvalues", "eigenvalue_bounds", "products", "converged")
+    series = (*series, *(("loss_top", "loss_rest") if split else ()), *(("tracked",) if growing else ()))
     return Instrument(series, every, measure, lambda now: _no_directions(now, k, k_max))
 
 
@@ -214,10 +216,11 @@ def lambda_max_train_matrix_free(
 
     def measure(now: Moment, directions):
         x, y = (now.data[key][:probe_size] for key in ("x_train", "y_train"))
-        pairs, top, rest = _top_space(
-            apply_fn, now.params, (x, y), apply_fn(now.params, x), directions,
-            loss=loss, k=k, preconditioner=lambda: now.preconditioner().diagonal, **search,
+        pairs = top_eigenpairs(
+            apply_fn, now.params, (x, y), k=k, loss=loss, warm_start=directions,
+            preconditioner=lambda: now.preconditioner().diagonal, **search,
         )  # fmt: skip
+        top, rest = _split(pairs, apply_fn(now.params, x), y, loss=loss, k=k)
         return {
             f"lambda_max_{name}": pairs.eigenvalues[0],
             f"critical_lr_{name}": critical_lr_from_lambda(pairs.eigenvalues[0], now.preconditioner()),
@@ -233,16 +236,15 @@ def lambda_max_train_matrix_free(
     return Instrument(series, every, measure, lambda now: _no_directions(now, k))
 
 
-def _top_space(apply_fn, params, batch, outputs, directions, *, loss, k, **search):
-    """Top eigenpairs, and the loss in their first ``k`` directions and in the rest."""
-    pairs = top_eigenpairs(apply_fn, params, batch, k=k, loss=loss, warm_start=directions, **search)
+def _split(pairs: Eigenpairs, outputs, targets, *, loss, k):
+    """The loss in the first ``k`` eigenvectors, and in the rest."""
     if pairs.vectors is None:
         raise ValueError(
             f"outputs has shape {jnp.shape(outputs)}; allowed for the split of the loss: at most 2^20 numbers, or fewer than params"
         )
     with jax.default_matmul_precision("highest"):
-        residual = weighted_residual(outputs, batch[1], loss=loss).reshape(-1).astype(pairs.vectors.dtype)
-        return pairs, *fraction_of(pairs.vectors[:, :k], residual, len(outputs))
+        residual = weighted_residual(outputs, targets, loss=loss).reshape(-1).astype(pairs.vectors.dtype)
+        return fraction_of(pairs.vectors[:, :k], residual, len(outputs))
 
 
 def _no_directions(now: Moment, k: int, k_max: int | None = None) -> Directions:
@@ -330,53 +332,6 @@ def loss_batch_after(apply_fn: Callable, *, loss: str, every: int) -> Instrument
         lambda now: {"loss_batch_after": batch_loss(apply_fn(now.new_params, now.batch[0]), now.batch[1], loss=loss)},
         after_update=True,
     )
-
-
-def directional_batch(apply_fn: Callable, *, loss: str, every: int) -> Instrument:
-    """Multiple of this step's update at which the loss of the batch stops falling: below 1 the loss of the batch rises in the step.
-
-    It is 0 where the update is no descent direction. Cost: one jvp of the batch.
-
-    Args:
-      apply_fn: ``(params, x) -> outputs``.
-      loss: name of the loss.
-      every: cadence in steps.
-
-    Returns:
-      The instrument.
-
-    Source: :func:`catapult_jax.directional_critical_lr`.
-    """
-
-    def measure(now: Moment):
-        return {"directional_batch": directional_critical_lr(apply_fn, now.params, now.batch, now.updates, loss=loss).multiple}
-
-    return Instrument(("directional_batch",), every, measure, after_update=True)
-
-
-def directional_train(apply_fn: Callable, *, loss: str, every: int) -> Instrument:
-    """As :func:`directional_batch`, on all training examples; with it the training loss after the step in its quadratic model.
-
-    ``loss_train_predicted = L + <g, D> + <D, G D> / 2``: for ``mse`` the loss of the linearised network. Cost: one jvp of all examples.
-
-    Args:
-      apply_fn: ``(params, x) -> outputs``.
-      loss: name of the loss.
-      every: cadence in steps.
-
-    Returns:
-      The instrument.
-
-    Source: :func:`catapult_jax.directional_critical_lr`.
-    """
-
-    def measure(now: Moment):
-        x, y = now.data["x_train"], now.data["y_train"]
-        along = directional_critical_lr(apply_fn, now.params, (x, y), now.updates, loss=loss)
-        before = batch_loss(apply_fn(now.params, x), y, loss=loss)
-        return {"directional_train": along.multiple, "loss_train_predicted": before + along.slope + along.curvature / 2}
-
-    return Instrument(("directional_train", "loss_train_predicted"), every, measure, after_update=True)
 
 
 def loss_test(apply_fn: Callable, *, loss: str, every: int, target_encoding: str, split: str = "test") -> Instrument:

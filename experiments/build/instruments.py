@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from catapult_jax import data, training
 from catapult_jax.losses import hessian_range
-from catapult_jax.training import criteria_instrument, instruments
+from catapult_jax.training import criteria_instrument, directional_instruments, instruments
 from catapult_jax.training.measurement import Instrument
 from experiments import optimizers
 from experiments.build import overhead
@@ -97,8 +97,8 @@ def build_instruments(
         "weight_norm": instruments.weight_norm,
         "loss_train": partial(instruments.loss_train, apply_fn, loss=config.loss),
         "loss_batch_after": partial(instruments.loss_batch_after, apply_fn, loss=config.loss),
-        "directional_batch": partial(instruments.directional_batch, apply_fn, loss=config.loss),
-        "directional_train": partial(instruments.directional_train, apply_fn, loss=config.loss),
+        "directional_batch": partial(directional_instruments.directional_batch, apply_fn, loss=config.loss),
+        "directional_train": partial(directional_instruments.directional_train, apply_fn, loss=config.loss),
         "criteria": partial(
             criteria_instrument.criteria, apply_fn, loss=config.loss, momentum=optimizers.momentum(config.optimizer)
         ),

@@ -1,0 +1,197 @@
+"""On the host: what :func:`catapult_jax.watch` measures, into a record on disk and into the loggers of others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from catapult_jax import monitor, records
+from catapult_jax.monitor import Watch, WatchState
+from catapult_jax.provenance import environment
+from catapult_jax.sinks import Sink
+
+if TYPE_CHECKING:
+    from jaxtyping import PyTree
+
+PREFIX = "catapult/"
+_SERIES = {name: series for series, name in monitor.NAMES.items()}  # metric -> series of the record
+
+
+class Recorder:
+    """Takes the metrics of each step, and writes the record that :func:`catapult_jax.open_record` and the report read.
+
+    Metrics stay on the device until ``flush_every`` steps are there, so that no step waits for the host. A kill loses what was not
+    flushed, and nothing else: go on from a checkpoint of the loop, in the same directory; steps from there on are written again.
+
+    >>> import tempfile
+    >>> watching = monitor.watch(lambda w, x: x @ w, loss="mse", preset="economy")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with Recorder(folder, watching, steps=2) as recorder:
+    ...         for step, loss in enumerate((4.0, 1.0)):
+    ...             recorder.write(step, {"catapult/loss": loss, "catapult/lr": 0.1})
+    ...     records.open_record(folder)["loss_batch"].values.tolist()
+    [[4.0, 1.0]]
+    """
+
+    def __init__(
+        self, directory: str | Path, watch: Watch, *, steps: int, sinks: Iterable[Sink] = (), flush_every: int = 100
+    ) -> None:
+        """Opens or creates the record.
+
+        Args:
+          directory: of the run; it is created.
+          watch: whose metrics are written.
+          steps: of the whole run; the record has room for so many.
+          sinks: each is called with ``(step, metrics)`` for every step, without the metrics that are NaN; see :mod:`catapult_jax.sinks`.
+          flush_every: steps between two writings.
+
+        Raises:
+          ValueError: a number below 1, or a record of another number of steps in that directory.
+          ImportError: the extra ``records`` is not installed.
+        """
+        for name, value in (("steps", steps), ("flush_every", flush_every)):
+            if value < 1:
+                raise ValueError(f"{name}={value!r}; allowed: 1 or more")
+        _need_zarr()
+        self.directory, self.watch, self.steps = Path(directory), watch, steps
+        self._sinks, self._flush_every = tuple(sinks), flush_every
+        self._waiting: list[tuple[int, Mapping[str, Any]]] = []
+        self._next: int | None = None  # step after the last one that was given; None: none was given
+        self._done = records.steps_done(self.directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if self._done and (there := records.read_json(self.directory / records.WATCH)["steps"]) != steps:
+            raise ValueError(
+                f"steps={steps!r} in {self.directory}; allowed: {there}, as in the record there, or another directory"
+            )
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Takes the metrics of a step.
+
+        Args:
+          step: its number; steps that are left out are NaN on record.
+          metrics: of ``watch.update``; other scalars may be among them.
+
+        Raises:
+          ValueError: the step is not after the last one, or beyond ``steps``.
+        """
+        step = int(step)
+        first = 0 if self._next is None else self._next
+        if not first <= step < self.steps:
+            raise ValueError(f"step={step}; allowed: {first} to {self.steps - 1}")
+        self._waiting.append((step, metrics))
+        self._next = step + 1
+        if len(self._waiting) >= self._flush_every:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what was taken so far."""
+        if not self._waiting:
+            return
+        rows = [(step, _floats(metrics)) for step, metrics in jax.device_get(self._waiting)]
+        self._waiting = []
+        first = min(self._done, rows[0][0]) if self._done < rows[0][0] else rows[0][0]
+        series = _series(rows, first)
+        if not self._done:
+            self._create(series)
+        records.write(self.directory, first, series, over=False)
+        self._done = rows[-1][0] + 1
+        for step, metrics in rows:
+            for sink in self._sinks:
+                sink(step, {name: value for name, value in metrics.items() if not math.isnan(value)})
+
+    def close(self) -> None:
+        """Writes the rest, and closes the sinks."""
+        self.flush()
+        for sink in self._sinks:
+            getattr(sink, "close", lambda: None)()
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _create(self, series: dict[str, np.ndarray]) -> None:
+        about = {"steps": self.steps, "watch": self.watch.settings, "environment": environment()}
+        records.write_json(self.directory / records.WATCH, about)
+        records.create(
+            self.directory,
+            members={"run": np.array([0])},
+            steps=self.steps,
+            shapes=series,
+            about={"title": self.directory.name},
+        )
+
+
+class Monitor:
+    """For trainers that are not yours: a callable on the host that owns its own compiled program.
+
+    It measures at every ``every``-th call and costs a program of its own, so the step of the trainer stays as it is.
+
+    >>> model, w = (lambda w, x: x @ w), np.zeros(2, np.float32)
+    >>> ask = Monitor(monitor.watch(model, loss="mse", preset="economy"), w)
+    >>> batch = np.array([[3.0, 4.0]], np.float32), np.array([1.0], np.float32)
+    >>> round(ask(0, params=w, batch=batch, new_params=0.05 * np.array([6.0, 8.0], np.float32), loss=1.0)["catapult/directional"], 3)
+    0.8
+    """
+
+    def __init__(self, watch: Watch, params: PyTree, recorder: Recorder | None = None) -> None:
+        """Takes the watch and the first parameters.
+
+        Args:
+          watch: what is measured.
+          params: parameters before the first step.
+          recorder: takes the metrics of each call.
+        """
+        self.watch, self.recorder = watch, recorder
+        self.state: WatchState = jax.jit(watch.init)(params)
+        self._update = jax.jit(watch.update, static_argnames=("due",))
+
+    def __call__(self, step: int, **given: Any) -> dict[str, float]:
+        """Measures one step.
+
+        Args:
+          step: its number.
+          given: as ``watch.update`` takes it, without ``due``.
+
+        Returns:
+          The metrics as Python numbers.
+        """
+        self.state, metrics = self._update(self.state, **given, due=step % self.watch.settings["every"] == 0)
+        if self.recorder is not None:
+            self.recorder.write(step, metrics)
+        return _floats(jax.device_get(metrics))
+
+
+def _need_zarr() -> None:
+    try:
+        import zarr  # noqa: F401
+    except ImportError as error:
+        raise ImportError("Recorder needs zarr; run pip install 'catapult_jax[records]'") from error
+
+
+def _floats(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _series(rows: list[tuple[int, dict[str, float]]], first: int) -> dict[str, np.ndarray]:
+    """Series ``(1, n)`` from step ``first`` on; NaN at steps that are left out."""
+    length = rows[-1][0] + 1 - first
+    series = {}
+    for name in rows[0][1]:
+        values = np.full((1, length), np.nan, np.float32)
+        for step, metrics in rows:
+            values[0, step - first] = metrics.get(name, np.nan)
+        series[_series_name(name)] = values
+    return series
+
+
+def _series_name(metric: str) -> str:
+    """Name on record: that of the instruments where they have one. A name in a path of files has no slash."""
+    name = metric.removeprefix(PREFIX)
+    return _SERIES.get(name, name).replace("/", ".")

@@ -1,0 +1,450 @@
+"""``watch`` in a training step: its numbers, its cadence, its events, and that it changes nothing."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from catapult_jax import (
+    FCN,
+    agop_alignment,
+    batch_loss,
+    critical_lr,
+    directional_by_layer,
+    directional_critical_lr,
+    find_events,
+    input_jacobian,
+    loss_weighted_kernel,
+    preconditioner_from_state,
+    spike_score,
+    split_loss,
+    tangent_kernel,
+    watch,
+)
+from catapult_jax.losses import SoftmaxCrossEntropy
+
+MODEL = FCN(depth=3, width=16)
+X = jax.random.normal(jax.random.key(0), (24, 5))
+Y = jnp.sin(X.sum(1, keepdims=True))
+PARAMS = MODEL.init(jax.random.key(1), X)
+BATCHES = [(X[i : i + 6], Y[i : i + 6]) for i in range(0, 24, 6)]
+
+
+def loss_of(params, batch):
+    return batch_loss(MODEL.apply(params, batch[0]), batch[1], loss="mse")
+
+
+def step_of(tx, watching, *, with_gradient=False, **more):
+    """A training step of ``tx`` that is watched; without a watch the bare step."""
+
+    def step(params, state, w, batch):
+        loss, gradient = jax.value_and_grad(loss_of)(params, batch)
+        updates, after = tx.update(gradient, state, params)
+        new = optax.apply_updates(params, updates)
+        if watching is None:
+            return (new, after, w), loss
+        given = {"gradient": gradient, "opt_state_before": state} if with_gradient else {}
+        w, metrics = watching.update(
+            w, params=params, batch=batch, updates=updates, opt_state=after, loss=loss, **given, **more
+        )
+        return (new, after, w), metrics
+
+    return step
+
+
+def run(tx, watching, steps, batches=BATCHES, **more):
+    """Parameters, state of the watch, and the metrics of each step, from a jitted loop."""
+    step = jax.jit(step_of(tx, watching, **more))
+    carry = (PARAMS, tx.init(PARAMS), watching.init(PARAMS) if watching else 0)
+    metrics = []
+    for i in range(steps):
+        carry, measured = step(*carry, batches[i % len(batches)])
+        metrics.append(measured)
+    return carry[0], carry[2], [jax.device_get(m) for m in metrics]
+
+
+def of(metrics, name):
+    return np.array([m[f"catapult/{name}"] for m in metrics])
+
+
+# ---- the numbers
+
+
+@pytest.mark.parametrize("make", [lambda: optax.sgd(0.3, momentum=0.5), lambda: optax.adam(0.01)], ids=["momentum", "adam"])
+@pytest.mark.parametrize("method", ["auto", "exact", "matrix_free"])
+def test_watch_gives_the_numbers_of_the_functions(make, method):
+    tx = make()
+    watching = watch(MODEL.apply, loss="mse", optimizer=tx, method=method, tol=1e-4)
+
+    _, _, metrics = run(tx, watching, 3)
+
+    params, state = PARAMS, tx.init(PARAMS)
+    for batch, m in zip(BATCHES, metrics, strict=False):
+        gradient = jax.grad(loss_of)(params, batch)
+        updates, after = tx.update(gradient, state, params)
+        rule = preconditioner_from_state(tx, params, state, after)
+        expected = float(critical_lr(MODEL.apply, params, batch, loss="mse", preconditioner=rule))
+        assert m["catapult/critical_lr"] == pytest.approx(expected, rel=1e-3)
+        assert m["catapult/lr_over_critical"] == pytest.approx(float(rule.lr) / expected, rel=1e-3)
+        step = directional_critical_lr(MODEL.apply, params, batch, updates, loss="mse")
+        assert m["catapult/directional"] == pytest.approx(float(step.multiple), rel=1e-4)
+        assert m["catapult/loss"] == pytest.approx(float(loss_of(params, batch)), rel=1e-5)
+        assert m["catapult/converged"] == 1 and m["catapult/lr"] == pytest.approx(float(rule.lr))
+        is_exact = method == "exact" or (method == "auto" and rule.diagonal is None)
+        assert (m["catapult/lambda_max_bound"] == 0) == is_exact
+        params, state = optax.apply_updates(params, updates), after
+
+
+def test_watch_splits_the_loss_and_follows_the_features():
+    tx = optax.sgd(0.3)
+    probe = X[:8]
+    reference = jax.random.normal(jax.random.key(2), (8, 5))
+    for method in ("exact", "matrix_free"):
+        options = {"preset": "full", "method": method, "k": 2, "tol": 1e-5, "probe": probe}
+        _, _, metrics = run(tx, watch(MODEL.apply, loss="mse", optimizer=tx, agop_reference=reference, **options), 2)
+        _, _, from_start = run(tx, watch(MODEL.apply, loss="mse", optimizer=tx, **options), 2)
+
+        x, y = BATCHES[0]
+        split = split_loss(tangent_kernel(MODEL.apply, PARAMS, x), MODEL.apply(PARAMS, x), y, loss="mse", k=2)
+        assert metrics[0]["catapult/loss_top"] == pytest.approx(float(split.top), rel=1e-3)
+        assert metrics[0]["catapult/loss_rest"] == pytest.approx(float(split.rest), rel=1e-3)
+        expected = agop_alignment(input_jacobian(MODEL.apply, PARAMS, probe), reference)
+        assert metrics[0]["catapult/agop_alignment"] == pytest.approx(float(expected), rel=1e-4)
+        aligned = of(from_start, "agop_alignment")
+        assert aligned[0] == pytest.approx(1, abs=1e-5) and aligned[1] < aligned[0]
+
+
+def test_watch_of_layers():
+    tx = optax.sgd(0.3)
+    _, _, (m, *_) = run(tx, watch(MODEL.apply, loss="mse", optimizer=tx, preset="economy", layers=True), 1)
+
+    updates = jax.tree.map(lambda g: -0.3 * g, jax.grad(loss_of)(PARAMS, BATCHES[0]))
+    for name, step in directional_by_layer(MODEL.apply, PARAMS, BATCHES[0], updates, loss="mse").items():
+        assert m[f"catapult/directional/{name}"] == pytest.approx(float(step.multiple), rel=1e-4)
+
+
+def test_watch_of_a_list_of_batches_is_that_of_their_union():
+    tx = optax.sgd(0.3)
+    watching = watch(MODEL.apply, loss="mse", optimizer=tx)
+    union = tuple(jnp.concatenate(part) for part in zip(*BATCHES[:2], strict=True))
+    loss, gradient = jax.value_and_grad(loss_of)(PARAMS, union)
+    updates, after = tx.update(gradient, tx.init(PARAMS))
+    given = dict(params=PARAMS, updates=updates, opt_state=after, loss=loss)
+
+    _, joined = watching.update(watching.init(PARAMS), batch=BATCHES[:2], **given)
+    _, whole = watching.update(watching.init(PARAMS), batch=union, **given)
+
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), joined, whole)
+
+
+def test_watch_of_a_language_model():
+    """Tokens, masked cross-entropy, bfloat16 arithmetic, against the dense kernel."""
+    tokens = jax.random.randint(jax.random.key(0), (3, 5), 0, 7)
+    mask = jnp.arange(4)[None] < jnp.array([4, 3, 2])[:, None]
+    batch = tokens[:, :-1], (tokens[:, 1:], mask)
+    embed = {"embed": 0.3 * jax.random.normal(jax.random.key(1), (7, 6))}
+
+    def apply_fn(params, ids, dtype=jnp.bfloat16):
+        table = params["embed"].astype(dtype)
+        return (jnp.cumsum(table[ids], 1) @ table.T).astype(jnp.float32)
+
+    loss = SoftmaxCrossEntropy(weighted=True)
+    tx = optax.adam(0.1)
+    gradient = jax.grad(lambda p: loss(apply_fn(p, batch[0]), batch[1]))(embed)
+    updates, after = tx.update(gradient, tx.init(embed))
+    watching = watch(apply_fn, loss=loss, optimizer=tx, tol=1e-3)
+
+    _, metrics = watching.update(
+        watching.init(embed), params=embed, batch=batch, updates=updates, opt_state=after, loss=jnp.float32(1)
+    )
+
+    whole = functools.partial(apply_fn, dtype=jnp.float32)
+    P = preconditioner_from_state(tx, embed, None, after).diagonal
+    kernel = tangent_kernel(whole, embed, batch[0], preconditioner=P)
+    weighted = loss_weighted_kernel(kernel, whole(embed, batch[0]), batch[1], loss=loss)
+    expected = float(jnp.linalg.eigvalsh(weighted)[-1])
+    assert metrics["catapult/lambda_max"] == pytest.approx(expected, rel=0.03)  # the rounding of bfloat16
+    assert metrics["catapult/directional"].dtype == jnp.float32
+
+
+# ---- cadence
+
+
+@pytest.mark.parametrize("preset", ["economy", "standard", "full"])
+def test_watch_measures_every_third_step(preset):
+    tx = optax.sgd(0.3)
+    options = dict(loss="mse", optimizer=tx, preset=preset, method="matrix_free", probe=X[:4])
+    _, w, metrics = run(tx, watch(MODEL.apply, every=3, **options), 7)
+    _, _, always = run(tx, watch(MODEL.apply, **options), 7)
+
+    assert all(m.keys() == metrics[0].keys() for m in metrics)
+    assert np.isfinite(of(metrics, "directional")).tolist() == [i % 3 == 0 for i in range(7)]
+    np.testing.assert_allclose(of(metrics, "directional")[::3], of(always, "directional")[::3], rtol=1e-5)
+    assert int(w.step) == 7 and np.isfinite(of(metrics, "loss")).all()
+
+
+def test_watch_takes_what_is_due_from_the_host():
+    tx = optax.sgd(0.3)
+    watching = watch(MODEL.apply, loss="mse", optimizer=tx, every=3)
+    inside = run(tx, watching, 1)[2][0]
+
+    due, not_due = (run(tx, watching, 1, due=due)[2][0] for due in (True, False))
+
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), due, inside)
+    assert np.isnan(not_due["catapult/critical_lr"]) and not_due["catapult/loss"] == inside["catapult/loss"]
+
+
+def test_watch_that_is_not_due_is_the_bare_step():
+    """No array of the size of the parameters, and no product, is added."""
+
+    def program(watching, due):
+        step = step_of(tx, watching, **({} if watching is None else {"due": due}))
+        arguments = (PARAMS, tx.init(PARAMS), watching.init(PARAMS) if watching else 0, BATCHES[0])
+        return jax.jit(step, donate_argnums=(0, 1, 2)).lower(*arguments).compile()
+
+    tx = optax.adam(0.01)
+    bare, off = program(None, None), program(watch(MODEL.apply, loss="mse", optimizer=tx), False)
+
+    plan = lambda compiled: compiled.memory_analysis().temp_size_in_bytes
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(PARAMS))
+    assert off.as_text().count(" dot(") == bare.as_text().count(" dot(")
+    assert plan(off) <= plan(bare) + size / 2 + 4096  # and the scalars of the events
+
+
+def test_watch_shares_the_forward_pass_of_the_step():
+    """With ``economy`` a step has the products of the tangents beside its own, and no second forward pass."""
+    tx = optax.sgd(0.3)
+
+    def products(watching):
+        arguments = (PARAMS, tx.init(PARAMS), watching.init(PARAMS) if watching else 0, BATCHES[0])
+        return jax.jit(step_of(tx, watching)).lower(*arguments).compile().as_text().count(" dot(")
+
+    shared = products(watch(MODEL.apply, loss="mse", optimizer=tx, preset="economy"))
+
+    assert shared - products(None) <= 2 * 3 - 1  # two for each layer, one for the first
+
+
+def test_watch_in_scan_is_as_in_a_loop():
+    tx = optax.sgd(0.3, momentum=0.9)
+    watching = watch(MODEL.apply, loss="mse", optimizer=tx, every=2)
+    params, _, metrics = run(tx, watching, 4)
+    stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *BATCHES)
+
+    step = step_of(tx, watching)
+    carry = (PARAMS, tx.init(PARAMS), watching.init(PARAMS))
+    (scanned, _, _), series = jax.jit(lambda c: jax.lax.scan(lambda c, b: step(*c, b), c, stacked))(carry)
+
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), scanned, params)
+    for name in ("critical_lr", "directional", "loss"):
+        np.testing.assert_allclose(series[f"catapult/{name}"], of(metrics, name), rtol=1e-4)
+
+
+def test_watch_of_members_under_vmap():
+    tx = optax.sgd(0.3)
+    watching = watch(MODEL.apply, loss="mse", optimizer=tx, every=2)
+    scales = jnp.array([1.0, 0.5])
+    members = jax.vmap(lambda s: jax.tree.map(lambda p: s * p, PARAMS))(scales)
+
+    step = jax.jit(jax.vmap(step_of(tx, watching), in_axes=(0, 0, 0, None)))
+    carry, metrics = step(members, jax.vmap(tx.init)(members), jax.vmap(watching.init)(members), BATCHES[0])
+
+    for i, scale in enumerate(scales):
+        params = jax.tree.map(lambda p, scale=scale: scale * p, PARAMS)
+        expected = critical_lr(MODEL.apply, params, BATCHES[0], loss="mse")
+        assert metrics["catapult/critical_lr"][i] == pytest.approx(float(expected), rel=1e-4)
+    _, later = step(*carry, BATCHES[1])
+    assert np.isnan(later["catapult/critical_lr"]).all()
+
+
+@pytest.mark.parametrize("make", [lambda: optax.sgd(0.3), lambda: optax.adam(0.01)], ids=["sgd", "adam"])
+def test_watch_changes_nothing_in_the_training(make):
+    bare, _, losses = run(make(), None, 6)
+    for options in ({"preset": "economy", "every": 3}, {"every": 3}, {"preset": "full", "every": 3}):
+        watched, _, metrics = run(make(), watch(MODEL.apply, loss="mse", optimizer=make(), **options), 6)
+        jax.tree.map(np.testing.assert_array_equal, watched, bare)
+        np.testing.assert_array_equal(of(metrics, "loss"), losses)
+
+
+# ---- steps without an update, optimizers without a rule
+
+
+def test_watch_leaves_out_steps_without_an_update():
+    """``optax.MultiSteps``: at every second call the optimizer moves, and the gradient is the mean of two."""
+    tx = optax.MultiSteps(optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(0.3)), 2)
+    watching = watch(MODEL.apply, loss="mse", optimizer=tx.gradient_transformation())
+
+    def step(params, state, w, batch):
+        loss, gradient = jax.value_and_grad(loss_of)(params, batch)
+        updates, after = tx.update(gradient, state, params)
+        w, metrics = watching.update(
+            w, params=params, batch=batch, updates=updates, opt_state=after, opt_state_before=state, gradient=gradient,
+            loss=loss, skipped=~tx.has_updated(after),
+        )  # fmt: skip
+        return (optax.apply_updates(params, updates), after, w), metrics
+
+    carry, metrics = (PARAMS, tx.init(PARAMS), watching.init(PARAMS)), []
+    for batch in BATCHES:
+        carry, m = jax.jit(step)(*carry, batch)
+        metrics.append(m)
+
+    assert np.isfinite(of(metrics, "critical_lr")).tolist() == [False, True, False, True]
+    assert np.isfinite(of(metrics, "loss")).tolist() == [False, True, False, True]
+    assert int(carry[2].step) == 2 and int(carry[2].detector.step) == 2
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, *(jax.grad(loss_of)(PARAMS, batch) for batch in BATCHES[:2]))
+    clipped = float(critical_lr(MODEL.apply, PARAMS, BATCHES[1], loss="mse")) * float(optax.tree.norm(mean)) / 0.1
+    assert metrics[1]["catapult/critical_lr"] == pytest.approx(clipped, rel=1e-4)
+
+
+def test_watch_says_why_there_is_no_critical_lr():
+    tx = optax.lion(0.01)
+    with pytest.warns(UserWarning, match=r"catapult/critical_lr is NaN: scale_by_lion normalises the update"):
+        _, _, metrics = run(tx, watch(MODEL.apply, loss="mse", optimizer=tx), 1)
+
+    assert np.isnan(metrics[0]["catapult/critical_lr"]) and np.isfinite(metrics[0]["catapult/lambda_max"])
+    assert metrics[0]["catapult/directional"] > 0
+
+
+# ---- events
+
+
+def test_watch_gives_the_events_of_a_saved_series():
+    """Gradient descent above its critical lr, spikes and all; every loss is seen, also where nothing is measured."""
+    model = FCN(depth=3, width=64)
+    params = model.init(jax.random.key(1), X)
+    tx = optax.sgd(2.0 * critical_lr(model.apply, params, (X, Y), loss="mse"))
+    watching = watch(model.apply, loss="mse", optimizer=tx, every=2, smoothing=None, preset="full")
+
+    def step(carry, _):
+        params, state, w = carry
+        loss, gradient = jax.value_and_grad(lambda p: batch_loss(model.apply(p, X), Y, loss="mse"))(params)
+        updates, state = tx.update(gradient, state)
+        w, m = watching.update(w, params=params, batch=(X, Y), updates=updates, opt_state=state, loss=loss)
+        return (optax.apply_updates(params, updates), state, w), m
+
+    carry = (params, tx.init(params), watching.init(params))
+    (_, _, w), stacked = jax.jit(lambda c: jax.lax.scan(step, c, length=60))(carry)
+    metrics = [jax.tree.map(lambda values, i=i: np.asarray(values[i]), stacked) for i in range(60)]
+
+    series = [of(metrics, name) for name in ("loss", "lr", "critical_lr")]
+    parts = {name: of(metrics, name) for name in ("loss_top", "loss_rest")}
+    expected = find_events(*series, **parts)
+
+    assert any(event.kind == "catapult" for event in expected)
+    same = ("kind", "onset", "peak", "end", "level", "overshoot", "lr", "critical_lr")
+    for ours, theirs in zip(watching.events(w), expected, strict=True):
+        for name in same:
+            assert getattr(ours, name) == pytest.approx(getattr(theirs, name), nan_ok=True), name
+    ended = np.flatnonzero(of(metrics, "event"))
+    assert ended.tolist() == [event.end for event in expected if event.end >= 0]
+    assert metrics[-1]["catapult/spikes"] == len(expected)
+
+
+def test_watch_gives_the_spike_score_of_a_saved_series():
+    watching = watch(MODEL.apply, loss="mse", preset="economy", every=1000)
+    losses = np.random.default_rng(0).gamma(2.0, size=140).astype(np.float32)
+    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+
+    def step(w, loss):
+        return watching.update(w, params=PARAMS, batch=BATCHES[0], updates=zeros, loss=loss, due=False)
+
+    _, metrics = jax.jit(lambda w: jax.lax.scan(step, w, losses))(watching.init(PARAMS))
+
+    np.testing.assert_allclose(metrics["catapult/spike_score"], spike_score(losses), rtol=1e-3, atol=1e-4)
+
+
+def test_watch_keeps_the_last_events():
+    watching = watch(MODEL.apply, loss="mse", preset="economy", smoothing=None)
+    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+    losses = jnp.tile(jnp.array([1.0, 3.0, 0.9]), 70)
+
+    step = lambda w, loss: watching.update(w, params=PARAMS, batch=BATCHES[0], updates=zeros, loss=loss, due=False)
+    w, metrics = jax.jit(lambda w: jax.lax.scan(step, w, losses))(watching.init(PARAMS))
+
+    events = watching.events(w)
+    assert len(events) == 64 and metrics["catapult/spikes"][-1] == 70
+    assert [event.peak for event in events] == [3 * i + 1 for i in range(6, 70)]
+    assert {event.kind for event in events} == {"unknown"}  # no critical lr is measured
+
+
+# ---- arguments
+
+TX = optax.sgd(0.1)
+BAD = {
+    "every": (dict(every=0), "every=0; allowed: 1 or more"),
+    "preset": (dict(preset="all"), "preset='all'; allowed: economy, standard, full"),
+    "method": (dict(method="fast"), "method='fast'; allowed: auto, matrix_free, exact"),
+    "optimizer": (dict(optimizer=None), "optimizer=None with preset='standard'; allowed: the optimizer of the loop"),
+    "loss": (dict(loss="l1"), "loss='l1'; allowed"),
+    "factor": (dict(factor=1.0), "factor=1.0|delta=0.0; allowed"),
+    "smoothing": (dict(smoothing=2.0), "smoothing=2.0; allowed"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_watch_refuses_bad_settings(name):
+    options, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        watch(MODEL.apply, **{"loss": "mse", "optimizer": TX} | options)
+
+
+GIVEN = dict(params=PARAMS, batch=BATCHES[0], loss=1.0, updates=PARAMS, opt_state=TX.init(PARAMS))
+BAD_STEPS = {
+    "no update": (dict(updates=None), "updates and new_params; allowed: one of them"),
+    "two updates": (dict(new_params=PARAMS), "updates and new_params; allowed: one of them"),
+    "no state": (
+        dict(opt_state=None),
+        "opt_state=None with preset='standard'; allowed: the optimizer's state after the update",
+    ),
+    "arrays missing": (dict(updates=[jnp.ones(2)]), "updates has 1 arrays; allowed: one for each of the"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_STEPS)
+def test_watch_refuses_a_step_that_lacks_something(name):
+    step, message = BAD_STEPS[name]
+    watching = watch(MODEL.apply, loss="mse", optimizer=TX)
+    with pytest.raises(ValueError, match=message):
+        watching.update(watching.init(PARAMS), **GIVEN | step)
+
+
+# ---- placement
+
+
+def test_watch_on_a_mesh_gives_the_numbers_of_one_device():
+    """FSDP with explicit axes; the directions are cut as the parameters, from the first step on."""
+    mesh = jax.make_mesh((4,), ("data",))
+    place = lambda tree: jax.tree.map(lambda leaf: jax.device_put(leaf, NamedSharding(mesh, PartitionSpec("data"))), tree)
+    params = {"in": jax.random.normal(jax.random.key(0), (8, 16)), "out": jax.random.normal(jax.random.key(1), (16, 1)) / 4}
+    batch = jax.random.normal(jax.random.key(2), (8, 8)), jnp.ones((8, 1))
+    tx = optax.sgd(0.1, momentum=0.9)
+
+    def run_on(params, batch, gathered):
+        model = lambda p, x: jnp.tanh(x @ gathered(p["in"])) @ gathered(p["out"])
+        watching = watch(model, loss="mse", optimizer=tx, method="matrix_free", tol=1e-4)
+
+        @jax.jit
+        def step(params, state, w):
+            loss, gradient = jax.value_and_grad(lambda p: batch_loss(model(p, batch[0]), batch[1], loss="mse"))(params)
+            updates, state = tx.update(gradient, state, params)
+            w, metrics = watching.update(w, params=params, batch=batch, updates=updates, opt_state=state, loss=loss)
+            return optax.apply_updates(params, updates), state, w, metrics
+
+        w = watching.init(params)
+        first = w.carried["matrix_free"].vectors
+        params, state, w, _ = step(params, tx.init(params), w)
+        return first, w, step(params, state, w)[-1]
+
+    *_, expected = run_on(params, batch, lambda leaf: leaf)
+    with jax.set_mesh(mesh):
+        first, w, metrics = run_on(place(params), place(batch), lambda leaf: jax.sharding.reshard(leaf, PartitionSpec()))
+
+    for vectors in (first, w.carried["matrix_free"].vectors):
+        assert vectors["in"].sharding.spec == PartitionSpec(None, "data", None) or vectors["in"].sharding.spec == PartitionSpec(
+            None, "data"
+        )
+    for name, value in metrics.items():
+        np.testing.assert_allclose(value, expected[name], rtol=2e-4, err_msg=name)
