@@ -26,6 +26,8 @@ SECTIONS = (
     "kernel",
     "frameworks",
     "losses",
+    "watch",
+    "line_search",
     "eigen",
     "certainty",
     "along",
