@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from catapult_jax.losses import Loss, as_loss, curvature_factor, output_gradient
 from catapult_jax.tangent.checks import check_arguments, check_batch, check_loss, check_updates
@@ -25,7 +26,7 @@ from catapult_jax.xla import at_least_float32, highest_precision
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, PyTree
 
-VERDICTS = ("falls", "rises", "no descent direction", "not finite")
+VERDICTS = ("falls", "rises", "no descent direction", "not finite", "no change")
 
 
 class Directional(NamedTuple):
@@ -57,7 +58,8 @@ def directional_critical_lr(
 
     ``D`` is the update of a step (any optimizer, with lr and sign, as it is added to the parameters), ``g`` the gradient of the loss of the
     batch, ``G`` its Gauss-Newton matrix. The critical lr of this step is ``multiple * lr``. Below 1 the loss of the batch rises in this
-    step, in the quadratic model with ``G``. Where ``<g, D> >= 0`` it rises at any lr: there is no descent direction.
+    step, in the quadratic model with ``G``. Where ``<g, D> >= 0`` it rises at any lr: there is no descent direction. An update that changes
+    no output, such as one of zeros, has no multiple (NaN): ``no change``.
 
     One jvp: ``<g, D> = mean_i <grad_f l_i, (J D)_i>`` and ``<D, G D> = mean_i |B_i^T (J D)_i|^2``, with ``S_i = B_i B_i^T`` the loss
     Hessian in the outputs. Neither an eigenvalue nor the preconditioner of the optimizer is needed. The batch may be another one than
@@ -142,7 +144,7 @@ def directional_by_layer(
     >>> updates = {"first": {"w": jnp.zeros((2, 2))}, "last": {"w": -jnp.ones(2)}}
     >>> steps = directional_by_layer(model, params, (jnp.eye(2), jnp.zeros(2)), updates, loss="mse")
     >>> {name: (round(float(step.multiple), 3), step.text) for name, step in steps.items()}
-    {'first': (0.0, 'no descent direction'), 'last': (2.0, 'falls')}
+    {'first': (nan, 'no change'), 'last': (2.0, 'falls')}
     """
     check_updates(updates, params)
     leaves, structure = jax.tree.flatten(params)
@@ -174,7 +176,9 @@ def layers_of_leaves(params: PyTree, layer: Callable[[str], str] | None = None) 
     >>> layers_of_leaves({"params": {"Dense_0": {"bias": 0.0, "kernel": 0.0}}})
     ['params/Dense_0', 'params/Dense_0']
     """
-    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    is_variable = lambda node: isinstance(node, nnx.Variable)  # whose array would add a part to the path
+    with_paths = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_variable)
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, node in with_paths for _ in jax.tree.leaves(node)]
     return [(layer or _without_last_part)(path) for path in paths]
 
 
@@ -225,9 +229,9 @@ def from_slope_and_curvature(slope: Float[Array, "*n"], curvature: Float[Array, 
     >>> from_slope_and_curvature(jnp.array([-1.0, 1.0, -1.0]), jnp.array([4.0, 4.0, 0.0])).multiple.tolist()
     [0.5, 0.0, inf]
     """
-    descends = slope < 0
+    descends, still = slope < 0, (slope == 0) & (curvature == 0)
     multiple = jnp.where(curvature > 0, -2 * slope / jnp.where(curvature > 0, curvature, 1), jnp.inf)
     multiple = jnp.where(descends, multiple, 0.0)
     finite = jnp.isfinite(slope) & jnp.isfinite(curvature)
-    verdict = jnp.select([~finite, ~descends, multiple < 1], [3, 2, 1], 0)
-    return Directional(jnp.where(finite, multiple, jnp.nan), verdict.astype(jnp.int32), slope, curvature)
+    verdict = jnp.select([~finite, still, ~descends, multiple < 1], [3, 4, 2, 1], 0)
+    return Directional(jnp.where(finite & ~still, multiple, jnp.nan), verdict.astype(jnp.int32), slope, curvature)

@@ -285,7 +285,12 @@ class FunctionLoss(Loss):
 
     def __call__(self, outputs: Float[Array, "b *o"], targets: PyTree, total: Array | float | None = None) -> Float[Array, ""]:
         del total
-        value = self.function(outputs, targets)
+        try:
+            value = self.function(outputs, targets)
+        except TypeError as error:
+            raise ValueError(
+                f"loss={self.function!r} fails as loss(outputs, targets): {error}; allowed: a function of the outputs of the model and the targets"
+            ) from error
         if jnp.shape(value) or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
             raise ValueError(
                 f"loss returns shape {jnp.shape(value)}, dtype {jnp.result_type(value)}; allowed: a real scalar, such as a mean"

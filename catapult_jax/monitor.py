@@ -44,6 +44,7 @@ from catapult_jax.tangent.placement import cut_like
 from catapult_jax.tangent.uses import plan
 from catapult_jax.training import directional_instruments, instruments
 from catapult_jax.training.measurement import Instrument, Moment, measure
+from catapult_jax.watched_step import Given, joined, updates_like
 from catapult_jax.xla import at_least_float32
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ METHODS = ("auto", "matrix_free", "exact")
 EXACT_ROWS = 256  # a kernel of at most so many rows is computed, layer by layer, rather than searched
 WINDOW = 128  # losses before a step that its spike score compares with
 EVENTS = 64  # events that the state keeps
+MOST_OF_THE_LOSS = 10.0  # parts of a split that add up to more than so many times the loss do not tell where it is
 # The series of the instruments under the names of metrics.
 NAMES = {
     "loss_batch": "loss",
@@ -66,6 +68,7 @@ NAMES = {
     "loss_top": "loss_top",
     "loss_rest": "loss_rest",
     "agop_alignment": "agop_alignment",
+    "loss_of_watch": "loss_of_watch",
 }
 
 
@@ -89,18 +92,6 @@ class Watch(NamedTuple):
     settings: dict[str, Any]  # what the watch was told, as values for JSON
 
 
-class _Given(NamedTuple):
-    """What a step gives to its measurements, beside the parameters."""
-
-    params: Any
-    batch: Any  # (x, targets)
-    updates: Any
-    opt_state: Any
-    opt_state_before: Any
-    gradient: Any
-    lr: Any
-
-
 def watch(
     apply_fn: Callable[..., Float[Array, "b *o"]],
     *,
@@ -117,7 +108,7 @@ def watch(
     agop_reference: Float[Array, "r d"] | None = None,
     factor: float = 1.5,
     horizon: int = 1000,
-    smoothing: float | None = 0.98,
+    smoothing: float | None = 0.9,
     momentum: float = 0.0,
 ) -> Watch:
     r"""Is this lr critical, why did the loss spike, did features improve: a pair ``init`` / ``update`` for a training step.
@@ -142,17 +133,20 @@ def watch(
     ``catapult/...``               what                                                                                      preset
     =============================  ========================================================================================  ========
     ``loss``, ``lr``               as given                                                                                  all
+    ``loss_of_watch``              the loss as the watch finds it; another one than ``loss`` means other params, batch or loss       all
     ``directional``                multiple of this update at which the loss of the batch stops falling; below 1 it rises,   all
-                                   0: it rises at any size
-    ``spike_score``                standard deviations above the last 128 losses; above 6 is a spike                         all
+                                   0: it rises at any size; NaN: the update changes nothing
+    ``spike_score``                standard deviations above the last 128 losses; above 6 is a spike; NaN before step 128    all
     ``event``                      index into ``KINDS`` of an event that ends at this step; 0: none                          all
     ``spikes``                     number of events so far, an open one included                                             all
     ``lambda_max``                 top eigenvalue of the loss-weighted kernel of the batch, with the optimizer's ``P``       standard
     ``lambda_max_bound``           bound on its error; 0: exact                                                              standard
     ``converged``                  1: the bound is within ``tol``                                                            standard
-    ``critical_lr``                of the optimizer on this batch; NaN for one without a rule, and a warning says why        standard
+    ``critical_lr``                of the optimizer on this batch; NaN for one without a rule, and a warning says why;       standard
+                                   NaN if ``gradient`` is given and the updates are not those of the optimizer
     ``lr_over_critical``           above 1 the lr is critical                                                                standard
-    ``loss_top``, ``loss_rest``    loss of the batch inside and outside of the top ``k`` eigenvectors                        full
+    ``loss_top``, ``loss_rest``    loss of the batch inside and outside of the top ``k`` eigenvectors; beyond ``mse`` the parts  full
+                                   of half the Newton decrement, NaN where that is no measure of the loss
     ``agop_alignment``             alignment of the AGOP on the probe with ``agop_reference``, or with the AGOP at ``init``  full
     ``directional/LAYER``          ``directional`` of the update of one layer alone                                          layers
     =============================  ========================================================================================  ========
@@ -269,13 +263,14 @@ def _update(
     skipped: Bool[Array, ""] | bool = False,
 ) -> tuple[WatchState, dict[str, Array]]:
     """State after a step, and its metrics; see :func:`watch`."""
-    updates = _updates_like(params, updates, new_params)
+    updates = updates_like(params, updates, new_params)
     if fixed.measures_lambda and opt_state is None:
         raise ValueError(f"opt_state=None with preset={fixed.preset!r}; allowed: the optimizer's state after the update")
-    given = _Given(params, _joined(batch), updates, opt_state, opt_state_before, gradient, lr)
+    given = Given(params, joined(batch), updates, opt_state, opt_state_before, gradient, lr)
     rule = _rule(fixed, given)
     if fixed.measures_lambda and (reason := jax.eval_shape(rule).reason):
-        warnings.warn(f"catapult/critical_lr is NaN: {reason}", stacklevel=2)
+        needs = " (opt_state_before=..., gradient=...)" if "before the step" in reason else ""
+        warnings.warn(f"catapult/critical_lr is NaN: {reason}{needs}", stacklevel=2)
     given = given._replace(lr=rule().lr if lr is None else lr)
     exact = fixed.method == "exact" or (fixed.method == "auto" and fixed.measures_lambda and _is_small(fixed, given, rule))
     measured = partial(_measured, fixed, exact)
@@ -301,7 +296,7 @@ def _events(detector: Detector, state: WatchState) -> list[Event]:
     return [event for event in (*sorted(kept, key=lambda event: event.onset), still_open) if event.kind != "none"]
 
 
-def _measured(fixed: _Fixed, exact: bool, given: _Given, carried: dict) -> tuple[dict[str, Array], dict]:
+def _measured(fixed: _Fixed, exact: bool, given: Given, carried: dict) -> tuple[dict[str, Array], dict]:
     """The measurements of a step by the names of metrics, and what the instruments carry on."""
     data = {}
     if fixed.measures_agop:
@@ -309,7 +304,8 @@ def _measured(fixed: _Fixed, exact: bool, given: _Given, carried: dict) -> tuple
     outputs = fixed.apply_fn(given.params, given.batch[0]) if fixed.measures_lambda else jnp.zeros(0)
     now = Moment(given.params, None, given.batch, outputs, data, _rule(fixed, given), lr=given.lr, updates=given.updates)
     series, after = measure(_instruments(fixed, given.params, exact=exact), now, carried, jnp.int32(0), due=None)
-    return _scalars(series, given.lr, split=fixed.preset == "full"), carried | after
+    own = as_loss(fixed.loss)(fixed.apply_fn(given.params, given.batch[0]), given.batch[1])
+    return _scalars(series, given.lr, own, split=fixed.preset == "full"), carried | after
 
 
 def _instruments(fixed: _Fixed, params: PyTree, *, exact: bool) -> dict[str, Instrument]:
@@ -342,16 +338,20 @@ def _check(every, preset, method, optimizer) -> None:
         )
 
 
-def _rule(fixed: _Fixed, given: _Given) -> Partial:
+def _rule(fixed: _Fixed, given: Given) -> Partial:
     """The preconditioner of the step, as a pytree function."""
     optimizer = fixed.optimizer
     if optimizer is None or given.opt_state is None:
         return Partial(Preconditioner)
-    read = lambda p, b, a, g: preconditioner_from_state(optimizer, p, b, a, gradient=g)
-    return Partial(read, given.params, given.opt_state_before, given.opt_state, given.gradient)
+
+    def read(params, before, after, gradient, updates):
+        updates = None if before is None or gradient is None else updates
+        return preconditioner_from_state(optimizer, params, before, after, gradient=gradient, updates=updates)
+
+    return Partial(read, given.params, given.opt_state_before, given.opt_state, given.gradient, given.updates)
 
 
-def _is_small(fixed: _Fixed, given: _Given, rule: Partial) -> bool:
+def _is_small(fixed: _Fixed, given: Given, rule: Partial) -> bool:
     """Whether the whole kernel of the batch is the cheaper way to its largest eigenvalue, with no Jacobian of an example."""
     params, x = given.params, given.batch[0]
     outputs = jax.eval_shape(fixed.apply_fn, params, x)
@@ -365,34 +365,15 @@ def _is_small(fixed: _Fixed, given: _Given, rule: Partial) -> bool:
     return len(found.covered | found.entrywise) == len(jax.tree.leaves(params))
 
 
-def _updates_like(params: PyTree, updates: PyTree | None, new_params: PyTree | None) -> PyTree:
-    """The updates as a tree like the parameters."""
-    if (updates is None) == (new_params is None):
-        raise ValueError("updates and new_params; allowed: one of them, what the step adds or the parameters after it")
-    structure = jax.tree.structure(params)
-    if updates is None:
-        return jax.tree.map(jnp.subtract, _leaves_as(structure, new_params, "new_params"), params)
-    return _leaves_as(structure, updates, "updates")
-
-
-def _leaves_as(structure, tree: PyTree, name: str) -> PyTree:
-    """A tree with the containers of the parameters: those of an optimizer may be other ones, as in ``flax.nnx``."""
-    leaves = jax.tree.leaves(tree)
-    if len(leaves) != structure.num_leaves:
-        raise ValueError(f"{name} has {len(leaves)} arrays; allowed: one for each of the {structure.num_leaves} of params")
-    return structure.unflatten(leaves)
-
-
-def _joined(batch) -> tuple:
-    """One batch of all examples, from a list of batches."""
-    if not isinstance(batch, list):
-        return batch
-    return tuple(jax.tree.map(lambda *parts: jnp.concatenate(parts), *part) for part in zip(*batch, strict=True))
-
-
-def _scalars(series: dict[str, Array], lr: Array | float | None, *, split: bool) -> dict[str, Array]:
-    """The scalars among the measurements, by the names of metrics, in float32."""
-    series = {name: value for name, value in series.items() if split or name not in ("loss_top", "loss_rest")}
+def _scalars(series: dict[str, Array], lr: Array | float | None, loss: Array, *, split: bool) -> dict[str, Array]:
+    """The scalars among the measurements, by the names of metrics, in float32; ``loss`` is the one that the watch finds."""
+    parts = {name: series[name] for name in ("loss_top", "loss_rest") if name in series}
+    series = {name: value for name, value in series.items() if name not in parts}
+    if split:
+        # Beyond mse the parts add up to half the Newton decrement, which has no bound where a probability is next to zero.
+        is_split = sum(parts.values()) <= MOST_OF_THE_LOSS * loss
+        series |= {name: jnp.where(is_split, value, jnp.nan) for name, value in parts.items()}
+    series["loss_of_watch"] = loss
     if "lambda_max_batch" in series:
         bound = series["eigenvalue_bounds"][0] if "eigenvalue_bounds" in series else jnp.float32(0)
         series = {"lambda_max_batch_bound": bound, "converged": jnp.float32(1)} | series

@@ -98,7 +98,7 @@ def _rss(link: Link, seen: _Seen) -> Effect:
 
 def _adadelta(link: Link, seen: _Seen) -> Effect:
     if link.before is None:
-        return Effect(reason="scale_by_adadelta needs the state before the step; give before")
+        return Effect(reason="scale_by_adadelta needs the state before the step; give it")
     eps, pairs = link.settings["eps"], zip(link.leaves(link.after.e_g), link.leaves(link.before.e_x), strict=True)
     return Effect([jnp.sqrt(g + eps) / jnp.sqrt(x + eps) for g, x in pairs])
 
@@ -264,7 +264,7 @@ def effects_of(links: list[Link], params: PyTree, gradient: PyTree | None) -> li
             )
         if link.name in _RULES_WITH_GRADIENT:
             if received is None:
-                return Effect(reason=f"{link.name} depends on the gradient; give gradient and before")
+                return Effect(reason=f"{link.name} depends on the gradient; give gradient and the state before the step")
             return _RULES_WITH_GRADIENT[link.name](link, _Seen(on(leaves), on(received[k])))
         if link.name not in _RULES:
             return Effect(reason=f"{link.name} has no rule; use directional_critical_lr")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from jaxtyping import PyTree
 
 PREFIX = "catapult/"
+LOSS_TOLERANCE = 0.05  # relative; the rounding of bfloat16 is smaller
 _SERIES = {name: series for series, name in monitor.NAMES.items()}  # metric -> series of the record
 
 
@@ -61,6 +63,7 @@ class Recorder:
         self.directory, self.watch, self.steps = Path(directory), watch, steps
         self._sinks, self._flush_every = tuple(sinks), flush_every
         self._waiting: list[tuple[int, Mapping[str, Any]]] = []
+        self._warned = False
         self._next: int | None = None  # step after the last one that was given; None: none was given
         self._done = records.steps_done(self.directory)
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -94,6 +97,7 @@ class Recorder:
             return
         rows = [(step, _floats(metrics)) for step, metrics in jax.device_get(self._waiting)]
         self._waiting = []
+        self._compare_losses(rows)
         first = min(self._done, rows[0][0]) if self._done < rows[0][0] else rows[0][0]
         series = _series(rows, first)
         if not self._done:
@@ -103,6 +107,18 @@ class Recorder:
         for step, metrics in rows:
             for sink in self._sinks:
                 sink(step, {name: value for name, value in metrics.items() if not math.isnan(value)})
+
+    def _compare_losses(self, rows: list[tuple[int, dict[str, float]]]) -> None:
+        """Warns once where the watch finds another loss than the training step: then it measures something else."""
+        for step, metrics in rows:
+            given, own = (metrics.get(PREFIX + name, math.nan) for name in ("loss", "loss_of_watch"))
+            if not self._warned and abs(own - given) > LOSS_TOLERANCE * abs(given):
+                self._warned = True
+                warnings.warn(
+                    f"step {step}: the watch finds a loss of {own:.4g}, the training step gave {given:.4g}; allowed: params before the update, "
+                    "batch, loss, and what apply_fn closes over, as in the training step",
+                    stacklevel=4,
+                )
 
     def close(self) -> None:
         """Writes the rest, and closes the sinks."""
@@ -172,7 +188,7 @@ def _need_zarr() -> None:
     try:
         import zarr  # noqa: F401
     except ImportError as error:
-        raise ImportError("Recorder needs zarr; run pip install 'catapult_jax[records]'") from error
+        raise ImportError("Recorder needs zarr: install catapult_jax with its extra 'records', or 'report'") from error
 
 
 def _floats(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -23,6 +23,7 @@ _EXTRA_AXES = {"eigenvalues": ("eigenvalue",), "eigenvalue_bounds": ("eigenvalue
     ("loss_modes", "loss_train_modes", "loss_probe_modes"), ("mode",)
 )
 UNITS = {
+    "lr_over_critical": "1",
     "lr": "learning rate",
     "critical_lr": "learning rate",
     "lambda_max": "1 / learning rate",

@@ -111,9 +111,10 @@ class Csv:
         """Opens the file.
 
         Args:
-          path: of the file; lines are added to one that is there.
+          path: of the file; its folder is created. Lines are added to a file that is there: of a step that is written again the last counts.
         """
         self._path = Path(path)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         if not self._path.exists():
             self._path.write_text("step,name,value\n", "utf-8")
 
@@ -148,4 +149,4 @@ def _module(name: str, extra: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(f"this sink needs {name}; run pip install 'catapult_jax[{extra}]'") from error
+        raise ImportError(f"this sink needs {name}: install it, or catapult_jax with its extra {extra!r}") from error

@@ -21,7 +21,7 @@ _LONG_FUNCTIONS = {}
 # Modules of the library from the ground up; each imports from itself and from those before it.
 _FLOORS = (
     "xla", "losses", "models", "data", "tangent", "optimizer_links", "optimizer_rules", "preconditioners", "critical", "eigenspace",
-    "outer_product", "directional", "events", "detection", "spikes", "criteria", "metrics", "schedules", "training", "records", "checkpoints", "report", "sinks", "monitor", "recorder",
+    "outer_product", "directional", "events", "detection", "spikes", "criteria", "metrics", "schedules", "training", "records", "checkpoints", "report", "sinks", "watched_step", "monitor", "recorder",
 )  # fmt: skip
 
 

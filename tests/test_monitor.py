@@ -118,6 +118,38 @@ def test_watch_splits_the_loss_and_follows_the_features():
         assert aligned[0] == pytest.approx(1, abs=1e-5) and aligned[1] < aligned[0]
 
 
+def test_watch_gives_no_split_that_is_no_measure_of_the_loss():
+    """Half the Newton decrement of a cross-entropy has no bound where the probability of the target is next to zero."""
+    logits = lambda scale: lambda w, x: scale * x @ w
+    x, w, labels = jnp.eye(3), jnp.eye(3), jnp.array([0, 1, 0])  # the last one is wrong
+    for scale, is_split in ((1.0, True), (60.0, False)):
+        watching = watch(logits(scale), loss="softmax_cross_entropy", optimizer=TX, preset="full", method="exact", k=2)
+        given = dict(params=w, batch=(x, labels), updates=-0.1 * w, opt_state=TX.init(w), loss=1.0)
+        _, metrics = watching.update(watching.init(w), **given)
+        assert np.isfinite(metrics["catapult/loss_top"]) == np.isfinite(metrics["catapult/loss_rest"]) == is_split
+
+
+def test_watch_finds_the_loss_of_the_step():
+    tx = optax.sgd(0.3)
+    _, _, metrics = run(tx, watch(MODEL.apply, loss="mse", optimizer=tx, preset="economy", every=2), 3)
+
+    np.testing.assert_allclose(of(metrics, "loss_of_watch")[::2], of(metrics, "loss")[::2], rtol=1e-5)
+
+
+def test_watch_of_an_update_that_is_not_the_optimizers():
+    """With the gradient given: the loop scales the update behind the optimizer."""
+    tx = optax.sgd(0.3)
+    watching = watch(MODEL.apply, loss="mse", optimizer=tx)
+    gradient, state = jax.grad(loss_of)(PARAMS, BATCHES[0]), tx.init(PARAMS)
+    updates, _ = tx.update(gradient, state)
+    given = dict(params=PARAMS, batch=BATCHES[0], opt_state=state, opt_state_before=state, gradient=gradient, loss=1.0)
+    critical = lambda scale: jax.jit(watching.update)(
+        watching.init(PARAMS), updates=jax.tree.map(lambda u: scale * u, updates), **given
+    )[1]["catapult/critical_lr"]
+
+    assert np.isfinite(critical(1.0)) and np.isnan(critical(0.5))
+
+
 def test_watch_of_layers():
     tx = optax.sgd(0.3)
     _, _, (m, *_) = run(tx, watch(MODEL.apply, loss="mse", optimizer=tx, preset="economy", layers=True), 1)
@@ -393,8 +425,8 @@ def test_watch_refuses_bad_settings(name):
 
 GIVEN = dict(params=PARAMS, batch=BATCHES[0], loss=1.0, updates=PARAMS, opt_state=TX.init(PARAMS))
 BAD_STEPS = {
-    "no update": (dict(updates=None), "updates and new_params; allowed: one of them"),
-    "two updates": (dict(new_params=PARAMS), "updates and new_params; allowed: one of them"),
+    "no update": (dict(updates=None), "neither updates nor new_params given; allowed: one of them"),
+    "two updates": (dict(new_params=PARAMS), "updates and new_params given; allowed: one of them"),
     "no state": (
         dict(opt_state=None),
         "opt_state=None with preset='standard'; allowed: the optimizer's state after the update",

@@ -395,8 +395,8 @@ def test_preconditioner_from_state_says_what_it_needs(name):
     preconditioner = preconditioner_from_state(optimizer, PARAMS, None, optimizer.init(PARAMS))
 
     expected = {
-        "clip": "clip_by_global_norm depends on the gradient; give gradient and before",
-        "adadelta": "scale_by_adadelta needs the state before the step; give before",
+        "clip": "clip_by_global_norm depends on the gradient; give gradient and the state before the step",
+        "adadelta": "scale_by_adadelta needs the state before the step; give it",
     }
     assert preconditioner.reason == expected[name]
 

@@ -95,6 +95,27 @@ def test_recorder_refuses_other_runs_and_steps(tmp_path):
     assert open_record(tmp_path).sizes["step"] == 3
 
 
+def test_recorder_warns_where_the_watch_sees_another_loss(tmp_path):
+    recorder = Recorder(tmp_path, WATCH, steps=10)
+    for step in range(3):
+        recorder.write(step, metrics_of(step) | {"catapult/loss_of_watch": 1.01 if step < 2 else 2.0})
+
+    with pytest.warns(
+        UserWarning, match="step 2: the watch finds a loss of 2, the training step gave 1; allowed: params before"
+    ):
+        recorder.flush()
+
+
+def test_report_of_layers(tmp_path, plain_figures):
+    with Recorder(tmp_path, WATCH, steps=4) as recorder:
+        for step in range(4):
+            recorder.write(step, metrics_of(step) | {"catapult/directional/out": 0.5 + step, "catapult/directional/in": 9.0})
+
+    text = main([str(tmp_path)]).read_text()
+
+    assert "The layer with the least multiple is nearest to instability" in text and "0.5 (step 0)" in text
+
+
 def test_recorder_passes_metrics_on(tmp_path):
     seen, closed = [], []
 
@@ -127,8 +148,9 @@ def test_report_of_a_recorded_watch(tmp_path, plain_figures):
 
 
 def test_report_refuses_what_is_no_record(tmp_path):
-    with pytest.raises(SystemExit, match=r"usage: python -m catapult_jax\.report DIR"):
-        main([])
+    for arguments in ([], ["--help"], ["a", "b"]):
+        with pytest.raises(SystemExit, match=r"usage: python -m catapult_jax\.report DIR"):
+            main(arguments)
     with pytest.raises(SystemExit, match=r"error: DIR=.* holds no watch.json or no record"):
         main([str(tmp_path)])
 
@@ -197,7 +219,7 @@ def test_sinks_write_scalars_for_tensorboard(tmp_path):
 @pytest.mark.parametrize(("make", "extra"), [(lambda: sinks.WandB(), "wandb"), (lambda: sinks.Trackio("mine"), "trackio")])
 def test_sinks_say_what_to_install(monkeypatch, make, extra):
     monkeypatch.setitem(sys.modules, extra, None)
-    with pytest.raises(ImportError, match=rf"this sink needs {extra}; run pip install 'catapult_jax\[{extra}\]'"):
+    with pytest.raises(ImportError, match=f"this sink needs {extra}: install it, or catapult_jax with its extra '{extra}'"):
         make()
 
 

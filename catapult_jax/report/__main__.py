@@ -6,8 +6,14 @@ import sys
 from pathlib import Path
 
 from catapult_jax import records
-from catapult_jax.report.build import build_report
-from catapult_jax.report.members import Settings
+
+try:
+    from catapult_jax.report.build import build_report
+    from catapult_jax.report.members import Settings
+except ImportError as missing:
+    raise SystemExit(
+        f"error: the report needs {missing.name}; allowed: catapult_jax installed with its extra 'report'"
+    ) from missing
 
 _USAGE = "usage: python -m catapult_jax.report DIR, the directory of a catapult_jax.Recorder"
 
@@ -24,7 +30,7 @@ def main(arguments: list[str]) -> Path:
     Raises:
       SystemExit: no directory, or one without such a record.
     """
-    if len(arguments) != 1:
+    if len(arguments) != 1 or arguments[0] in ("-h", "--help"):
         raise SystemExit(_USAGE)
     folder = Path(arguments[0])
     try:

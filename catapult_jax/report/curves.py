@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import xarray
 
 RATIO = r"learning rate over critical lr, $\eta/\eta_\mathrm{crit}$"
-DIRECTIONAL = "update over the one at which the loss stops falling"
+DIRECTIONAL = "multiple of the update at which the loss stops falling"
 LAMBDA = r"largest kernel eigenvalue, $\lambda_{max}$"
 
 
@@ -140,7 +140,7 @@ def ratio_figure(record: xarray.Dataset, settings: Settings) -> Figure:
 
 
 def directional_figure(record: xarray.Dataset, settings: Settings) -> Figure:
-    """The update of each step over the one at which the loss of the batch stops falling: above 1 the loss rises in this step.
+    """Multiple of the update of each step at which the loss of the batch stops falling: below 1 the loss rises in this step.
 
     Args:
       record: with ``directional_batch``. A step without a descent direction has no number.
@@ -152,11 +152,10 @@ def directional_figure(record: xarray.Dataset, settings: Settings) -> Figure:
     >>> import xarray
     >>> record = xarray.Dataset({"directional_batch": (("member", "step"), [[0.5, 2.0]])})
     >>> directional_figure(record, Settings()).axes[0].lines[0].get_ydata().tolist()
-    [2.0, 0.5]
+    [0.5, 2.0]
     """
     figure, columns = make_panels(record, settings, DIRECTIONAL)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = positive(1 / record["directional_batch"].values)
+    ratio = positive(record["directional_batch"].values)
     rises = batch_rises(record, settings)
     for (axis,), members in columns:
         plot_dots(axis, record, np.where(rises, np.nan, ratio), members, color=SKY, label="a step")

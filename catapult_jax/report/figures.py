@@ -83,7 +83,7 @@ FIGURES = {
     "loss": Drawing(
         curves.loss_figure,
         (("loss_train", "loss_batch"),),
-        f"The loss, with its parts inside and outside the top eigenspace. {STRIP} A line that leaves the panel at its top diverged.",
+        f"The loss; dashed and dotted, where they are measured, its parts inside and outside the top eigenspace. {STRIP} A line that leaves the panel at its top diverged.",
         with_events=True,
     ),
     "lambda_max": Drawing(
@@ -100,8 +100,8 @@ FIGURES = {
     "directional": Drawing(
         curves.directional_figure,
         (("directional_batch",),),
-        "Size of the update over the size at which the loss of the batch stops falling, in the quadratic model. Above one (dashed) the loss "
-        "rises in this step. Triangles: it does.",
+        "Multiple of the update at which the loss of the batch stops falling, in the quadratic model. Below one (dashed) the loss rises in "
+        "this step. Triangles: it does, where the loss of the batch after the step is known. Steps without a descent direction are left out.",
     ),
     "conditioning": Drawing(
         curves.conditioning_figure,

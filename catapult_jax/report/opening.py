@@ -140,7 +140,8 @@ def finding_text(record: xarray.Dataset, settings: Settings, events: list[list[E
         steps = ~np.isnan(critical_lr) & np.array([running(record, settings, m) for m in range(total)])
         if steps.any():
             fraction = float((record["lr"].values > critical_lr)[steps].mean())
-            parts.append(f"the critical lr was exceeded at {100 * fraction:.2g} % of the steps")
+            which = "steps" if np.isnan(critical_lr[:, 1:]).sum() == 0 else "measured steps"
+            parts.append(f"the critical lr was exceeded at {100 * fraction:.2g} % of the {which}")
     return "; ".join(parts) + "." if parts else ""
 
 

@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 
 END_SERIES = ("loss_train", "loss_test", "error_test", "loss_val", "error_val", "agop_alignment", "agop_pearson")
 _MOST_EVENTS = 200  # rows of the table of spikes
+COLUMNS = (
+    "overshoot: the growth of the top mode's loss from onset to peak as a logarithm, from lr and critical lr. fraction in top space: part of "
+    "the rise inside the top eigenvectors. lr and critical lr: at the onset. lambda before and after: the top eigenvalue of the same examples."
+)
 
 
 def all_sections(
@@ -72,6 +76,7 @@ def all_sections(
         spikes(record, settings, events),
         counts(record, settings),
         *predictions(record, settings, events),
+        layers(record),
     ]
 
 
@@ -250,6 +255,15 @@ def spikes(record: xarray.Dataset, settings: Settings, events: list[list[Event]]
         blocks.append(text(f"The first {len(rows)} of {len(pairs)}; all are in events.jsonl."))
     if pairs:
         blocks.append(text(f"The first one: {pairs[0][1]}"))
+        blocks.append(text(COLUMNS))
+    if settings.smoothing is not None and "loss_train" not in record:
+        delay = round(1 / (1 - settings.smoothing))
+        blocks.append(
+            text(
+                f"The losses of these spikes are moving averages (weight of the past {settings.smoothing:g}), so that the noise of batches is no "
+                f"spike. They are lower and later than single losses, and an exceedance up to {delay} steps before the onset counts."
+            )
+        )
     return Section(f"Spikes above {settings.factor} times the level", blocks)
 
 
@@ -259,6 +273,41 @@ def _event_row(event: Event) -> tuple[Any, ...]:
     returned = event.returned if event.returned >= 0 else "-"
     sizes = (event.peak_ratio, event.overshoot, event.fraction_top, event.lr, event.critical_lr)
     return (event.kind, event.onset, event.peak, end, returned, *sizes, event.lambda_max_before, event.lambda_max_after)
+
+
+def layers(record: xarray.Dataset) -> Section:
+    """Which layer makes steps unstable, from the series ``directional.LAYER`` of :func:`catapult_jax.watch`.
+
+    Args:
+      record: series over (member, step).
+
+    Returns:
+      A section; empty without such a series.
+
+    >>> import xarray
+    >>> record = xarray.Dataset({"directional.out": (("member", "step"), [[0.5, 2.0, 4.0, float("nan")]])})
+    >>> layers(record).blocks[0].content["rows"]
+    [['out', '1 of 3', '2', '0.5 (step 0)']]
+    """
+    names = [str(name) for name in record if str(name).startswith("directional.")]
+    rows = []
+    for name in names:
+        values = record[name].values[0]
+        measured = ~np.isnan(values)
+        if measured.any():
+            least = int(np.nanargmin(values))
+            below = f"{int((values[measured] < 1).sum())} of {int(measured.sum())}"
+            rows.append(
+                (name.partition(".")[2], below, float(np.median(values[measured])), f"{values[least]:.3g} (step {least})")
+            )
+    if not rows:
+        return Section("", [])
+    header = ("layer", "steps in which its update alone raises the loss", "median multiple", "least multiple")
+    words = (
+        "Multiple of a layer's part of the update at which the loss of the batch stops falling, while the other layers stay. The layer with the "
+        "least multiple is nearest to instability."
+    )
+    return Section("Layers", [table(header, rows), text(words)])
 
 
 def counts(record: xarray.Dataset, settings: Settings) -> Section:
