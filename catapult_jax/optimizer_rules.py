@@ -14,6 +14,7 @@ import numpy as np
 from jax.core import Tracer
 
 from catapult_jax.optimizer_links import Link, values_at
+from catapult_jax.tangent import InverseMap
 
 if TYPE_CHECKING:
     from jaxtyping import PyTree
@@ -30,6 +31,7 @@ class Effect(NamedTuple):
     scale: Any = None  # it multiplies by this, minus the lr; None: the link has no lr
     around: str = ""  # name of a link that has a rule only around an optimizer without momentum
     reason: str = ""  # why there is no rule
+    inverse: InverseMap | None = None  # it applies this map to the parameters that it sees
 
 
 class _Seen(NamedTuple):
@@ -266,6 +268,9 @@ def effects_of(links: list[Link], params: PyTree, gradient: PyTree | None) -> li
             if received is None:
                 return Effect(reason=f"{link.name} depends on the gradient; give gradient and the state before the step")
             return _RULES_WITH_GRADIENT[link.name](link, _Seen(on(leaves), on(received[k])))
+        if hasattr(link.after, "inverse_preconditioner"):
+            inverse, gain = link.after.inverse_preconditioner(link.before)
+            return Effect(inverse=inverse, gain=gain)
         if link.name not in _RULES:
             return Effect(reason=f"{link.name} has no rule; use directional_critical_lr")
         try:

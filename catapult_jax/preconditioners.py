@@ -15,6 +15,7 @@ from jax.core import Tracer
 
 from catapult_jax.optimizer_links import Link, like_params, links_of
 from catapult_jax.optimizer_rules import Effect, effects_of
+from catapult_jax.tangent import InverseMap
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, PyTree
@@ -31,7 +32,7 @@ class Preconditioner:
     with ``P``. The defaults are those of plain gradient descent.
     """
 
-    diagonal: PyTree | None = None  # P: positive, a tree like the parameters; None: one everywhere
+    diagonal: PyTree | None = None  # P: positive, a tree like the parameters; None: one everywhere; or an InverseMap
     gain: float | Float[Array, ""] = (
         1.0  # of the momentum average, for a gradient that changes sign at every step; NaN: no rule
     )
@@ -92,6 +93,9 @@ def preconditioner_from_state(
     decay adds to every eigenvalue; decay in front of a momentum average goes through it; decay in front of a ``P`` has no rule. Where a
     mask or groups give parameters different decays, ``decay`` is the largest, so that the critical lr is a lower bound. Where groups have
     different gains or lrs, they are part of ``diagonal``, in units of the lr of the first group.
+
+    Where ``P`` is no diagonal (Shampoo, SOAP), the state of the link tells it: its method ``inverse_preconditioner(before)`` returns an
+    :class:`catapult_jax.InverseMap` and the gain. Optax has no such optimizer.
 
     A link without a rule (Lion, Muon, signs: their update is normalised, so that no eigenvalue makes an lr critical; a link that is not
     Optax's) is no error: ``kind`` is ``"no rule"``, ``reason`` names the link, and the critical lr is NaN.
@@ -163,11 +167,16 @@ def smallest_entry(diagonal: PyTree | None) -> Float[Array, ""]:
     Returns:
       A scalar, in units of ``P``.
 
+    Raises:
+      ValueError: ``P`` is no diagonal.
+
     Source: the bound is the monotony of ``A A^T`` in ``P^(-1)``.
 
     >>> float(smallest_entry({"a": jnp.array([2.0, 0.5]), "b": jnp.array(3.0)}))
     0.5
     """
+    if isinstance(diagonal, InverseMap):
+        raise ValueError("diagonal is an InverseMap; allowed: a diagonal, whose entries are known")
     return jnp.min(jnp.stack([jnp.min(leaf) for leaf in jax.tree.leaves(diagonal)])) if diagonal is not None else jnp.ones(())
 
 
@@ -198,6 +207,8 @@ def _composed(links: list[Link], effects: list[Effect], params: PyTree) -> Preco
             return _no_rule(scalars.reason)
     if len({scalars.lr is None for scalars in moving.values()}) > 1:
         return _no_rule("some parameters are masked and receive the gradient as it is; mask them with set_to_zero, too")
+    if any(effect.inverse is not None for effect in effects):
+        return _with_map(links, effects, moving, len(leaves))
     diagonals = [_product(links, effects, i, sequence) for i, sequence in enumerate(sequences)]
     first = next(iter(moving.values()), _Scalars(1.0, 0.0, None, ""))
     gain, decay = first.gain, first.decay
@@ -215,6 +226,16 @@ def _composed(links: list[Link], effects: list[Effect], params: PyTree) -> Preco
     return Preconditioner(diagonal, gain, decay, first.lr)
 
 
+def _with_map(links: list[Link], effects: list[Effect], moving: dict, count: int) -> Preconditioner:
+    """The rule of an optimizer whose ``P`` is a map."""
+    maps = [(link, effect) for link, effect in zip(links, effects, strict=True) if effect.inverse is not None]
+    link, effect = maps[0]
+    if len(maps) > 1 or len(moving) > 1 or len(link.on) != count or any(other.diagonal for other in effects):
+        return _no_rule(f"{link.name} with another preconditioner, or on some of the parameters, has no rule")
+    (scalars,) = moving.values()
+    return Preconditioner(effect.inverse, scalars.gain, scalars.decay, scalars.lr)
+
+
 def _no_rule(reason: str) -> Preconditioner:
     return Preconditioner(gain=jnp.nan, reason=reason)
 
@@ -225,7 +246,7 @@ def _scalars(effects: list[Effect]) -> _Scalars:
     for effect in effects:
         if effect.around and not _same(gain, 1.0):
             return _Scalars(gain, decay, None, f"{effect.around} around an optimizer with momentum or clipping has no rule")
-        if effect.diagonal and not _is_zero(decay):
+        if (effect.diagonal or effect.inverse is not None) and not _is_zero(decay):
             if not isinstance(decay, Tracer | jax.Array):
                 return _Scalars(gain, decay, None, f"weight decay of {decay} in front of a preconditioner has no rule")
             decay = jnp.where(decay == 0, 0.0, jnp.nan)

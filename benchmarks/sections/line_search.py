@@ -47,7 +47,11 @@ def names() -> list[str]:
     found = []
     for module in (optax, contrib):
         for name, function in vars(module).items():
-            if not name.startswith("_") and inspect.isfunction(function) and "learning_rate" in inspect.signature(function).parameters:
+            if (
+                not name.startswith("_")
+                and inspect.isfunction(function)
+                and "learning_rate" in inspect.signature(function).parameters
+            ):
                 found.append(name)
     return sorted(set(found) - {*NEED_MORE, *NO_OPTIMIZERS})
 

@@ -14,6 +14,7 @@ import numpy as np
 from jax.custom_derivatives import linear_call
 
 from catapult_jax.losses import Loss, batch_loss
+from catapult_jax.tangent.inverse_map import InverseMap
 
 if TYPE_CHECKING:
     from jaxtyping import Array, PyTree
@@ -152,6 +153,8 @@ def check_preconditioner(preconditioner: PyTree | None, params: PyTree) -> None:
 
     >>> check_preconditioner(jnp.ones(2), jnp.zeros(2))
     """
+    if isinstance(preconditioner, InverseMap):
+        preconditioner = jax.eval_shape(lambda inverse, u: inverse(u), preconditioner, params)
     if preconditioner is not None and (why := _difference(preconditioner, params)):
         raise ValueError(
             f"preconditioner has other leaves or shapes than params ({why}); allowed: one entry for each parameter, in a tree like params"

@@ -23,6 +23,7 @@ from catapult_jax.tangent.checks import (
     without_derivative,
 )
 from catapult_jax.tangent.coupling import refuse_coupled_examples
+from catapult_jax.tangent.inverse_map import InverseMap
 from catapult_jax.tangent.operators import CURVATURES, of_outputs, of_parameters, traced_loss
 from catapult_jax.tangent.placement import explicit_mesh, names_shardings, placed_by_compiler, stacked_like, with_explicit_axes
 from catapult_jax.tangent.products import JVPS, LinearMap, is_traced, linear_map, loop_kind, trace
@@ -145,8 +146,8 @@ def top_eigenpairs(
       k: Eigenpairs to find to the tolerance; at most ``b*o`` exist.
       loss: A name, an object of :mod:`catapult_jax.losses`, or a function ``loss(outputs, targets) -> scalar``.
       curvature: ``"gauss_newton"``, or ``"hessian"`` for the Hessian of the loss in the parameters.
-      preconditioner: The diagonal of ``P``, positive, a pytree like ``params``; None: ones. Or a function of no
-        arguments that returns it. Under jit it is then computed where it is used, so a loop holds the optimizer's state
+      preconditioner: The diagonal of ``P``, positive, a pytree like ``params``; None: ones; or an
+        :class:`catapult_jax.InverseMap`, where ``P`` is no diagonal. Or a function of no arguments that returns it. Under jit it is then computed where it is used, so a loop holds the optimizer's state
         and no array beside it.
       warm_start: ``directions`` of a call with the same ``k`` and ``k_max``, for other parameters or another batch.
         None: a random start.
@@ -198,16 +199,21 @@ def top_eigenpairs(
         raise ValueError(f"jvp={jvp!r}; allowed: {', '.join(JVPS)}")
     if jvp == "transpose" and curvature == "hessian":  # a custom_vjp need not be a derivative: its Hessian may not be symmetric
         raise ValueError(f"jvp={jvp!r} with curvature={curvature!r}; allowed: curvature='gauss_newton'")
+    make_diagonal = _as_function(preconditioner, params)
+    check_preconditioner(jax.eval_shape(make_diagonal), params)
     size = sum(jnp.size(leaf) for leaf in jax.tree.leaves(params))
     n = math.prod(out.shape)
     in_outputs = curvature == "gauss_newton" and loss.has_factor and (n <= LARGE_VECTOR or n <= size)
     # Outputs of such a model are cut on a mesh; vectors of a search are on none.
     in_outputs = in_outputs and not names_shardings(apply_fn, params, x)
+    if not in_outputs and isinstance(jax.eval_shape(make_diagonal), InverseMap):
+        raise ValueError(
+            "preconditioner is an InverseMap; allowed: curvature='gauss_newton' with a loss that is no function, since only J P^(-1) J^T needs "
+            "no root of P"
+        )
     n = n if in_outputs else size
     k_max = k if k_max is None else k_max
     _check_options(n, k, k_max, tol, failure, max_products, reuse_bound, chunk_size)
-    make_diagonal = _as_function(preconditioner, params)
-    check_preconditioner(jax.eval_shape(make_diagonal), params)
     if warm_start is not None:
         check_directions(warm_start.vectors, params, k_max)
     if isinstance(loss, FunctionLoss):
@@ -272,7 +278,7 @@ def _as_function(preconditioner, params) -> Callable[[], Any]:
     is_tree = jax.tree.structure(preconditioner) == jax.tree.structure(params) and not jax.tree_util.all_leaves(
         [preconditioner]
     )
-    if callable(preconditioner) and not is_tree:
+    if callable(preconditioner) and not is_tree and not isinstance(preconditioner, InverseMap):
         return preconditioner
     return lambda: preconditioner
 

@@ -18,6 +18,7 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec, use_abstract_mesh
 from catapult_jax.tangent import neural_tangents
 from catapult_jax.tangent.checks import batch_size, check_arguments, check_preconditioner, forward_mode_only
 from catapult_jax.tangent.coupling import refuse_coupled_examples
+from catapult_jax.tangent.inverse_map import InverseMap
 from catapult_jax.tangent.layer_gram import weight_gram
 from catapult_jax.tangent.placement import placed_by_compiler
 from catapult_jax.tangent.uses import Plan, Use, outputs_and_inputs, plan
@@ -245,6 +246,10 @@ def _check_options(out, params, method, cotangents, preconditioner, chunk_size, 
     b, o = out.shape[0], math.prod(out.shape[1:])
     if cotangents is not None and (jnp.ndim(cotangents) != 3 or jnp.shape(cotangents)[:2] != (b, o)):
         raise ValueError(f"cotangents has shape {jnp.shape(cotangents)}; allowed: ({b}, {o}, r)")
+    if isinstance(preconditioner, InverseMap):
+        raise ValueError(
+            "preconditioner is an InverseMap; allowed in an exact kernel: a diagonal; catapult_jax.top_eigenpairs takes the map"
+        )
     check_preconditioner(preconditioner, params)
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size!r}; allowed: 1 or more, or None")

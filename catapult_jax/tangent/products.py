@@ -19,6 +19,7 @@ from jax import lax
 from catapult_jax.losses import Loss, curvature_factor
 from catapult_jax.tangent.checks import batch_size
 from catapult_jax.tangent.equations import inner_programs
+from catapult_jax.tangent.inverse_map import InverseMap
 from catapult_jax.tangent.placement import explicit_mesh
 from catapult_jax.xla import at_least_float32, computed_after, entry, fresh_jaxpr, loops_are_slow, sum_of_products
 
@@ -185,6 +186,8 @@ def in_chunks(batch: PyTree, chunk_size: int) -> tuple[PyTree, PyTree]:
 
 def _divide(u, diagonal):
     """``P^(-1) u``."""
+    if isinstance(diagonal, InverseMap):
+        return diagonal(u)
     return u if diagonal is None else jax.tree.map(jnp.divide, u, diagonal)
 
 
