@@ -44,8 +44,8 @@ from catapult_jax.tangent.placement import cut_like
 from catapult_jax.tangent.uses import plan
 from catapult_jax.training import directional_instruments, instruments
 from catapult_jax.training.measurement import Instrument, Moment, measure
-from catapult_jax.watched_step import Given, joined, updates_like
-from catapult_jax.xla import at_least_float32
+from catapult_jax.watched_step import Given, joined, scalars, updates_like
+from catapult_jax.xla import UNROLLED_PRODUCTS, at_least_float32, loops_are_slow
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, PyTree
@@ -55,21 +55,6 @@ METHODS = ("auto", "matrix_free", "exact")
 EXACT_ROWS = 256  # a kernel of at most so many rows is computed, layer by layer, rather than searched
 WINDOW = 128  # losses before a step that its spike score compares with
 EVENTS = 64  # events that the state keeps
-MOST_OF_THE_LOSS = 10.0  # parts of a split that add up to more than so many times the loss do not tell where it is
-# The series of the instruments under the names of metrics.
-NAMES = {
-    "loss_batch": "loss",
-    "lr": "lr",
-    "directional_batch": "directional",
-    "critical_lr_batch": "critical_lr",
-    "lambda_max_batch": "lambda_max",
-    "lambda_max_batch_bound": "lambda_max_bound",
-    "converged": "converged",
-    "loss_top": "loss_top",
-    "loss_rest": "loss_rest",
-    "agop_alignment": "agop_alignment",
-    "loss_of_watch": "loss_of_watch",
-}
 
 
 class WatchState(NamedTuple):
@@ -82,6 +67,19 @@ class WatchState(NamedTuple):
     carried: dict[str, PyTree]  # by instrument: directions of the last search; the AGOP that features are compared with
 
 
+class WatchSettings(NamedTuple):
+    """What a watch was told, as values for JSON; see :func:`watch`."""
+
+    preset: str
+    method: str
+    every: int
+    k: int
+    factor: float
+    horizon: int
+    smoothing: float | None
+    momentum: float
+
+
 class Watch(NamedTuple):
     """A pair of functions for a training step, and two for the host."""
 
@@ -89,7 +87,7 @@ class Watch(NamedTuple):
     # (state, *, params, batch, loss, updates, opt_state, ...) -> (state, metrics); see :func:`watch`
     update: Callable[..., tuple[WatchState, dict[str, Array]]]
     events: Callable[[WatchState], list[Event]]  # the events so far, on the host; the last one may still be open
-    settings: dict[str, Any]  # what the watch was told, as values for JSON
+    settings: WatchSettings  # what the watch was told
 
 
 def watch(
@@ -125,7 +123,7 @@ def watch(
     - ``due``: True or False where the caller knows whether this is a step to measure, from a number on the host: ``jit`` with
       ``static_argnames`` then makes two programs, and the one without measurements costs nothing. None: decided inside of the program;
     - ``skipped``: True where the step made no update, as between the updates of ``optax.MultiSteps``. Nothing is measured then, and the
-      state stays.
+      state stays; ``loss`` and ``lr`` are passed on.
 
     It returns the state and a flat dict of scalars, the same names at every step. NaN: not measured at this step, or not known.
 
@@ -139,7 +137,8 @@ def watch(
     ``spike_score``                standard deviations above the last 128 losses; above 6 is a spike; NaN before step 128    all
     ``event``                      index into ``KINDS`` of an event that ends at this step; 0: none                          all
     ``spikes``                     number of events so far, an open one included                                             all
-    ``lambda_max``                 top eigenvalue of the loss-weighted kernel of the batch, with the optimizer's ``P``       standard
+    ``lambda_max``                 top eigenvalue of the loss-weighted kernel of the batch, with the optimizer's ``P``;      standard
+                                   without a ``P`` where the optimizer has no rule
     ``lambda_max_bound``           bound on its error; 0: exact                                                              standard
     ``converged``                  1: the bound is within ``tol``                                                            standard
     ``critical_lr``                of the optimizer on this batch; NaN for one without a rule, and a warning says why;       standard
@@ -154,7 +153,7 @@ def watch(
     Where ``every`` is above 1 and ``due`` is None, the measurements are inside of a loop of at most one turn, which also ``vmap`` skips
     where no member needs it. The loop holds the updates, so small batches of large networks pay for memory, and convolutions on the CPU
     are slow inside of it: give ``due`` there. The spike score and the events see every loss. Between measurements the last critical lr
-    holds. The kind of an event needs a critical lr, so with ``economy`` it is ``unknown``.
+    holds. The kind of an event needs a critical lr, so with ``economy`` it is ``unknown``. A negative loss has no spikes.
 
     Args:
       apply_fn: ``apply_fn(params, x) -> outputs``; what it closes over (mutable state, keys of dropout) must be that of the step.
@@ -200,10 +199,7 @@ def watch(
     fixed = _Fixed(
         apply_fn, loss, optimizer, every, preset, method, k, tol, max_products, layers, probe, agop_reference, detector
     )
-    settings = {
-        "preset": preset, "method": method, "every": every, "k": k, "factor": factor, "horizon": horizon, "smoothing": smoothing,
-        "momentum": momentum,
-    }  # fmt: skip
+    settings = WatchSettings(preset, method, every, k, factor, horizon, smoothing, momentum)
     return Watch(partial(_init, fixed), partial(_update, fixed), partial(_events, detector), settings)
 
 
@@ -270,9 +266,12 @@ def _update(
     rule = _rule(fixed, given)
     if fixed.measures_lambda and (reason := jax.eval_shape(rule).reason):
         needs = " (opt_state_before=..., gradient=...)" if "before the step" in reason else ""
+        reason = reason.replace("directional_critical_lr", "catapult/directional")
         warnings.warn(f"catapult/critical_lr is NaN: {reason}{needs}", stacklevel=2)
     given = given._replace(lr=rule().lr if lr is None else lr)
     exact = fixed.method == "exact" or (fixed.method == "auto" and fixed.measures_lambda and _is_small(fixed, given, rule))
+    if fixed.measures_lambda and not exact and fixed.max_products is None:
+        _warn_of_few_products(fixed.apply_fn, params, given.batch[0])
     measured = partial(_measured, fixed, exact)
 
     shapes, _ = jax.eval_shape(measured, given, state.carried)
@@ -305,7 +304,7 @@ def _measured(fixed: _Fixed, exact: bool, given: Given, carried: dict) -> tuple[
     now = Moment(given.params, None, given.batch, outputs, data, _rule(fixed, given), lr=given.lr, updates=given.updates)
     series, after = measure(_instruments(fixed, given.params, exact=exact), now, carried, jnp.int32(0), due=None)
     own = as_loss(fixed.loss)(fixed.apply_fn(given.params, given.batch[0]), given.batch[1])
-    return _scalars(series, given.lr, own, split=fixed.preset == "full"), carried | after
+    return scalars(series, given.lr, own, split=fixed.preset == "full"), carried | after
 
 
 def _instruments(fixed: _Fixed, params: PyTree, *, exact: bool) -> dict[str, Instrument]:
@@ -338,6 +337,15 @@ def _check(every, preset, method, optimizer) -> None:
         )
 
 
+def _warn_of_few_products(apply_fn: Callable, params: PyTree, x: PyTree) -> None:
+    if loops_are_slow(apply_fn, params, x):
+        warnings.warn(
+            f"catapult/lambda_max: with convolutions on the CPU a search has {UNROLLED_PRODUCTS} products, so the first values may be far too "
+            "small, and converged says so; max_products=8 is surer and compiles longer, method='exact' is certain",
+            stacklevel=3,
+        )
+
+
 def _rule(fixed: _Fixed, given: Given) -> Partial:
     """The preconditioner of the step, as a pytree function."""
     optimizer = fixed.optimizer
@@ -365,25 +373,6 @@ def _is_small(fixed: _Fixed, given: Given, rule: Partial) -> bool:
     return len(found.covered | found.entrywise) == len(jax.tree.leaves(params))
 
 
-def _scalars(series: dict[str, Array], lr: Array | float | None, loss: Array, *, split: bool) -> dict[str, Array]:
-    """The scalars among the measurements, by the names of metrics, in float32; ``loss`` is the one that the watch finds."""
-    parts = {name: series[name] for name in ("loss_top", "loss_rest") if name in series}
-    series = {name: value for name, value in series.items() if name not in parts}
-    if split:
-        # Beyond mse the parts add up to half the Newton decrement, which has no bound where a probability is next to zero.
-        is_split = sum(parts.values()) <= MOST_OF_THE_LOSS * loss
-        series |= {name: jnp.where(is_split, value, jnp.nan) for name, value in parts.items()}
-    series["loss_of_watch"] = loss
-    if "lambda_max_batch" in series:
-        bound = series["eigenvalue_bounds"][0] if "eigenvalue_bounds" in series else jnp.float32(0)
-        series = {"lambda_max_batch_bound": bound, "converged": jnp.float32(1)} | series
-    values = {name: series[key] for key, name in NAMES.items() if key in series}
-    values |= {key: value for key, value in series.items() if key.startswith("directional/")}
-    if "critical_lr" in values:
-        values["lr_over_critical"] = jnp.asarray(jnp.nan if lr is None else lr) / values["critical_lr"]
-    return {name: jnp.asarray(value).astype(jnp.float32) for name, value in values.items()}
-
-
 def _advance(
     detector: Detector,
     state: WatchState,
@@ -399,7 +388,11 @@ def _advance(
     after, event = detector.update(
         state.detector, loss, lr, values.get("critical_lr", nan), nan, values.get("loss_top", nan), values.get("loss_rest", nan)
     )
-    kind = jnp.asarray(event.kind)
+    # A level is a loss to be multiplied, so a negative loss has none: the detector does not see it.
+    is_negative = loss < 0
+    unseen = state.detector._replace(step=after.step)
+    after = jax.tree.map(lambda old, new: jnp.where(is_negative, old, new), unseen, after)
+    kind = jnp.where(is_negative, 0, jnp.asarray(event.kind))
     place = state.detector.closed % EVENTS
     events = jax.tree.map(lambda kept, new: kept.at[place].set(jnp.where(kind > 0, new, kept[place])), state.events, event)
     new = WatchState(state.step + 1, after, jnp.roll(state.recent, -1).at[-1].set(loss), events, carried)
@@ -413,7 +406,10 @@ def _advance(
         small = lambda s: s._replace(carried=None)  # what was carried stays already
         kept = jax.tree.map(lambda old, new: jnp.where(skipped, old, new), small(state), small(new))
         new = kept._replace(carried=carried)
-        metrics = {name: jnp.where(skipped, 0.0 if name == "event" else nan, value) for name, value in metrics.items()}
+        metrics |= {
+            name: jnp.where(skipped, nan, value) for name, value in (values | {"spike_score": metrics["spike_score"]}).items()
+        }
+        metrics["event"] = jnp.where(skipped, 0.0, metrics["event"])
     metrics["spikes"] = (new.detector.closed + new.detector.is_open).astype(jnp.float32)
     return new, {f"catapult/{name}": value for name, value in sorted(metrics.items())}
 

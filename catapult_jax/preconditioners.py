@@ -195,22 +195,22 @@ class _Scalars(NamedTuple):
 def _composed(links: list[Link], effects: list[Effect], params: PyTree) -> Preconditioner:
     """The rule of the whole optimizer."""
     leaves = jax.tree.leaves(params)
-    for link, effect in zip(links, effects, strict=True):
-        if effect.reason:
-            some = "" if len(link.on) == len(leaves) else f" ({len(link.on)} of {len(leaves)} parameters)"
-            return _no_rule(effect.reason + some)
     sequences = [tuple(k for k, link in enumerate(links) if i in link.on) for i in range(len(leaves))]
     is_fixed = {s: any(links[k].name == "set_to_zero" for k in s) for s in sequences}
     moving = {s: _scalars([effects[k] for k in s]) for s in dict.fromkeys(sequences) if not is_fixed[s]}
+    first = next(iter(moving.values()), _Scalars(1.0, 0.0, None, ""))
+    for link, effect in zip(links, effects, strict=True):
+        if effect.reason:
+            some = "" if len(link.on) == len(leaves) else f" ({len(link.on)} of {len(leaves)} parameters)"
+            return _no_rule(effect.reason + some, first.lr)
     for scalars in moving.values():
         if scalars.reason:
-            return _no_rule(scalars.reason)
+            return _no_rule(scalars.reason, scalars.lr)
     if len({scalars.lr is None for scalars in moving.values()}) > 1:
         return _no_rule("some parameters are masked and receive the gradient as it is; mask them with set_to_zero, too")
     if any(effect.inverse is not None for effect in effects):
         return _with_map(links, effects, moving, len(leaves))
     diagonals = [_product(links, effects, i, sequence) for i, sequence in enumerate(sequences)]
-    first = next(iter(moving.values()), _Scalars(1.0, 0.0, None, ""))
     gain, decay = first.gain, first.decay
     if not all(_same(a, b) for other in moving.values() for a, b in zip(first[:3], other[:3], strict=True)):
         ratio = {s: 1.0 if v.lr is None else _ratio(v.lr, first.lr) for s, v in moving.items()}
@@ -236,8 +236,8 @@ def _with_map(links: list[Link], effects: list[Effect], moving: dict, count: int
     return Preconditioner(effect.inverse, scalars.gain, scalars.decay, scalars.lr)
 
 
-def _no_rule(reason: str) -> Preconditioner:
-    return Preconditioner(gain=jnp.nan, reason=reason)
+def _no_rule(reason: str, lr=None) -> Preconditioner:
+    return Preconditioner(gain=jnp.nan, lr=lr, reason=reason)
 
 
 def _scalars(effects: list[Effect]) -> _Scalars:
@@ -245,17 +245,27 @@ def _scalars(effects: list[Effect]) -> _Scalars:
     gain, decay, scale = 1.0, 0.0, None
     for effect in effects:
         if effect.around and not _same(gain, 1.0):
-            return _Scalars(gain, decay, None, f"{effect.around} around an optimizer with momentum or clipping has no rule")
+            return _Scalars(
+                gain, decay, _lr_of(effects), f"{effect.around} around an optimizer with momentum or clipping has no rule"
+            )
         if (effect.diagonal or effect.inverse is not None) and not _is_zero(decay):
             if not isinstance(decay, Tracer | jax.Array):
-                return _Scalars(gain, decay, None, f"weight decay of {decay} in front of a preconditioner has no rule")
+                return _Scalars(
+                    gain, decay, _lr_of(effects), f"weight decay of {decay} in front of a preconditioner has no rule"
+                )
             decay = jnp.where(decay == 0, 0.0, jnp.nan)
         gain, decay = gain * effect.gain, 0.0 if _is_zero(decay) else decay * effect.gain
         if not _is_zero(effect.decay):
             decay = decay + (effect.decay if scale is None else effect.decay / scale)
         if effect.scale is not None:
             scale = effect.scale if scale is None else scale * effect.scale
-    return _Scalars(gain, decay, None if scale is None else -scale, "")
+    return _Scalars(gain, decay, _lr_of(effects), "")
+
+
+def _lr_of(effects: list[Effect]) -> Any:
+    """The lr of a sequence of links alone; None: no link has one."""
+    scales = [effect.scale for effect in effects if effect.scale is not None]
+    return -functools.reduce(lambda a, b: a * b, scales) if scales else None
 
 
 def _product(links: list[Link], effects: list[Effect], i: int, sequence: tuple[int, ...]) -> Any:

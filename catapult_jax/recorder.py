@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from catapult_jax import monitor, records
+from catapult_jax import records
 from catapult_jax.monitor import Watch, WatchState
 from catapult_jax.provenance import environment
 from catapult_jax.sinks import Sink
+from catapult_jax.watched_step import NAMES
 
 if TYPE_CHECKING:
     from jaxtyping import PyTree
 
 PREFIX = "catapult/"
 LOSS_TOLERANCE = 0.05  # relative; the rounding of bfloat16 is smaller
-_SERIES = {name: series for series, name in monitor.NAMES.items()}  # metric -> series of the record
+_SERIES = {name: series for series, name in NAMES.items()}  # metric -> series of the record
 
 
 class Recorder:
@@ -31,7 +32,8 @@ class Recorder:
     flushed, and nothing else: go on from a checkpoint of the loop, in the same directory; steps from there on are written again.
 
     >>> import tempfile
-    >>> watching = monitor.watch(lambda w, x: x @ w, loss="mse", preset="economy")
+    >>> from catapult_jax import watch
+    >>> watching = watch(lambda w, x: x @ w, loss="mse", preset="economy")
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with Recorder(folder, watching, steps=2) as recorder:
     ...         for step, loss in enumerate((4.0, 1.0)):
@@ -133,7 +135,7 @@ class Recorder:
         self.close()
 
     def _create(self, series: dict[str, np.ndarray]) -> None:
-        about = {"steps": self.steps, "watch": self.watch.settings, "environment": environment()}
+        about = {"steps": self.steps, "watch": self.watch.settings._asdict(), "environment": environment()}
         records.write_json(self.directory / records.WATCH, about)
         records.create(
             self.directory,
@@ -149,8 +151,9 @@ class Monitor:
 
     It measures at every ``every``-th call and costs a program of its own, so the step of the trainer stays as it is.
 
+    >>> from catapult_jax import watch
     >>> model, w = (lambda w, x: x @ w), np.zeros(2, np.float32)
-    >>> ask = Monitor(monitor.watch(model, loss="mse", preset="economy"), w)
+    >>> ask = Monitor(watch(model, loss="mse", preset="economy"), w)
     >>> batch = np.array([[3.0, 4.0]], np.float32), np.array([1.0], np.float32)
     >>> round(ask(0, params=w, batch=batch, new_params=0.05 * np.array([6.0, 8.0], np.float32), loss=1.0)["catapult/directional"], 3)
     0.8
@@ -178,7 +181,7 @@ class Monitor:
         Returns:
           The metrics as Python numbers.
         """
-        self.state, metrics = self._update(self.state, **given, due=step % self.watch.settings["every"] == 0)
+        self.state, metrics = self._update(self.state, **given, due=step % self.watch.settings.every == 0)
         if self.recorder is not None:
             self.recorder.write(step, metrics)
         return _floats(jax.device_get(metrics))

@@ -1,4 +1,4 @@
-"""What a training step gives to :func:`catapult_jax.watch`, brought to one form."""
+"""What a training step gives to :func:`catapult_jax.watch`, and what it gets back, each in one form."""
 
 from __future__ import annotations
 
@@ -8,7 +8,24 @@ import jax
 import jax.numpy as jnp
 
 if TYPE_CHECKING:
-    from jaxtyping import PyTree
+    from jaxtyping import Array, PyTree
+
+
+MOST_OF_THE_LOSS = 10.0  # parts of a split that add up to more than so many times the loss do not tell where it is
+# The series of the instruments under the names of metrics.
+NAMES = {
+    "loss_batch": "loss",
+    "lr": "lr",
+    "directional_batch": "directional",
+    "critical_lr_batch": "critical_lr",
+    "lambda_max_batch": "lambda_max",
+    "lambda_max_batch_bound": "lambda_max_bound",
+    "converged": "converged",
+    "loss_top": "loss_top",
+    "loss_rest": "loss_rest",
+    "agop_alignment": "agop_alignment",
+    "loss_of_watch": "loss_of_watch",
+}
 
 
 class Given(NamedTuple):
@@ -72,3 +89,36 @@ def joined(batch) -> tuple:
     if not isinstance(batch, list):
         return batch
     return tuple(jax.tree.map(lambda *parts: jnp.concatenate(parts), *part) for part in zip(*batch, strict=True))
+
+
+def scalars(series: dict[str, Array], lr: Array | float | None, loss: Array, *, split: bool) -> dict[str, Array]:
+    """The scalars among the measurements of a step.
+
+    Args:
+      series: of the instruments.
+      lr: of the step; None: not known.
+      loss: the one that the watch finds.
+      split: whether the parts of the loss are wanted.
+
+    Returns:
+      Scalars by the names of metrics, in float32.
+
+    >>> measured = {"directional_batch": jnp.float32(2.0), "critical_lr_batch": jnp.float32(0.5)}
+    >>> {name: float(value) for name, value in scalars(measured, 1.0, jnp.float32(3.0), split=False).items()}
+    {'directional': 2.0, 'critical_lr': 0.5, 'loss_of_watch': 3.0, 'lr_over_critical': 2.0}
+    """
+    parts = {name: series[name] for name in ("loss_top", "loss_rest") if name in series}
+    series = {name: value for name, value in series.items() if name not in parts}
+    if split:
+        # Beyond mse the parts add up to half the Newton decrement, which has no bound where a probability is next to zero.
+        is_split = sum(parts.values()) <= MOST_OF_THE_LOSS * loss
+        series |= {name: jnp.where(is_split, value, jnp.nan) for name, value in parts.items()}
+    series["loss_of_watch"] = loss
+    if "lambda_max_batch" in series:
+        bound = series["eigenvalue_bounds"][0] if "eigenvalue_bounds" in series else jnp.float32(0)
+        series = {"lambda_max_batch_bound": bound, "converged": jnp.float32(1)} | series
+    values = {name: series[key] for key, name in NAMES.items() if key in series}
+    values |= {key: value for key, value in series.items() if key.startswith("directional/")}
+    if "critical_lr" in values:
+        values["lr_over_critical"] = jnp.asarray(jnp.nan if lr is None else lr) / values["critical_lr"]
+    return {name: jnp.asarray(value).astype(jnp.float32) for name, value in values.items()}

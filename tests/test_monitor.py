@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from catapult_jax import (
+    CNN,
     FCN,
     agop_alignment,
     batch_loss,
@@ -324,7 +325,12 @@ def test_watch_leaves_out_steps_without_an_update():
         metrics.append(m)
 
     assert np.isfinite(of(metrics, "critical_lr")).tolist() == [False, True, False, True]
-    assert np.isfinite(of(metrics, "loss")).tolist() == [False, True, False, True]
+    assert np.isfinite(of(metrics, "loss")).all() and np.isnan(of(metrics, "directional")).tolist() == [
+        True,
+        False,
+        True,
+        False,
+    ]
     assert int(carry[2].step) == 2 and int(carry[2].detector.step) == 2
     mean = jax.tree.map(lambda a, b: (a + b) / 2, *(jax.grad(loss_of)(PARAMS, batch) for batch in BATCHES[:2]))
     clipped = float(critical_lr(MODEL.apply, PARAMS, BATCHES[1], loss="mse")) * float(optax.tree.norm(mean)) / 0.1
@@ -333,11 +339,11 @@ def test_watch_leaves_out_steps_without_an_update():
 
 def test_watch_says_why_there_is_no_critical_lr():
     tx = optax.lion(0.01)
-    with pytest.warns(UserWarning, match=r"catapult/critical_lr is NaN: scale_by_lion normalises the update"):
+    with pytest.warns(UserWarning, match=r"catapult/critical_lr is NaN: scale_by_lion normalises .* use catapult/directional"):
         _, _, metrics = run(tx, watch(MODEL.apply, loss="mse", optimizer=tx), 1)
 
     assert np.isnan(metrics[0]["catapult/critical_lr"]) and np.isfinite(metrics[0]["catapult/lambda_max"])
-    assert metrics[0]["catapult/directional"] > 0
+    assert metrics[0]["catapult/directional"] > 0 and metrics[0]["catapult/lr"] == np.float32(0.01)
 
 
 # ---- events
@@ -400,6 +406,46 @@ def test_watch_keeps_the_last_events():
     assert len(events) == 64 and metrics["catapult/spikes"][-1] == 70
     assert [event.peak for event in events] == [3 * i + 1 for i in range(6, 70)]
     assert {event.kind for event in events} == {"unknown"}  # no critical lr is measured
+
+
+def test_watch_finds_no_spikes_in_negative_losses():
+    watching = watch(MODEL.apply, loss="mse", preset="economy", smoothing=None)
+    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+    losses = jnp.concatenate([jnp.array([1.0, 3.0, 0.9]), jnp.linspace(0.5, -1.0, 20)])
+
+    step = lambda w, loss: watching.update(w, params=PARAMS, batch=BATCHES[0], updates=zeros, loss=loss, due=False)
+    w, metrics = jax.jit(lambda w: jax.lax.scan(step, w, losses))(watching.init(PARAMS))
+
+    assert [event.peak for event in watching.events(w)] == [1]
+    assert metrics["catapult/spikes"][-1] == 1 and int(w.detector.step) == len(losses)
+
+
+def test_watch_of_convolutions_on_the_cpu_says_how_far_it_searches():
+    model, x = CNN(depth=2, width=4), jnp.ones((2, 8, 8, 3))
+    params, tx = model.init(jax.random.key(0), x), optax.adam(0.1)
+    watching = watch(model.apply, loss="mse", optimizer=tx)
+    updates, state = tx.update(params, tx.init(params), params)
+
+    with pytest.warns(UserWarning, match=r"catapult/lambda_max: with convolutions on the CPU a search has 2 products"):
+        jax.eval_shape(
+            lambda: watching.update(
+                watching.init(params), params=params, batch=(x, jnp.ones((2, 1))), updates=updates, opt_state=state, loss=1.0
+            )
+        )
+
+
+def test_watch_is_a_static_argument():
+    watching = watch(MODEL.apply, loss="mse", preset="economy")
+    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def step(watching, w):
+        return watching.update(w, params=PARAMS, batch=BATCHES[0], updates=zeros, loss=1.0)
+
+    _, metrics = step(watching, watching.init(PARAMS))
+
+    assert metrics["catapult/loss"] == 1 and hash(watching) == hash(watching)
+    assert np.isnan(metrics["catapult/directional"])  # an update of zeros changes nothing
 
 
 # ---- arguments
