@@ -108,7 +108,7 @@ def test_top_eigenpairs_of_models_and_losses(name, loss):
     """Whole; and, for two of them, with a preconditioner in chunks that do not divide the batch."""
     apply_fn, params, batch = batch_of(name, loss)
     _compare(apply_fn, params, batch, loss, None, None, jit=not name.startswith("cnn"))
-    if name in ("fcn bias, ten outputs", "cnn strided, average, outputs"):
+    if name in ("fcn bias, ten outputs", "cnn strided, average, outputs") and loss == "softmax_cross_entropy":
         rng = np.random.default_rng(0)
         preconditioner = jax.tree.map(lambda p: rng.uniform(0.5, 2, p.shape).astype(np.float32), params)
         # Convolutions are driven by Python.
@@ -135,7 +135,7 @@ def _compare(apply_fn, params, batch, loss, preconditioner, chunk_size, *, jit):
 
 @pytest.mark.parametrize(
     ("name", "jit"),
-    [("fcn bias, ten outputs", False), ("fcn bias, ten outputs", True), ("cnn strided, average, outputs", False)],
+    [("fcn", False), ("fcn", True), ("cnn strided, average, outputs", False)],
 )
 def test_top_eigenpairs_with_a_function_that_returns_the_preconditioner(name, jit):
     apply_fn, params, batch = batch_of(name, "mse")

@@ -266,7 +266,7 @@ def test_tangent_kernel_auto_logs_and_warns(caplog):
     ("name", "options"),
     [
         ("cnn strided, average, outputs", {}),
-        *(("fcn bias, ten outputs", o) for o in ({"chunk_size": 2, "preconditioner": True}, {"method": "jacobian", "mesh": 3})),
+        *(("fcn", o) for o in ({"chunk_size": 2, "preconditioner": True}, {"method": "jacobian", "mesh": 3})),
     ],
 )
 def test_tangent_kernel_between_two_sets(name, options):
