@@ -142,7 +142,7 @@ def watch(
     ``lambda_max_bound``           bound on its error; 0: exact                                                              standard
     ``converged``                  1: the bound is within ``tol``                                                            standard
     ``critical_lr``                of the optimizer on this batch; NaN for one without a rule, and a warning says why;       standard
-                                   NaN if ``gradient`` is given and the updates are not those of the optimizer
+                                   NaN if ``gradient`` and ``updates`` are given and the updates are not those of the optimizer
     ``lr_over_critical``           above 1 the lr is critical                                                                standard
     ``loss_top``, ``loss_rest``    loss of the batch inside and outside of the top ``k`` eigenvectors; beyond ``mse`` the parts  full
                                    of half the Newton decrement, NaN where that is no measure of the loss
@@ -259,10 +259,10 @@ def _update(
     skipped: Bool[Array, ""] | bool = False,
 ) -> tuple[WatchState, dict[str, Array]]:
     """State after a step, and its metrics; see :func:`watch`."""
-    updates = updates_like(params, updates, new_params)
+    made, updates = updates, updates_like(params, updates, new_params)
     if fixed.measures_lambda and opt_state is None:
         raise ValueError(f"opt_state=None with preset={fixed.preset!r}; allowed: the optimizer's state after the update")
-    given = Given(params, joined(batch), updates, opt_state, opt_state_before, gradient, lr)
+    given = Given(params, joined(batch), updates, made, opt_state, opt_state_before, gradient, lr)
     rule = _rule(fixed, given)
     if fixed.measures_lambda and (reason := jax.eval_shape(rule).reason):
         needs = " (opt_state_before=..., gradient=...)" if "before the step" in reason else ""
@@ -356,7 +356,7 @@ def _rule(fixed: _Fixed, given: Given) -> Partial:
         updates = None if before is None or gradient is None else updates
         return preconditioner_from_state(optimizer, params, before, after, gradient=gradient, updates=updates)
 
-    return Partial(read, given.params, given.opt_state_before, given.opt_state, given.gradient, given.updates)
+    return Partial(read, given.params, given.opt_state_before, given.opt_state, given.gradient, given.made_updates)
 
 
 def _is_small(fixed: _Fixed, given: Given, rule: Partial) -> bool:

@@ -68,6 +68,7 @@ class Recorder:
         self._warned = False
         self._next: int | None = None  # step after the last one that was given; None: none was given
         self._done = records.steps_done(self.directory)
+        self._names = set(map(str, records.open_record(self.directory).data_vars)) if self._done else set()
         self.directory.mkdir(parents=True, exist_ok=True)
         if self._done and (there := records.read_json(self.directory / records.WATCH)["steps"]) != steps:
             raise ValueError(
@@ -82,7 +83,7 @@ class Recorder:
           metrics: of ``watch.update``; other scalars may be among them.
 
         Raises:
-          ValueError: the step is not after the last one, or beyond ``steps``.
+          ValueError: the step is not after the last one, or beyond ``steps``; at a flush, other metrics than those on record.
         """
         step = int(step)
         first = 0 if self._next is None else self._next
@@ -100,10 +101,13 @@ class Recorder:
         rows = [(step, _floats(metrics)) for step, metrics in jax.device_get(self._waiting)]
         self._waiting = []
         self._compare_losses(rows)
-        first = min(self._done, rows[0][0]) if self._done < rows[0][0] else rows[0][0]
+        first = min(self._done, rows[0][0])
         series = _series(rows, first)
-        if not self._done:
+        if not self._names:
             self._create(series)
+            self._names = set(series)
+        if other := sorted(self._names ^ set(series)):
+            raise ValueError(f"metrics {', '.join(other)} are new or missing; allowed: those of the record in {self.directory}")
         records.write(self.directory, first, series, over=False)
         self._done = rows[-1][0] + 1
         for step, metrics in rows:

@@ -151,6 +151,19 @@ def test_watch_of_an_update_that_is_not_the_optimizers():
     assert np.isfinite(critical(1.0)) and np.isnan(critical(0.5))
 
 
+def test_watch_does_not_check_the_rounded_difference_of_parameters():
+    """With a small lr the parameters after the step less those before it are not quite the update."""
+    tx = optax.chain(optax.clip_by_global_norm(1e9), optax.sgd(1e-6))
+    watching = watch(MODEL.apply, loss="mse", optimizer=tx)
+    gradient, state = jax.grad(loss_of)(PARAMS, BATCHES[0]), tx.init(PARAMS)
+    new = optax.apply_updates(PARAMS, tx.update(gradient, state)[0])
+    given = dict(params=PARAMS, batch=BATCHES[0], opt_state=state, opt_state_before=state, gradient=gradient, loss=1.0)
+
+    _, metrics = watching.update(watching.init(PARAMS), new_params=new, **given)
+
+    assert np.isfinite(metrics["catapult/critical_lr"])
+
+
 def test_watch_of_layers():
     tx = optax.sgd(0.3)
     _, _, (m, *_) = run(tx, watch(MODEL.apply, loss="mse", optimizer=tx, preset="economy", layers=True), 1)

@@ -93,6 +93,10 @@ def test_recorder_refuses_other_runs_and_steps(tmp_path):
         with pytest.raises(ValueError, match=f"step={step}; allowed: 4 to 9"):
             recorder.write(step, metrics_of(step))
     assert open_record(tmp_path).sizes["step"] == 3
+    recorder = Recorder(tmp_path, WATCH, steps=10, flush_every=1)
+    with pytest.raises(ValueError, match="metrics mine are new or missing; allowed: those of the record in"):
+        recorder.write(3, metrics_of(3) | {"mine": 1.0})
+    assert open_record(tmp_path).sizes["step"] == 3
 
 
 def test_recorder_warns_where_the_watch_sees_another_loss(tmp_path):
