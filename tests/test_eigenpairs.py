@@ -95,7 +95,6 @@ def _reusing(x, start, below, tol):
 CASES = [
     ("fcn", "mse"),
     ("fcn", "logistic"),
-    ("fcn bias, ten outputs", "mse"),
     ("fcn bias, ten outputs", "softmax_cross_entropy"),
     ("attention and norms", "softmax_cross_entropy"),
     ("tied embedding", "mse"),

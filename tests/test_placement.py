@@ -49,7 +49,7 @@ def placed(place: str, kind: AxisType):
     ("kind", "place", "is_jitted"),
     [
         *(("auto", place, True) for place in PLACES),
-        *(("explicit", place, True) for place in ("fsdp", "tensor")),
+        ("explicit", "tensor", True),
         ("explicit", "fsdp", False),
     ],
 )
