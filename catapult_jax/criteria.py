@@ -10,7 +10,7 @@ this step does.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -354,36 +354,32 @@ def spike_score(values: ArrayLike, *, window: int = 128) -> Float[np.ndarray, " 
         raise ValueError(f"window={window!r}; allowed: 2 or more")
     score = np.full(len(series), np.nan)
     if len(series) > window:
-        before = np.lib.stride_tricks.sliding_window_view(np.where(np.isfinite(series), series, np.nan), window)[:-1]
-        above = series[window:] - before.mean(1)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            # After constant values the deviation is zero: any change has an infinite score, no change a score of zero.
-            score[window:] = np.where(above == 0, 0, above / before.std(1, ddof=1))
+        with np.errstate(invalid="ignore"):
+            score[window:] = spike_score_of(np.lib.stride_tricks.sliding_window_view(series, window)[:-1], series[window:])
     return score
 
 
-def spike_score_of(before: Float[Array, " n"], value: Float[Array, ""]) -> Float[Array, ""]:
-    """:func:`spike_score` of one value, under jit.
+def spike_score_of(before: Any, value: Any) -> Any:
+    """:func:`spike_score` of values of which each has its own window, of NumPy or JAX, also under jit.
 
     Args:
-      before: the values before it, ``(n,)``, 2 or more.
-      value: the value.
+      before: the values before each, ``(..., n)``, 2 or more.
+      value: the values, ``(...)``.
 
     Returns:
-      The score; NaN where a value before it is not finite.
+      The scores, ``(...)``; NaN where a value before it is not finite.
 
     Source: :func:`spike_score`.
 
     >>> float(spike_score_of(jnp.array([1.0, 3.0, 2.0]), jnp.array(8.0)))
     6.0
     """
-    before = jnp.where(jnp.isfinite(before), before, jnp.nan)
-    above = value - jnp.mean(before)
-    deviation = jnp.std(before, ddof=1)
-    # After constant values any change has an infinite score.
-    return jnp.where(
-        above == 0, 0.0, jnp.where(deviation == 0, jnp.inf * above, above / jnp.where(deviation == 0, 1.0, deviation))
-    )
+    xp: Any = np if isinstance(before, np.ndarray) else jnp
+    before = xp.where(xp.isfinite(before), before, xp.nan)
+    above, deviation = value - before.mean(-1), before.std(-1, ddof=1)
+    score = above / xp.where(deviation == 0, 1.0, deviation)
+    # After constant values any change has an infinite score, no change a score of zero.
+    return xp.where(above == 0, 0.0, xp.where(deviation == 0, xp.copysign(xp.inf, above), score))
 
 
 def _spectral_radius(matrix: Float[Array, "n n"], squarings: int = 20) -> Float[Array, ""]:

@@ -259,10 +259,10 @@ def _update(
     skipped: Bool[Array, ""] | bool = False,
 ) -> tuple[WatchState, dict[str, Array]]:
     """State after a step, and its metrics; see :func:`watch`."""
-    made, updates = updates, updates_like(params, updates, new_params)
+    optimizer_updates, updates = updates, updates_like(params, updates, new_params)
     if fixed.measures_lambda and opt_state is None:
         raise ValueError(f"opt_state=None with preset={fixed.preset!r}; allowed: the optimizer's state after the update")
-    given = Given(params, joined(batch), updates, made, opt_state, opt_state_before, gradient, lr)
+    given = Given(params, joined(batch), updates, optimizer_updates, opt_state, opt_state_before, gradient, lr)
     rule = _rule(fixed, given)
     if fixed.measures_lambda and (reason := jax.eval_shape(rule).reason):
         needs = " (opt_state_before=..., gradient=...)" if "before the step" in reason else ""
@@ -303,8 +303,8 @@ def _measured(fixed: _Fixed, exact: bool, given: Given, carried: dict) -> tuple[
     outputs = fixed.apply_fn(given.params, given.batch[0]) if fixed.measures_lambda else jnp.zeros(0)
     now = Moment(given.params, None, given.batch, outputs, data, _rule(fixed, given), lr=given.lr, updates=given.updates)
     series, after = measure(_instruments(fixed, given.params, exact=exact), now, carried, jnp.int32(0), due=None)
-    own = as_loss(fixed.loss)(fixed.apply_fn(given.params, given.batch[0]), given.batch[1])
-    return scalars(series, given.lr, own, split=fixed.preset == "full"), carried | after
+    loss = as_loss(fixed.loss)(fixed.apply_fn(given.params, given.batch[0]), given.batch[1])
+    return scalars(series, given.lr, loss, split=fixed.preset == "full"), carried | after
 
 
 def _instruments(fixed: _Fixed, params: PyTree, *, exact: bool) -> dict[str, Instrument]:
@@ -356,7 +356,7 @@ def _rule(fixed: _Fixed, given: Given) -> Partial:
         updates = None if before is None or gradient is None else updates
         return preconditioner_from_state(optimizer, params, before, after, gradient=gradient, updates=updates)
 
-    return Partial(read, given.params, given.opt_state_before, given.opt_state, given.gradient, given.made_updates)
+    return Partial(read, given.params, given.opt_state_before, given.opt_state, given.gradient, given.optimizer_updates)
 
 
 def _is_small(fixed: _Fixed, given: Given, rule: Partial) -> bool:
@@ -369,8 +369,8 @@ def _is_small(fixed: _Fixed, given: Given, rule: Partial) -> bool:
         refuse_coupled_examples(fixed.apply_fn, params, x)
     except CoupledExamplesError:
         return False
-    found = plan(fixed.apply_fn, params, x)
-    return len(found.covered | found.entrywise) == len(jax.tree.leaves(params))
+    uses = plan(fixed.apply_fn, params, x)
+    return len(uses.covered | uses.entrywise) == len(jax.tree.leaves(params))
 
 
 def _advance(

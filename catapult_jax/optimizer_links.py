@@ -32,7 +32,7 @@ class Link(NamedTuple):
     before: Any  # its state before the step; None: not given
     after: Any  # its state after the step
     places: Any  # tree like the parameters that it sees: positions in the list of all parameters; MaskedNode where it sees none
-    update: Callable  # its own update function
+    update: Callable | None  # its own update function; None: it has none apart from the optimizer inside it
 
     @property
     def on(self) -> list[int]:
@@ -93,17 +93,7 @@ def links_of(optimizer: optax.GradientTransformation, params: PyTree, before: An
     update = getattr(optimizer, "update", None)
     if not callable(update):
         raise ValueError(f"optimizer={optimizer!r}; allowed: a built optax.GradientTransformation, such as optax.adam(1e-3)")
-    try:
-        return list(_walk(update, _Place(before, after, params, places)))
-    except (AttributeError, KeyError, IndexError, TypeError) as error:
-        raise ValueError(
-            f"the state {_short(after)} is not one of this optimizer; allowed: the state after its update"
-        ) from error
-
-
-def _short(state) -> str:
-    names = {type(node).__name__ for node in jax.tree.leaves(state, is_leaf=lambda node: hasattr(node, "_fields"))}
-    return ", ".join(sorted(names)) or "()"
+    return list(_walk(update, _Place(before, after, params, places)))
 
 
 def _maker(update: Callable) -> tuple[str, str, dict[str, Any]]:
@@ -121,23 +111,31 @@ def _walk(update: Callable, place: _Place) -> Iterator[Link]:
     name, module, settings = _maker(update)
     if not module.startswith("optax"):
         yield Link(name, {}, place.before, place.after, place.places, update)
-    elif name in _WRAPPERS:
-        yield from _WRAPPERS[name](settings, place)
-    else:
+    elif name in _WRAPPERS and _WRAPPERS[name].needs <= settings.keys():
+        yield from _WRAPPERS[name].walk(settings, place)
+    else:  # also a wrapper whose arguments have other names in this release of Optax
         yield Link(name, settings, place.before, place.after, place.places, update)
 
 
 def _inside(place: _Place, part: Callable[[Any], Any]) -> _Place:
-    """The place of a part of a state."""
-    return place._replace(before=None if place.before is None else part(place.before), after=part(place.after))
+    """The place of a part of a state.
+
+    Raises:
+      ValueError: the state has no such part.
+    """
+    try:
+        return place._replace(before=None if place.before is None else part(place.before), after=part(place.after))
+    except (AttributeError, KeyError, IndexError, TypeError) as error:
+        raise ValueError(
+            f"the state has {type(place.after).__name__} where this optimizer has another one; allowed: the state after its update"
+        ) from error
 
 
 def _chain(settings: dict, place: _Place) -> Iterator[Link]:
     updates = settings["update_fns"]
-    if len(updates) != len(place.after):
-        raise ValueError(
-            f"the state has {len(place.after)} links and the optimizer {len(updates)}; allowed: the state after its update"
-        )
+    count = _inside(place, len).after
+    if len(updates) != count:
+        raise ValueError(f"the state has {count} links and the optimizer {len(updates)}; allowed: the state after its update")
     for i, update in enumerate(updates):
         yield from _walk(update, _inside(place, lambda state, i=i: state[i]))
 
@@ -172,7 +170,8 @@ def _partition(settings: dict, place: _Place) -> Iterator[Link]:
 
 
 def _injected(settings: dict, place: _Place) -> Iterator[Link]:
-    inner = settings["inner_factory"](**settings["other_hps"], **place.after.hyperparams)
+    hyperparams = _inside(place, lambda state: state.hyperparams).after
+    inner = settings["inner_factory"](**settings["other_hps"], **hyperparams)
     yield from _walk(inner.update, _inside(place, lambda state: state.inner_state))
 
 
@@ -195,30 +194,33 @@ def _accumulated(settings: dict, place: _Place) -> Iterator[Link]:
 def _schedule_free(settings: dict, place: _Place) -> Iterator[Link]:
     """The optimizer inside, and then the averaging."""
     yield from _walk(settings["base_optimizer"].update, _inside(place, lambda state: state.base_optimizer_state))
-    yield Link("schedule_free", settings, place.before, place.after, place.places, _no_update)
+    yield Link("schedule_free", settings, place.before, place.after, place.places, None)
 
 
 def _lookahead(settings: dict, place: _Place) -> Iterator[Link]:
     """The fast optimizer, and then the synchronisation with the slow parameters."""
     yield from _walk(settings["fast_optimizer"].update, _inside(place, lambda state: state.fast_state))
-    yield Link("lookahead", settings, place.before, place.after, place.places, _no_update)
+    yield Link("lookahead", settings, place.before, place.after, place.places, None)
 
 
-def _no_update(*_):
-    raise NotImplementedError("the update of this link alone is not available")
+class _Wrapper(NamedTuple):
+    """A function of Optax whose transformation holds others."""
+
+    walk: Callable[[dict, _Place], Iterator[Link]]
+    needs: set[str]  # names of its arguments that the walk reads
 
 
-_WRAPPERS: dict[str, Callable[[dict, _Place], Iterator[Link]]] = {
-    "chain": _chain,
-    "named_chain": _named_chain,
-    "with_extra_args_support": _extra_args,
-    "masked": _masked,
-    "partition": _partition,
-    "inject_hyperparams": _injected,
-    "apply_if_finite": _if_finite,
-    "MultiSteps": _accumulated,
-    "schedule_free": _schedule_free,
-    "lookahead": _lookahead,
+_WRAPPERS: dict[str, _Wrapper] = {
+    "chain": _Wrapper(_chain, {"update_fns"}),
+    "named_chain": _Wrapper(_named_chain, {"transforms"}),
+    "with_extra_args_support": _Wrapper(_extra_args, {"tx"}),
+    "masked": _Wrapper(_masked, {"inner", "mask"}),
+    "partition": _Wrapper(_partition, {"param_labels", "transforms"}),
+    "inject_hyperparams": _Wrapper(_injected, {"inner_factory", "other_hps"}),
+    "apply_if_finite": _Wrapper(_if_finite, {"inner"}),
+    "MultiSteps": _Wrapper(_accumulated, {"steps"}),
+    "schedule_free": _Wrapper(_schedule_free, {"base_optimizer"}),
+    "lookahead": _Wrapper(_lookahead, {"fast_optimizer"}),
 }
 
 
@@ -226,17 +228,22 @@ def values_at(links: list[Link], params: PyTree, gradient: PyTree) -> list[list[
     """What each link receives in a step, found by repeating the step link by link.
 
     Args:
-      links: with their states before the step.
+      links: with their states before the step; each has an update of its own.
       params: parameters before the step.
       gradient: of the loss, as the first link receives it.
 
     Returns:
       For each link the arrays that it receives, for all parameters; one more entry: what the last link gives.
+
+    Raises:
+      ValueError: a link without an update of its own.
     """
     params_leaves = jax.tree.leaves(getattr(params, "fast", params))
     values = jax.tree.leaves(gradient)
     received = [values]
     for link in links:
+        if link.update is None:
+            raise ValueError(f"{link.name} has no update of its own; allowed: links that have one")
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as Optax itself needs
             new, _ = link.update(_part(values, link), link.before, _part(params_leaves, link))
         values = list(values)

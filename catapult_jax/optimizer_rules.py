@@ -39,6 +39,7 @@ class _Seen(NamedTuple):
 
     params: list  # those that it acts on
     received: Sequence[Any] = ()  # the update that it receives, for these; empty: not known
+    passed_on: Sequence[Any] = ()  # the update that it passes on, likewise
 
 
 def _adam(link: Link, seen: _Seen) -> Effect:
@@ -106,7 +107,7 @@ def _adadelta(link: Link, seen: _Seen) -> Effect:
 
 
 def _factored_rms(link: Link, seen: _Seen) -> Effect:
-    """Its averages are kept by rows and columns, so the update of ones under the state after the step tells ``P``."""
+    """``P`` is the root of the average of squares, or of its factors: a row times a column over the mean of the rows."""
     roots = []
     state, s = link.after, link.settings
     for p, row, column, v in zip(
@@ -172,15 +173,9 @@ def _entry_clip(link: Link, seen: _Seen) -> Effect:
 
 def _one_factor_for_each(link: Link, seen: _Seen) -> Effect:
     """Links that multiply each array by one number, which is taken as fixed."""
-    with jax.numpy_dtype_promotion("standard"):
-        new, _ = link.update(_tree(link, seen.received), link.before, _tree(link, seen.params))
-        ratio = lambda old, new: jnp.sqrt(jnp.sum(old**2)) / jnp.sqrt(jnp.sum(new**2))
-        factors = [ratio(old, new) for old, new in zip(seen.received, jax.tree.leaves(new), strict=True)]
-    return Effect([jnp.where(jnp.isfinite(f), f, 1).astype(v.dtype) for f, v in zip(factors, seen.received, strict=True)])
-
-
-def _tree(link: Link, leaves: Sequence) -> Any:
-    return jax.tree.unflatten(jax.tree.structure(link.places), leaves)
+    norm = lambda v: jnp.sqrt(jnp.sum(v**2))
+    factors = [(norm(old) / norm(new)).astype(old.dtype) for old, new in zip(seen.received, seen.passed_on, strict=True)]
+    return Effect([jnp.where(jnp.isfinite(factor), factor, 1) for factor in factors])
 
 
 def _schedule_free(link: Link, seen: _Seen) -> Effect:
@@ -252,10 +247,10 @@ def effects_of(links: list[Link], params: PyTree, gradient: PyTree | None) -> li
     >>> [(round(effect.gain, 3), effect.scale) for effect in effects_of(links, jnp.ones(2), None)]
     [(0.526, None), (1.0, -0.1)]
     """
-    with_gradient = [k for k, link in enumerate(links) if link.name in _RULES_WITH_GRADIENT]
-    received = None
-    if with_gradient and gradient is not None:
-        received = values_at(links[: with_gradient[-1]], params, gradient)
+    last = max((k for k, link in enumerate(links) if link.name in _RULES_WITH_GRADIENT), default=-1)
+    repeated = links[: last + 1]  # these are repeated to know what the last one receives; others may need more than a gradient
+    can_repeat = all(_has_rule(link) and link.update is not None for link in repeated)
+    received = values_at(repeated, params, gradient) if gradient is not None and can_repeat else None
     leaves = jax.tree.leaves(getattr(params, "fast", params))
 
     def effect(k: int, link: Link) -> Effect:
@@ -265,14 +260,18 @@ def effects_of(links: list[Link], params: PyTree, gradient: PyTree | None) -> li
                 reason=f"{link.name} normalises the update, so no eigenvalue makes an lr critical; use directional_critical_lr"
             )
         if link.name in _RULES_WITH_GRADIENT:
+            if not can_repeat:
+                return Effect(
+                    reason=f"{link.name} behind a link that can't be repeated has no rule; use directional_critical_lr"
+                )
             if received is None:
                 return Effect(reason=f"{link.name} depends on the gradient; give gradient and the state before the step")
-            return _RULES_WITH_GRADIENT[link.name](link, _Seen(on(leaves), on(received[k])))
+            return _RULES_WITH_GRADIENT[link.name](link, _Seen(on(leaves), on(received[k]), on(received[k + 1])))
+        if not _has_rule(link):
+            return Effect(reason=f"{link.name} has no rule; use directional_critical_lr")
         if hasattr(link.after, "inverse_preconditioner"):
             inverse, gain = link.after.inverse_preconditioner(link.before)
             return Effect(inverse=inverse, gain=gain)
-        if link.name not in _RULES:
-            return Effect(reason=f"{link.name} has no rule; use directional_critical_lr")
         try:
             return _RULES[link.name](link, _Seen(on(leaves)))
         except KeyError as error:  # a release of Optax in which the function has other arguments
@@ -283,3 +282,7 @@ def effects_of(links: list[Link], params: PyTree, gradient: PyTree | None) -> li
             ) from error
 
     return [effect(k, link) for k, link in enumerate(links)]
+
+
+def _has_rule(link: Link) -> bool:
+    return link.name in _RULES or link.name in _RULES_WITH_GRADIENT or hasattr(link.after, "inverse_preconditioner")

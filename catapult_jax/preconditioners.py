@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -39,7 +39,7 @@ class Preconditioner:
     decay: float | Float[Array, ""] = 0.0  # weight decay, in units of an eigenvalue; where parameters differ, the largest
     lr: float | Float[Array, ""] | None = None  # of this step, as the optimizer has it; None: it is applied elsewhere
     checked: bool | Bool[Array, ""] | None = None  # the update of the step is the one of the optimizer; None: not checked
-    reason: str = field(default="")  # why there is no rule, in one line; empty: there is one
+    reason: str = ""  # why there is no rule, in one line; empty: there is one
 
     @property
     def kind(self) -> str:
@@ -201,8 +201,8 @@ def _composed(links: list[Link], effects: list[Effect], params: PyTree) -> Preco
     first = next(iter(moving.values()), _Scalars(1.0, 0.0, None, ""))
     for link, effect in zip(links, effects, strict=True):
         if effect.reason:
-            some = "" if len(link.on) == len(leaves) else f" ({len(link.on)} of {len(leaves)} parameters)"
-            return _no_rule(effect.reason + some, first.lr)
+            count = "" if len(link.on) == len(leaves) else f" ({len(link.on)} of {len(leaves)} parameters)"
+            return _no_rule(effect.reason + count, first.lr)
     for scalars in moving.values():
         if scalars.reason:
             return _no_rule(scalars.reason, scalars.lr)

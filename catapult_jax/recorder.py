@@ -117,11 +117,11 @@ class Recorder:
     def _compare_losses(self, rows: list[tuple[int, dict[str, float]]]) -> None:
         """Warns once where the watch finds another loss than the training step: then it measures something else."""
         for step, metrics in rows:
-            given, own = (metrics.get(PREFIX + name, math.nan) for name in ("loss", "loss_of_watch"))
-            if not self._warned and abs(own - given) > LOSS_TOLERANCE * abs(given):
+            of_step, of_watch = (metrics.get(PREFIX + name, math.nan) for name in ("loss", "loss_of_watch"))
+            if not self._warned and abs(of_watch - of_step) > LOSS_TOLERANCE * abs(of_step):
                 self._warned = True
                 warnings.warn(
-                    f"step {step}: the watch finds a loss of {own:.4g}, the training step gave {given:.4g}; allowed: params before the update, "
+                    f"step {step}: the watch finds a loss of {of_watch:.4g}, the training step gave {of_step:.4g}; allowed: params before the update, "
                     "batch, loss, and what apply_fn closes over, as in the training step",
                     stacklevel=4,
                 )

@@ -34,7 +34,7 @@ class Given(NamedTuple):
     params: Any
     batch: Any  # (x, targets)
     updates: Any
-    made_updates: Any  # as the optimizer made them; None: not given, since the difference of parameters is rounded
+    optimizer_updates: Any  # as the optimizer made them; None: not given, since the difference of parameters is rounded
     opt_state: Any
     opt_state_before: Any
     gradient: Any

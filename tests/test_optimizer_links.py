@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from catapult_jax import optimizer_links, preconditioner_from_state
 from catapult_jax.optimizer_links import like_params, links_of, values_at
 from tests.helpers_optimizers import PARAMS, gradient_of_step, run_steps
 
@@ -56,6 +57,27 @@ def test_links_of_groups_see_their_parameters():
     seen = [(link.name, link.on) for link in links]
     assert seen == [*((name, [0, 2, 3]) for name in ADAM), ("add_decayed_weights", [1]), ("identity", [1]), ("scale", [1])]
     assert [leaf.shape for leaf in links[0].leaves(links[0].after.mu)] == [(3,), (2,), (3,)]
+
+
+def test_links_of_lets_the_error_of_a_mask_through():
+    optimizer = optax.masked(optax.adam(0.1), lambda params: params["missing"])
+    state = optax.masked(optax.adam(0.1), {"a": True, "b": True}).init(PARAMS)
+
+    with pytest.raises(KeyError, match="missing"):
+        links_of(optimizer, PARAMS, None, state)
+
+
+def test_links_of_a_wrapper_with_other_arguments_is_the_wrapper(monkeypatch):
+    """As in a release of Optax in which the function has other arguments: no rule, not an error."""
+    other = optimizer_links._WRAPPERS["chain"]._replace(needs={"functions"})
+    monkeypatch.setitem(optimizer_links._WRAPPERS, "chain", other)
+    optimizer = optax.adam(0.1)
+
+    (link,) = links_of(optimizer, PARAMS, None, optimizer.init(PARAMS))
+
+    assert link.name == "chain"
+    reason = preconditioner_from_state(optimizer, PARAMS, None, optimizer.init(PARAMS)).reason
+    assert reason == "chain has no rule; use directional_critical_lr"
 
 
 RECEIVED = {

@@ -354,6 +354,10 @@ NO_RULES = {
         lambda: optax.lookahead(optax.sgd(0.1, momentum=0.9), 3, 0.5),
         "lookahead around an optimizer with momentum or clipping has no rule",
     ),
+    "clipping behind a link of its own kind": (
+        lambda: optax.chain(contrib.schedule_free(optax.sgd(0.1), 0.1), optax.clip_by_global_norm(1.0)),
+        "clip_by_global_norm behind a link that can't be repeated has no rule",
+    ),
     "masked": (
         lambda: optax.masked(optax.adam(0.1), {"a": True, "b": False}),
         "some parameters are masked and receive the gradient as it is; mask them with set_to_zero, too",

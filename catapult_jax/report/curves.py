@@ -143,7 +143,7 @@ def directional_figure(record: xarray.Dataset, settings: Settings) -> Figure:
     """Multiple of the update of each step at which the loss of the batch stops falling: below 1 the loss rises in this step.
 
     Args:
-      record: with ``directional_batch``. A step without a descent direction has no number.
+      record: with ``directional_batch``. A step without a descent direction is left out.
       settings: of the run.
 
     Returns:
