@@ -149,3 +149,14 @@ def test_trainer_refuses_data_of_another_number_of_members():
 
     with pytest.raises(ValueError, match=r"members.seed has 4 entries, the data are those of 2 members; allowed: one for each"):
         trainer.init(members((3, 5), (0.4, 0.8)))
+
+
+def test_make_trainer_refuses_an_optimizer_without_a_rule():
+    arrays = build()[1]
+    with pytest.raises(
+        ValueError, match=r"optimizer=.*lion.*: scale_by_lion normalises the update.*; allowed: an optimizer with a rule"
+    ):
+        make_trainer(
+            FCN(depth=2, width=8), arrays, loss="mse", optimizer=optax.lion, detector=detector(), instruments={},
+            schedule=schedules.following(optax.constant_schedule(1.0)),
+        )  # fmt: skip
