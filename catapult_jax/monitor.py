@@ -146,7 +146,8 @@ def watch(
     ``lr_over_critical``           above 1 the lr is critical                                                                standard
     ``loss_top``, ``loss_rest``    loss of the batch inside and outside of the top ``k`` eigenvectors; beyond ``mse`` the parts  full
                                    of half the Newton decrement, NaN where that is no measure of the loss
-    ``agop_alignment``             alignment of the AGOP on the probe with ``agop_reference``, or with the AGOP at ``init``  full
+    ``agop_alignment``             alignment of the AGOP on the probe with ``agop_reference``                                full
+    ``agop_alignment_to_start``    where none is given: with the AGOP at ``init``, so 1 as long as the features stay          full
     ``directional/LAYER``          ``directional`` of the update of one layer alone                                          layers
     =============================  ========================================================================================  ========
 
@@ -169,7 +170,7 @@ def watch(
       max_products: most products of a search, see :func:`catapult_jax.top_eigenpairs`.
       layers: True adds ``directional/LAYER``, one jvp for each layer; or a function from the path of a leaf to the name of its layer.
       probe: inputs for the AGOP, with ``full``; None: no AGOP.
-      agop_reference: rows of the input Jacobian of a reference on the probe, ``(r, d)``; None: those of the model at ``init``.
+      agop_reference: rows of the input Jacobian of a reference on the probe, ``(r, d)``; None: those of the model at ``init``, which only show how far the features moved.
       factor, horizon, smoothing: of the event detector, see :func:`catapult_jax.detector`. ``smoothing`` is for the noise of batches;
         None for full-batch descent.
       momentum: weight of the past in the optimizer's average of gradients, 0.9 for Adam; an exceedance counts for as long as it lasts.
@@ -303,6 +304,8 @@ def _measured(fixed: _Fixed, exact: bool, given: Given, carried: dict) -> tuple[
     outputs = fixed.apply_fn(given.params, given.batch[0]) if fixed.measures_lambda else jnp.zeros(0)
     now = Moment(given.params, None, given.batch, outputs, data, _rule(fixed, given), lr=given.lr, updates=given.updates)
     series, after = measure(_instruments(fixed, given.params, exact=exact), now, carried, jnp.int32(0), due=None)
+    if fixed.measures_agop and fixed.agop_reference is None:  # no reference of a better model: only how far the features moved
+        series["agop_alignment_to_start"] = series.pop("agop_alignment")
     loss = as_loss(fixed.loss)(fixed.apply_fn(given.params, given.batch[0]), given.batch[1])
     return scalars(series, given.lr, loss, split=fixed.preset == "full"), carried | after
 

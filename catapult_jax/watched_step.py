@@ -24,6 +24,7 @@ NAMES = {
     "loss_top": "loss_top",
     "loss_rest": "loss_rest",
     "agop_alignment": "agop_alignment",
+    "agop_alignment_to_start": "agop_alignment_to_start",
     "loss_of_watch": "loss_of_watch",
 }
 

@@ -115,7 +115,7 @@ def test_watch_splits_the_loss_and_follows_the_features():
         assert metrics[0]["catapult/loss_rest"] == pytest.approx(float(split.rest), rel=1e-3)
         expected = agop_alignment(input_jacobian(MODEL.apply, PARAMS, probe), reference)
         assert metrics[0]["catapult/agop_alignment"] == pytest.approx(float(expected), rel=1e-4)
-        aligned = of(from_start, "agop_alignment")
+        aligned = of(from_start, "agop_alignment_to_start")
         assert aligned[0] == pytest.approx(1, abs=1e-5) and aligned[1] < aligned[0]
 
 
