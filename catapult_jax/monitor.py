@@ -131,7 +131,7 @@ def watch(
     ``catapult/...``               what                                                                                      preset
     =============================  ========================================================================================  ========
     ``loss``, ``lr``               as given                                                                                  all
-    ``loss_of_watch``              the loss as the watch finds it; another one than ``loss`` means other params, batch or loss       all
+    ``loss_of_watch``              the loss as the watch finds it; if it differs from ``loss``: other params, batch or loss  all
     ``directional``                multiple of this update at which the loss of the batch stops falling; below 1 it rises,   all
                                    0: it rises at any size; NaN: the update changes nothing
     ``spike_score``                standard deviations above the last 128 losses; above 6 is a spike; NaN before step 128    all
@@ -144,10 +144,10 @@ def watch(
     ``critical_lr``                of the optimizer on this batch; NaN for one without a rule, and a warning says why;       standard
                                    NaN if ``gradient`` and ``updates`` are given and the updates are not those of the optimizer
     ``lr_over_critical``           above 1 the lr is critical                                                                standard
-    ``loss_top``, ``loss_rest``    loss of the batch inside and outside of the top ``k`` eigenvectors; beyond ``mse`` the parts  full
-                                   of half the Newton decrement, NaN where that is no measure of the loss
+    ``loss_top``, ``loss_rest``    loss of the batch inside and outside of the top ``k`` eigenvectors; beyond ``mse`` the    full
+                                   parts of half the Newton decrement, NaN where that is no measure of the loss
     ``agop_alignment``             alignment of the AGOP on the probe with ``agop_reference``                                full
-    ``agop_alignment_to_start``    where none is given: with the AGOP at ``init``, so 1 as long as the features stay          full
+    ``agop_alignment_to_start``    where none is given: with the AGOP at ``init``, so 1 as long as the features stay         full
     ``directional/LAYER``          ``directional`` of the update of one layer alone                                          layers
     =============================  ========================================================================================  ========
 
