@@ -6,19 +6,22 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NEURAL_TANGENTS := neural-tangents==0.6.5
 
-# A folder of .npz files, if there is one beside the checkout; see "Data" in README.md.
+# A folder of .npz files, if there is one beside the checkout; see docs/howto/data.md.
 ifndef CATAPULT_DATA_DIR
 ifneq ($(wildcard ../shared/data/*.npz),)
 export CATAPULT_DATA_DIR := $(abspath ../shared/data)
 endif
 endif
 
-.PHONY: help env run test soak lint bench clean
+.PHONY: help env run test test-matrix docs figures soak lint bench clean
 
 help:
 	@echo "make run    make the environment, then run configs/quickstart.py on embedded data (about a minute)"
 	@echo "make test   make the environment, then run the tests"
 	@echo "make env    only the environment, in $(VENV)"
+	@echo "make docs   the site, into docs/_build/html; runs every code cell that changed"
+	@echo "make figures  the pictures of docs/figures: runs every experiment that is not complete, for hours"
+	@echo "make test-matrix  the tests on Python 3.11 to 3.13, with the oldest and the newest JAX"
 	@echo "make soak   the long tests of reliability, into docs/soak.json"
 	@echo "make lint   ruff, and basedpyright on the library"
 	@echo "make bench  the benchmarks, into benchmarks/results"
@@ -30,7 +33,7 @@ $(READY): requirements.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; set PYTHON=/path/to/python3"; exit 1; }
 	@echo "making the environment in $(VENV) with $$($(PYTHON) --version)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test]" $(PINS)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(NEURAL_TANGENTS)
 	@touch $(READY)
 
@@ -41,6 +44,21 @@ run: $(READY)
 test: $(READY)
 	@echo "running the tests"
 	@$(BIN)/python -m pytest -n 2 --dist worksteal
+
+docs: $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	@$(BIN)/python -m sphinx -E -W --keep-going -q -b html docs docs/_build/html
+	@echo "site: docs/_build/html/index.html"
+
+figures: $(READY)
+	@$(BIN)/python -m experiments.schedules docs/figures/schedules.png
+	@$(BIN)/python -m experiments.claims --scale=cpu
+
+# Each row in an environment of its own: Python, and versions that replace those of requirements.txt.
+test-matrix:
+	@$(MAKE) test VENV=.venv-3.11 PYTHON=python3.11 PINS="jax==0.9.2"
+	@$(MAKE) test VENV=.venv-3.12 PYTHON=python3.12
+	@$(MAKE) test VENV=.venv-3.13 PYTHON=python3.13
 
 soak: $(READY)
 	@$(BIN)/python -m tests.programs.soak --write

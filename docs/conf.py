@@ -1,0 +1,48 @@
+"""The site: make docs."""
+
+import os
+from importlib.metadata import version as version_of
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+project = "catapult_jax"
+author = "The catapult_jax authors"
+project_copyright = "The catapult_jax authors, Apache 2.0"
+version = release = version_of("catapult_jax")
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "sphinx_design"]
+exclude_patterns = ["_build"]
+templates_path = ["_templates"]
+
+html_theme = "sphinx_book_theme"
+html_title = "catapult_jax"
+html_theme_options = {"show_toc_level": 2, "use_download_button": False, "use_fullscreen_button": False}
+html_copy_source = html_show_sourcelink = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+
+# Pages with code cells are executed, each in a temporary folder; unchanged ones come from the cache.
+nb_execution_mode = "cache"
+nb_execution_cache_path = os.path.join(os.path.dirname(__file__), "_build", "cells")
+nb_execution_in_temp = True
+nb_execution_timeout = 300
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_heading_anchors = 3
+
+# Docstrings: one page for each public name.
+autosummary_generate = True
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+napoleon_use_ivar = True
+# Pages of names that differ in case alone need files that differ otherwise, for file systems without case.
+autosummary_filename_map = {f"catapult_jax.{name}": f"catapult_jax.{name}_class" for name in ("Detector", "Directional", "Watch")}
+# Code cells import configs and experiments of this checkout, and look for data where its Makefile does.
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))
