@@ -215,6 +215,15 @@ def test_members_and_spikes_beyond_the_limits_are_named(tmp_path, monkeypatch):
     assert lines(figures(page)["events"])[0]["number"] == [0, -1]
 
 
+def test_a_divergence_goes_to_its_peak():
+    event = library_events.Event("divergence", 2, 4, -1, -1, 1.0, 1.0, float("inf"), float("inf"), *[0] * 6)
+
+    (row,) = traces.spike_rows([[event]], ["member 0"], 9)
+
+    assert (row["onset"], row["close"]) == (2, 4)
+    assert row["words"] == "member 0: divergence at steps 2 to 4, the loss is not finite"
+
+
 def test_open_spikes_and_dead_networks_are_hatched(tmp_path):
     loss = np.array([[1.0, 1.0, 4.0, 5.0, 6.0, 7.0], [2.0, 9.0, 9.0, 9.0, 9.0, 9.0]])
     data = record(loss, 1.5, np.array([[1.0] * 6, [1.0] + [np.inf] * 5]))

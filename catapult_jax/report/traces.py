@@ -205,7 +205,8 @@ def spike_rows(events: Sequence[Sequence[Event]], names: Sequence[str], last: in
     for m, event in sorted(pairs, key=lambda pair: (pair[0], pair[1].onset)):
         close, is_open = extent(event, last)
         until = f"{close}, open" if is_open else f"{close}"
-        words = f"{names[m]}: {event.kind} at steps {event.onset} to {until}, {number(event.peak_ratio)} times its level"
+        height = f"{number(event.peak_ratio)} times its level" if np.isfinite(event.peak_ratio) else "the loss is not finite"
+        words = f"{names[m]}: {event.kind} at steps {event.onset} to {until}, {height}"
         margin = max(5, (close - event.onset) // 2)
         places = {
             "onset": int(event.onset),
