@@ -1,4 +1,4 @@
-"""The report of a run, rebuilt from its directory alone: python -m experiments.report RUN_DIR."""
+"""The report of a run, rebuilt from its directory alone: python -m experiments.report RUN_DIR [--interactive]."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from catapult_jax import records
-from catapult_jax.report import figures
+from catapult_jax.report import figures, interactive
 from catapult_jax.report.analysis import event_rows
 from catapult_jax.report.members import until_diverged
 from catapult_jax.report.page import render
@@ -15,7 +15,7 @@ from experiments import directory
 from experiments.command_line import FIELDS_HELP
 from experiments.config import ConfigError, RunError, flat, testable
 from experiments.figures import DIRECTIONS_CAPTION, directions_figure
-from experiments.sections import Report, all_sections, verdict_line
+from experiments.sections import Report, all_sections, overview, verdict_line
 from experiments.values import CADENCES
 from experiments.verdicts import OF_RUN, Run, Verdict, of_run, read_run
 
@@ -25,11 +25,12 @@ def title_of(config: dict, about: dict) -> str:
     return f"{config['title']}: {config['model']['name'].upper()} on {about['data']['name']}"
 
 
-def build(run_dir: str | Path) -> list[Verdict]:
+def build(run_dir: str | Path, *, with_interactive: bool = False) -> list[Verdict]:
     """Writes events.jsonl, figures and report.html from the record of a run.
 
     Args:
       run_dir: directory of the run.
+      with_interactive: whether to write interactive.html too.
 
     Returns:
       The verdicts.
@@ -37,7 +38,10 @@ def build(run_dir: str | Path) -> list[Verdict]:
     Raises:
       FileNotFoundError: no run there.
       ConfigError: a run without a step on record.
+      ImportError: the interactive page is asked for, and its extra is not installed.
     """
+    if with_interactive:
+        interactive.needs_bokeh()
     run_dir = Path(run_dir)
     record = records.open_record(run_dir).load()
     if not record.sizes["step"]:
@@ -50,6 +54,8 @@ def build(run_dir: str | Path) -> list[Verdict]:
     verdicts = [of_run(name, run) for name in config["claims"] if name in OF_RUN]
     report = Report(run, about, untested, verdicts, _write_figures(run, title, run_dir))
     records.write_text(run_dir / "report.html", render(title, all_sections(report)))
+    if with_interactive:
+        interactive.write_page(run.record, run.settings, events, overview(report), title=title, folder=run_dir)
     return verdicts
 
 
@@ -84,23 +90,28 @@ def _with_cadences(config: dict[str, Any], about: dict[str, Any]) -> tuple[dict[
 def main(argv: list[str]) -> int:
     """Writes the report of a run; returns the exit status."""
     if set(argv[1:]) & {"-h", "--help"}:
-        print(f"{__doc__.strip()}\n\nRUN_DIR: directory of a run (--workdir of experiments.main). {FIELDS_HELP}")
+        print(
+            f"{__doc__.strip()}\n\nRUN_DIR: directory of a run (--workdir of experiments.main). --interactive: interactive.html too, "
+            f"in which you zoom, choose members and read values. {FIELDS_HELP}"
+        )
         return 0
+    is_asked, argv = "--interactive" in argv, [argument for argument in argv if argument != "--interactive"]
     if len(argv) != 2:
-        print("usage: python -m experiments.report RUN_DIR", file=sys.stderr)
+        print("usage: python -m experiments.report RUN_DIR [--interactive]", file=sys.stderr)
         return 2
     argv = [argv[0], str(Path(argv[1]).expanduser())]
     try:
         if not Path(argv[1], "run.json").is_file():
             raise FileNotFoundError(f"no run in {argv[1]}")
         with directory.lock(Path(argv[1])), directory.explain_write_errors(Path(argv[1])):
-            verdicts = build(argv[1])
-    except (FileNotFoundError, ConfigError, RunError, records.DamagedFile) as error:
+            verdicts = build(argv[1], with_interactive=is_asked)
+    except (FileNotFoundError, ConfigError, RunError, ImportError, records.DamagedFile) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for line in verdict_lines(argv[1], verdicts):
         print(line)
-    print(f"wrote {Path(argv[1]) / 'report.html'}")
+    for name in ["report.html", *(["interactive.html"] if is_asked else [])]:
+        print(f"wrote {Path(argv[1]) / name}")
     return 0
 
 

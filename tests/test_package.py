@@ -67,7 +67,7 @@ print(catapult_jax.report.build_report(record, title="mine", folder=tempfile.mkd
         [sys.executable, "-c", code.format(blocked=blocked)], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
 
-    programs = run("experiments", "configs", "ml_collections", "tensorflow_datasets", "sklearn", "tqdm", "frozendict")
+    programs = run("bokeh", "experiments", "configs", "ml_collections", "tensorflow_datasets", "sklearn", "tqdm", "frozendict")
     without = run("jinja2")
 
     assert programs.stdout.strip() == "report.html", programs.stderr

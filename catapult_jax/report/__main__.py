@@ -1,4 +1,4 @@
-"""``python -m catapult_jax.report DIR``: figures and one page from what a :class:`catapult_jax.Recorder` wrote."""
+"""``python -m catapult_jax.report DIR [--interactive]``: figures and pages from what a :class:`catapult_jax.Recorder` wrote."""
 
 from __future__ import annotations
 
@@ -9,30 +9,38 @@ from catapult_jax import records
 
 try:
     from catapult_jax.report.build import build_report
+    from catapult_jax.report.interactive import build_interactive, needs_bokeh
     from catapult_jax.report.members import Settings
 except ImportError as missing:
     raise SystemExit(
         f"error: the report needs {missing.name}; allowed: catapult_jax installed with its extra 'report'"
     ) from missing
 
-_USAGE = "usage: python -m catapult_jax.report DIR, the directory of a catapult_jax.Recorder"
+_USAGE = "usage: python -m catapult_jax.report DIR [--interactive], the directory of a catapult_jax.Recorder"
 
 
 def main(arguments: list[str]) -> Path:
     """Builds the report of a directory.
 
     Args:
-      arguments: the directory, and nothing else.
+      arguments: the directory, and ``--interactive`` for the interactive page beside the report.
 
     Returns:
-      The path of the page.
+      The path of the page; with ``--interactive`` that of the interactive one.
 
     Raises:
-      SystemExit: no directory, or one without such a record.
+      SystemExit: no directory, one without such a record, or an extra that is missing.
     """
-    if len(arguments) != 1 or arguments[0] in ("-h", "--help"):
+    interactive = "--interactive" in arguments
+    places = [argument for argument in arguments if argument != "--interactive"]
+    if len(places) != 1 or places[0].startswith("-"):
         raise SystemExit(_USAGE)
-    folder = Path(arguments[0])
+    if interactive:
+        try:
+            needs_bokeh()
+        except ImportError as missing:
+            raise SystemExit(f"error: {missing}") from missing
+    folder = Path(places[0])
     try:
         watch, record = records.read_json(folder / records.WATCH)["watch"], records.open_record(folder)
     except FileNotFoundError as error:
@@ -43,7 +51,8 @@ def main(arguments: list[str]) -> Path:
         raise SystemExit(f"error: the record in {folder} has no steps yet; allowed: after the first flush")
     names = ("factor", "horizon", "smoothing", "momentum")
     settings = Settings(**{name: watch[name] for name in names}, top_k=watch["k"])
-    return build_report(record, settings, title=folder.name, folder=folder)
+    page = build_report(record, settings, title=folder.name, folder=folder)
+    return build_interactive(record, settings, title=folder.name, folder=folder) if interactive else page
 
 
 if __name__ == "__main__":

@@ -42,11 +42,7 @@ def build_report(record: xarray.Dataset, settings: Settings | None = None, *, ti
     ...     sorted(path.name for path in page.parent.iterdir())
     ['events.jsonl', 'events.jsonl.sha256', 'figures', 'report.html']
     """
-    for axis in ("member", "step"):
-        if not record.sizes.get(axis, 0):
-            raise ValueError(f"record.sizes={dict(record.sizes)!r}; allowed: one {axis} or more")
-    settings, folder = settings or Settings(), Path(folder)
-    record = until_diverged(record.compute())
+    settings, folder, record = settings or Settings(), Path(folder), prepared(record)
     events = run_events(record, settings)
     folder.mkdir(parents=True, exist_ok=True)
     records.write_json_lines(folder / "events.jsonl", event_rows(record, settings, events))
@@ -54,3 +50,25 @@ def build_report(record: xarray.Dataset, settings: Settings | None = None, *, ti
     page = folder / "report.html"
     records.write_text(page, render(title, all_sections(record, settings, events, files)))
     return page
+
+
+def prepared(record: xarray.Dataset) -> xarray.Dataset:
+    """A record in memory, without what comes after a divergence.
+
+    Args:
+      record: series over (member, step).
+
+    Returns:
+      The record.
+
+    Raises:
+      ValueError: no members or no steps.
+
+    >>> import xarray
+    >>> prepared(xarray.Dataset({"loss_train": (("member", "step"), [[1.0, 3.0]])})).sizes["step"]
+    2
+    """
+    for axis in ("member", "step"):
+        if not record.sizes.get(axis, 0):
+            raise ValueError(f"record.sizes={dict(record.sizes)!r}; allowed: one {axis} or more")
+    return until_diverged(record.compute())

@@ -210,11 +210,22 @@ def render(title: str, sections: Iterable[Section]) -> str:
     >>> "<h1>a &lt; b</h1>" in render("a < b", [Section("", [text("words")])])
     True
     """
-    return _template().render(title=title, sections=[section for section in sections if section.blocks])
+    return template("page.html").render(title=title, sections=[section for section in sections if section.blocks])
 
 
 @functools.cache
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """A template of this folder, which escapes everything that it is given.
+
+    Args:
+      name: of the file.
+
+    Returns:
+      The template.
+
+    >>> template("page.html").name
+    'page.html'
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -222,4 +233,4 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html")
+    return environment.get_template(name)

@@ -225,10 +225,8 @@ def mark_events(
     end, bars = int(record.step[-1]), {}
     for row, m in enumerate(members):
         for event in events[m]:
-            kind = str(event.kind)
-            is_open = event.end < 0 and kind not in ("divergence", "death")
-            close = end if is_open else event.end if event.end >= 0 else event.peak
-            bars.setdefault((kind, is_open), []).append((row, int(event.onset), int(close)))
+            close, is_open = extent(event, end)
+            bars.setdefault((str(event.kind), is_open), []).append((row, int(event.onset), close))
         if dead[m] >= 0:
             bars.setdefault(("dead from here", False), []).append((row, int(dead[m]), end))
     for (kind, is_open), places in sorted(bars.items(), key=lambda bar: (list(BARS).index(bar[0][0]), bar[0][1])):
@@ -245,6 +243,23 @@ def mark_events(
         rows, steps = np.nonzero(np.diff(record["stage"].values[members], axis=1) > 0)
         if len(rows):
             strip.plot(record.step.values[steps + 1], rows + 0.5, color=BLACK, ls="", marker="|", ms=4, label="lr raised")
+
+
+def extent(event: Event, last: int) -> tuple[int, bool]:
+    """Where the bar of an event ends.
+
+    Args:
+      event: one event.
+      last: step of the record.
+
+    Returns:
+      The step, and whether the spike is still open there. A divergence or a death that never closes ends at its peak.
+
+    >>> extent(Event("catapult", 3, 4, -1, *[0] * 11), 9), extent(Event("death", 3, 4, -1, *[0] * 11), 9)
+    ((9, True), (4, False))
+    """
+    is_open = event.end < 0 and str(event.kind) not in ("divergence", "death")
+    return int(last if is_open else event.end if event.end >= 0 else event.peak), bool(is_open)
 
 
 class _PlainLabels(LogFormatter):
