@@ -42,7 +42,9 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 # Pages of names that differ in case alone need files that differ otherwise, for file systems without case.
-autosummary_filename_map = {f"catapult_jax.{name}": f"catapult_jax.{name}_class" for name in ("Detector", "Directional", "Watch")}
+autosummary_filename_map = {
+    f"catapult_jax.{name}": f"catapult_jax.{name}_class" for name in ("Detector", "Directional", "Watch")
+}
 # Code cells import configs and experiments of this checkout, and look for data where its Makefile does.
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))

@@ -1,4 +1,4 @@
-"""Pages: what they name exists, and their code runs."""
+"""Pages: what they name exists, and their code runs. The code cells of the site run when it is built: ``make docs``."""
 
 import re
 import subprocess
@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 
+import catapult_jax
 from configs import quickstart
 from experiments import main
+from experiments.catalogue import load
+from experiments.config import flat
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+CODE = [page for page in PAGES if "```python" in page.read_text()]
 
 
 def test_names_of_tests_on_pages_exist():
@@ -32,7 +36,7 @@ def test_files_on_pages_exist():
             assert (ROOT / path).exists() or path.startswith(("runs/", "benchmarks/results")), (page.name, path)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", CODE, ids=lambda page: page.name)
 def test_code_on_a_page_runs(page, tmp_path, plain_figures):
     """Its blocks one after the other, as a reader would type them, beside the run that README makes."""
     code = "\n".join(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL))
@@ -40,3 +44,25 @@ def test_code_on_a_page_runs(page, tmp_path, plain_figures):
         main.run(quickstart.get_config("smoke"), tmp_path / "runs" / "mine")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_reference_lists_every_public_name():
+    listed = set(re.findall(r"^   (\w+)$", (ROOT / "docs/reference.rst").read_text(), re.MULTILINE))
+    assert set(catapult_jax.__all__) - {"__version__"} <= listed
+
+
+def test_commands_on_pages_name_configs_variants_and_fields_that_exist():
+    pages = [*PAGES, *sorted((ROOT / "docs").glob("*/*.md"))]
+    lines = [
+        (page, line)
+        for page in pages
+        for line in re.findall(r"^.*python -m experiments.*--config=configs/.*$", page.read_text(), re.M)
+    ]
+    assert len(lines) > 30
+    for page, line in lines:
+        name, variant = re.search(r"--config=configs/(\w+)\.py(?::([\w,]*\w))?", line).groups()
+        if name == "NAME":
+            continue
+        config = load(name, variant or "")
+        unknown = set(re.findall(r"--config\.([\w.]+)=", line)) - set(flat(config))
+        assert not unknown, (page.name, line, unknown)
