@@ -46,13 +46,16 @@ def test_tangent_kernel_by_jacobians_agrees(name):
     assert relative_error(kernel, explicit_kernel(apply_fn, params, x)) <= 1e-5
 
 
-def test_tangent_kernel_structured_names_a_tied_embedding():
-    apply_fn, params, x = build("tied embedding")
-    with pytest.raises(ValueError, match=re.escape("no rule for parameters ['Embed_0']['embedding']; allowed")):
-        tangent_kernel(apply_fn, params, x, method="structured")
+def test_tangent_kernel_structured_names_a_weight_in_two_orders():
+    """The orders are neither the same nor transposed."""
+    two_orders = lambda p, x: jnp.tanh(x @ p["w"]) @ p["w"].reshape(2, 6)
+    with pytest.raises(ValueError, match=re.escape("no rule for parameters ['w']; allowed")):
+        tangent_kernel(two_orders, {"w": jnp.ones((6, 2))}, jnp.ones((3, 6)), method="structured")
 
 
-@pytest.mark.parametrize("name", ["fcn bias, ten outputs", "attention and norms", "cnn strided, average, outputs", "embedding"])
+@pytest.mark.parametrize(
+    "name", ["fcn bias, ten outputs", "attention and norms", "cnn strided, average, outputs", "embedding", "tied embedding"]
+)
 def test_tangent_kernel_with_cotangents_and_preconditioner(name):
     """C^T J P^-1 J^T C against the explicit Jacobian, whole and in chunks that do not divide the batch."""
     apply_fn, params, x = build(name)
@@ -101,7 +104,7 @@ def test_kernel_and_pullback_agrees_with_jacobian(name):
     assert relative_error(ravel_pytree(gradient)[0], a.reshape(-1) @ combined) <= 1e-5
 
 
-@pytest.mark.parametrize("name", ["fcn bias, ten outputs", "embedding", "cnn strided, average, outputs"])
+@pytest.mark.parametrize("name", ["fcn bias, ten outputs", "embedding", "tied embedding", "cnn strided, average, outputs"])
 def test_tangent_kernel_on_a_mesh(name):
     """Eight and four devices give what one device gives."""
     apply_fn, params, x = build(name)
@@ -117,7 +120,7 @@ def test_tangent_kernel_on_a_mesh(name):
         assert relative_error(kernel, oracle) <= 1e-5
 
 
-@pytest.mark.parametrize("name", ["fcn", "cnn", "dense over axes, twice"])
+@pytest.mark.parametrize("name", ["fcn", "cnn", "dense over axes, twice", "tied embedding"])
 def test_tangent_kernel_under_jit_vmap_and_scan(name):
     apply_fn, params, x = build(name)
     several = jax.tree.map(lambda a: jnp.stack([a, 2 * a, -a]), params)

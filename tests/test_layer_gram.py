@@ -31,9 +31,9 @@ def test_weight_gram_orders(monkeypatch, shape, expected, same):
     keys = jax.random.split(jax.random.key(0), 4)
     left = jax.random.normal(keys[0], (a, p, g, m)), jax.random.normal(keys[1], (a, r, p, g, c))
     right = left if same else (jax.random.normal(keys[2], (b, p, g, m)), jax.random.normal(keys[3], (b, r, p, g, c)))
-    orders, by_gradients, by_pairs = [], layer_gram._by_gradients, layer_gram._by_pairs
+    orders, by_gradients, by_pairs = [], layer_gram.gram_of_gradients, layer_gram._by_pairs
     monkeypatch.setattr(
-        layer_gram, "_by_gradients", lambda *args, **kw: orders.append("gradients") or by_gradients(*args, **kw)
+        layer_gram, "gram_of_gradients", lambda *args, **kw: orders.append("gradients") or by_gradients(*args, **kw)
     )
     pairs = lambda *args, **kw: orders.append("outer first" if kw["outer_first"] else "outer last") or by_pairs(*args, **kw)
     monkeypatch.setattr(layer_gram, "_by_pairs", pairs)

@@ -165,7 +165,9 @@ def test_exact_critical_lr_of_every_loss(case):
     assert float(critical_lr(apply_fn, params, batch, loss=loss)) == pytest.approx(truth, rel=2e-4)
 
 
-@pytest.mark.parametrize("case", ["soft targets", "logistic of several labels", "weighted examples"])
+@pytest.mark.parametrize(
+    "case", ["soft targets", "logistic of several labels", "weighted examples", "masked tokens, label smoothing"]
+)
 def test_weighted_kernel_and_gradient_of_positions(case):
     apply_fn, params, batch, loss = CASES[case]
     truth = truth_of(case)

@@ -21,7 +21,8 @@ from catapult_jax.tangent.coupling import refuse_coupled_examples
 from catapult_jax.tangent.inverse_map import InverseMap
 from catapult_jax.tangent.layer_gram import weight_gram
 from catapult_jax.tangent.placement import placed_by_compiler
-from catapult_jax.tangent.uses import Plan, Use, outputs_and_inputs, plan
+from catapult_jax.tangent.tied_gram import rows_of_uses, tied_gram
+from catapult_jax.tangent.uses import Plan, outputs_and_inputs, plan
 from catapult_jax.xla import (
     ORDERED_NUMBERS,
     SLOW_JACOBIAN_ENTRIES,
@@ -59,8 +60,9 @@ def tangent_kernel(
     ``D`` are the derivatives of the outputs in its pre-activations. One forward and one backward pass give both. A
     layer that is applied once per example needs no weight gradients: ``K_l = (H H^T) * (D D^T)``. These layers are
     found in the traced program: products, convolutions and lookups of which a parameter is one operand, whatever
-    library wrote them. A parameter is covered only if nothing else in the program uses it. Every other parameter is
-    taken by its per-example Jacobian, so the kernel is exact for any model.
+    library wrote them. A parameter is covered only if nothing else in the program uses it, and any two uses take the
+    same entries, in one order or transposed (tied embeddings), or have none in common. Every other parameter is taken
+    by its per-example Jacobian, so the kernel is exact for any model.
 
     Matrix products run at the highest precision, whatever the default is. Call it under ``jax.jit``.
 
@@ -162,7 +164,9 @@ def describe_method(apply_fn: Callable, params: PyTree, x: PyTree) -> str:
     Returns:
       The number of parameters per method, and the names of the first three that need Jacobians.
 
-    >>> describe_method(lambda w, x: x @ w @ w.T, jnp.zeros((2, 2)), jnp.zeros((1, 2)))  # used twice, in two layouts
+    >>> describe_method(lambda w, x: x @ w @ w.T, jnp.zeros((2, 2)), jnp.zeros((1, 2)))  # used twice, once transposed
+    '1 of 1 parameters layer by layer, 0 by per-example Jacobians'
+    >>> describe_method(lambda w, x: x @ w @ w[::-1], jnp.zeros((2, 2)), jnp.zeros((1, 2)))  # in two other orders
     '0 of 1 parameters layer by layer, 1 by per-example Jacobians (all of them)'
     """
     return _describe(plan(apply_fn, params, x), params)
@@ -183,8 +187,8 @@ def _announce(found: Plan, params) -> None:
     rest = sum(size for i, size in enumerate(sizes) if i not in found.covered | found.entrywise)
     if rest > SLOW_JACOBIAN_ENTRIES:
         warnings.warn(
-            f"tangent_kernel: method='auto' takes {text}. This can be a hundred times slower; parameters that enter one product, "
-            "convolution or lookup are fast",
+            f"tangent_kernel: method='auto' takes {text}. This can be a hundred times slower; parameters that enter products, "
+            "convolutions or lookups alone, in one order of their entries or transposed, are fast",
             stacklevel=3,
         )
 
@@ -314,9 +318,9 @@ def _kernel_block(found: Plan, leaves: list, scales: list | None, left: _Derivat
     (a, r), b = first.shape[:2], len(right.outputs)
     dtype = at_least_float32(first.dtype)
     scales = None if scales is None else [scale.astype(dtype) for scale in scales]
-    uses_of: dict[tuple, list[int]] = {}  # leaf and layout -> the numbers of the uses
+    uses_of: dict[tuple, dict[bool, list[int]]] = {}  # leaf and layout -> the numbers of the uses, straight and turned
     for i, use in enumerate(found.uses):
-        uses_of.setdefault((use.leaf, use.layout), []).append(i)
+        uses_of.setdefault((use.leaf, use.layout), {}).setdefault(use.is_turned, []).append(i)
 
     def gram(leaf: int):
         """Gram matrix of the per-example gradients of a leaf."""
@@ -332,31 +336,20 @@ def _kernel_block(found: Plan, leaves: list, scales: list | None, left: _Derivat
         return [side.inputs[i] for i in numbers], jnp.concatenate(taps, 2)
 
     total = jnp.zeros((a * r, b * r), dtype)
-    for (leaf, _), numbers in reversed(uses_of.items()):  # in the order of the backward pass
-        uses = [found.uses[i] for i in numbers]
-        rows_of = partial(_rows, uses, dtype)
-        left_factors = factors(left, numbers)
-        if jax.eval_shape(rows_of, left_factors[0]).size > ORDERED_NUMBERS:
+    for (leaf, _), orders in reversed(uses_of.items()):  # in the order of the backward pass
+        rows = [rows_of_uses([found.uses[i] for i in numbers], dtype) for numbers in orders.values()]
+        left_factors = [factors(left, numbers) for numbers in orders.values()]
+        if sum(jax.eval_shape(each.of, h).size for each, (h, _) in zip(rows, left_factors, strict=True)) > ORDERED_NUMBERS:
             left_factors = after(total, left_factors)  # one layer after the other, in the same memory
-        right_factors = left_factors if same else factors(right, numbers)
-        scale = None if scales is None else uses[0].weights(scales[leaf])
-        total += weight_gram(left_factors, right_factors, rows_of, _row_products(uses, dtype), scale, same=same)
+        right_factors = left_factors if same else [factors(right, numbers) for numbers in orders.values()]
+        scale = None if scales is None else found.uses[orders[False][0]].weights(scales[leaf])
+        if len(rows) == 2:
+            total += tied_gram(left_factors, right_factors, rows, scale, same=same)
+        else:
+            total += weight_gram(*left_factors, *right_factors, rows[0].of, rows[0].products, scale, same=same)
     for leaf in left.live:
         total += gram(leaf)
     return total
-
-
-def _rows(uses: list[Use], dtype, inputs: list):
-    """Rows ``(n, p, g, m)`` of all uses of one weight."""
-    return jnp.concatenate([use.layer.rows(h).astype(dtype) for use, h in zip(uses, inputs, strict=True)], 1)
-
-
-def _row_products(uses: list[Use], dtype) -> Callable | None:
-    """Cheap inner products of rows, if the layer has them and the weight has one use: there are none between two uses."""
-    if len(uses) > 1 or (products := uses[0].layer.products) is None:
-        return None
-    floating = lambda h: h.astype(dtype) if jnp.issubdtype(h.dtype, jnp.floating) else h
-    return lambda inputs, others: products(floating(inputs[0]), floating(others[0]))
 
 
 # ---- the kernel of many examples, from blocks

@@ -24,6 +24,8 @@ class Layer(NamedTuple):
     layout: str  # tells from another order of the entries
     # (a, ...), (b, ...) -> (a, p, b, p): inner products of the rows, where these cost less than the rows; or None
     products: Callable | None = None
+    # (a, ...), (b, r, q, 1, m) -> (a, p, b, r, q): inner products of the rows with vectors, where these cost less than the rows
+    along: Callable | None = None
 
 
 def _product(eqn, i: int) -> Layer:
@@ -73,11 +75,16 @@ def _lookup(eqn, i: int) -> Layer | None:
         same = (ids[:, :, None, None] == others) & ((ids >= 0) & (ids < size))[:, :, None, None]
         return same.astype(table.dtype)
 
+    def along(ids, vectors):
+        ids, of_id = places(ids), jnp.moveaxis(vectors[..., 0, :], -1, 0)
+        is_inside = ((ids >= 0) & (ids < size))[:, :, None, None, None]
+        return jnp.where(is_inside, of_id[jnp.clip(ids, 0, size - 1)], 0)
+
     def by_place(d):
         d = jnp.transpose(d, (0, 1, *(a + 2 for a in (*rest, *numbers.offset_dims))))
         return d.reshape(*d.shape[:2], p, 1, c)
 
-    return Layer(rows, by_place, lambda w: w.reshape(size, 1, c), "lookup", products)
+    return Layer(rows, by_place, lambda w: w.reshape(size, 1, c), "lookup", products, along)
 
 
 def _convolution(eqn, i: int) -> Layer | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,7 +42,7 @@ class Use(NamedTuple):
     """An equation that is linear in a parameter, and in which no other parameter enters directly."""
 
     leaf: int  # number of the parameter among the leaves of params
-    layout: tuple  # two uses of a parameter with equal layouts have gradients with their entries in the same order
+    layout: tuple  # uses of a parameter with equal layouts have gradients with the same entries, in one order or transposed
     region: tuple  # see :class:`View`
     shape: tuple[int, ...]  # of the pre-activations of one example
     dtype: np.dtype  # of the pre-activations
@@ -50,6 +51,7 @@ class Use(NamedTuple):
     linear: Callable  # (parameter, inputs) -> pre-activations, without the factor of the view
     scan: int = -1  # number of the scan that the equation is in, among those that parameters enter; -1: in none
     inner: Use | None = None  # the use in the body of that scan; there, ``leaf`` is the number of the operand of the scan
+    is_turned: bool = False  # the entries of its gradients are those of the first use of the same layout, transposed
 
 
 class Plan(NamedTuple):
@@ -102,13 +104,41 @@ def plan(apply_fn: Callable, params: PyTree, x: PyTree) -> Plan:
     scalars = {i for i, shape in enumerate(shapes) if not shape.ndim}  # they are no views
     vectors = {i for i, shape in enumerate(shapes) if shape.ndim < 2}
     entrywise |= scalars
-    layouts: dict[int, dict] = {}
+    uses_of: dict[int, list[Use]] = {}
     for use in uses:
-        layouts.setdefault(use.leaf, {})[use.layout] = use.region
-    unused = frozenset(range(len(shapes))) - layouts.keys() - entrywise - other
-    covered = {leaf for leaf, regions in layouts.items() if _are_disjoint([*regions.values()])} - entrywise - other
-    entrywise = (entrywise - other - layouts.keys()) | (vectors - unused - covered)
-    return Plan(program, tuple(use for use in uses if use.leaf in covered), unused | covered, frozenset(entrywise))
+        uses_of.setdefault(use.leaf, []).append(use)
+    layouts = {leaf: _layouts(own, shapes[leaf].shape) for leaf, own in uses_of.items() if leaf not in entrywise | other}
+    unused = frozenset(range(len(shapes))) - uses_of.keys() - entrywise - other
+    covered = {leaf for leaf, names in layouts.items() if names is not None}
+    entrywise = (entrywise - other - uses_of.keys()) | (vectors - unused - covered)
+    covering = [use._replace(**(layouts[use.leaf] or {})[use.layout]) for use in uses if use.leaf in covered]
+    return Plan(program, tuple(covering), unused | covered, frozenset(entrywise))
+
+
+def _layouts(uses: Sequence[Use], shape: tuple[int, ...]) -> dict[tuple, dict[str, Any]] | None:
+    """Layout of a use of one parameter -> its name in the plan, one for all uses that take the same entries.
+
+    None: two uses have entries in common, and are not all of the same in one order or transposed.
+    """
+    firsts = {use.layout: use for use in reversed(uses)}
+    firsts = {use.layout: firsts[use.layout] for use in uses}  # in the order of the program
+    if _are_disjoint([use.region for use in firsts.values()]):
+        return {layout: {} for layout in firsts}
+    # The numbers of the entries take a few times the memory of the parameter, while it is planned.
+    with jax.ensure_compile_time_eval():
+        numbers = lambda: lax.iota(np.uint32, math.prod(shape)).reshape(shape)
+        entries = {layout: np.asarray(use.weights(numbers())) for layout, use in firsts.items()}
+    named: dict[tuple, dict[str, Any]] = {}
+    for layout, own in entries.items():
+        for known in [known for known, name in named.items() if not name]:
+            is_same = np.array_equal(own, entries[known])
+            if is_same or np.array_equal(own.T, entries[known]):
+                named[layout] = {"layout": known, "is_turned": not is_same}
+                break
+            if np.isin(own, entries[known]).any():
+                return None
+        named.setdefault(layout, {})
+    return named
 
 
 def outputs_and_inputs(
