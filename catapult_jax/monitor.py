@@ -103,6 +103,7 @@ def watch(
     max_products: int | None = None,
     layers: bool | Callable[[str], str] = False,
     probe: PyTree | None = None,
+    probe_batch: tuple[PyTree, PyTree] | None = None,
     agop_reference: Float[Array, "r d"] | None = None,
     factor: float = 1.5,
     horizon: int = 1000,
@@ -149,6 +150,7 @@ def watch(
     ``agop_alignment``             alignment of the AGOP on the probe with ``agop_reference``                                full
     ``agop_alignment_to_start``    where none is given: with the AGOP at ``init``, so 1 as long as the features stay         full
     ``directional/LAYER``          ``directional`` of the update of one layer alone                                          layers
+    ``directional_probe``          ``directional`` on ``probe_batch``: below 1 the loss of these examples rises              with it
     =============================  ========================================================================================  ========
 
     Where ``every`` is above 1 and ``due`` is None, the measurements are inside of a loop of at most one turn, which also ``vmap`` skips
@@ -170,6 +172,8 @@ def watch(
       max_products: most products of a search, see :func:`catapult_jax.top_eigenpairs`.
       layers: True adds ``directional/LAYER``, one jvp for each layer; or a function from the path of a leaf to the name of its layer.
       probe: inputs for the AGOP, with ``full``; None: no AGOP.
+      probe_batch: examples ``(x, targets)`` that stay the same, for ``directional_probe``; None: none. With the whole training set, or a part
+        of it, the answer is that of the training loss.
       agop_reference: rows of the input Jacobian of a reference on the probe, ``(r, d)``; None: those of the model at ``init``, which only show how far the features moved.
       factor, horizon, smoothing: of the event detector, see :func:`catapult_jax.detector`. ``smoothing`` is for the noise of batches;
         None for full-batch descent.
@@ -198,7 +202,20 @@ def watch(
     )
     k = k or (5 if preset == "full" else 1)
     fixed = _Fixed(
-        apply_fn, loss, optimizer, every, preset, method, k, tol, max_products, layers, probe, agop_reference, detector
+        apply_fn,
+        loss,
+        optimizer,
+        every,
+        preset,
+        method,
+        k,
+        tol,
+        max_products,
+        layers,
+        probe,
+        probe_batch,
+        agop_reference,
+        detector,
     )
     settings = WatchSettings(preset, method, every, k, factor, horizon, smoothing, momentum)
     return Watch(partial(_init, fixed), partial(_update, fixed), partial(_events, detector), settings)
@@ -218,6 +235,7 @@ class _Fixed(NamedTuple):
     max_products: int | None
     layers: bool | Callable[[str], str]
     probe: Any
+    probe_batch: Any
     agop_reference: Any
     detector: Detector
 
@@ -321,6 +339,8 @@ def _instruments(fixed: _Fixed, params: PyTree, *, exact: bool) -> dict[str, Ins
         chosen["matrix_free"] = instruments.lambda_max_batch_matrix_free(apply_fn, **every, k=fixed.k, **search)
     if fixed.measures_agop:
         chosen["agop"] = instruments.agop_alignment(apply_fn, every=1, size=len(jax.tree.leaves(fixed.probe)[0]))
+    if fixed.probe_batch is not None:
+        chosen["probe"] = directional_instruments.directional_probe(apply_fn, fixed.probe_batch, **every)
     if fixed.layers:
         name_of = fixed.layers if callable(fixed.layers) else None
         chosen["layers"] = directional_instruments.directional_layers(apply_fn, params, **every, layer=name_of)

@@ -17,6 +17,7 @@ NAMES = {
     "loss_batch": "loss",
     "lr": "lr",
     "directional_batch": "directional",
+    "directional_probe": "directional_probe",
     "critical_lr_batch": "critical_lr",
     "lambda_max_batch": "lambda_max",
     "lambda_max_batch_bound": "lambda_max_bound",

@@ -173,6 +173,20 @@ def test_watch_of_layers():
         assert m[f"catapult/directional/{name}"] == pytest.approx(float(step.multiple), rel=1e-4)
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0], ids=["falls", "rises"])
+def test_watch_says_what_a_step_does_to_a_probe(sign):
+    """The update is that of another batch. With the other sign of the targets it raises the loss of the probe at any size."""
+    tx, probe = optax.sgd(0.3), (X[12:], sign * Y[12:])
+    _, _, (m, *_) = run(tx, watch(MODEL.apply, loss="mse", optimizer=tx, preset="economy", probe_batch=probe), 1)
+
+    D = jax.tree.map(lambda g: -0.3 * g, jax.grad(loss_of)(PARAMS, BATCHES[0]))
+    slope = jax.jvp(lambda p: loss_of(p, probe), (PARAMS,), (D,))[1]
+    along = jax.jvp(lambda p: MODEL.apply(p, probe[0]), (PARAMS,), (D,))[1]
+    multiple = -2 * slope / (2 * jnp.sum(along**2) / 12) if slope < 0 else 0.0
+    assert (slope < 0) == (sign > 0)
+    assert m["catapult/directional_probe"] == pytest.approx(float(multiple), rel=1e-4)
+
+
 def test_watch_of_a_list_of_batches_is_that_of_their_union():
     tx = optax.sgd(0.3)
     watching = watch(MODEL.apply, loss="mse", optimizer=tx)

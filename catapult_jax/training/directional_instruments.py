@@ -1,4 +1,4 @@
-"""Instruments of the directional critical lr: on the batch, on the training set, for each layer."""
+"""Instruments of the directional critical lr: on the batch, on a probe, on the training set, for each layer."""
 
 from __future__ import annotations
 
@@ -30,6 +30,29 @@ def directional_batch(apply_fn: Callable, *, loss: str, every: int) -> Instrumen
         return {"directional_batch": directional_critical_lr(apply_fn, now.params, now.batch, now.updates, loss=loss).multiple}
 
     return Instrument(("directional_batch",), every, measure, after_update=True)
+
+
+def directional_probe(apply_fn: Callable, probe: tuple[Any, Any], *, loss: str, every: int) -> Instrument:
+    """As :func:`directional_batch`, on examples that stay the same: below 1 their loss rises.
+
+    Cost: one jvp of the probe.
+
+    Args:
+      apply_fn: ``(params, x) -> outputs``.
+      probe: ``(x, targets)``.
+      loss: name of the loss.
+      every: cadence in steps.
+
+    Returns:
+      The instrument.
+
+    Source: :func:`catapult_jax.directional_critical_lr`.
+    """
+
+    def measure(now: Moment):
+        return {"directional_probe": directional_critical_lr(apply_fn, now.params, probe, now.updates, loss=loss).multiple}
+
+    return Instrument(("directional_probe",), every, measure, after_update=True)
 
 
 def directional_layers(
