@@ -47,7 +47,7 @@ test: $(READY)
 
 docs: $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
-	@$(BIN)/python -m sphinx -E -W --keep-going -q -b html docs docs/_build/html
+	@$(BIN)/python -m sphinx -E -W --keep-going -q -j 2 -b html docs docs/_build/html
 	@echo "site: docs/_build/html/index.html"
 
 figures: $(READY)

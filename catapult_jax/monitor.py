@@ -128,30 +128,30 @@ def watch(
 
     It returns the state and a flat dict of scalars, the same names at every step. NaN: not measured at this step, or not known.
 
-    =============================  ========================================================================================  ========
-    ``catapult/...``               what                                                                                      preset
-    =============================  ========================================================================================  ========
-    ``loss``, ``lr``               as given                                                                                  all
-    ``loss_of_watch``              the loss as the watch finds it; if it differs from ``loss``: other params, batch or loss  all
-    ``directional``                multiple of this update at which the loss of the batch stops falling; below 1 it rises,   all
-                                   0: it rises at any size; NaN: the update changes nothing
-    ``spike_score``                standard deviations above the last 128 losses; above 6 is a spike; NaN before step 128    all
-    ``event``                      index into ``KINDS`` of an event that ends at this step; 0: none                          all
-    ``spikes``                     number of events so far, an open one included                                             all
-    ``lambda_max``                 top eigenvalue of the loss-weighted kernel of the batch, with the optimizer's ``P``;      standard
-                                   without a ``P`` where the optimizer has no rule
-    ``lambda_max_bound``           bound on its error; 0: exact                                                              standard
-    ``converged``                  1: the bound is within ``tol``                                                            standard
-    ``critical_lr``                of the optimizer on this batch; NaN for one without a rule, and a warning says why;       standard
-                                   NaN if ``gradient`` and ``updates`` are given and the updates are not those of the optimizer
-    ``lr_over_critical``           above 1 the lr is critical                                                                standard
-    ``loss_top``, ``loss_rest``    loss of the batch inside and outside of the top ``k`` eigenvectors; beyond ``mse`` the    full
-                                   parts of half the Newton decrement, NaN where that is no measure of the loss
-    ``agop_alignment``             alignment of the AGOP on the probe with ``agop_reference``                                full
-    ``agop_alignment_to_start``    where none is given: with the AGOP at ``init``, so 1 as long as the features stay         full
-    ``directional/LAYER``          ``directional`` of the update of one layer alone                                          layers
-    ``directional_probe``          ``directional`` on ``probe_batch``: below 1 the loss of these examples rises              with it
-    =============================  ========================================================================================  ========
+    ===========================  ============================================================================================  ========
+    ``catapult/...``             what                                                                                          preset
+    ===========================  ============================================================================================  ========
+    ``loss``, ``lr``             as given                                                                                      all
+    ``loss_of_watch``            the loss as the watch finds it; if it differs from ``loss``: other params, batch or loss      all
+    ``directional``              multiple of this update at which the loss of the batch stops falling; below 1 it rises,       all
+                                 0: it rises at any size; NaN: the update changes nothing
+    ``spike_score``              standard deviations above the last 128 losses; above 6 is a spike; NaN before step 128        all
+    ``event``                    index into ``KINDS`` of an event that ends at this step; 0: none                              all
+    ``spikes``                   number of events so far, an open one included                                                 all
+    ``lambda_max``               top eigenvalue of the loss-weighted kernel of the batch, with the optimizer's ``P``;          standard
+                                 without a ``P`` where the optimizer has no rule
+    ``lambda_max_bound``         bound on its error; 0: exact                                                                  standard
+    ``converged``                1: the bound is within ``tol``                                                                standard
+    ``critical_lr``              of the optimizer on this batch; NaN for one without a rule, and a warning says why;           standard
+                                 NaN if ``gradient`` and ``updates`` are given and the updates are not those of the optimizer
+    ``lr_over_critical``         above 1 the lr is critical                                                                    standard
+    ``loss_top``, ``loss_rest``  loss of the batch inside and outside of the top ``k`` eigenvectors; beyond ``mse`` the        full
+                                 parts of half the Newton decrement, NaN where that is no measure of the loss
+    ``agop_alignment``           alignment of the AGOP on the probe with ``agop_reference``                                    full
+    ``agop_alignment_to_start``  where none is given: with the AGOP at ``init``, so 1 as long as the features stay             full
+    ``directional/LAYER``        ``directional`` of the update of one layer alone                                              layers
+    ``directional_probe``        ``directional`` on ``probe_batch``: below 1 the loss of these examples rises                  with it
+    ===========================  ============================================================================================  ========
 
     Where ``every`` is above 1 and ``due`` is None, the measurements are inside of a loop of at most one turn, which also ``vmap`` skips
     where no member needs it. The loop holds the updates, so small batches of large networks pay for memory, and convolutions on the CPU

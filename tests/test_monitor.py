@@ -175,8 +175,9 @@ def test_watch_of_layers():
 
 @pytest.mark.parametrize("sign", [1.0, -1.0], ids=["falls", "rises"])
 def test_watch_says_what_a_step_does_to_a_probe(sign):
-    """The update is that of another batch. With the other sign of the targets it raises the loss of the probe at any size."""
-    tx, probe = optax.sgd(0.3), (X[12:], sign * Y[12:])
+    """With residuals of the other sign the update of the batch raises the loss of the probe, at any size."""
+    outputs = MODEL.apply(PARAMS, X[:12])
+    tx, probe = optax.sgd(0.3), (X[:12], outputs - sign * (outputs - Y[:12]))
     _, _, (m, *_) = run(tx, watch(MODEL.apply, loss="mse", optimizer=tx, preset="economy", probe_batch=probe), 1)
 
     D = jax.tree.map(lambda g: -0.3 * g, jax.grad(loss_of)(PARAMS, BATCHES[0]))
