@@ -1,7 +1,7 @@
 """The site: make docs."""
 
 import os
-from importlib.metadata import version as version_of
+from importlib.metadata import distribution
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -9,9 +9,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 project = "catapult_jax"
 author = "The catapult_jax authors"
 project_copyright = "The catapult_jax authors, Apache 2.0"
-version = release = version_of("catapult_jax")
+version = release = distribution("catapult_jax").version
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "sphinx_design"]
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx_design",
+]
 exclude_patterns = ["_build"]
 templates_path = ["_templates"]
 
@@ -19,7 +25,9 @@ html_theme = "sphinx_book_theme"
 html_title = "catapult_jax"
 html_theme_options = {"show_toc_level": 2, "use_download_button": False, "use_fullscreen_button": False}
 html_copy_source = html_show_sourcelink = False
-html_static_path = ["_static"]
+# Formulas without a network: the files of MathJax that this package has.
+html_static_path = ["_static", str(distribution("sphinx-mathjax-offline").locate_file("sphinx-mathjax-offline/static"))]
+mathjax_path = "mathjax/tex-chtml.js"
 html_css_files = ["site.css"]
 
 # Pages with code cells are executed, each in a temporary folder; unchanged ones come from the cache.
@@ -48,3 +56,13 @@ autosummary_filename_map = {
 # Code cells import configs and experiments of this checkout, and look for data where its Makefile does.
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))
+
+
+def setup(app):
+    """The pages of details of the claims are reached from the table of claims, not from the menu."""
+
+    def not_in_menu(_, docname, source):
+        if docname.startswith("claims/"):
+            source[0] = f"---\norphan: true\n---\n\n{source[0]}"
+
+    app.connect("source-read", not_in_menu)
