@@ -58,7 +58,7 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))
 
 
-def setup(app):
+def setup(app) -> None:
     """The pages of details of the claims are reached from the table of claims, not from the menu."""
 
     def not_in_menu(_, docname, source):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -210,9 +211,7 @@ def _answers(rows: list[Row], scale: str) -> str:
             "and usps are images.\n"
         ),
     ]
-    lines += [
-        paragraph(f"- **{question}** {_answer([by_name[name] for name in names])}") for question, names in QUESTIONS.items()
-    ]
+    lines += [f"- **{question}**{_answer([by_name[name] for name in names])}" for question, names in QUESTIONS.items()]
     lines += [
         "",
         paragraph(
@@ -230,7 +229,7 @@ _YES, _IN_PART, _NO = ("reproduced", "holds"), ("partly", "holds in part"), ("no
 
 
 def _answer(rows: list[Row]) -> str:
-    """One line: yes, no or in part, by all rows that decide; then what holds, holds in part, and does not."""
+    """Yes, no or in part, by all rows that decide; then an item for each claim: what holds, holds in part, and does not."""
     groups: dict[str, list[str]] = {}
     for row in rows:
         word = row.grade.removeprefix(f"{OURS}: ")
@@ -241,15 +240,12 @@ def _answer(rows: list[Row]) -> str:
         groups.setdefault(word, []).append(_lower(row.title) + (f" ({where})" if names else ""))
     decided = [word for word in groups if word in (*_YES, *_IN_PART, *_NO)]
     in_short = "Yes" if set(decided) <= set(_YES) else "No" if set(decided) <= set(_NO) else "In part"
-    parts, between = [f"*{in_short}.*"] if decided else [], ";\n  "  # a line for each claim
-    parts += [
-        f"{word.capitalize()}: {between.join(groups[word])}."
-        for word in (*_YES, *_IN_PART, *_NO, NOT_MEASURABLE)
-        if word in groups
-    ]
+    words = (*_YES, *_IN_PART, *_NO, NOT_MEASURABLE)
+    items = [f"{word.capitalize()}: {claim}." for word in words for claim in groups.get(word, [])]
     if NOT_TESTED in groups:
-        parts.append(f"Not tested: {counted(len(groups[NOT_TESTED]), 'row')}.")
-    return "\n  ".join(parts)
+        items.append(f"Not tested: {counted(len(groups[NOT_TESTED]), 'row')}.")
+    options = dict(width=120, initial_indent="  - ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join([f" *{in_short}.*" if decided else "", *(textwrap.fill(item, **options) for item in items)])
 
 
 def _lower(title: str) -> str:

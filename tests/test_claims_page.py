@@ -96,31 +96,29 @@ def test_answers_name_what_holds_and_what_does_not():
         name: result for name, result in outcomes_with("spikes_are_catapults", NOT_REPRODUCED).items() if result != "not run"
     }
 
-    page = claims_page._answers(rows_of(outcomes), "cpu").replace("\n  ", " ")
+    page = claims_page._answers(rows_of(outcomes), "cpu").replace("\n    ", " ")
 
-    line = next(line for line in page.splitlines() if line.startswith("- **Are the spikes of the loss catapults?**"))
-    assert "*In part.* Reproduced: above the critical lr a catapult comes at once, in the top eigenspace (fcn, cnn)." in line
-    assert (
-        "Not reproduced: a spike of gradient descent needs an lr above the critical lr of that moment (ratios: so much)."
-        in line
-    )
+    assert page[page.index("- **Are the spikes") :].splitlines()[:3] == [
+        "- **Are the spikes of the loss catapults?** *In part.*",
+        "  - Reproduced: above the critical lr a catapult comes at once, in the top eigenspace (fcn, cnn).",
+        "  - Not reproduced: a spike of gradient descent needs an lr above the critical lr of that moment (ratios: so much).",
+    ]
 
 
 @pytest.mark.parametrize(
     ("grades", "words"),
     [
-        ((REPRODUCED,), "*Yes.*"),
-        ((NOT_REPRODUCED,), "*No.*"),
-        ((PARTLY,), "*In part.*"),
-        ((NOT_MEASURABLE,), "Not measurable:"),
+        ((REPRODUCED,), " *Yes.*"),
+        ((NOT_REPRODUCED,), " *No.*"),
+        ((PARTLY,), " *In part.*"),
+        ((NOT_MEASURABLE,), "\n  - Not measurable:"),
     ],
 )
 def test_answers_in_short(grades, words):
     """By the rows that decide; the others were not run."""
-    page = claims_page._answers(rows_of(outcomes_with("published_accuracies", *grades)), "cpu").replace("\n  ", " ")
+    page = claims_page._answers(rows_of(outcomes_with("published_accuracies", *grades)), "cpu")
 
-    line = next(line for line in page.splitlines() if line.startswith("- **Does the study on MNIST hold?**"))
-    assert f"hold?** {words}" in line
+    assert f"- **Does the study on MNIST hold?**{words}" in page
 
 
 def test_table_has_cells_of_ninety_characters_at_most():
