@@ -2,8 +2,10 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 from pathlib import Path
 
@@ -96,6 +98,39 @@ def test_versions_have_one_source():
     assert pin in neural_tangents.INSTALL and pin in (ROOT / "requirements.txt").read_text()
     packages = {str(p.parent.relative_to(ROOT)).replace("/", ".") for p in (ROOT / "catapult_jax").rglob("__init__.py")}
     assert set(project["tool"]["setuptools"]["packages"]) == packages
+
+
+def test_a_wheel_from_the_sdist_works_without_the_checkout(tmp_path):
+    """With the files of the repository that the sdist takes: a report needs its templates, too."""
+    source, site, elsewhere = tmp_path / "source", tmp_path / "site", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copytree(ROOT / "catapult_jax", source / "catapult_jax", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "requirements.txt"):
+        shutil.copy(ROOT / name, source)
+    python = lambda code, cwd, **more: subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=120, env=os.environ | more
+    )
+    hook = "from setuptools import build_meta; build_meta.build_{}('..')"
+    code = """
+import numpy, tempfile, xarray, catapult_jax
+from catapult_jax.report import build_interactive, build_report
+record = xarray.Dataset({"loss_train": (("member", "step"), numpy.ones((1, 3)))})
+print([make(record, title="mine", folder=tempfile.mkdtemp()).name for make in (build_report, build_interactive)], catapult_jax.__file__)
+"""
+
+    sdist = python(hook.format("sdist"), source)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    unpacked = next((tmp_path / "unpacked").iterdir())
+    wheel = python(hook.format("wheel"), unpacked)
+    shutil.unpack_archive(next((tmp_path / "unpacked").glob("*.whl")), site, "zip")
+    run = python(code, elsewhere, PYTHONPATH=str(site))
+
+    assert sdist.returncode == wheel.returncode == 0, (sdist.stderr, wheel.stderr)
+    assert run.stdout.strip() == f"['report.html', 'interactive.html'] {site / 'catapult_jax' / '__init__.py'}", run.stderr[
+        -500:
+    ]
+    assert {path.name for path in unpacked.iterdir()} >= {"LICENSE", "CHANGELOG.md", "requirements.txt"}
 
 
 def test_public_names_exist():
