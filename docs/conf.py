@@ -1,6 +1,10 @@
 """The site: make docs."""
 
+import ast
+import importlib
+import inspect
 import os
+import textwrap
 from importlib.metadata import distribution
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -58,11 +62,36 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))
 
 
+def comments_of_fields(cls) -> dict[str, str]:
+    """The comments beside the fields of a class, or on the lines above them."""
+    source = textwrap.dedent(inspect.getsource(cls))
+    lines, comments = source.splitlines(), {}
+    for node in ast.parse(source).body[0].body:
+        if isinstance(node, ast.AnnAssign):
+            beside = lines[node.end_lineno - 1][node.end_col_offset :].partition("#")[2]
+            above = []
+            for line in reversed(lines[: node.lineno - 1]):
+                if not line.strip().startswith("#"):
+                    break
+                above.insert(0, line.strip().lstrip("# "))
+            comments[node.target.id] = beside.strip() or " ".join(above)
+    return comments
+
+
+def describe_fields(_app, _what, name, _obj, _options, lines) -> None:
+    """Fields of named tuples are described by their comments, not by "Alias for field number"."""
+    if lines and lines[0].startswith("Alias for field number"):
+        module, cls, field = name.rsplit(".", 2)
+        lines[:] = [comments_of_fields(getattr(importlib.import_module(module), cls)).get(field, "").replace("*", r"\*")]
+
+
+def leave_out_of_the_menu(_app, docname, source) -> None:
+    """The pages of details of the claims are reached from the table of claims."""
+    if docname.startswith("claims/"):
+        source[0] = f"---\norphan: true\n---\n\n{source[0]}"
+
+
 def setup(app) -> None:
-    """The pages of details of the claims are reached from the table of claims, not from the menu."""
-
-    def not_in_menu(_, docname, source):
-        if docname.startswith("claims/"):
-            source[0] = f"---\norphan: true\n---\n\n{source[0]}"
-
-    app.connect("source-read", not_in_menu)
+    """Connects the functions above."""
+    app.connect("source-read", leave_out_of_the_menu)
+    app.connect("autodoc-process-docstring", describe_fields)
