@@ -1,6 +1,6 @@
 """Five arms of the MNIST study and a control: SGD, AdaGrad and Adam, with a constant and with a cyclic lr.
 
-Claims: the published accuracies; SGD gains test accuracy by catapults, AdaGrad loses by them (MNIST study). Ours: cycles against a constant
+Claims: the published accuracies; SGD gains test accuracy by cycles that make catapults, AdaGrad loses by them (MNIST study). Ours: cycles against a constant
 lr where both are tuned, against an lr that falls once at the end, and against the same cycles below the critical lr.
 Results: docs/claims.md.
 

@@ -52,7 +52,7 @@ class Row(NamedTuple):
     source: str
     grade: str
     settings: str  # how many decided, and how
-    effect: str  # of the setting that holds least, the first such one
+    effect: str  # of the first setting with the lowest grade
     claim: str  # its name
     deciding: tuple[str, ...]  # names of the settings that decided
 
@@ -206,8 +206,8 @@ def _answers(rows: list[Row], scale: str) -> str:
         paragraph(
             "Zhu, Liu, Radhakrishnan and Belkin (2024, arXiv 2306.04815) claim that the spikes of SGD are catapults, that they live in the top "
             "eigenspace of the tangent kernel, and that they improve generalisation. A student study on MNIST adds cyclic learning rates and AdaGrad. "
-            "Each line sums up rows of the table below; *holds* marks claims of our own. In brackets: where it was tested, and the size where it holds "
-            "least. The settings rank2, rank3 and rank4 are synthetic targets; fcn, cnn and wrn are networks on 128 images of CIFAR-10; cifar2, fmnist2 "
+            "Each line sums up rows of the table below; *holds* marks claims of our own. In brackets: where it was tested, and the effect in the first "
+            "setting with the lowest grade. The settings rank2, rank3 and rank4 are synthetic targets; fcn, cnn and wrn are networks on 128 images of CIFAR-10; cifar2, fmnist2 "
             "and usps are images.\n"
         ),
     ]
@@ -270,7 +270,7 @@ def _table(rows: list[Row], folder: str) -> str:
         lines.append((link, row.source, row.grade, row.settings, _cut(row.effect)))
     return (
         "## All claims\n\nThe grade is what all settings that decide agree on, else *partly*.\n"
-        "The effect is that of the setting that holds least; brackets hold the 95 % interval over seeds.\n\n"
+        "The effect is that of the first setting with the lowest grade, which need not be the smallest one; brackets hold the 95 % interval over seeds.\n\n"
         + markdown_table((header, *lines))
     )
 

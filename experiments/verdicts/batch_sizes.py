@@ -75,7 +75,7 @@ def _statement(config, at: str) -> str:
     of=SWEEP,
     given=_GIVEN,
     columns=_COLUMNS,
-    title="Smaller batches, same lr: more catapults, better features and test loss",
+    title="Smaller batches, same lr: more spikes, better features and test loss",
     published="At the same lr, smaller batches give more catapults, a higher AGOP alignment and a better test performance",
     source=f"{ZHU}, abstract",
 )
@@ -91,9 +91,7 @@ def small_batches_help(rows: list[dict], config) -> Finding:
     return _finding(chosen, statement, dict.fromkeys(dict.fromkeys(row[_AXIS] for row in rows), max(shared)), rows)
 
 
-@claim(
-    of=SWEEP, given=_GIVEN, columns=_COLUMNS, title="Smaller batches, tuned lrs: more catapults, better features and test loss"
-)
+@claim(of=SWEEP, given=_GIVEN, columns=_COLUMNS, title="Smaller batches, tuned lrs: more spikes, better features and test loss")
 def small_batches_help_at_tuned_lrs(rows: list[dict], config) -> Finding:
     """Smaller batches, each size at its own tuned lr: more spikes, higher alignment, lower test loss."""
     statement = _statement(config, "each batch size at the lr of one grid with the smallest mean validation loss")
