@@ -59,9 +59,9 @@ def test_page_holds_the_values_of_the_record(tmp_path):
 
     shown = figures(build_interactive(data, title="mine", folder=tmp_path))
 
-    assert list(shown) == ["events", "loss_train", "lr_over_critical_lr", "lambda_max_batch", "share", "agop_alignment"]
+    assert list(shown) == ["events", "loss_train", "lr_over_critical_lr", "lambda_max_batch", "fraction_top", "agop_alignment"]
     expected = {name: data[name].values for name in ("loss_train", "lambda_max_batch", "agop_alignment")}
-    expected |= {"lr_over_critical_lr": (data["lr"] / data["critical_lr_batch"]).values, "share": np.full((2, 6), 0.99)}
+    expected |= {"lr_over_critical_lr": (data["lr"] / data["critical_lr_batch"]).values, "fraction_top": np.full((2, 6), 0.99)}
     for name, values in expected.items():
         for m, columns in lines(shown[name]).items():
             np.testing.assert_allclose(columns["value"], values[m])
@@ -155,7 +155,7 @@ def test_panels_of_batches():
 
     assert words == [
         "training loss", "loss of the batch", "largest kernel eigenvalue of the batch",
-        "largest kernel eigenvalue of the training set", "share of the loss in the top-3 eigenspace",
+        "largest kernel eigenvalue of the training set", "fraction of the loss in the top-3 eigenspace",
     ]  # fmt: skip
 
 

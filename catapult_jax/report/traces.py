@@ -67,12 +67,12 @@ def panels(record: xarray.Dataset, settings: Settings) -> list[Panel]:
         ("lambda_max_batch", f"largest kernel eigenvalue{batch}", True, False),
         *([("lambda_max_train", "largest kernel eigenvalue of the training set", True, False)] if stochastic else []),
         *([("lambda_max_probe", "largest kernel eigenvalue of the probe", True, False)] if stochastic else []),
-        ("share", f"share of the loss{batch if split == 'loss' else ''} in the {space}", False, False),
+        ("fraction_top", f"fraction of the loss{batch if split == 'loss' else ''} in the {space}", False, False),
         ("agop_alignment", "AGOP alignment", False, False),
     ]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         top, rest = series_or_nan(record, f"{split}_top"), series_or_nan(record, f"{split}_rest")
-        derived = {"lr_over_critical_lr": ratio(record), "share": top / (top + rest)}
+        derived = {"lr_over_critical_lr": ratio(record), "fraction_top": top / (top + rest)}
     stopped, shown = flags(record, "stopped"), []
     for name, words, log, line_at_one in rows:
         values = derived[name] if name in derived else series_or_nan(record, name)
