@@ -27,6 +27,12 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, with a variant after a colon. --config.FIELD=VALUE changes a field."
 )
 _NONE = re.compile(r"--?config\.([\w.]+)=None$")
+_REPLACED = {
+    "seed": "members.seed",
+    "optimizer.lr": "members.lr",
+    "schedule.raises": "members.raises",
+    "schedule.cap": "members.cap",
+}
 FIELDS_HELP = "The fields of a config, with defaults and meanings, are in configs/default.py."
 
 
@@ -83,6 +89,7 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[s
             )
         values.config.get("steps")  # raises the error of a file that could not be loaded
         _set_none(values.config, argv)
+        _refuse_replaced(values.config, argv)
         keep_compiled(values.compilation_cache)
     except (AttributeError, KeyError) as error:
         raise ConfigError(_unknown_field(argv) or one_line(error)) from error
@@ -105,6 +112,17 @@ def _set_none(config: ConfigDict, argv: Sequence[str]) -> None:
     if missing := [name for name in names if name not in flat(config)]:
         raise ConfigError(no_field(missing[0]))
     config.update_from_flattened_dict(dict.fromkeys(names))
+
+
+def _refuse_replaced(config: ConfigDict, argv: Sequence[str]) -> None:
+    """Refuse a field on the command line that has no effect, since the config has a tuple in its place."""
+    for name, tuple_name in _REPLACED.items():
+        given = [match[1] for a in argv if (match := re.match(rf"--?config\.{re.escape(name)}=(?!None$)(.*)", a))]
+        if given and (several := flat(config)[tuple_name]) is not None:
+            raise ConfigError(
+                f"{name}={given[-1]} has no effect, since {tuple_name}={several!r} replaces it; allowed: "
+                f"--config.{tuple_name}={given[-1]}, or --config.{tuple_name}=None beside it"
+            )
 
 
 def parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:

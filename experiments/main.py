@@ -153,7 +153,7 @@ def _announce(config: ConfigDict, title: str, built: build.Built, state: trainin
     check = check_kernel(model, first, x)
     print(f"exact kernel: {describe_method(model.apply, first, x)}")
     print(f"kernel against neural_tangents on {check['examples']} examples: {check['text']}")
-    published = f" (published: {config.published_critical_lr})" if config.published_critical_lr else ""
+    published = f" (published, for CIFAR-10: {config.published_critical_lr})" if config.published_critical_lr else ""
     error = f" (matrix-free, relative error up to {start.error.max():.1%})" if start.error.any() else ""
     print(f"critical lr at initialisation: {', '.join(f'{v:.3g}' for v in np.unique(start.critical_lr))}{error}{published}")
     if not (start.error <= _MOST_ERROR).all():

@@ -119,7 +119,7 @@ def initialisation(report: Report) -> Section:
     """Learning rates of the members, beside the critical ones and the published one."""
     section = sections.initialisation(report.run.record)
     if published := report.run.config["published_critical_lr"]:
-        words = text(f"Published for the network of this figure: {published} (Zhu et al. 2024).")
+        words = text(f"Published for the network of this figure on CIFAR-10: {published} (Zhu et al. 2024).")
         section = section._replace(blocks=[*section.blocks, words])
     return section
 

@@ -36,6 +36,11 @@ def command(*arguments, cwd=ROOT):
         (["--config=configs/quickstart.py:huge"], "variant 'huge'; allowed: full, smoke"),
         (["--config=configs/quickstart.py", "--config.model.depth=0"], "model.depth=0; allowed: 1 or more"),
         ([], "--config is missing"),
+        (
+            ["--config=configs/quickstart.py", "--config.optimizer.lr=3.3"],
+            "optimizer.lr=3.3 has no effect, since members.lr=(0.5, 1.67) replaces it; allowed: --config.members.lr=3.3",
+        ),
+        (["--config=configs/quickstart.py", "--config.members.seed=1,2", "--config.seed=3"], "members.seed=(1, 2) replaces it"),
     ],
 )
 def test_parse_errors_are_one_line(arguments, message, tmp_path):
@@ -90,6 +95,9 @@ def test_parse_of_none_takes_a_value_away():
     assert emptied["schedule.cap"] is None and emptied["members.seed"] is None
     with pytest.raises(ConfigError, match=r"no field 'schedule\.capp'; nearest: 'schedule\.cap'"):
         parsed_fields("--config.schedule.capp=None")
+
+    single = parsed_fields("--config.optimizer.lr=3.3", "--config.members.lr=None")
+    assert single["optimizer.lr"] == 3.3 and single["members.lr"] is None
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")

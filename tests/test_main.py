@@ -76,7 +76,7 @@ def test_run_of_smoke_variants_on_embedded_data(module, variant, tmp_path, no_da
         assert about["data"]["name"] == "natural_patches" and about["data"]["fallback_for"] == "cifar10"
         assert "WARNING: cifar10 is not available" in out.err
         assert "fallback data for cifar10" in html and "<h1>" in html and "on natural_patches</h1>" in html
-        assert "published: 3.6" in out.out or "published: 4.5" in out.out
+        assert "published, for CIFAR-10: 3.6" in out.out or "published, for CIFAR-10: 4.5" in out.out
     else:
         assert "Exceedance as a predictor" in html
     before = html
