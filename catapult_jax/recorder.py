@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from jaxtyping import PyTree
 
 PREFIX = "catapult/"
-LOSS_TOLERANCE = 0.05  # relative; the rounding of bfloat16 is smaller
 _SERIES = {name: series for series, name in NAMES.items()}  # metric -> series of the record
 
 
@@ -83,9 +82,11 @@ class Recorder:
           metrics: of ``watch.update``; other scalars may be among them.
 
         Raises:
-          ValueError: the step is not after the last one, or beyond ``steps``; at a flush, other metrics than those on record.
+          ValueError: the step is not after the last one, or beyond ``steps``; other metrics than those on record.
         """
         step = int(step)
+        if self._next is None and self._names:
+            self._refuse_other_names(set(map(_series_name, metrics)))
         first = 0 if self._next is None else self._next
         if not first <= step < self.steps:
             raise ValueError(f"step={step}; allowed: {first} to {self.steps - 1}")
@@ -106,19 +107,24 @@ class Recorder:
         if not self._names:
             self._create(series)
             self._names = set(series)
-        if other := sorted(self._names ^ set(series)):
-            raise ValueError(f"metrics {', '.join(other)} are new or missing; allowed: those of the record in {self.directory}")
+        self._refuse_other_names(set(series))
         records.write(self.directory, first, series, over=False)
         self._done = rows[-1][0] + 1
         for step, metrics in rows:
             for sink in self._sinks:
                 sink(step, {name: value for name, value in metrics.items() if not math.isnan(value)})
 
+    def _refuse_other_names(self, names: set[str]) -> None:
+        if other := sorted(self._names ^ names):
+            raise ValueError(
+                f"metrics {', '.join(other)} are new or missing; allowed: those of the record in {self.directory}, or another directory"
+            )
+
     def _compare_losses(self, rows: list[tuple[int, dict[str, float]]]) -> None:
         """Warns once where the watch finds another loss than the training step: then it measures something else."""
         for step, metrics in rows:
             of_step, of_watch = (metrics.get(PREFIX + name, math.nan) for name in ("loss", "loss_of_watch"))
-            if not self._warned and abs(of_watch - of_step) > LOSS_TOLERANCE * abs(of_step):
+            if not self._warned and abs(of_watch - of_step) > records.LOSS_TOLERANCE * abs(of_step):
                 self._warned = True
                 warnings.warn(
                     f"step {step}: the watch finds a loss of {of_watch:.4g}, the training step gave {of_step:.4g}; allowed: params before the update, "

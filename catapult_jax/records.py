@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _ARRAYS, _PROGRESS, _METADATA = "record.zarr", "progress.json", "zarr.json"
 _CHUNK, _MOST_CHUNKS = 4096, 50  # steps in one file of an array; files of an array
 WATCH = "watch.json"  # beside the record of a catapult_jax.Recorder: what its watch was told, and where it ran
+LOSS_TOLERANCE = 0.05  # between the losses of a step and of its watch, relative; the rounding of bfloat16 is smaller
 _EXTRA_AXES = {"eigenvalues": ("eigenvalue",), "eigenvalue_bounds": ("eigenvalue",)} | dict.fromkeys(
     ("loss_modes", "loss_train_modes", "loss_probe_modes"), ("mode",)
 )

@@ -117,7 +117,18 @@ def test_report_of_layers(tmp_path, plain_figures):
 
     text = main([str(tmp_path)]).read_text()
 
-    assert "The layer with the least multiple is nearest to instability" in text and "0.5 (step 0)" in text
+    assert "the layer with the least multiple is nearest to instability" in text and "0.5 (step 0)" in text
+
+
+def test_recorder_refuses_other_metrics_at_the_first_step(tmp_path):
+    with Recorder(tmp_path, WATCH, steps=4) as recorder:
+        recorder.write(0, {"catapult/loss": 1.0, "catapult/lr": 0.1})
+
+    again = Recorder(tmp_path, WATCH, steps=4)
+    with pytest.raises(
+        ValueError, match=r"metrics directional\.out are new or missing; allowed: those of the record in .*, or another"
+    ):
+        again.write(1, {"catapult/loss": 1.0, "catapult/lr": 0.1, "catapult/directional/out": 2.0})
 
 
 def test_recorder_passes_metrics_on(tmp_path):

@@ -6,15 +6,9 @@ import sys
 from pathlib import Path
 
 from catapult_jax import records
-
-try:
-    from catapult_jax.report.build import build_report
-    from catapult_jax.report.interactive import build_interactive, needs_bokeh
-    from catapult_jax.report.members import Settings
-except ImportError as missing:
-    raise SystemExit(
-        f"error: the report needs {missing.name}; allowed: catapult_jax installed with its extra 'report'"
-    ) from missing
+from catapult_jax.report.build import build_report
+from catapult_jax.report.interactive import build_interactive, needs_bokeh
+from catapult_jax.report.members import Settings
 
 _USAGE = "usage: python -m catapult_jax.report DIR [--interactive], the directory of a catapult_jax.Recorder"
 
@@ -52,7 +46,10 @@ def main(arguments: list[str]) -> Path:
     names = ("factor", "horizon", "smoothing", "momentum")
     settings = Settings(**{name: watch[name] for name in names}, top_k=watch["k"])
     page = build_report(record, settings, title=folder.name, folder=folder)
-    return build_interactive(record, settings, title=folder.name, folder=folder) if interactive else page
+    if not interactive:
+        return page
+    print(page)
+    return build_interactive(record, settings, title=folder.name, folder=folder)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from catapult_jax.report.members import (
 from catapult_jax.report.opening import opening
 from catapult_jax.report.page import Section, image, table, text
 from catapult_jax.report.statistics import text_of
+from catapult_jax.report.watched import critical_steps, doubts, layers
 from catapult_jax.spikes import FACTORS
 
 if TYPE_CHECKING:
@@ -67,16 +68,18 @@ def all_sections(
     """
     return [
         opening(record, settings, events),
+        doubts(record),
         diverged(record, settings),
         dead(record, settings),
         initialisation(record),
         certainty(record),
+        critical_steps(record),
         pictures(figures),
         ends(record, settings, events),
         spikes(record, settings, events),
         counts(record, settings),
         *predictions(record, settings, events),
-        layers(record),
+        *layers(record, events),
     ]
 
 
@@ -161,7 +164,7 @@ def certainty(record: xarray.Dataset) -> Section:
     True
     """
     blocks = []
-    if {"lr", "critical_lr_batch"} <= set(record):
+    if {"lr", "critical_lr_batch"} <= set(record) and record["critical_lr_batch"].notnull().any():
         uncertain, measured = uncertain_steps(record), ~np.isnan(record["critical_lr_batch"].values)
         steps = f"at {int(uncertain.sum())} of {int(measured.sum())} measured steps: the crosses in the figure of the ratio."
         words = f"The bound of the eigenvalue does not tell on which side of its critical value the lr is {steps}"
@@ -273,41 +276,6 @@ def _event_row(event: Event) -> tuple[Any, ...]:
     returned = event.returned if event.returned >= 0 else "-"
     sizes = (event.peak_ratio, event.overshoot, event.fraction_top, event.lr, event.critical_lr)
     return (event.kind, event.onset, event.peak, end, returned, *sizes, event.lambda_max_before, event.lambda_max_after)
-
-
-def layers(record: xarray.Dataset) -> Section:
-    """Which layer makes steps unstable, from the series ``directional.LAYER`` of :func:`catapult_jax.watch`.
-
-    Args:
-      record: series over (member, step).
-
-    Returns:
-      A section; empty without such a series.
-
-    >>> import xarray
-    >>> record = xarray.Dataset({"directional.out": (("member", "step"), [[0.5, 2.0, 4.0, float("nan")]])})
-    >>> layers(record).blocks[0].content["rows"]
-    [['out', '1 of 3', '2', '0.5 (step 0)']]
-    """
-    names = [str(name) for name in record if str(name).startswith("directional.")]
-    rows = []
-    for name in names:
-        values = record[name].values[0]
-        measured = ~np.isnan(values)
-        if measured.any():
-            least = int(np.nanargmin(values))
-            below = f"{int((values[measured] < 1).sum())} of {int(measured.sum())}"
-            rows.append(
-                (name.partition(".")[2], below, float(np.median(values[measured])), f"{values[least]:.3g} (step {least})")
-            )
-    if not rows:
-        return Section("", [])
-    header = ("layer", "steps in which its update alone raises the loss", "median multiple", "least multiple")
-    words = (
-        "Multiple of a layer's part of the update at which the loss of the batch stops falling, while the other layers stay. The layer with the "
-        "least multiple is nearest to instability."
-    )
-    return Section("Layers", [table(header, rows), text(words)])
 
 
 def counts(record: xarray.Dataset, settings: Settings) -> Section:

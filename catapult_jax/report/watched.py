@@ -1,0 +1,167 @@
+"""Sections for the loop of a user: what to doubt, which steps were critical, which layer made a spike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from catapult_jax import records
+from catapult_jax.events import Event
+from catapult_jax.report.page import Section, table, text
+
+if TYPE_CHECKING:
+    import xarray
+
+_MOST_RANGES = 20  # of steps, in a sentence
+
+
+def doubts(record: xarray.Dataset) -> Section:
+    """What makes the numbers of a record doubtful: no critical lr at any step, or another loss than that of the training step.
+
+    Args:
+      record: series over (member, step).
+
+    Returns:
+      A section; empty where there is nothing to doubt.
+
+    >>> import xarray
+    >>> series = {"loss_batch": [[1.0, 1.0]], "loss_of_watch": [[1.0, 2.0]]}
+    >>> record = xarray.Dataset({name: (("member", "step"), values) for name, values in series.items()})
+    >>> doubts(record).blocks[0].content["words"][:53]
+    'At 1 of 2 measured steps the watch found another loss'
+    """
+    blocks = []
+    if "critical_lr_batch" in record and not record["critical_lr_batch"].notnull().any():
+        blocks.append(
+            text(
+                "The critical lr is not known at any step, so no spike has a known cause. The optimizer has no rule, or the step did not give "
+                "what its rule needs (gradient, opt_state_before); the warning at the first step says which."
+            )
+        )
+    if {"loss_batch", "loss_of_watch"} <= set(record):
+        of_step, of_watch = record["loss_batch"].values, record["loss_of_watch"].values
+        measured = np.isfinite(of_step) & np.isfinite(of_watch)
+        differs = measured & (np.abs(of_watch - of_step) > records.LOSS_TOLERANCE * np.abs(of_step))
+        if differs.any():
+            blocks.append(
+                text(
+                    f"At {int(differs.sum())} of {int(measured.sum())} measured steps the watch found another loss than the training step gave: "
+                    "it saw other parameters, another batch, another loss or another state of the model. All numbers of these steps are those of "
+                    "what it saw."
+                )
+            )
+    return Section("Read with care" if blocks else "", blocks)
+
+
+def critical_steps(record: xarray.Dataset) -> Section:
+    """Which measured steps had an lr above the critical lr, and which raised the loss of their batch, for a record of one member.
+
+    Args:
+      record: series over (member, step).
+
+    Returns:
+      A section; empty for several members, or where neither was measured.
+
+    >>> import xarray
+    >>> series = {"lr": [[2.0] * 4], "critical_lr_batch": [[1.0, 0.5, 3.0, 1.0]]}
+    >>> record = xarray.Dataset({name: (("member", "step"), values) for name, values in series.items()}, {"step": range(4)})
+    >>> critical_steps(record).blocks[0].content["words"]
+    'The lr is above the critical lr at 3 of 4 measured steps: 0 to 1, 3. The largest ratio is 4, at step 1.'
+    """
+    if record.sizes["member"] > 1:
+        return Section("", [])
+    blocks = []
+    steps = record["step"].values if "step" in record.coords else np.arange(record.sizes["step"])
+    if {"lr", "critical_lr_batch"} <= set(record):
+        ratio = record["lr"].values[0] / record["critical_lr_batch"].values[0]
+        if (measured := np.isfinite(ratio)).any():
+            top = int(np.nanargmax(np.where(measured, ratio, np.nan)))
+            words = f"The lr is above the critical lr {_where(ratio > 1, measured, steps)}"
+            blocks.append(text(f"{words} The largest ratio is {ratio[top]:.3g}, at step {steps[top]}."))
+    if "directional_batch" in record and (measured := ~np.isnan(record["directional_batch"].values[0])).any():
+        below = record["directional_batch"].values[0] < 1
+        blocks.append(
+            text(f"The update raises the loss of its batch, in the quadratic model, {_where(below, measured, steps)}")
+        )
+    return Section("Critical steps" if blocks else "", blocks)
+
+
+def _where(chosen: np.ndarray, measured: np.ndarray, steps: np.ndarray) -> str:
+    """At how many measured steps, and at which: ranges run over steps that were measured one after the other."""
+    inside = (chosen & measured)[measured]
+    places = steps[measured]
+    number = f"at {int(inside.sum())} of {len(places)} measured steps"
+    if not inside.any():
+        return number + "."
+    starts = np.flatnonzero(inside & ~np.r_[False, inside[:-1]])
+    ends = np.flatnonzero(inside & ~np.r_[inside[1:], False])
+    ranges = [str(places[a]) if a == b else f"{places[a]} to {places[b]}" for a, b in zip(starts, ends, strict=True)]
+    more = f" and {len(ranges) - _MOST_RANGES} more ranges" if len(ranges) > _MOST_RANGES else ""
+    return f"{number}: {', '.join(ranges[:_MOST_RANGES])}{more}."
+
+
+def layers(record: xarray.Dataset, events: Sequence[Sequence[Event]]) -> list[Section]:
+    """Which layer makes steps unstable, from the series ``directional.LAYER`` of :func:`catapult_jax.watch`.
+
+    Args:
+      record: series over (member, step).
+      events: of the record.
+
+    Returns:
+      A section for the run and one for its spikes; none without such a series.
+
+    >>> import xarray
+    >>> record = xarray.Dataset({"directional.out": (("member", "step"), [[0.5, 2.0, 0.0, float("nan")]])})
+    >>> layers(record, [[]])[0].blocks[0].content["rows"]
+    [['out', '2 of 3', '1', '0.5', '0.5 (step 0)']]
+    """
+    names = [str(name) for name in record if str(name).startswith("directional.")]
+    series = {name.partition(".")[2]: record[name].values[0] for name in names}
+    rows = []
+    for layer, values in series.items():
+        known = values[~np.isnan(values)]
+        if len(known):
+            least = _least(values)
+            words = "–" if least is None else f"{values[least]:.3g} (step {least})"
+            raising = f"{int((known < 1).sum())} of {len(known)}"
+            rows.append((layer, raising, str(int((known == 0).sum())), float(np.median(known)), words))
+    if not rows:
+        return []
+    header = (
+        "layer",
+        "steps in which its update alone raises the loss",
+        "of them no descent direction",
+        "median multiple",
+        "least multiple above 0",
+    )
+    words = (
+        "Multiple of a layer's part of the update at which the loss of the batch stops falling, while the other layers stay. It is 0 where that "
+        "part is no descent direction, at any size; otherwise the layer with the least multiple is nearest to instability."
+    )
+    return [Section("Layers", [table(header, rows), text(words)]), *_layers_of_spikes(series, events)]
+
+
+def _layers_of_spikes(series: dict[str, np.ndarray], events: Sequence[Sequence[Event]]) -> list[Section]:
+    """For each spike the layer with the least multiple on the way up, which is the first to become unstable."""
+    rows = []
+    for event in events[0] if events else ():
+        window = slice(int(event.onset), int(event.peak) + 1)
+        parts = {layer: values[window] for layer, values in series.items()}
+        least = {layer: float(values[i]) for layer, values in parts.items() if (i := _least(values)) is not None}
+        if least:
+            order = sorted(least, key=least.__getitem__)
+            rows.append(
+                (event.kind, event.onset, event.peak, order[0], ", ".join(f"{layer} {least[layer]:.3g}" for layer in order[:4]))
+            )
+    if not rows:
+        return []
+    header = ("spike", "onset", "peak", "layer", "least multiple above 0, onset to peak")
+    return [Section("The layer of each spike", [table(header, rows)], level=3)]
+
+
+def _least(values: np.ndarray) -> int | None:
+    """Place of the smallest value above 0; None: there is none."""
+    positive = np.where(values > 0, values, np.inf)
+    return int(positive.argmin()) if np.isfinite(positive).any() else None
