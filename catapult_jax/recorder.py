@@ -127,7 +127,7 @@ class Recorder:
             if not self._warned and abs(of_watch - of_step) > records.LOSS_TOLERANCE * abs(of_step):
                 self._warned = True
                 warnings.warn(
-                    f"step {step}: the watch finds a loss of {of_watch:.4g}, the training step gave {of_step:.4g}; allowed: params before the update, "
+                    f"step {step}: the watch finds a loss of {of_watch:.4g}, the training step gave {of_step:.4g}; give params before the update, "
                     "batch, loss, and what apply_fn closes over, as in the training step",
                     stacklevel=4,
                 )

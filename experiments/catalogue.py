@@ -115,7 +115,7 @@ QUESTIONS = {
     ),
     "Are they in the top eigenspace of the kernel?": ("spikes_lie_in_the_top_space", "spikes_lower_lambda_max", "spikes_need_few_directions"),
     "Do catapults improve features and test loss?": (*_RAISES, *_OPTIMIZERS),
-    "Do small batches help by more catapults?": (*_BATCHES, "small_batches_help_without_catapults"),
+    "Do small batches give more spikes, and a lower test loss?": (*_BATCHES, "small_batches_help_without_catapults"),
     "Is the overshoot of a few modes the cause?": (*_CAUSES, "forced_overshoot_helps"),
     "Does the direction of a step predict this step, and the spectrum of the kernel the next ones?": ("directional_predicts_the_step", "spectral_predicts_the_horizon"),
     "Does the study on MNIST hold?": (

@@ -4,6 +4,7 @@ import numpy as np
 import xarray
 
 from catapult_jax.events import Event
+from catapult_jax.report import build_interactive, build_report
 from catapult_jax.report.members import Settings
 from catapult_jax.report.opening import finding_text
 from catapult_jax.report.watched import critical_steps, doubts, layers
@@ -77,3 +78,13 @@ def test_layers_of_a_spike_are_those_on_its_way_up():
         ["late", "2 of 5", "1", "2", "0.1 (step 3)"],
     ]
     assert of_spikes.blocks[0].content["rows"] == [["unknown", "1", "2", "early", "early 0.6, late 2"]]
+
+
+def test_pages_of_a_loop_without_a_critical_lr_say_so_and_draw_no_ratio(tmp_path, plain_figures):
+    nan = np.full(3, np.nan)
+    record = record_of(loss_train=[1.0, 3.0, 1.0], lr=[1.0] * 3, critical_lr_batch=nan, directional_batch=[2.0, 0.5, 2.0])
+
+    pages = [build(record, title="mine", folder=tmp_path) for build in (build_report, build_interactive)]
+
+    assert all("The critical lr is not known at any step" in page.read_text() for page in pages)
+    assert {path.stem for path in (tmp_path / "figures").glob("*.png")} == {"loss", "directional"}

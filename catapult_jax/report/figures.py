@@ -175,7 +175,7 @@ def write_all(
     events = run_events(record, settings) if events is None else events
     files = {}
     for name, drawing in FIGURES.items():
-        if all(any(series in record for series in group) for group in drawing.series):
+        if all(any(series in record and bool(record[series].notnull().any()) for series in group) for group in drawing.series):
             more = {"events": events} if drawing.with_events else {}
             picture = save(drawing.draw(record, settings, **more), folder / name)
             files[name] = picture, f"{title}. {drawing.caption} {drawing.sizes(record, settings)}"

@@ -128,7 +128,7 @@ def finding_text(record: xarray.Dataset, settings: Settings, events: list[list[E
         is_known = "critical_lr_batch" in record and bool(record["critical_lr_batch"].notnull().any())
         kind = "catapult" if is_known else "spike of unknown kind" if "critical_lr_batch" in record else "spike"
         number = sum(any(event.kind == "catapult" or not is_known for event in row) for row in events)
-        parts.append(f"{number} of {counted(total, 'member')} {'has' if number == 1 else 'have'} a {kind}")
+        parts.append(f"{number} of {counted(total, 'member')} {'has' if 1 in (number, total) else 'have'} a {kind}")
         inside = [event.fraction_top for row in events for event in row if event.kind == "catapult"]
         inside = np.array(inside, float)
         inside = inside[np.isfinite(inside)]

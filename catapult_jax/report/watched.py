@@ -153,7 +153,7 @@ def _layers_of_spikes(series: dict[str, np.ndarray], events: Sequence[Sequence[E
         if least:
             order = sorted(least, key=least.__getitem__)
             rows.append(
-                (event.kind, event.onset, event.peak, order[0], ", ".join(f"{layer} {least[layer]:.3g}" for layer in order[:4]))
+                (event.kind, event.onset, event.peak, order[0], ", ".join(f"{layer} {least[layer]:.3g}" for layer in order))
             )
     if not rows:
         return []

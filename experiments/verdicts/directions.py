@@ -31,7 +31,7 @@ def directions_of_rise(modes: np.ndarray, start: int, end: int, rise: float) -> 
     of=RUN,
     every_step=("measure.lambda_max_batch_every", "measure.loss_train_every"),
     given=("measure.loss_modes",),
-    title="A spike rises in fewer directions than an ordinary rise",
+    title="A spike rises in at most five directions, fewer than an ordinary rise",
 )
 def spikes_need_few_directions(run: Run) -> Finding:
     """s90 of spikes, against that of the rises of single steps outside of spikes."""
