@@ -89,13 +89,13 @@ FIGURES = {
     "lambda_max": Drawing(
         curves.lambda_figure,
         (("lambda_max_batch",),),
-        "Largest eigenvalue of the loss-weighted kernel. Above the dashed line the lr is critical.",
+        "Largest eigenvalue of the loss-weighted kernel. Above the dashed line, drawn where the critical lr is known, the lr is critical.",
     ),
     "lr_over_critical_lr": Drawing(
         curves.ratio_figure,
         (("lr",), ("critical_lr_batch",)),
-        "Learning rate over critical learning rate of the batch. Above one (dashed) the step is critical. Triangles: the loss of the batch "
-        "rises in this step. Crosses: too near one to tell.",
+        "Learning rate over critical learning rate of the batch. Above one (dashed) the step is critical. Triangles, where the loss after the "
+        "step is known: the loss of the batch rises in this step. Crosses: too near one to tell.",
     ),
     "directional": Drawing(
         curves.directional_figure,
