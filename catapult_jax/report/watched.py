@@ -144,7 +144,7 @@ def layers(record: xarray.Dataset, events: Sequence[Sequence[Event]]) -> list[Se
 
 
 def _layers_of_spikes(series: dict[str, np.ndarray], events: Sequence[Sequence[Event]]) -> list[Section]:
-    """For each spike the layer with the least multiple on the way up, which is the first to become unstable."""
+    """For each spike the layer with the least multiple on the way up: the one nearest to instability."""
     rows = []
     for event in events[0] if events else ():
         window = slice(int(event.onset), int(event.peak) + 1)
