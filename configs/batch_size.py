@@ -45,9 +45,9 @@ def get_config(variant: str = "rank2") -> ConfigDict:
     c.run.checkpoint_every = 1000
     if task in tasks.IMAGES:  # larger networks: fewer steps
         c.steps = 1000
-    if task == "usps":  # ten outputs, for time: fewer sizes and lrs
-        c.sweep = ("optimizer.batch_size=5,10,20,40",)
-        c.members.lr, c.members.seed = (0.4, 0.8, 1.2, 1.6), tuple(range(500, 505))
+    if task == "usps":  # 100 examples, and ten outputs for each: kernels of 500 and 1,000 rows take too long, products do not
+        c.sweep = ("optimizer.batch_size+measure.method=5+exact,10+exact,20+exact,25+exact,50+matrix_free,100+matrix_free",)
+        c.members.seed, c.measure.top_k = tuple(range(520, 525)), 1
     c.claims = ("small_batches_help", "small_batches_help_at_tuned_lrs")
     if "ce" in words:
         c.loss, c.data.target_encoding = "logistic", "binary"
