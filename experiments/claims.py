@@ -1,12 +1,12 @@
 """Test the claims of the source studies: python -m experiments.claims [--scale=quick|cpu|gpu|smoke] [--only=NAME ...].
 
 Each experiment is a config or a sweep: one setting of its claims. Complete runs are not run again, and one that was stopped goes on. The page
-has one row for each claim. A setting that is not tested has the reason beside it.
+has one row for each claim. A setting that is not tested has the reason beside it. The results of each experiment are kept beside the page, so that
+it can be written again without its runs.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import time
@@ -20,6 +20,7 @@ from experiments import command_line, sweep
 from experiments import config as configs
 from experiments import main as single
 from experiments.catalogue import EXPERIMENTS, Experiment, cap_config, cap_dir, config_of, is_part_of, load, reference_dir
+from experiments.claim_results import keep_failures
 from experiments.claims_page import write_page
 
 _SCALES = ("smoke", "quick", "cpu", "gpu")
@@ -76,10 +77,6 @@ def _public(error: str) -> str:
     return re.sub(r"(?:/[\w.\-]+)+/", "", re.split(r" Ways out:|; allowed:", error)[0]).rstrip(".")
 
 
-def _failures(workdir: Path) -> Path:
-    return workdir / "failures.json"
-
-
 def main(_argv: list[str]) -> int:
     """Run the experiments that are not complete, then write the page; returns the exit status."""
     scale = _SCALE.value
@@ -96,19 +93,20 @@ def main(_argv: list[str]) -> int:
         for e in EXPERIMENTS
         if is_part_of(e, scale) and (not _ONLY.value or e.name in _ONLY.value or e.name.partition(":")[0] in _ONLY.value)
     ]
-    file, start = _failures(workdir), time.time()
-    failures = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    start = time.time()
     for experiment in chosen:
         print(f"=== {experiment.name} ({time.time() - start:.0f} s since the start)")
         error = run_experiment(experiment, scale, workdir)
-        failures.pop(experiment.name, None)
         if error:
             print(f"not tested: {experiment.name}: {error}", file=sys.stderr)
-            failures[experiment.name] = _public(error)
-        workdir.mkdir(parents=True, exist_ok=True)
-        records.write_json(file, failures, checksum=False)
+        keep_failures(page, {experiment.name: error and _public(error)})
         jax.clear_caches()  # the next experiment has other programs
-    for row in write_page(page, scale, workdir, failures):
+    try:
+        rows = write_page(page, scale, workdir)
+    except records.DamagedFile as error:
+        print(f"error: {error}; allowed: a result as it was written; remove it and run its experiment again", file=sys.stderr)
+        return 1
+    for row in rows:
         print(f"{row.grade}: {row.title}: {row.effect}")
     print(f"page: {page}; {time.time() - start:.0f} s")
     return 0

@@ -2,47 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from catapult_jax import records
 from catapult_jax.events import DEFINITION
-from catapult_jax.report.members import until_diverged
 from catapult_jax.report.statistics import counted
-from experiments import config as configs
-from experiments import directory, summary, sweep, verdicts
 from experiments.catalogue import (
     EXPERIMENTS,
     QUESTIONS,
     Experiment,
     cap_dir,
     config_name,
-    config_of,
     reference_dir,
 )
+from experiments.claim_results import Results, collect
 from experiments.markdown import markdown_table, paragraph
 from experiments.verdicts import CLAIMS, NOT_MEASURABLE, NOT_REPRODUCED, NOT_TESTED, OURS, PARTLY, REPRODUCED, Verdict, words_of
 
 _DECIDED = (REPRODUCED, PARTLY, NOT_REPRODUCED)
 _MOST = 88  # characters in a cell of the table
 _MOST_NAMES = 8  # settings that are named one by one
-NEEDS_GPU = "needs a GPU"
-
-
-class Results(NamedTuple):
-    """The results of a complete experiment."""
-
-    verdicts: list[Verdict]
-    data: str  # name of the data
-    reference: dict[str, Any]  # facts about the AGOP reference, from run.json; empty: none
-    seeds: int
-    seconds: float  # of all runs
-    code: str  # commit of the code
-    figures: list[Path]
 
 
 class Row(NamedTuple):
@@ -55,62 +36,6 @@ class Row(NamedTuple):
     effect: str  # of the first setting with the lowest grade
     claim: str  # its name
     deciding: tuple[str, ...]  # names of the settings that decided
-
-
-def results(experiment: Experiment, scale: str, workdir: Path) -> Results | str:
-    """The results of an experiment, or the reason why there are none.
-
-    Args:
-      experiment: one of :data:`EXPERIMENTS`.
-      scale: smoke, quick, cpu or gpu.
-      workdir: directory of all experiments.
-    """
-    config, top = config_of(experiment, scale, workdir), workdir / experiment.folder
-    runs = sweep.plan(config, [])[0] if experiment.is_sweep else [({}, config)]
-    run_dirs = [
-        directory.directory_of_run(top, point, run_config) if experiment.is_sweep else top for point, run_config in runs
-    ]
-    if not all(map(directory.is_complete, run_dirs)):
-        return NEEDS_GPU if experiment.needs_gpu and scale != "gpu" else "not run"
-    if _fields_on_disk(run_dirs) != [_comparable(configs.flat(json.loads(run_config.to_json()))) for _, run_config in runs]:
-        return "run with another config"
-    infos = [records.read_json(run_dir / "run.json") for run_dir in run_dirs]
-    if experiment.is_sweep:
-        rows = summary.member_rows(runs, top)
-        verdicts_of_claims = summary.find_verdicts(rows, config, experiment.claims, infos[0]["data"])
-        figures = [top / "summary.png"]
-    else:
-        run = verdicts.read_run(until_diverged(records.open_record(top).load()), config.to_dict())
-        verdicts_of_claims = [verdicts.of_run(name, run) for name in experiment.claims]
-        figures = [top / "figures" / f"{name}.png" for name in experiment.figures]
-    join = lambda values: ", ".join(sorted(set(values)))
-    reference = infos[0].get("agop_reference") or {}
-    if any((info.get("agop_reference") or {}).get("sha256") != reference.get("sha256") for info in infos):
-        return "its runs have different AGOP references"
-    return Results(
-        verdicts_of_claims,
-        data=join(info["data"]["name"] for info in infos),
-        reference=reference,
-        seeds=len(config.members.seed or ()) or 1,
-        seconds=sum(info["seconds"] for info in infos),
-        code=join(_short_commit(info["environment"]["commit"]) for info in infos),
-        figures=figures,
-    )
-
-
-def _fields_on_disk(run_dirs: Sequence[Path]) -> list[dict[str, Any]]:
-    """The fields of stored runs."""
-    return [_comparable(configs.stored_fields(records.read_json(run_dir / "config.json"))) for run_dir in run_dirs]
-
-
-def _comparable(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields that change a record."""
-    return {name: value for name, value in fields.items() if name not in ("claims", "sweep")}
-
-
-def _short_commit(commit: str | None) -> str:
-    head, _, rest = (commit or "unknown").partition(" ")
-    return f"{head[:10]} {rest}".strip()
 
 
 def grade_of(verdicts_of_settings: Sequence[str]) -> str:
@@ -171,25 +96,29 @@ def _settings(name: str, outcomes: dict[str, Results | str]) -> list[tuple[Exper
     return settings
 
 
-def write_page(page: Path, scale: str, workdir: Path, failures: dict[str, str]) -> list[Row]:
-    """Write the page, the pages of details in a folder beside it, and copy the figures.
+def write_page(page: Path, scale: str, workdir: Path) -> list[Row]:
+    """Write the page, and in a folder beside it the pages of details and the results that are kept.
 
     Args:
       page: file to write.
       scale: smoke, quick, cpu or gpu.
       workdir: directory of all experiments.
-      failures: experiment -> reason why it is not tested.
 
     Returns:
       The rows of the table of claims.
+
+    Raises:
+      DamagedFile: a kept result is not as it was written.
     """
-    outcomes = {e.name: failures[e.name] if e.name in failures else results(e, scale, workdir) for e in EXPERIMENTS}
+    outcomes = collect(page, scale, workdir)
     rows = rows_of(outcomes)
     folder = page.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
     for module in dict.fromkeys(e.name.partition(":")[0] for e in EXPERIMENTS):
         chosen = [e for e in EXPERIMENTS if e.name.partition(":")[0] == module]
-        (folder / f"{module}.md").write_text(_details_page(module, chosen, outcomes, scale, workdir, page), encoding="utf-8")
+        (folder / f"{module}.md").write_text(
+            _details_page(module, chosen, outcomes, scale, workdir, page.name), encoding="utf-8"
+        )
     choices = Path(__file__).with_name("choices.md").read_text("utf-8")
     parts = [_answers(rows, scale), _table(rows, folder.name), _criteria(outcomes), choices]
     page.write_text("\n".join(parts), encoding="utf-8")
@@ -220,7 +149,7 @@ def _answers(rows: list[Row], scale: str) -> str:
             "Controls: ordinary rises, matched windows, sham edits of a step, raises to just below the critical lr. "
             "*Not measurable*: the runs can't decide. Contrary results stay."
         ),
-        f"`python -m experiments.claims --scale={scale}` writes this page from the runs; each page of details has the command of each run.\n",
+        f"`python -m experiments.claims --scale={scale}` writes this page from the runs, or from their results that are kept beside it; each page of details has the command of each run.\n",
     ]
     return "\n".join(lines)
 
@@ -318,15 +247,15 @@ def _criteria(outcomes: dict[str, Results | str]) -> str:
 
 
 def _details_page(
-    module: str, experiments: list[Experiment], outcomes: dict[str, Results | str], scale: str, workdir: Path, page: Path
+    module: str, experiments: list[Experiment], outcomes: dict[str, Results | str], scale: str, workdir: Path, page: str
 ) -> str:
-    lines = [f"# {module}\n", f"Details of [the claims](../{page.name}); the config is `configs/{module}.py`.\n"]
+    lines = [f"# {module}\n", f"Details of [the claims](../{page}); the config is `configs/{module}.py`.\n"]
     for experiment in experiments:
-        lines += _details(experiment, outcomes[experiment.name], commands(experiment, scale, workdir), page)
+        lines += _details(experiment, outcomes[experiment.name], commands(experiment, scale, workdir))
     return "\n".join(lines)
 
 
-def _details(experiment: Experiment, outcome: Results | str, lines_to_run: list[str], page: Path) -> list[str]:
+def _details(experiment: Experiment, outcome: Results | str, lines_to_run: list[str]) -> list[str]:
     """The section of an experiment."""
     title = experiment.name + (" (our variant, not counted)" if experiment.is_variant else "")
     parts = [f"## {title}\n", "```\n" + "\n".join(lines_to_run) + "\n```\n"]
@@ -337,7 +266,7 @@ def _details(experiment: Experiment, outcome: Results | str, lines_to_run: list[
         facts += f" AGOP reference: {reference['name']}"
         error = f", test error {reference['error_test']:.3g}" if reference.get("error_test") is not None else ""
         ceiling = f", alignment of a second one {reference['ceiling']:.3g}" if reference.get("ceiling") is not None else ""
-        facts += f"{error}{ceiling}, SHA-256 {reference['sha256'][:16]}." if "sha256" in reference else "."
+        facts += f"{error}{ceiling}, SHA-256 {reference['weights']}." if "weights" in reference else "."
     parts.append(facts + "\n")
     tables = []
     for verdict in outcome.verdicts:
@@ -347,17 +276,7 @@ def _details(experiment: Experiment, outcome: Results | str, lines_to_run: list[
         if verdict.table and verdict.table not in tables:
             tables.append(verdict.table)
             parts.append(markdown_table(verdict.table))
-    return [*parts, *(f"![{experiment.name}](../{copy})\n" for copy in _copy_figures(experiment, outcome.figures, page))]
-
-
-def _copy_figures(experiment: Experiment, figures: list[Path], page: Path) -> list[Path]:
-    """Copy the figures that exist to the folder beside the page; returns their paths as seen from the page."""
-    folder, copies = page.parent / "figures" / "claims", []
-    for figure in filter(Path.is_file, figures):
-        folder.mkdir(parents=True, exist_ok=True)
-        copies.append(folder / f"{experiment.folder}{f'-{figure.stem}' if copies else ''}.png")
-        shutil.copyfile(figure, copies[-1])
-    return [copy.relative_to(page.parent) for copy in copies]
+    return [*parts, *(f"![{experiment.name}](../{figure})\n" for figure in outcome.figures)]
 
 
 def commands(experiment: Experiment, scale: str, workdir: Path) -> list[str]:

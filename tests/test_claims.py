@@ -37,7 +37,7 @@ def test_main_keeps_the_reasons_of_failure_until_an_experiment_succeeds(tmp_path
 
     assert claims.main([]) == 0
     assert "not tested: cifar_gd:cnn: data.name=" in capsys.readouterr().err
-    assert records.read_json(tmp_path / "failures.json") == {
+    assert records.read_json(tmp_path / "claims" / "failures.json") == {
         "cifar_gd:cnn": "data.name='cifar10' is not available: no file cifar10.npz"
     }
     page = (tmp_path / "claims" / "cifar_gd.md").read_text()
@@ -45,7 +45,7 @@ def test_main_keeps_the_reasons_of_failure_until_an_experiment_succeeds(tmp_path
 
     reasons.clear()
     assert claims.main([]) == 0
-    assert records.read_json(tmp_path / "failures.json") == {}
+    assert records.read_json(tmp_path / "claims" / "failures.json") == {}
 
 
 @pytest.mark.parametrize(
@@ -58,3 +58,16 @@ def test_main_keeps_the_reasons_of_failure_until_an_experiment_succeeds(tmp_path
 )
 def test_public_of_an_error(error, public):
     assert claims._public(error) == public
+
+
+def test_main_of_a_result_that_was_edited(tmp_path, reasons, capsys, monkeypatch):
+    set_flags(monkeypatch, scale="smoke", only=["cifar_gd:fcn"], claims_dir=str(tmp_path))
+    (tmp_path / "claims").mkdir()
+    records.write_json(tmp_path / "claims" / "cifar_gd-fcn.json", {"seeds": 5})
+    file = tmp_path / "claims" / "cifar_gd-fcn.json"
+    file.write_text(file.read_text().replace("5", "50", 1))
+
+    assert claims.main([]) == 1
+
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and "cifar_gd-fcn.json is damaged" in message and message.count("\n") == 1
