@@ -53,7 +53,7 @@ def get_config(variant: str = "fcn") -> ConfigDict:
         c.measure.loss_modes = 128
         c.members.lr = (0.5, 0.9, 1.67, 2.5)
         c.members.seed = (530, 531, 532, 533, 534)
-        c.claims = ("spikes_are_catapults", "spikes_need_few_directions")
+        c.claims = ("spikes_are_catapults", "spikes_need_few_directions", "spikes_need_fewer_directions_than_other_rises")
     if "width" in chosen:
         c.steps = 30
         c.members.seed = (500, 501, 502, 503, 504)

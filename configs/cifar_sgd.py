@@ -57,9 +57,11 @@ def get_config(variant: str = "fcn") -> ConfigDict:
     c.run.checkpoint_every = 200
     c.claims = (
         "spikes_lie_in_the_top_space",
+        "spikes_lie_there_more_than_other_rises",
         "spikes_lower_lambda_max",
         "spikes_have_exceedances",
         "spikes_need_few_directions",
+        "spikes_need_fewer_directions_than_other_rises",
     )
     if "ce" in words:
         c.loss, c.data.target_encoding = "logistic", "binary"

@@ -28,7 +28,9 @@ class Experiment(NamedTuple):
         return self.name.replace(":", "-").replace(",", "-")
 
 
-_SPIKES = ("spikes_lie_in_the_top_space", "spikes_lower_lambda_max", "spikes_have_exceedances", "spikes_need_few_directions")
+_DIRECTIONS = ("spikes_need_few_directions", "spikes_need_fewer_directions_than_other_rises")
+_TOP_SPACE = ("spikes_lie_in_the_top_space", "spikes_lie_there_more_than_other_rises")
+_SPIKES = (*_TOP_SPACE, "spikes_lower_lambda_max", "spikes_have_exceedances", *_DIRECTIONS)
 _RAISES = ("catapults_raise_alignment", "catapults_lower_the_test_loss", "raises_below_critical_do_little")
 _BATCHES = ("small_batches_help", "small_batches_help_at_tuned_lrs")
 _OPTIMIZERS = ("alignment_over_optimizers", "alignment_is_the_best_predictor")
@@ -64,7 +66,7 @@ EXPERIMENTS = (
     Experiment("cifar_gd:cnn", ("first_catapult",)),
     Experiment("cifar_gd:cnn,gpu", ("first_catapult",), needs_gpu=True),
     Experiment("cifar_gd:width", ("peak_grows_with_width",), is_sweep=True),
-    Experiment("cifar_gd:ratios", ("spikes_are_catapults", "spikes_need_few_directions"), ("lr_over_critical_lr",)),
+    Experiment("cifar_gd:ratios", ("spikes_are_catapults", *_DIRECTIONS), ("lr_over_critical_lr",)),
     Experiment("cifar_gd_multi:fcn", ("catapult_follows_raise",), is_quick=True),
     Experiment("cifar_gd_multi:cnn", ("catapult_follows_raise",)),
     Experiment(
@@ -113,7 +115,7 @@ QUESTIONS = {
         "first_catapult", "spikes_are_catapults", "catapult_follows_raise", "cycles_cause_catapults", "spikes_have_exceedances",
         "exceedance_predicts_rise", "spikes_have_exceedances_at_batch_one", "peak_grows_with_width",
     ),
-    "Are they in the top eigenspace of the kernel?": ("spikes_lie_in_the_top_space", "spikes_lower_lambda_max", "spikes_need_few_directions"),
+    "Are they in the top eigenspace of the kernel?": (*_TOP_SPACE, "spikes_lower_lambda_max", *_DIRECTIONS),
     "Do catapults improve features and test loss?": (*_RAISES, *_OPTIMIZERS),
     "Do small batches give more spikes, and a lower test loss?": (*_BATCHES, "small_batches_help_without_catapults"),
     "Is the overshoot of a few modes the cause?": (*_CAUSES, "forced_overshoot_helps"),

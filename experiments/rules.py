@@ -368,7 +368,11 @@ _AFTER_CLAIMS = (
     Rule(
         ("claims", "measure.probe_size"),
         "allowed with claims on the spikes of SGD: None, since they need the kernel of the whole training set",
-        lambda f: {"spikes_lie_in_the_top_space", "spikes_lower_lambda_max"} & set(f["claims"]) and f["measure.probe_size"],
+        lambda f: (
+            {"spikes_lie_in_the_top_space", "spikes_lie_there_more_than_other_rises", "spikes_lower_lambda_max"}
+            & set(f["claims"])
+            and f["measure.probe_size"]
+        ),
     ),
     Rule(
         ("optimizer.batch_size", "measure.loss_train_every"),

@@ -92,9 +92,9 @@ def sgd_record(critical, fraction, seeds=5, spikes=2):
     return record(loss, 1.5, critical, loss_batch_after=loss, **parts)
 
 
-def with_ordinary_rises(inside, outside):
+def with_ordinary_rises(inside, outside, seeds=5):
     """Spikes with this fraction of their rise in the top space, and after each of them a small rise with that fraction."""
-    data = sgd_record(BEFORE, inside)
+    data = sgd_record(BEFORE, inside, seeds=seeds)
     loss, top = data["loss_train"].values, data["loss_train_top"].values
     for start in (0, 8):
         step = start + 6

@@ -70,8 +70,10 @@ def reproducing_runs():
         "spikes_have_exceedances": (sgd_record(BEFORE, 0.95), SGD),
         "spikes_have_exceedances_at_batch_one": (sgd_record(BEFORE, 0.95), SGD),
         "spikes_lie_in_the_top_space": (with_ordinary_rises(0.95, 0.5), SGD),
+        "spikes_lie_there_more_than_other_rises": (with_ordinary_rises(0.95, 0.5), SGD),
         "spikes_lower_lambda_max": (with_lambda(0.95, 1.0), SGD),
         "spikes_need_few_directions": (with_modes(1, 6), SGD),
+        "spikes_need_fewer_directions_than_other_rises": (with_modes(1, 6), SGD),
         "cycles_cause_catapults": (
             record(cycles, 1.5, [1.0, 1, 9, 9, 9, 9, 9, 9]).assign_coords(seed=("member", np.arange(10) // 2)),
             with_schedule(CYCLIC, period=4),

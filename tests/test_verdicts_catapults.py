@@ -49,7 +49,9 @@ def test_spikes_are_catapults_counts_them():
 
     finding = finding_of(catapults.spikes_are_catapults, record(loss, 1.5, critical), FIG3)
 
-    assert finding.effect == "1 of 2 spikes are catapults, 1 start before an exceedance"
+    assert finding.effect == (
+        "1 of 2 spikes are catapults, 1 start before the first exceedance of the run; 0 catapults start below the critical lr and exceed it on the way up"
+    )
     assert "onset of the others median 0.167 (from 0.167 to 0.167, n = 1); 0 divergences, 0 deaths" in finding.details
 
 

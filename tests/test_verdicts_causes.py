@@ -18,7 +18,7 @@ def test_overshoot_is_the_cause():
     verdict = verdict_of(remove_overshoot=0.1)
 
     assert verdict.verdict == REPRODUCED
-    assert verdict.effect == "test loss without overshoot: 0.1 [0.1, 0.1] higher"
+    assert verdict.effect == "test loss without overshoot minus with it: 0.1 [0.1, 0.1]"
     assert verdict.details.startswith("B above A in 8 of 8 seeds; E - A 0 [0, 0], C - A ")
     header, *rows = verdict.table
     assert header[:2] == ("arm", "test loss") and [row[0][0] for row in rows] == list("ABCDEFG")

@@ -22,20 +22,29 @@ def test_directions_of_rise(rises, number):
 
 
 @pytest.mark.parametrize(
-    ("of_spikes", "of_others", "verdict"),
-    [(1, 6, verdicts.REPRODUCED), (2, 2, verdicts.PARTLY), (7, 8, verdicts.PARTLY), (8, 6, verdicts.NOT_REPRODUCED)],
+    ("of_spikes", "of_others", "few", "fewer"),
+    [
+        (1, 6, verdicts.REPRODUCED, verdicts.REPRODUCED),
+        (2, 2, verdicts.REPRODUCED, verdicts.NOT_REPRODUCED),
+        (7, 8, verdicts.NOT_REPRODUCED, verdicts.REPRODUCED),
+        (8, 6, verdicts.NOT_REPRODUCED, verdicts.NOT_REPRODUCED),
+    ],
 )
-def test_spikes_need_few_directions(of_spikes, of_others, verdict):
-    finding = finding_of(directions.spikes_need_few_directions, with_modes(of_spikes, of_others), SGD)
+def test_spikes_need_few_directions_and_fewer_than_other_rises(of_spikes, of_others, few, fewer):
+    data = with_modes(of_spikes, of_others)
+    alone = finding_of(directions.spikes_need_few_directions, data, SGD)
+    compared = finding_of(directions.spikes_need_fewer_directions_than_other_rises, data, SGD)
 
-    assert finding.verdict == verdict
-    assert finding.effect.startswith(f"median {of_spikes} directions; other rises {of_others}")
+    assert (alone.verdict, compared.verdict) == (few, fewer)
+    assert alone.effect == f"median {of_spikes} directions"
+    assert compared.effect.endswith(f"; median {of_spikes} directions; other rises {of_others}")
 
 
-def test_spikes_need_few_directions_without_other_rises():
+def test_directions_without_other_rises():
     data = with_modes(1, 6).isel(step=slice(0, 7))
 
     assert finding_of(directions.spikes_need_few_directions, data, SGD).verdict == verdicts.NOT_MEASURABLE
+    assert finding_of(directions.spikes_need_fewer_directions_than_other_rises, data, SGD).verdict == verdicts.NOT_MEASURABLE
 
 
 def test_examples_in_docstrings():

@@ -46,28 +46,38 @@ def test_exceedances_of_spikes_have_the_base_rate_of_the_steps_before_a_member_d
 
 
 @pytest.mark.parametrize(
-    ("inside", "outside", "verdict"),
+    ("inside", "outside", "lie_there", "more_than_others"),
     [
-        (0.95, 0.5, verdicts.REPRODUCED),
-        (0.5, 0.2, verdicts.PARTLY),  # more than other rises, and too little
-        (0.95, 0.99, verdicts.PARTLY),  # enough, and no more than other rises
-        (0.5, 0.8, verdicts.NOT_REPRODUCED),
+        (0.95, 0.5, verdicts.REPRODUCED, verdicts.REPRODUCED),
+        (0.5, 0.2, verdicts.NOT_REPRODUCED, verdicts.REPRODUCED),
+        (0.95, 0.99, verdicts.REPRODUCED, verdicts.NOT_REPRODUCED),
+        (0.5, 0.8, verdicts.NOT_REPRODUCED, verdicts.NOT_REPRODUCED),
     ],
 )
-def test_spikes_lie_in_the_top_space(inside, outside, verdict):
-    finding = finding_of(sgd_spikes.spikes_lie_in_the_top_space, with_ordinary_rises(inside, outside), SGD)
+def test_spikes_lie_in_the_top_space_and_more_than_other_rises(inside, outside, lie_there, more_than_others):
+    data = with_ordinary_rises(inside, outside)
+    alone = finding_of(sgd_spikes.spikes_lie_in_the_top_space, data, SGD)
+    compared = finding_of(sgd_spikes.spikes_lie_there_more_than_other_rises, data, SGD)
 
-    assert finding.verdict == verdict
-    assert (
-        finding.effect
-        == f"{inside:.3g} [{inside:.3g}, {inside:.3g}] of the rise; other rises {outside:.3g} [{outside:.3g}, {outside:.3g}]"
-    )
+    assert (alone.verdict, compared.verdict) == (lie_there, more_than_others)
+    assert alone.effect == f"{inside:.3g} [{inside:.3g}, {inside:.3g}] of the rise"
+    assert compared.effect == f"{alone.effect}; other rises {outside:.3g} [{outside:.3g}, {outside:.3g}]"
+
+
+def test_spikes_lie_there_more_than_other_rises_says_how_many_seeds_have_spikes():
+    data = with_ordinary_rises(0.95, 0.5, seeds=6).copy(deep=True)
+    data["loss_train"][0] = 1.0  # the first seed has no spike
+
+    finding = finding_of(sgd_spikes.spikes_lie_there_more_than_other_rises, data, SGD)
+
+    assert finding.details.endswith("only 5 of 6 seeds have such spikes")
 
 
 def test_spikes_lie_in_the_top_space_needs_the_split_of_the_training_loss():
     data = sgd_record(BEFORE, 0.95).drop_vars(["loss_train_top", "loss_train_rest"])
 
     assert verdict_of(sgd_spikes.spikes_lie_in_the_top_space, data, SGD) == verdicts.NOT_MEASURABLE
+    assert verdict_of(sgd_spikes.spikes_lie_there_more_than_other_rises, data, SGD) == verdicts.NOT_MEASURABLE
 
 
 def test_spikes_lower_lambda_max():

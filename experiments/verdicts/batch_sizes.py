@@ -67,7 +67,7 @@ def _statement(config, at: str) -> str:
     return (
         f"Among members trained to the same loss ({SAME_LOSS} to 1 times {config['run']['stop_loss']:g}), the rank correlation, within a seed, "
         f"of the batch size with the test loss is positive, and with the AGOP alignment and the number of spikes negative ({BEYOND}), {at}. "
-        "Partly: some of the three. The alignment counts only where it is measurable"
+        "Partly: some of the three. The alignment counts only where it is measurable. Spikes count, with or without an exceedance; the table has the catapults among them"
     )
 
 

@@ -120,7 +120,11 @@ def spikes_are_catapults(run: Run) -> Finding:
     count = {kind: sum(e.kind == kind for e in spikes) for kind in ("catapult", "divergence", "death")}
     at_onset = sum(e.kind == "catapult" and e.lr > e.critical_lr for e in spikes)
     later = [e.lr / e.critical_lr for e in spikes if not e.lr > e.critical_lr]
-    effect = f"{count['catapult']} of {len(spikes)} spikes are catapults, {early} start before an exceedance"
+    on_the_way = count["catapult"] - at_onset
+    effect = (
+        f"{count['catapult']} of {len(spikes)} spikes are catapults, {early} start before the first exceedance of the run; {on_the_way} catapults start "
+        "below the critical lr and exceed it on the way up"
+    )
     details = (
         f"{at_onset} have an exceedance at the onset, lr / critical lr at the onset of the others {spread_text(later)}; "
         f"{count['divergence']} divergences, {count['death']} deaths; "
@@ -158,7 +162,7 @@ def catapult_follows_raise(run: Run) -> Finding:
 @claim(
     of=RUN,
     every_step=("measure.lambda_max_batch_every", "measure.loss_train_every"),
-    title="Cyclical learning rates cause catapults",
+    title="Cycles whose lr exceeds the critical lr have catapults",
     published="Cyclic lrs make catapults in the cycles in which the lr exceeds the critical lr",
     source=f"{ZHU}, Remark 3",
 )

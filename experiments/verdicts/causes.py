@@ -71,7 +71,7 @@ def overshoot_is_the_cause(run: Run) -> Finding:
     details += f"; {arms.seeds}"
     if arms.overshoot < _LEAST_OVERSHOOT:
         return Finding(statement, NOT_MEASURABLE, f"free arm without overshoot: {arms.overshoot:.2g}", arms.table, details)
-    return Finding(statement, verdict, f"test loss without overshoot: {text_of(main)} higher", arms.table, details)
+    return Finding(statement, verdict, f"test loss without overshoot minus with it: {text_of(main)}", arms.table, details)
 
 
 @claim(
@@ -93,7 +93,7 @@ def overshoot_helps_at_equal_effort(run: Run) -> Finding:
     if arms.overshoot < _LEAST_OVERSHOOT:
         return Finding(statement, NOT_MEASURABLE, f"free arm without overshoot: {arms.overshoot:.2g}")
     steps, lr = (arms.outcomes[name]["remove_overshoot"] - arms.outcomes[name]["none"] for name in _TEST_LOSSES[1:])
-    effect = f"equal steps: {text_of(steps)} higher; equal sum of lr: {text_of(lr)}"
+    effect = f"test loss without overshoot minus with it, at equal steps {text_of(steps)}, at an equal sum of lr {text_of(lr)}"
     return Finding(statement, grade(beyond_zero(steps, 1), beyond_zero(lr, 1)), effect)
 
 
@@ -190,7 +190,7 @@ def _last_measured(record, m: int, name: str, end: int) -> float:
     given=("run.stop_loss", "measure.loss_test_every", "members.intervention"),
     columns=("loss_test", "intervention"),
     min_seeds=10,
-    title="One forced overshoot lowers the test loss",
+    title="One forced overshoot lowers the test loss more than a sham kick does",
 )
 def forced_overshoot_helps(rows: list[dict], config: dict) -> Finding:
     """One forced overshoot of the critical modes at a low lr, against a kick of the same norm in the other modes."""

@@ -61,6 +61,19 @@ def catapults_lower_the_norm(run: Run) -> Finding:
     return Finding(statement, REPRODUCED if (norms < 1).mean() >= 0.9 else NOT_REPRODUCED, effect, details=details)
 
 
+def _growth(values: np.ndarray, period: int) -> np.ndarray:
+    """The median over the last cycle, over that over the first."""
+    return np.median(values[:, -period:], 1) / np.median(values[:, :period], 1)
+
+
+def _growth_of_sgd(record, period: int) -> str:
+    """The growth of the critical lr that SGD would have on the same path: the part that is not due to the preconditioner."""
+    if not {"critical_lr_bound_batch", "preconditioner_min"} <= set(record):
+        return ""
+    of_sgd = record["critical_lr_bound_batch"].values / record["preconditioner_min"].values
+    return f" (that of SGD on the same path {text_of(_growth(of_sgd, period))})"
+
+
 def _from_on(holds: np.ndarray) -> list[int]:
     """For each row the first step from which on it holds; the number of steps if it does not at the end."""
     return [int(np.flatnonzero(~row)[-1]) + 1 if not row.all() else 0 for row in holds]
@@ -88,10 +101,11 @@ def adagrad_outgrows_its_lr(run: Run) -> Finding:
     lr, exact = record["lr"].values, record["critical_lr_batch"].values
     ok, steps = active(record, run.settings)[:, -1], lr.shape[1]
     above = lr > exact
-    growth = np.median(exact[:, -period:], 1) / np.median(exact[:, :period], 1)
+    growth = _growth(exact, period)
     late = above[:, -steps // 4 :].mean(1)
     peak = lr.max(1, keepdims=True)  # the lr of a step depends on its place in the cycle
-    effect = f"critical lr of the last cycle over the first {text_of(growth)}, critical steps late {text_of(late)}"
+    of_sgd = _growth_of_sgd(record, period)
+    effect = f"critical lr of the last cycle over the first {text_of(growth)}{of_sgd}, critical steps late {text_of(late)}"
     details = (
         f"critical steps {text_of(above.mean(1))} of all; no step is critical any more in {_in_time(_from_on(~above), steps)}; nor would one be at "
         f"the largest lr in {_in_time(_from_on(exact > peak), steps)}"
@@ -121,7 +135,7 @@ def smallest_entry_grows(run: Run) -> Finding:
     exact, bound, least = (
         record[name].values for name in ("critical_lr_batch", "critical_lr_bound_batch", "preconditioner_min")
     )
-    growth = np.median(least[:, -period:], 1) / np.median(least[:, :period], 1)
+    growth = _growth(least, period)
     violations = int((bound > exact * 1.01).sum())  # the exact one may come from kernel-vector products, to one percent
     peak = record["lr"].values.max(1, keepdims=True)
     effect = f"smallest entry of the last cycle over the first {text_of(growth)}"
