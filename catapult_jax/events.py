@@ -112,9 +112,13 @@ class Event(_Fields):
         if math.isinf(self.critical_lr):
             return f"the critical lr at the onset is infinite, the lr {self.lr:.3g}"
         ratio = self.lr / self.critical_lr if self.critical_lr else math.inf
-        where = "" if self.kind != "catapult" or ratio > 1 else ", which a step on the way to the peak exceeds"
+        where = (
+            ""
+            if self.kind != "catapult" or ratio > 1
+            else " at the onset; on the way to the peak the lr exceeds its critical lr"
+        )
         if where and not self.overshoot > 0:
-            where = ", which a step shortly before exceeds"
+            where = " at the onset; within the momentum horizon before it a step exceeds its critical lr"
         return f"lr {self.lr:.3g} is {ratio:.3g} times the critical lr {self.critical_lr:.3g}{where}"
 
 

@@ -361,12 +361,24 @@ def _check(every, preset, method, optimizer) -> None:
 
 
 def _warn_of_few_products(apply_fn: Callable, params: PyTree, x: PyTree) -> None:
-    if loops_are_slow(apply_fn, params, x):
-        warnings.warn(
-            f"catapult/lambda_max: with convolutions on the CPU a search has {UNROLLED_PRODUCTS} products, so the first values may be far too "
-            "small, and converged says so; max_products=8 is surer and compiles longer, method='exact' is certain",
-            stacklevel=3,
-        )
+    if not loops_are_slow(apply_fn, params, x):
+        return
+    exact = "" if _couples_examples(apply_fn, params, x) else ", method='exact' is certain"
+    warnings.warn(
+        f"catapult/lambda_max: with convolutions on the CPU a search has {UNROLLED_PRODUCTS} products, so the first values may be far too small, and "
+        "converged says so; a step above the critical lr is so for certain, one below may be above. max_products=8 is surer and compiles longer"
+        f"{exact}",
+        stacklevel=3,
+    )
+
+
+def _couples_examples(apply_fn: Callable, params: PyTree, x: PyTree) -> bool:
+    """Whether the outputs of an example depend on the others, as with BatchNorm in training mode."""
+    try:
+        refuse_coupled_examples(apply_fn, params, x)
+    except CoupledExamplesError:
+        return True
+    return False
 
 
 def _rule(fixed: _Fixed, given: Given) -> Partial:
@@ -388,9 +400,7 @@ def _is_small(fixed: _Fixed, given: Given, rule: Partial) -> bool:
     outputs = jax.eval_shape(fixed.apply_fn, params, x)
     if outputs.size > EXACT_ROWS or jax.eval_shape(rule).diagonal is not None or not as_loss(fixed.loss).has_factor:
         return False
-    try:
-        refuse_coupled_examples(fixed.apply_fn, params, x)
-    except CoupledExamplesError:
+    if _couples_examples(fixed.apply_fn, params, x):
         return False
     uses = plan(fixed.apply_fn, params, x)
     return len(uses.covered | uses.entrywise) == len(jax.tree.leaves(params))

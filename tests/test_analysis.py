@@ -144,14 +144,17 @@ def test_event_rows_have_member_factor_and_alignment():
     assert (row["onset"], row["end"], row["alignment_before"], row["alignment_after"]) == (0, 3, 0.1, 0.5)
 
 
-def test_uncertain_steps_lie_within_the_bound_of_the_eigenvalue():
+def test_uncertain_steps_are_below_the_critical_lr_by_less_than_the_bound_of_the_eigenvalue():
+    """An eigenvalue of products is a lower bound: a step above the critical lr (the last one) is above it for certain."""
     data = record(np.ones(3), 1.0, [1.05, 1.2, 0.96], eigenvalues=np.full((1, 3), 2.0))
     data = data.assign(
         eigenvalues=(("member", "step", "eigenvalue"), np.full((1, 3, 1), 2.0)),
         eigenvalue_bounds=(("member", "step", "eigenvalue"), np.full((1, 3, 1), 0.2)),  # 10 %
     )
 
-    assert analysis.uncertain_steps(data).tolist() == [[True, False, True]]
+    assert analysis.uncertain_steps(data).tolist() == [[True, False, False]]
+    data["eigenvalue_bounds"][:] = np.inf
+    assert analysis.uncertain_steps(data).tolist() == [[True, True, False]]
 
 
 def test_critical_fraction_leaves_out_steps_after_the_stop_and_without_critical_lr():

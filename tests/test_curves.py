@@ -106,7 +106,7 @@ def test_ratio_figure_marks_rises_and_uncertain_steps():
 
     (axis,) = curves.ratio_figure(data, FULL).axes
 
-    assert lines(axis, "too near 1 to tell")[0][0].tolist() == [1]
+    assert lines(axis, "not certain on which side of 1")[0][0].tolist() == [1]
     assert lines(axis, "the loss of the batch rises in the step")[0].tolist() == [[0], [2.0]]
     np.testing.assert_allclose(lines(axis, "a seed")[0][1], [2.0, 1 / 1.0001, 0.5])
 

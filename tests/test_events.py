@@ -54,7 +54,7 @@ def test_to_python_refuses_several_events():
             [8, 3, 8, 8, 8],
             None,
             "Catapult: the loss rises from 0.5 at step 0 to 3.2 at step 2 (6.4 times its level) and has not come down half of its height by "
-            "the last step; lr 6 is 0.75 times the critical lr 8, which a step on the way to the peak exceeds.",
+            "the last step; lr 6 is 0.75 times the critical lr 8 at the onset; on the way to the peak the lr exceeds its critical lr.",
         ),
         (
             [0.5, 2, 3.2, 1, 1],

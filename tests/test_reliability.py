@@ -249,7 +249,7 @@ def test_steps_too_near_to_tell_are_marked(tmp_path):
     record = catapult_jax.open_record(tmp_path / "run").load()
     margin = record.attrs["critical_lr_margin"]
     assert 1e-6 <= margin < 1e-3
-    assert f"not significant within {margin:.1e} of the critical lr" in (tmp_path / "run" / "report.html").read_text()
+    assert f"No side is certain within {margin:.1e} of the critical lr" in (tmp_path / "run" / "report.html").read_text()
     assert not uncertain_steps(record).any()
     record.attrs["critical_lr_margin"] = margin = 1e-4
     is_measured = np.isfinite(record["critical_lr_batch"].values)

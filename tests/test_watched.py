@@ -32,6 +32,16 @@ def test_doubts_of_a_critical_lr_that_is_never_known():
     assert not known.blocks
 
 
+def test_doubts_of_a_search_that_ended_early():
+    """Three of four steps are below the critical lr of the lower bound, and above that of the upper one."""
+    series = dict(lr=[1.0] * 4, critical_lr_batch=[2.0, 2.0, 2.0, 0.5], lambda_max_batch=[1.0, 1.0, 1.0, 4.0])
+    early = doubts(record_of(**series, lambda_max_batch_bound=[np.inf] * 4))
+    whole = doubts(record_of(**series, lambda_max_batch_bound=[0.01] * 4))
+
+    assert "At 3 of 4 measured steps it is not certain" in words_of(early) and "may be a catapult" in words_of(early)
+    assert not whole.blocks
+
+
 def test_doubts_of_another_loss():
     """The rounding of bfloat16 is no other loss; NaN is a step that was not measured."""
     section = doubts(record_of(loss_batch=[1.0, 1.0, 1.0, 1.0], loss_of_watch=[1.01, 1.5, np.nan, 0.2]))

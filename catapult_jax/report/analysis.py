@@ -186,10 +186,11 @@ def event_rows(record: xarray.Dataset, settings: Settings, events: list[list[Eve
 
 
 def uncertain_steps(record: xarray.Dataset) -> np.ndarray:
-    """Steps at which the lr is too near its critical value to tell on which side it is.
+    """Steps at which it is not certain on which side of its critical value the lr is.
 
-    The margin is the relative rounding error of the kernel, the attribute ``critical_lr_margin`` of the record. With kernel-vector
-    products it is the relative bound on the eigenvalue, where that is larger.
+    Within the relative rounding error of the kernel, the attribute ``critical_lr_margin`` of the record, no side is certain. An eigenvalue
+    from kernel-vector products is a lower bound, and its ``bound`` above it an upper one. So an lr above the critical lr is certain, and one
+    below is certain only if it would be below with the upper bound, too.
 
     Args:
       record: series over (member, step).
@@ -198,19 +199,25 @@ def uncertain_steps(record: xarray.Dataset) -> np.ndarray:
       Booleans, ``(member, step)``.
 
     >>> import xarray
-    >>> series = {"lr": [[1.0, 1.0]], "critical_lr_batch": [[1.0001, 2.0]]}
+    >>> series = {"lr": [[1.0, 1.0, 1.0]], "critical_lr_batch": [[1.0001, 2.0, 0.5]]}
     >>> data = {name: (("member", "step"), values) for name, values in series.items()}
     >>> uncertain_steps(xarray.Dataset(data, attrs={"critical_lr_margin": 0.001})).tolist()
-    [[True, False]]
+    [[True, False, False]]
+    >>> found = {"lambda_max_batch": [[2.0, 1.0, 4.0]], "lambda_max_batch_bound": [[0.0, 9.0, 9.0]]}
+    >>> data |= {name: (("member", "step"), values) for name, values in found.items()}
+    >>> uncertain_steps(xarray.Dataset(data)).tolist()
+    [[False, True, False]]
     """
     lr, critical_lr = series_or_nan(record, "lr"), series_or_nan(record, "critical_lr_batch")
-    margin = np.full(lr.shape, record.attrs.get("critical_lr_margin", 0.0))
+    above = np.zeros(lr.shape)  # relative bound above the eigenvalue
     with np.errstate(divide="ignore", invalid="ignore"):
         if {"eigenvalues", "eigenvalue_bounds"} <= set(record):
-            margin = np.fmax(margin, record["eigenvalue_bounds"].values[..., 0] / record["eigenvalues"].values[..., 0])
+            above = np.fmax(above, record["eigenvalue_bounds"].values[..., 0] / record["eigenvalues"].values[..., 0])
         if {"lambda_max_batch", "lambda_max_batch_bound"} <= set(record):
-            margin = np.fmax(margin, record["lambda_max_batch_bound"].values / record["lambda_max_batch"].values)
-        return np.abs(lr / critical_lr - 1) <= margin
+            above = np.fmax(above, record["lambda_max_batch_bound"].values / record["lambda_max_batch"].values)
+        ratio = lr / critical_lr
+        is_near = np.abs(ratio - 1) <= record.attrs.get("critical_lr_margin", 0.0)
+        return is_near | ((ratio <= 1) & (ratio * (1 + above) > 1))
 
 
 def critical_fraction(record: xarray.Dataset, settings: Settings, m: int) -> float:

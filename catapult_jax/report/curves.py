@@ -132,7 +132,7 @@ def ratio_figure(record: xarray.Dataset, settings: Settings) -> Figure:
         )
         axis.axhline(1, color=BLACK, ls="--", lw=0.7)
         style = dict(color=BLACK, marker="x", ms=4, mew=0.7)
-        plot_dots(axis, record, np.where(uncertain, ratio, np.nan), members, label="too near 1 to tell", **style)
+        plot_dots(axis, record, np.where(uncertain, ratio, np.nan), members, label="not certain on which side of 1", **style)
         log_scale(axis)
     cut_top(columns[0][0][0], record, ratio)
     add_legend(figure)

@@ -106,6 +106,15 @@ def _values(values: np.ndarray) -> str:
     return ", ".join(short) if len(short) <= 4 else f"{short[0]} to {short[-1]}"
 
 
+def _percent(fraction: float) -> str:
+    """In whole percent; below 10 % with two digits.
+
+    >>> _percent(1.0), _percent(0.0123), _percent(0.0)
+    ('100', '1.2', '0')
+    """
+    return f"{100 * fraction:.0f}" if fraction >= 0.1 else f"{100 * fraction:.2g}"
+
+
 def finding_text(record: xarray.Dataset, settings: Settings, events: list[list[Event]]) -> str:
     """What was found, in one sentence: members with a catapult, its eigenspace, steps above the critical lr.
 
@@ -142,7 +151,7 @@ def finding_text(record: xarray.Dataset, settings: Settings, events: list[list[E
         if steps.any():
             fraction = float((record["lr"].values > critical_lr)[steps].mean())
             which = "steps" if np.isnan(critical_lr[:, 1:]).sum() == 0 else "measured steps"
-            parts.append(f"the critical lr was exceeded at {100 * fraction:.2g} % of the {which}")
+            parts.append(f"the critical lr was exceeded at {_percent(fraction)} % of the {which}")
     return "; ".join(parts) + "." if parts else ""
 
 

@@ -149,7 +149,7 @@ def initialisation(record: xarray.Dataset) -> Section:
 
 
 def certainty(record: xarray.Dataset) -> Section:
-    """How many steps are too near their critical lr to tell, and how often an eigenvalue search reached its tolerance.
+    """At how many steps the side of the critical lr is not certain, and how often an eigenvalue search reached its tolerance.
 
     Args:
       record: series over (member, step).
@@ -166,13 +166,15 @@ def certainty(record: xarray.Dataset) -> Section:
     blocks = []
     if {"lr", "critical_lr_batch"} <= set(record) and record["critical_lr_batch"].notnull().any():
         uncertain, measured = uncertain_steps(record), ~np.isnan(record["critical_lr_batch"].values)
-        steps = f"at {int(uncertain.sum())} of {int(measured.sum())} measured steps: the crosses in the figure of the ratio."
-        words = f"The bound of the eigenvalue does not tell on which side of its critical value the lr is {steps}"
+        words = (
+            f"It is not certain whether the lr is above its critical value at {int(uncertain.sum())} of {int(measured.sum())} measured steps: the "
+            "crosses in the figure of the ratio. An eigenvalue from kernel-vector products is a lower bound. So a step that is above is so for certain; "
+            "one that is below may be above, if the bound of its search reaches that far."
+        )
         if "critical_lr_margin" in record.attrs:
-            words = (
-                f"Whether a step is critical is not significant within {record.attrs['critical_lr_margin']:.1e} of the critical lr. "
-                "This is the rounding of the kernel: n times the largest error of an entry. The bound of the eigenvalue counts where it is "
-                f"larger. That is so {steps}"
+            words += (
+                f" No side is certain within {record.attrs['critical_lr_margin']:.1e} of the critical lr. This is the rounding of the kernel: n times the "
+                "largest error of an entry."
             )
         blocks.append(text(words))
     for name in [str(name) for name in record if str(name).startswith("converged")]:

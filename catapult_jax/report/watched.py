@@ -9,16 +9,19 @@ import numpy as np
 
 from catapult_jax import records
 from catapult_jax.events import Event
+from catapult_jax.report.analysis import uncertain_steps
 from catapult_jax.report.page import Section, table, text
 
 if TYPE_CHECKING:
     import xarray
 
 _MOST_RANGES = 20  # of steps, in a sentence
+_DOUBTFUL = 0.1  # a larger fraction of uncertain steps is worth a warning
 
 
 def doubts(record: xarray.Dataset) -> Section:
-    """What makes the numbers of a record doubtful: no critical lr at any step, or another loss than that of the training step.
+    """What makes the numbers of a record doubtful: no critical lr at any step, one that is not certain, or another loss than that
+    of the training step.
 
     Args:
       record: series over (member, step).
@@ -40,6 +43,15 @@ def doubts(record: xarray.Dataset) -> Section:
                 "what its rule needs (gradient, opt_state_before); the warning at the first step says which."
             )
         )
+    if {"lr", "critical_lr_batch"} <= set(record):
+        uncertain, measured = uncertain_steps(record), record["critical_lr_batch"].notnull().values
+        if uncertain.sum() > _DOUBTFUL * measured.sum():
+            blocks.append(
+                text(
+                    f"At {int(uncertain.sum())} of {int(measured.sum())} measured steps it is not certain whether the lr is above its critical value, "
+                    "since the search for the eigenvalue ended early. A step above is certain. A spike that is called unexplained may be a catapult."
+                )
+            )
     if {"loss_batch", "loss_of_watch"} <= set(record):
         of_step, of_watch = record["loss_batch"].values, record["loss_of_watch"].values
         measured = np.isfinite(of_step) & np.isfinite(of_watch)
@@ -138,7 +150,8 @@ def layers(record: xarray.Dataset, events: Sequence[Sequence[Event]]) -> list[Se
     )
     words = (
         "Multiple of a layer's part of the update at which the loss of the batch stops falling, while the other layers stay. It is 0 where that "
-        "part is no descent direction, at any size; otherwise the layer with the least multiple is nearest to instability."
+        "part is no descent direction, at any size, as with momentum after a turn; so zeros say nothing of the lr and are left out below. Among the "
+        "others the layer with the least multiple is nearest to instability. For a spike only its way up counts, from onset to peak."
     )
     return [Section("Layers", [table(header, rows), text(words)]), *_layers_of_spikes(series, events)]
 

@@ -50,20 +50,15 @@ def first_catapult(run: Run) -> Finding:
     name = lambda_series(record, settings)
     at_end = lambda m: float(record[name].values[m, -1]) if name else np.nan
     ratio = [(e.lambda_max_after if e.end >= 0 else at_end(m)) / e.lambda_max_before for m, e in catapults.items()]
-    holds = (
-        len(catapults) == len(chosen)
-        and max(onset) <= 5
-        and min(fraction) >= 0.95
-        and max(ratio) < 1
-        and min(e.end for e in catapults.values()) >= 0
-    )
-    effect = (
-        f"{len(catapults)} of {len(chosen)} runs, peak over level {spread_text([e.peak_ratio for e in catapults.values()])}"
-    )
+    held = [
+        e.onset <= 5 and e.end >= 0 and part >= 0.95 and after < 1
+        for e, part, after in zip(catapults.values(), fraction, ratio, strict=True)
+    ]
+    effect = f"{sum(held)} of {len(chosen)} runs, peak over level {spread_text([e.peak_ratio for e in catapults.values()])}"
     details = f"onset at step {spread_text(onset)}; fraction of the rise {spread_text(fraction)}; lambda_max after / before {spread_text(ratio)}"
     if np.isnan([*fraction, *ratio]).any():
         return Finding(statement, NOT_MEASURABLE, "a fraction or a lambda_max is not known", details=details)
-    return Finding(statement, REPRODUCED if holds else NOT_REPRODUCED, effect, details=details)
+    return Finding(statement, decide(sum(held) == len(chosen)), effect, details=details)
 
 
 @claim(of=SWEEP, columns=("model.width", "first_peak_ratio"), title="The wider the network, the higher the first spike")
