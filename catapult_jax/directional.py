@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -102,13 +103,32 @@ def directional_critical_lr(
     def compute(params, x, targets, D):
         with highest_precision():
             if curvature == "gauss_newton":
-                outputs, moved = jax.jvp(lambda p: model(p, x), (params,), (D,))
+                with _forward_mode():
+                    outputs, moved = jax.jvp(lambda p: model(p, x), (params,), (D,))
                 return from_output_change(wide(outputs), wide(moved), targets, loss=loss)
             value = lambda p: as_loss(loss)(wide(model(p, x)), targets)
             slope_at = lambda p: jax.jvp(value, (p,), (D,))[1]
             return from_slope_and_curvature(*jax.jvp(slope_at, (params,), (D,)))
 
     return placed_by_compiler(compute, params, x, targets, D)
+
+
+@contextlib.contextmanager
+def _forward_mode():
+    """One line for the error of JAX where a function has no forward mode.
+
+    Raises:
+      ValueError: a function with a ``custom_vjp``.
+    """
+    try:
+        yield
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+        raise ValueError(
+            "apply_fn has a function with a custom_vjp, which has no forward mode; allowed: a model without. Eigenvalues: "
+            "top_eigenpairs(..., jvp='transpose')"
+        ) from error
 
 
 def directional_by_layer(

@@ -250,6 +250,7 @@ class _Fixed(NamedTuple):
 
 def _init(fixed: _Fixed, params: PyTree) -> WatchState:
     """State before the first step."""
+    _refuse_debug_nans()
     carried = {}
     if fixed.measures_lambda and fixed.method != "exact":
         dtype = at_least_float32(jnp.result_type(*jax.tree.leaves(params)))
@@ -278,6 +279,7 @@ def _update(
     skipped: Bool[Array, ""] | bool = False,
 ) -> tuple[WatchState, dict[str, Array]]:
     """State after a step, and its metrics; see :func:`watch`."""
+    _refuse_debug_nans()
     optimizer_updates, updates = updates, updates_like(params, updates, new_params)
     if fixed.measures_lambda and opt_state is None:
         raise ValueError(f"opt_state=None with preset={fixed.preset!r}; allowed: the optimizer's state after the update")
@@ -357,6 +359,13 @@ def _check(every, preset, method, optimizer) -> None:
     if optimizer is None and preset != "economy":
         raise ValueError(
             f"optimizer=None with preset={preset!r}; allowed: the optimizer of the loop, whose critical lr is measured, or preset='economy'"
+        )
+
+
+def _refuse_debug_nans() -> None:
+    if jax.config.jax_debug_nans:
+        raise ValueError(
+            "jax_debug_nans=True; allowed with a watch: False, since a metric that is not measured is NaN; jax.debug_nans(False) around the step"
         )
 
 

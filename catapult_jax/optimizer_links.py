@@ -187,7 +187,7 @@ def _accumulated(settings: dict, place: _Place) -> Iterator[Link]:
         add = lambda new, old: steps._acc_update(new, old, n_acc=state.mini_step)
         return jax.tree.map(add, gradient, state.acc_grads), state
 
-    yield Link("MultiSteps", {}, place.before, place.after, place.places, update)
+    yield Link("MultiSteps", {"mean": getattr(steps, "_use_grad_mean", True)}, place.before, place.after, place.places, update)
     yield from _walk(steps.inner_opt.update, _inside(place, lambda state: state.inner_opt_state))
 
 

@@ -29,6 +29,7 @@ class Effect(NamedTuple):
     gain: Any = 1.0  # it multiplies by this
     decay: Any = 0.0  # it adds this times the parameters
     scale: Any = None  # it multiplies by this, minus the lr; None: the link has no lr
+    averages: str = ""  # name of a link that averages what it receives over steps: its gain is that of the filter alone
     around: str = ""  # name of a link that has a rule only around an optimizer without momentum
     reason: str = ""  # why there is no rule
     inverse: InverseMap | None = None  # it applies this map to the parameters that it sees
@@ -45,7 +46,9 @@ class _Seen(NamedTuple):
 def _adam(link: Link, seen: _Seen) -> Effect:
     s = link.settings
     root = lambda v: jnp.sqrt(v / _correction(s["b2"], link) + s["eps_root"]) + s["eps"]
-    return Effect([root(v) for v in link.leaves(link.after.nu)], _adam_gain(s["b1"], s.get("nesterov", False)))
+    return Effect(
+        [root(v) for v in link.leaves(link.after.nu)], _adam_gain(s["b1"], s.get("nesterov", False)), averages=link.name
+    )
 
 
 def _adam_gain(b1, nesterov: bool):
@@ -63,16 +66,20 @@ def _correction(decay, link: Link):
 def _belief(link: Link, seen: _Seen) -> Effect:
     s = link.settings
     root = lambda v: jnp.sqrt(v / _correction(s["b2"], link)) + s["eps"]
-    return Effect([root(v) for v in link.leaves(link.after.nu)], _adam_gain(s["b1"], s["nesterov"]))
+    return Effect([root(v) for v in link.leaves(link.after.nu)], _adam_gain(s["b1"], s["nesterov"]), averages=link.name)
 
 
 def _amsgrad(link: Link, seen: _Seen) -> Effect:
     s = link.settings
-    return Effect([jnp.sqrt(v + s["eps_root"]) + s["eps"] for v in link.leaves(link.after.nu_max)], _adam_gain(s["b1"], False))
+    return Effect(
+        [jnp.sqrt(v + s["eps_root"]) + s["eps"] for v in link.leaves(link.after.nu_max)],
+        _adam_gain(s["b1"], False),
+        averages=link.name,
+    )
 
 
 def _adamax(link: Link, seen: _Seen) -> Effect:
-    return Effect(link.leaves(link.after.nu), _adam_gain(link.settings["b1"], False))
+    return Effect(link.leaves(link.after.nu), _adam_gain(link.settings["b1"], False), averages=link.name)
 
 
 def _ademamix(link: Link, seen: _Seen) -> Effect:
@@ -133,11 +140,11 @@ def _factored_axes(shape: tuple[int, ...], least: int) -> tuple[int, int] | None
 
 def _trace(link: Link, seen: _Seen) -> Effect:
     beta = link.settings["decay"]
-    return Effect(gain=(1 + 2 * beta) / (1 + beta) if link.settings["nesterov"] else 1 / (1 + beta))
+    return Effect(gain=(1 + 2 * beta) / (1 + beta) if link.settings["nesterov"] else 1 / (1 + beta), averages=link.name)
 
 
 def _ema(link: Link, seen: _Seen) -> Effect:
-    return Effect(gain=_adam_gain(link.settings["decay"], False))
+    return Effect(gain=_adam_gain(link.settings["decay"], False), averages=link.name)
 
 
 def _decay(link: Link, seen: _Seen) -> Effect:
@@ -157,6 +164,15 @@ def _nothing(link: Link, seen: _Seen) -> Effect:
     return Effect()
 
 
+def _accumulation(link: Link, seen: _Seen) -> Effect:
+    """The mean of gradients is one gradient, of a larger batch; their sum is as many times that."""
+    return (
+        Effect()
+        if link.settings["mean"]
+        else Effect(reason="MultiSteps with use_grad_mean=False takes the sum of gradients and has no rule")
+    )
+
+
 def _zero(link: Link, seen: _Seen) -> Effect:
     return Effect([jnp.inf] * len(link.on))
 
@@ -167,6 +183,8 @@ def _norm_clip(link: Link, seen: _Seen) -> Effect:
 
 
 def _entry_clip(link: Link, seen: _Seen) -> Effect:
+    if not seen.received:  # a group without parameters
+        return Effect()
     is_clipped = jnp.stack([jnp.any(jnp.abs(v) > link.settings["max_delta"]) for v in seen.received]).any()
     return Effect(gain=jnp.where(is_clipped, jnp.nan, 1.0))  # what is clipped does not follow the gradient
 
@@ -193,7 +211,7 @@ def _lookahead(link: Link, seen: _Seen) -> Effect:
 _RULES: dict[str, Callable[[Link, _Seen], Effect]] = {
     "identity": _nothing,
     "zero_nans": _nothing,
-    "MultiSteps": _nothing,
+    "MultiSteps": _accumulation,
     "set_to_zero": _zero,
     "scale": _scale,
     "scale_by_schedule": _schedule,

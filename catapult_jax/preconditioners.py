@@ -198,7 +198,8 @@ def _composed(links: list[Link], effects: list[Effect], params: PyTree) -> Preco
     sequences = [tuple(k for k, link in enumerate(links) if i in link.on) for i in range(len(leaves))]
     is_fixed = {s: any(links[k].name == "set_to_zero" for k in s) for s in sequences}
     moving = {s: _scalars([effects[k] for k in s]) for s in dict.fromkeys(sequences) if not is_fixed[s]}
-    first = next(iter(moving.values()), _Scalars(1.0, 0.0, None, ""))
+    known = list(moving.values())
+    first = next((s for s in known if not _stands_still(s.lr)), known[0] if known else _Scalars(1.0, 0.0, None, ""))
     for link, effect in zip(links, effects, strict=True):
         if effect.reason:
             count = "" if len(link.on) == len(leaves) else f" ({len(link.on)} of {len(leaves)} parameters)"
@@ -243,6 +244,9 @@ def _no_rule(reason: str, lr=None) -> Preconditioner:
 def _scalars(effects: list[Effect]) -> _Scalars:
     """Gain, decay and lr of a sequence of links, ``scale (gain P^(-1) g + decay w)`` of gradient ``g`` and parameters ``w``."""
     gain, decay, scale = 1.0, 0.0, None
+    averages = [effect.averages for effect in effects if effect.averages and not _same(effect.gain, 1.0)]
+    if len(averages) > 1:  # then the first mode that grows need not change sign at every step
+        return _Scalars(gain, decay, _lr_of(effects), f"{' and '.join(averages)}: two averages of the gradient have no rule")
     for effect in effects:
         if effect.around and not _same(gain, 1.0):
             return _Scalars(
@@ -296,6 +300,11 @@ def _same(a, b) -> bool:
 def _ratio(lr, reference):
     """``lr / reference``, and 1 where they are equal, also at zero."""
     return 1.0 if _same(lr, reference) else jnp.where(lr == reference, 1.0, lr / jnp.where(reference == 0, jnp.nan, reference))
+
+
+def _stands_still(lr) -> bool:
+    """Whether an lr is zero for certain."""
+    return lr is not None and not isinstance(lr, Tracer) and bool(np.all(np.asarray(lr) == 0))
 
 
 def _larger(a, b):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PREFIX = "catapult/"
 _SERIES = {name: series for series, name in NAMES.items()}  # metric -> series of the record
+_TAKEN = ("step", "member", "run")  # names of the axes of the record
 
 
 class Recorder:
@@ -58,8 +59,8 @@ class Recorder:
           ImportError: the extra ``records`` is not installed.
         """
         for name, value in (("steps", steps), ("flush_every", flush_every)):
-            if value < 1:
-                raise ValueError(f"{name}={value!r}; allowed: 1 or more")
+            if not isinstance(value, (int, np.integer)) or value < 1:
+                raise ValueError(f"{name}={value!r}; allowed: a whole number, 1 or more")
         _need_zarr()
         self.directory, self.watch, self.steps = Path(directory), watch, steps
         self._sinks, self._flush_every = tuple(sinks), flush_every
@@ -85,7 +86,7 @@ class Recorder:
           ValueError: the step is not after the last one, or beyond ``steps``; other metrics than those on record.
         """
         step = int(step)
-        if self._next is None and self._names:
+        if self._next is None:
             self._refuse_other_names(set(map(_series_name, metrics)))
         first = 0 if self._next is None else self._next
         if not first <= step < self.steps:
@@ -100,22 +101,24 @@ class Recorder:
         if not self._waiting:
             return
         rows = [(step, _floats(metrics)) for step, metrics in jax.device_get(self._waiting)]
-        self._waiting = []
         self._compare_losses(rows)
         first = min(self._done, rows[0][0])
         series = _series(rows, first)
+        self._refuse_other_names(set(series))
         if not self._names:
             self._create(series)
             self._names = set(series)
-        self._refuse_other_names(set(series))
         records.write(self.directory, first, series, over=False)
+        self._waiting = []  # not before: if the disk is full, the next flush writes these steps
         self._done = rows[-1][0] + 1
         for step, metrics in rows:
             for sink in self._sinks:
                 sink(step, {name: value for name, value in metrics.items() if not math.isnan(value)})
 
     def _refuse_other_names(self, names: set[str]) -> None:
-        if other := sorted(self._names ^ names):
+        if bad := sorted(name for name in names if name in _TAKEN or not name.strip(".")):
+            raise ValueError(f"metric {bad[0]!r} is no name for a series; allowed: another name than {', '.join(_TAKEN)}")
+        if self._names and (other := sorted(self._names ^ names)):
             raise ValueError(
                 f"metrics {', '.join(other)} are new or missing; allowed: those of the record in {self.directory}, or another directory"
             )

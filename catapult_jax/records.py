@@ -78,6 +78,7 @@ def create(
     count = len(next(iter(members.values())))
     chunk = chunk or max(_CHUNK, -(-steps // _MOST_CHUNKS))
     _write_progress(run_dir, 0, over=False, metadata=None)  # first, so that an older record there no longer counts
+    Path(run_dir).mkdir(parents=True, exist_ok=True)
     group = zarr.open_group(str(Path(run_dir, _ARRAYS)), mode="w", zarr_format=3)
 
     def add(name, shape, dtype, dims, fill, chunks, **attributes):
@@ -148,9 +149,19 @@ def write(run_dir: str | Path, start: int, measured: dict[str, np.ndarray], *, o
       start: first step of the measurements.
       measured: name -> values ``(m, n, ...)`` of n steps.
       over: True: the run ends here, before its last step.
+
+    Raises:
+      ValueError: an array of another shape than the record has for these steps.
     """
-    end = start + next(iter(measured.values())).shape[1]
-    _put(_open(run_dir), measured, slice(None), slice(start, end))
+    arrays, end = _open(run_dir), start + next(iter(measured.values())).shape[1]
+    for name, values in measured.items():
+        whole: tuple[int, ...] = getattr(arrays[name], "shape")  # noqa: B009  an array, which Zarr's types do not tell
+        members, steps = whole[:2]
+        if values.shape != (members, end - start, *whole[2:]) or not 0 <= start <= end <= steps:
+            raise ValueError(
+                f"{name} has shape {values.shape} from step {start} on; allowed: {members} members, and at most {steps} steps in all"
+            )
+    _put(arrays, measured, slice(None), slice(start, end))
     _write_progress(run_dir, end, over=over, metadata=_progress(run_dir).get("metadata"))
 
 
@@ -488,7 +499,7 @@ def write_text(path: str | Path, text: str) -> None:
       path: of the file.
       text: its content.
     """
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(errors="replace"))  # a name of a file may hold bytes that are no text
 
 
 def write_bytes(path: str | Path, content: bytes | memoryview) -> None:

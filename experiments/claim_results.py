@@ -46,7 +46,7 @@ def keep_failures(page: Path, failures: dict[str, str | None]) -> None:
     path = _failures(page)
     path.parent.mkdir(parents=True, exist_ok=True)
     left = {name: reason for name, reason in (_kept_failures(page) | failures).items() if reason}
-    records.write_json(path, left, checksum=False)
+    records.write_json(path, left)
 
 
 def _failures(page: Path) -> Path:
@@ -196,11 +196,14 @@ def _kept(experiment: Experiment, scale: str, workdir: Path, page: Path, criteri
         fields = records.read_json(_path(experiment, page))
     except FileNotFoundError:
         return None
-    now, then = _settings(experiment, scale, workdir), fields.pop("config")
-    if configs.stored_fields({}) | then != configs.stored_fields({}) | now:
-        return OTHER_CONFIG
-    tables = lambda verdict: tuple(map(tuple, verdict["table"]))
-    kept = Results(**fields)._replace(verdicts=[Verdict(**v | {"table": tables(v)}) for v in fields["verdicts"]])
+    try:
+        now, then = _settings(experiment, scale, workdir), fields.pop("config")
+        if configs.stored_fields({}) | then != configs.stored_fields({}) | now:
+            return OTHER_CONFIG
+        tables = lambda verdict: tuple(map(tuple, verdict["table"]))
+        kept = Results(**fields)._replace(verdicts=[Verdict(**v | {"table": tables(v)}) for v in fields["verdicts"]])
+    except (KeyError, TypeError) as error:  # written by another version
+        raise records.DamagedFile(f"{_path(experiment, page)} is damaged: it has not the fields of a result") from error
     by_claim = {verdict.claim: verdict for verdict in kept.verdicts}
     if not set(experiment.claims) <= set(by_claim):
         return "run before one of its claims was made"

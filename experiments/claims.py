@@ -16,7 +16,7 @@ import jax
 from absl import flags
 
 from catapult_jax import records
-from experiments import command_line, sweep
+from experiments import command_line, directory, sweep
 from experiments import config as configs
 from experiments import main as single
 from experiments.catalogue import EXPERIMENTS, Experiment, cap_config, cap_dir, config_of, is_part_of, load, reference_dir
@@ -67,7 +67,7 @@ def run_experiment(experiment: Experiment, scale: str, workdir: Path) -> str | N
             sweep.run_sweep(config, [], run_dir, 1)
         else:
             single.run(config, run_dir)
-    except (configs.ConfigError, configs.RunError) as error:
+    except (configs.ConfigError, configs.RunError, records.DamagedFile) as error:
         return configs.one_line(error)
     return None
 
@@ -85,24 +85,30 @@ def main(_argv: list[str]) -> int:
         if not any(name in (full, full.partition(":")[0]) for full in names):
             print(f"error: only={name!r}; allowed: {', '.join(names)}", file=sys.stderr)
             return 2
-    workdir = Path(_CLAIMS_DIR.value or Path("runs", f"claims-{'cpu' if scale == 'quick' else scale}")).expanduser()
+    workdir = configs.home(_CLAIMS_DIR.value or f"runs/claims-{'cpu' if scale == 'quick' else scale}", "claims_dir")
     default_page = workdir / "claims.md" if scale in ("smoke", "quick") else Path("docs", "claims.md")
-    page = Path(_PAGE.value).expanduser() if _PAGE.value else default_page
+    page = configs.home(_PAGE.value, "page") if _PAGE.value else default_page
     chosen = [
         e
         for e in EXPERIMENTS
         if is_part_of(e, scale) and (not _ONLY.value or e.name in _ONLY.value or e.name.partition(":")[0] in _ONLY.value)
     ]
+    if page.is_dir():
+        raise configs.ConfigError(f"page={str(page)!r} is a directory; allowed: a file to write")
+    directory.check_writable(page.parent)
+    directory.check_writable(workdir)
     start = time.time()
     for experiment in chosen:
         print(f"=== {experiment.name} ({time.time() - start:.0f} s since the start)")
         error = run_experiment(experiment, scale, workdir)
         if error:
             print(f"not tested: {experiment.name}: {error}", file=sys.stderr)
-        keep_failures(page, {experiment.name: error and _public(error)})
+        with directory.explain_write_errors(page.parent):
+            keep_failures(page, {experiment.name: error and _public(error)})
         jax.clear_caches()  # the next experiment has other programs
     try:
-        rows = write_page(page, scale, workdir)
+        with directory.explain_write_errors(page.parent):
+            rows = write_page(page, scale, workdir)
     except records.DamagedFile as error:
         print(f"error: {error}; allowed: a result as it was written; remove it and run its experiment again", file=sys.stderr)
         return 1

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 from catapult_jax.records import DamagedFile
 from configs import default
 from experiments import signals
-from experiments.config import TYPE_NAMES, ConfigError, RunError, flat, no_field, one_line, types_of_fields
+from experiments.config import TYPE_NAMES, ConfigError, RunError, flat, home, no_field, one_line, types_of_fields
 
 CACHE = flags.DEFINE_string(
     "compilation_cache",
@@ -27,6 +27,7 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, with a variant after a colon. --config.FIELD=VALUE changes a field."
 )
 _NONE = re.compile(r"--?config\.([\w.]+)=None$")
+_FIELD = re.compile(r"--?config\.([\w.]+)(?:=(.*))?$", re.DOTALL)
 _REPLACED = {
     "seed": "members.seed",
     "optimizer.lr": "members.lr",
@@ -56,6 +57,9 @@ def program(main: Callable, parser: Callable | None = None) -> None:
     except (RunError, DamagedFile) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except BrokenPipeError:  # who read the output has ended, as in: ... | head -1
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
@@ -73,6 +77,7 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[s
         loaded.
     """
     try:
+        argv = _written_out(argv, values)
         rest = parse_flags([a for a in argv if not _NONE.match(a)], values)
         if "reproduce" in values and values.reproduce:
             if values.config is not None:
@@ -87,7 +92,7 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[s
             raise ConfigError(
                 "XLA_FLAGS has --xla_gpu_deterministic_ops other than true; allowed: true, so that a config gives the same bits"
             )
-        values.config.get("steps")  # raises the error of a file that could not be loaded
+        _load(values)
         _set_none(values.config, argv)
         _refuse_replaced(values.config, argv)
         keep_compiled(values.compilation_cache)
@@ -96,6 +101,68 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[s
     except (flags.Error, ValueError, TypeError, OSError) as error:
         raise ConfigError(_missing_file(argv) or one_line(error)) from error
     return rest
+
+
+def _written_out(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
+    """The command line with the contents of flag files, and with ``--config.FIELD=VALUE`` for ``--config.FIELD VALUE``.
+
+    Raises:
+      ConfigError: an argument that is no text.
+      flags.Error: a flag file that can't be read.
+    """
+    parts = [_text(a) for a in argv]
+    parts = [parts[0], *values.read_flags_from_files(parts[1:], force_gnu=False)]
+    written = []
+    for part in parts:
+        is_value = not part.startswith("-") or re.match(r"-\.?\d", part)
+        if written and is_value and (match := _FIELD.match(written[-1])) and match[2] is None:
+            written[-1] += f"={part}"
+        else:
+            written.append(part)
+    return written
+
+
+def _text(argument: str) -> str:
+    """An argument in UTF-8, also where the locale is ASCII."""
+    try:
+        return argument.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"argument {argument!r} is not in UTF-8; allowed: text in UTF-8") from error
+
+
+def given_fields(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> dict[str, str]:
+    """The fields of the config on a command line, flag files included, as text.
+
+    Args:
+      argv: the command line; the name of the program comes first.
+      values: the flags of the program.
+
+    Returns:
+      Full names and values.
+
+    >>> given_fields(["main", "--config.optimizer.lr=2", "--config.steps", "3"])
+    {'optimizer.lr': '2', 'steps': '3'}
+    """
+    matches = [_FIELD.match(a) for a in _written_out(argv, values)]
+    return {match[1]: match[2] for match in matches if match and match[2] is not None}
+
+
+def _load(values: flags.FlagValues) -> None:
+    """Load the config file.
+
+    Raises:
+      ConfigError: it gives no config.
+    """
+    config = values.config
+    getattr(config, "get", lambda _: None)("steps")  # raises the error of a file that could not be loaded
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(
+            f"the config file gives {type(config).__name__}; allowed: a ConfigDict, from configs.default.get_config()"
+        )
+    if lacking := sorted(set(flat(default.get_config())) - set(flat(config))):
+        raise ConfigError(
+            f"the config has no field {lacking[0]!r}; allowed: a config from configs.default.get_config(), changed"
+        )
 
 
 def _missing_file(argv: Sequence[str]) -> str | None:
@@ -145,6 +212,12 @@ def parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> 
         rest = values([re.sub(r"^(--?config=)(~.*)", lambda m: m[1] + os.path.expanduser(m[2]), a) for a in argv])
     except flags.Error as error:
         raise ConfigError(_wrong_type(error) or one_line(error)) from error
+    except (AttributeError, KeyError, ValueError, TypeError, OSError):
+        raise  # of a field or a value, which parse explains
+    except Exception as error:  # any error of the code of the config file
+        raise ConfigError(
+            f"the config file ends in {type(error).__name__}: {one_line(error)}; allowed: a file that gives a config"
+        ) from error
     if len(rest) > 1:
         field = rest[1].partition("=")[0]
         hint = f"--config.{rest[1]}" if field in flat(default.get_config()) else "flags, which begin with --; see --help"
@@ -189,7 +262,7 @@ def keep_compiled(directory: str | None) -> None:
     """
     if not directory:
         return
-    path = Path(directory).expanduser().resolve()
+    path = home(directory, "compilation_cache").resolve()
     nearest = next(folder for folder in (path, *path.parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise ConfigError(

@@ -19,6 +19,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -129,6 +130,28 @@ def no_field(name: str) -> str:
     """
     nearest = difflib.get_close_matches(name, sorted(flat(default.get_config())), 1, 0.0)[0]
     return f"config has no field {name!r}; nearest: {nearest!r}"
+
+
+def home(path: str, name: str = "path") -> Path:
+    """A path whose ``~`` is replaced by the home directory.
+
+    Args:
+      path: as the user gave it.
+      name: of the flag or field, for the message.
+
+    Returns:
+      The path.
+
+    Raises:
+      ConfigError: there is no such user.
+
+    >>> home("runs/a")
+    PosixPath('runs/a')
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{name}={path!r} names a user who is not there; allowed: a path, or ~ for your own home") from error
 
 
 def expanded(config: ConfigDict) -> ConfigDict:

@@ -84,6 +84,8 @@ def check_writable(workdir: Path) -> None:
     Raises:
       ConfigError: it can't.
     """
+    if "::" in str(workdir):  # Zarr takes it for a chain of file systems
+        raise configs.ConfigError(f"workdir={str(workdir)!r} has '::' in it; allowed: a path without")
     try:
         parent = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
         with tempfile.TemporaryFile(dir=parent):
@@ -105,9 +107,11 @@ def directory_of_run(workdir: Path, point: dict[str, Any], config: ConfigDict) -
 
 
 def is_complete(run_dir: Path) -> bool:
-    """Whether the run has ended, its report is written, which comes last, and its record is not damaged."""
+    """Whether the run has ended, its report is written, which comes last, and neither its config nor its record is damaged."""
     try:
-        has_ended = records.read_json(run_dir / "run.json")["status"] != "running"
+        has_ended = records.read_json(run_dir / "run.json")["status"] != "running" and bool(
+            records.read_json(run_dir / "config.json")
+        )
     except (FileNotFoundError, records.DamagedFile, KeyError):  # the run itself reports a damaged file
         return False
     return has_ended and (run_dir / "report.html").is_file() and not records.damage(run_dir)
@@ -149,6 +153,8 @@ def explain_write_errors(workdir: Path) -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:  # of the output, not of a file
+        raise
     except OSError as error:
         raise configs.RunError(
             f"workdir={str(workdir)!r} can't be written ({error.strerror or error}); the files in it are whole; allowed: "

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from catapult_jax.records import DamagedFile
 from catapult_jax.report.outcomes import METRICS
 from catapult_jax.report.statistics import interval
 from catapult_jax.report.style import DASHES, MARKERS, NARROW, PALETTE, add_legend, letter, new_figure
@@ -30,9 +32,15 @@ def directions_figure(path: Path) -> Figure:
 
     Args:
       path: of its agop.npz.
+
+    Raises:
+      DamagedFile: it can't be read.
     """
-    with np.load(path, allow_pickle=False) as stored:
-        names, vectors, shape = stored["names"], stored["vectors"], tuple(stored["shape"])
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            names, vectors, shape = stored["names"], stored["vectors"], tuple(stored["shape"])
+    except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
+        raise DamagedFile(f"{path} is damaged; the command of the run writes it again") from error
     count, k = vectors.shape[:2]
     is_image = len(shape) == 3
     left = 0.15 + 0.05 * max(len(str(name)) for name in names)

@@ -79,7 +79,8 @@ def _run(
     new = directory.is_new(workdir)
     earlier, damage = _earlier_run(workdir, as_json, until_the_end, new)
     loaded = build.load(config, earlier or like)
-    if earlier and earlier["status"] != "running" and not damage:
+    lost = outputs.lost(workdir, earlier) if earlier else []
+    if earlier and earlier["status"] != "running" and not damage and not lost:
         print("already complete")
         with directory.explain_write_errors(workdir):
             return report.build(workdir)
@@ -94,6 +95,8 @@ def _run(
     coordinates, attributes = _coordinates(config, built.members, start), _attributes(config, title, built, check)
     restored = recovery.restore(config, workdir, built, state, coordinates, attributes, damage)
     state = state if restored is None else restored
+    for name in lost:
+        print(f"WARNING: {workdir / name} is missing or damaged; it is written again", file=sys.stderr)
     if earlier:
         print(f"resuming at step {int(state.step)} of {config.steps}")
         for name, (then, now) in reproduce.differences(earlier["environment"], about["resumed_with"][-1]).items():
@@ -105,6 +108,7 @@ def _run(
         outcome, usable = _outcome(workdir, as_json, state)
         if config.run.save_model and usable[0]:
             outputs.write_model(workdir, built.model, state, built.data, {"config": as_json, "data": about["data"]})
+            outcome["model_saved"] = True
         if "agop_alignment" in built.plan["cadences"]:
             outputs.write_directions(config, workdir, built, state, coordinates, usable)
         records.write_json(workdir / "run.json", about | outcome | {"seconds": about["seconds"] + time.monotonic() - begin})
@@ -127,7 +131,7 @@ def _earlier_run(
     directory.earlier_run(workdir, as_json)  # refuse a directory of something else before a lock file is put there
     until_the_end.enter_context(directory.lock(workdir))
     earlier = directory.earlier_run(workdir, as_json)
-    return earlier, records.damage(workdir) if earlier else []
+    return earlier, records.damage(workdir) if earlier or (workdir / "record.zarr").is_dir() else []
 
 
 def _lock_new_directory(workdir: Path, until_the_end: contextlib.ExitStack) -> None:
@@ -267,11 +271,12 @@ def run_again(then: Path, workdir: Path) -> bool:
     config = reproduce.stored_config(then)
     if workdir.resolve() == then.resolve():
         raise configs.ConfigError(f"workdir={str(workdir)!r} is the run itself; allowed: another directory")
-    if (workdir / "run.json").is_file() and records.read_json(workdir / "run.json")["status"] != "running":
-        raise configs.ConfigError(f"workdir={str(workdir)!r} holds a finished run; allowed: a new directory")
+    if reproduce.is_compared(workdir):
+        raise configs.ConfigError(f"workdir={str(workdir)!r} holds a comparison; allowed: a new directory")
     run(config, workdir, like=records.read_json(then / "run.json"))
-    comparison = reproduce.compare(then, workdir)
-    reproduce.write(comparison, then, workdir)
+    with directory.explain_write_errors(workdir):
+        comparison = reproduce.compare(then, workdir)
+        reproduce.write(comparison, then, workdir)
     print("\n".join(reproduce.lines(comparison)))
     return comparison.same
 
@@ -279,11 +284,11 @@ def run_again(then: Path, workdir: Path) -> bool:
 def main(_argv: list[str]) -> int:
     """Run one config, or repeat a finished run; returns the exit status."""
     if _REPRODUCE.value:
-        then = Path(_REPRODUCE.value).expanduser().resolve()
-        workdir = Path(_WORKDIR.value).expanduser() if _WORKDIR.value else then.with_name(f"{then.name}-again")
+        then = configs.home(_REPRODUCE.value, "reproduce").resolve()
+        workdir = configs.home(_WORKDIR.value, "workdir") if _WORKDIR.value else then.with_name(f"{then.name}-again")
         return 0 if run_again(then, workdir) else 1
     config = flags.FLAGS.config
-    workdir = Path(_WORKDIR.value).expanduser() if _WORKDIR.value else default_workdir(config)
+    workdir = configs.home(_WORKDIR.value, "workdir") if _WORKDIR.value else default_workdir(config)
     for line in report.verdict_lines(workdir, run(config, workdir)):
         print(line)
     print(f"report: {workdir / 'report.html'}")

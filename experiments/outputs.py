@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,32 @@ def finite(state: training.State) -> np.ndarray:
     """Whether the parameters of each member are finite, (members,)."""
     leaves = jax.tree.leaves(state.members.params)
     return np.all([np.isfinite(np.asarray(leaf)).reshape(len(leaf), -1).all(1) for leaf in leaves], axis=0)
+
+
+def lost(workdir: Path, about: dict[str, Any]) -> list[str]:
+    """The files that an ended run wrote, and that are missing or damaged now.
+
+    Args:
+      workdir: directory of the run.
+      about: contents of run.json.
+
+    Returns:
+      Names of files; none for a run that has not ended.
+    """
+    if about["status"] == "running":
+        return []
+    gone = {member["member"] for member in [*about.get("lost", []), *about.get("dead", [])]}
+    expected = ["model.npz"] if about.get("model_saved") and 0 not in gone else []
+    expected += ["agop.npz"] if "agop_alignment" in about.get("instruments", {}).get("cadences", {}) else []
+    return [name for name in expected if not _is_whole(workdir / name)]
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def write_model(workdir: Path, model: Any, state: training.State, arrays: data.Data, about: dict[str, Any]) -> None:

@@ -149,11 +149,18 @@ def main(argv: list[str]) -> int:
     try:
         runs = [
             read_run(until_diverged(records.open_record(folder).load()), records.read_json(folder / "config.json"))
-            for folder in map(Path, argv[1:])
+            for folder in (Path(name).expanduser() for name in argv[1:])
         ]
-    except (FileNotFoundError, records.DamagedFile) as error:
+    except (FileNotFoundError, RuntimeError, records.DamagedFile) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    for folder, run in zip(argv[1:], runs, strict=True):
+        if run.config["measure"]["criteria_every"] != 1:
+            print(
+                f"error: {folder!r} has measure.criteria_every={run.config['measure']['criteria_every']}; allowed: a run of configs/predictors.py",
+                file=sys.stderr,
+            )
+            return 2
     print("# Criteria for spikes: complete tables\n")
     print(
         "Written by `python -m experiments.predictor_tables RUN_DIR ...`; the protocol is on [predictors.md](../predictors.md).\n"

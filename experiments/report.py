@@ -13,7 +13,7 @@ from catapult_jax.report.members import until_diverged
 from catapult_jax.report.page import render
 from experiments import directory
 from experiments.command_line import FIELDS_HELP
-from experiments.config import ConfigError, RunError, flat, testable
+from experiments.config import ConfigError, RunError, flat, home, testable
 from experiments.figures import DIRECTIONS_CAPTION, directions_figure
 from experiments.sections import Report, all_sections, overview, verdict_line
 from experiments.values import CADENCES
@@ -99,8 +99,8 @@ def main(argv: list[str]) -> int:
     if len(argv) != 2:
         print("usage: python -m experiments.report RUN_DIR [--interactive]", file=sys.stderr)
         return 2
-    argv = [argv[0], str(Path(argv[1]).expanduser())]
     try:
+        argv = [argv[0], str(home(argv[1], "RUN_DIR"))]
         if not Path(argv[1], "run.json").is_file():
             raise FileNotFoundError(f"no run in {argv[1]}")
         with directory.lock(Path(argv[1])), directory.explain_write_errors(Path(argv[1])):

@@ -122,9 +122,17 @@ def _bits(values: np.ndarray) -> np.ndarray:
     return values.view(f"u{values.dtype.itemsize}") if values.dtype.kind == "f" else values
 
 
+_COMPARISON = "reproduction.json"
+
+
+def is_compared(workdir: Path) -> bool:
+    """Whether the directory holds a run that was compared with its first one."""
+    return (workdir / _COMPARISON).is_file()
+
+
 def write(comparison: Comparison, then: Path, workdir: Path) -> None:
     """Write reproduction.json: the comparison, and the directory ``then`` of the first run."""
-    records.write_json(workdir / "reproduction.json", {"of": str(then)} | comparison._asdict())
+    records.write_json(workdir / _COMPARISON, {"of": str(then)} | comparison._asdict())
 
 
 def lines(comparison: Comparison) -> list[str]:

@@ -73,10 +73,17 @@ def figure() -> Figure:
 
 def main(argv: list[str]) -> int:
     """Write the figure; returns the exit status."""
-    if len(argv) != 2:
+    if len(argv) != 2 or argv[1].startswith("-"):
         print("usage: python -m experiments.schedules PATH", file=sys.stderr)
         return 2
-    print(save(figure(), Path(argv[1]).with_suffix("")))
+    try:
+        print(save(figure(), Path(argv[1]).with_suffix("")))
+    except OSError as error:
+        print(
+            f"error: {argv[1]!r} can't be written ({error.strerror}); allowed: a file in a folder that is there",
+            file=sys.stderr,
+        )
+        return 2
     return 0
 
 

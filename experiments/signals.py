@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
@@ -23,6 +25,18 @@ def end_in_one_line() -> None:
 
     for number in STOPPING:
         signal.signal(number, end)
+
+
+def end_with_parent() -> None:
+    """From now on the end of the parent process, as by SIGKILL, is a SIGTERM for this one: it saves and ends."""
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -70,10 +70,13 @@ def parse_joint_axis(text: str, config: ConfigDict) -> tuple[tuple[str, ...], li
     members = set(fields) & {*_OF_MEMBERS, *_OF_MEMBERS.values()}
     if members:
         raise ConfigError(f"grid={text!r}; allowed: fields that make runs, not {', '.join(sorted(members))}")
-    return fields, [
+    parsed = [
         tuple(parse_axis(f"{name}={value}", config)[1][0] for name, value in zip(fields, point, strict=True))
         for point in points
     ]
+    if len(set(parsed)) < len(parsed):
+        raise ConfigError(f"grid={text!r}; allowed: {names}=v1+w1,v2+w2,... with each point once")
+    return fields, parsed
 
 
 def parse_axis(text: str, config: ConfigDict) -> tuple[str, tuple]:
@@ -156,6 +159,17 @@ def plan(config: ConfigDict, grid: Sequence[str]) -> tuple[Runs, list[str]]:
     return runs, [name for points in run_axes for name in points[0]]
 
 
+def _refuse_on_axes(config: ConfigDict, grid: Sequence[str], given: dict[str, str]) -> None:
+    """Refuse a field on the command line that an axis replaces."""
+    for text in grid or config.sweep:
+        for name in text.partition("=")[0].split("+"):
+            name = _OF_MEMBERS.get(name.strip(), name.strip())
+            if name in given and given[name] != "None":
+                raise ConfigError(
+                    f"{name}={given[name]} has no effect, since the axis {text!r} replaces it; allowed: one of them"
+                )
+
+
 def run_sweep(
     config: ConfigDict, grid: Sequence[str], workdir: Path, processes: int, cache: str | None = None
 ) -> list[verdicts.Verdict]:
@@ -222,8 +236,9 @@ def main(_argv: list[str]) -> int:
             f"reproduce={flags.FLAGS.reproduce!r} is not for sweeps; allowed: python -m experiments.main --reproduce, for each run"
         )
     config = flags.FLAGS.config
+    _refuse_on_axes(config, _GRID.value, command_line.given_fields(sys.argv))
     kind = "-".join(["sweep", *_GRID.value]).replace("/", "_")
-    workdir = Path(flags.FLAGS.workdir).expanduser() if flags.FLAGS.workdir else default_workdir(config, kind)
+    workdir = configs.home(flags.FLAGS.workdir, "workdir") if flags.FLAGS.workdir else default_workdir(config, kind)
     results = run_sweep(config, _GRID.value, workdir, _PROCESSES.value, command_line.CACHE.value)
     for line in summary.verdict_lines(workdir, results):
         print(line)

@@ -70,6 +70,7 @@ def _run(job: Job) -> str | None:
 def _worker(connection) -> None:
     """Run the jobs that come through the connection, until it is closed."""
     signals.end_in_one_line()
+    signals.end_with_parent()
     with contextlib.suppress(EOFError), programs.shared_programs():
         while True:
             connection.send(_run(connection.recv()))

@@ -114,6 +114,26 @@ def test_collect_of_a_result_that_was_edited(tmp_path, runs):
         outcome(tmp_path, FCN)
 
 
+@pytest.mark.parametrize("field", ["config", "verdicts", "seconds", "other"])
+def test_collect_of_a_result_with_other_fields(tmp_path, runs, field):
+    """As another version may write it."""
+    kept(tmp_path, runs, FCN, results_of(FCN))
+    file = tmp_path / "claims" / "cifar_gd-fcn.json"
+    fields = records.read_json(file)
+    records.write_json(file, fields | {"other": 1} if field == "other" else {k: v for k, v in fields.items() if k != field})
+
+    with pytest.raises(records.DamagedFile, match="has not the fields of a result"):
+        outcome(tmp_path, FCN)
+
+
+def test_keep_failures_of_a_long_reason(tmp_path, runs):
+    page = tmp_path / "claims.md"
+    keep_failures(page, {FCN.name: "x" * 64})  # as long as a checksum
+    keep_failures(page, {CNN.name: "no data"})
+
+    assert outcome(tmp_path, FCN) == "x" * 64
+
+
 def test_keep_failures_until_an_experiment_runs(tmp_path, runs):
     page = tmp_path / "claims.md"
     keep_failures(page, {FCN.name: "no data", CNN.name: "no data"})

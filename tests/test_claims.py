@@ -6,6 +6,7 @@ import pytest
 
 from catapult_jax import records
 from experiments import claims
+from experiments.config import ConfigError
 
 
 def set_flags(monkeypatch, **values):
@@ -58,6 +59,19 @@ def test_main_keeps_the_reasons_of_failure_until_an_experiment_succeeds(tmp_path
 )
 def test_public_of_an_error(error, public):
     assert claims._public(error) == public
+
+
+def test_main_of_a_page_that_can_not_be_written(tmp_path, reasons, monkeypatch):
+    """Nothing is run first."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    for page, message in (("folder", "is a directory; allowed: a file to write"), ("file/claims.md", "can't be created")):
+        set_flags(
+            monkeypatch, scale="smoke", only=["cifar_gd:fcn"], claims_dir=str(tmp_path / "runs"), page=str(tmp_path / page)
+        )
+        with pytest.raises(ConfigError, match=message):
+            claims.main([])
+    assert not (tmp_path / "runs").exists()
 
 
 def test_main_of_a_result_that_was_edited(tmp_path, reasons, capsys, monkeypatch):

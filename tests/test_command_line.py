@@ -72,6 +72,32 @@ def test_parse_of_a_misspelt_field_in_a_config_file(tmp_path):
     assert "lr_relativ" in done.stderr and not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def get_config(:", "the config file ends in SyntaxError"),
+        ("def get_config():\n    return 1 / 0", "the config file ends in ZeroDivisionError: division by zero"),
+        (
+            "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({'steps': 3})",
+            "the config has no field",
+        ),
+        ("def get_config():\n    return 3", "the config file gives int; allowed: a ConfigDict"),
+    ],
+)
+def test_parse_of_a_config_file_that_fails(tmp_path, code, message):
+    (tmp_path / "mine.py").write_text(code)
+    done = command(f"--config={tmp_path / 'mine.py'}")
+
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert message in done.stderr and "allowed: " in done.stderr
+
+
+def test_text_of_bytes_that_are_no_utf8():
+    assert command_line._text("--config.title=Gr\udcc3\udcb6\u00dfe") == "--config.title=Gr\u00f6\u00dfe"
+    with pytest.raises(ConfigError, match="is not in UTF-8; allowed: text in UTF-8"):
+        command_line._text("--config.title=Gr\udcf6")
+
+
 def parsed(*arguments):
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["main", *arguments])
@@ -79,7 +105,7 @@ def parsed(*arguments):
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-def test_parse_of_none_takes_a_value_away():
+def test_parse_of_none_takes_a_value_away(tmp_path):
     def parsed_fields(*overrides):
         argv = ["main", "--config=configs/quickstart.py:smoke", *overrides]
         values = flags.FlagValues()
@@ -98,6 +124,17 @@ def test_parse_of_none_takes_a_value_away():
 
     single = parsed_fields("--config.optimizer.lr=3.3", "--config.members.lr=None")
     assert single["optimizer.lr"] == 3.3 and single["members.lr"] is None
+
+    # With a space, and from a file of flags.
+    assert parsed_fields("--config.optimizer.lr", "3.3", "--config.members.lr", "None")["members.lr"] is None
+    (tmp_path / "flags").write_text("--config.optimizer.lr=3.3\n")
+    for overrides in (["--config.optimizer.lr", "3.3"], [f"--flagfile={tmp_path / 'flags'}"]):
+        with pytest.raises(ConfigError, match=r"optimizer\.lr=3\.3 has no effect, since members\.lr="):
+            parsed_fields(*overrides)
+    (tmp_path / "flags").write_text("--config.optimizer.lr=3.3\n--config.members.lr=None\n")
+    assert parsed_fields(f"--flagfile={tmp_path / 'flags'}")["members.lr"] is None
+    with pytest.raises(ConfigError, match="flagfile"):
+        parsed_fields(f"--flagfile={tmp_path / 'none'}")
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")

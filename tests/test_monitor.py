@@ -458,6 +458,13 @@ def test_watch_finds_no_spikes_in_negative_losses():
     assert metrics["catapult/spikes"][-1] == 1 and int(w.detector.step) == len(losses)
 
 
+def test_watch_refuses_debug_nans():
+    """A metric that is not measured is NaN."""
+    watching = watch(lambda w, x: x @ w, loss="mse", preset="economy")
+    with jax.debug_nans(True), pytest.raises(ValueError, match="jax_debug_nans=True; allowed with a watch: False"):
+        watching.init(jnp.ones(2))
+
+
 def test_watch_of_convolutions_on_the_cpu_says_how_far_it_searches():
     model, x = CNN(depth=2, width=4), jnp.ones((2, 8, 8, 3))
     params, tx = model.init(jax.random.key(0), x), optax.adam(0.1)

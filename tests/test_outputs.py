@@ -1,13 +1,41 @@
 """Files beside the record. That model.npz holds the end of a run is in test_main.py."""
 
+import json
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from catapult_jax import FCN
-from experiments import outputs
+from catapult_jax import FCN, records
+from experiments import main, outputs
+from tests.helpers_runs import spoil, tiny
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_a_lost_model_is_written_again(tmp_path, damage, monkeypatch, plain_figures, capsys):
+    """The same command writes it from the last checkpoint, with the same bits."""
+    monkeypatch.delenv("CATAPULT_DATA_DIR", raising=False)
+    config = tiny(run__save_model=True)
+    main.run(config, tmp_path / "run")
+    file = tmp_path / "run" / "model.npz"
+    whole = dict(np.load(file))
+    file.unlink() if damage == "missing" else spoil(file, "truncated")
+    assert outputs.lost(tmp_path / "run", records.read_json(tmp_path / "run" / "run.json")) == ["model.npz"]
+
+    main.run(config, tmp_path / "run")
+
+    again = dict(np.load(file))
+    assert "model.npz is missing or damaged; it is written again" in capsys.readouterr().err
+    assert json.loads(str(again.pop("about"))) == json.loads(str(whole.pop("about")))
+    assert set(again) == set(whole) and all(np.array_equal(again[name], whole[name]) for name in whole)
+
+
+def test_lost_of_a_run_that_wrote_no_model(tmp_path):
+    assert outputs.lost(tmp_path, {"status": "complete"}) == []
+    assert outputs.lost(tmp_path, {"status": "running", "model_saved": True}) == []
+    assert outputs.lost(tmp_path, {"status": "complete", "instruments": {"cadences": {"agop_alignment": 2}}}) == ["agop.npz"]
 
 
 def test_finite_of_members():

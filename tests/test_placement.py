@@ -127,6 +127,18 @@ def test_explicit_axes_exact_kernel():
     assert float(lr) == pytest.approx(float(critical_lr(plain, PARAMS, (X, Y), loss="mse")), rel=1e-5)
 
 
+@pytest.mark.parametrize("function", [critical_lr, top_eigenpairs])
+def test_shard_map_that_checks_replication_is_refused_in_one_line(function):
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    options = {"k": 1} if function is top_eigenpairs else {}
+    inside = lambda x, y: jax.tree.leaves(function(plain, PARAMS, (x, y), loss="mse", **options))[0]
+
+    with pytest.raises(
+        ValueError, match=r"check_vma=True of the shard_map over data; allowed: jax\.shard_map\(\.\.\., check_vma=False\)"
+    ):
+        jax.shard_map(inside, mesh=mesh, in_specs=(P("data"), P("data")), out_specs=P("data"))(X, Y)
+
+
 def test_shard_map_measures_the_examples_of_each_device():
     """Without jit, where JAX traces all that the thread computes."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("d",))

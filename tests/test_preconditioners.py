@@ -604,3 +604,62 @@ def test_preconditioner_from_state_gives_the_lr_at_which_a_network_becomes_unsta
     envelope = np.lib.stride_tricks.sliding_window_view(top, 5).max(1)  # the mode oscillates
     assert multiples[envelope.argmin()] == pytest.approx(1, abs=0.035)
     assert envelope[-1] > 100 * envelope.min()
+
+
+_TWO_AVERAGES = {
+    "sgd and ema": optax.chain(optax.sgd(0.1, momentum=0.9), optax.ema(0.9)),
+    "ema twice": optax.chain(optax.ema(0.9), optax.ema(0.9), optax.sgd(0.1)),
+    "trace and adam": optax.chain(optax.trace(0.5), optax.adam(0.1)),
+    "trace and adamw": optax.chain(optax.trace(0.5), optax.adamw(0.1)),
+}
+
+
+@pytest.mark.parametrize("name", _TWO_AVERAGES)
+def test_two_averages_of_the_gradient_have_no_rule(name):
+    """The first mode that grows need not change sign at every step there: for two traces of 0.9 the product of gains is 3,000 times too large."""
+    params = jnp.ones(2)
+    state = _TWO_AVERAGES[name].init(params)
+    _, state = _TWO_AVERAGES[name].update(params, state, params)
+
+    found = preconditioner_from_state(_TWO_AVERAGES[name], params, None, state)
+
+    assert found.kind == "no rule" and found.reason.endswith("two averages of the gradient have no rule")
+
+
+def test_one_average_beside_a_link_without_momentum_has_a_rule():
+    params, optimizer = jnp.ones(2), optax.chain(optax.trace(0.5), optax.adam(0.1, b1=0.0))
+    _, state = optimizer.update(params, optimizer.init(params), params)
+
+    assert preconditioner_from_state(optimizer, params, None, state).gain == 1 / 1.5
+
+
+@pytest.mark.parametrize("mean", [True, False])
+def test_accumulation_of_the_mean_has_a_rule_and_of_the_sum_none(mean):
+    params, optimizer = jnp.ones(2), optax.MultiSteps(optax.sgd(0.1), 4, use_grad_mean=mean).gradient_transformation()
+
+    found = preconditioner_from_state(optimizer, params, None, optimizer.init(params))
+
+    assert found.kind == ("rule" if mean else "no rule") and ("sum of gradients" in found.reason) == (not mean)
+
+
+@pytest.mark.parametrize("lrs", [(0.0, 0.1), (0.1, 0.0)])
+def test_a_group_that_stands_still_takes_no_part(lrs):
+    """In either order: its preconditioner is infinite, and the lr is that of the other."""
+    params = {"a": jnp.ones(1), "b": jnp.ones(1)}
+    optimizer = optax.partition({"x": optax.sgd(lrs[0]), "y": optax.sgd(lrs[1])}, {"a": "x", "b": "y"})
+
+    found = preconditioner_from_state(optimizer, params, None, optimizer.init(params))
+
+    assert found.lr == 0.1
+    assert [float(found.diagonal[name][0]) for name in "ab"] == ([np.inf, 1.0] if lrs[0] == 0 else [1.0, np.inf])
+
+
+def test_clipping_in_a_group_without_parameters():
+    params = {"a": jnp.ones(1)}
+    optimizer = optax.partition({"x": optax.chain(optax.clip(1.0), optax.sgd(0.1)), "y": optax.sgd(0.1)}, {"a": "y"})
+    before = optimizer.init(params)
+    updates, after = optimizer.update(params, before, params)
+
+    found = preconditioner_from_state(optimizer, params, before, after, gradient=params, updates=updates)
+
+    assert (found.kind, found.gain, found.lr) == ("rule", 1.0, 0.1)

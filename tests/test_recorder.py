@@ -80,12 +80,38 @@ def test_recorder_goes_on_from_a_checkpoint_of_the_loop(tmp_path):
         np.testing.assert_array_equal(resumed[name].values, whole[name].values, err_msg=str(name))
 
 
+def test_recorder_keeps_steps_that_could_not_be_written(tmp_path, monkeypatch):
+    """A full disk: the loop goes on, and the next flush writes them."""
+    recorder, whole = Recorder(tmp_path, WATCH, steps=10), records.write
+    for step in range(3):
+        recorder.write(step, metrics_of(step))
+    monkeypatch.setattr(
+        records, "write", lambda *args, **options: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
+    with pytest.raises(OSError, match="No space left"):
+        recorder.flush()
+    monkeypatch.setattr(records, "write", whole)
+    recorder.write(3, metrics_of(3))
+    recorder.close()
+
+    assert open_record(tmp_path)["loss_batch"].values.tolist() == [[1.0, 1.0, 1.0, 3.0]]
+
+
+@pytest.mark.parametrize("name", ["step", "run", "..", ""])
+def test_recorder_refuses_a_metric_whose_name_is_taken(tmp_path, name):
+    recorder = Recorder(tmp_path, WATCH, steps=10)
+    with pytest.raises(
+        ValueError, match=f"metric '{name}' is no name for a series; allowed: another name than step, member, run"
+    ):
+        recorder.write(0, metrics_of(0) | {name: 1.0})
+
+
 def test_recorder_refuses_other_runs_and_steps(tmp_path):
     write(tmp_path, range(3))
 
     with pytest.raises(ValueError, match=r"steps=20 in .*; allowed: 10, as in the record there"):
         Recorder(tmp_path, WATCH, steps=20)
-    with pytest.raises(ValueError, match="flush_every=0; allowed: 1 or more"):
+    with pytest.raises(ValueError, match="flush_every=0; allowed: a whole number, 1 or more"):
         Recorder(tmp_path, WATCH, steps=10, flush_every=0)
     recorder = Recorder(tmp_path, WATCH, steps=10)
     recorder.write(3, metrics_of(3))

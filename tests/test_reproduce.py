@@ -95,6 +95,14 @@ def test_compare_of_an_array_that_is_missing(run_dir, copy, monkeypatch):
     assert comparison.differing == {"stage": {"first_step": 0, "largest_relative_difference": None}}
 
 
+def test_run_again_goes_on_where_only_the_comparison_is_missing(run_dir, copy, capsys):
+    """As after a kill between the end of the run and its comparison."""
+    assert main.run_again(run_dir, copy)
+    assert reproduce.is_compared(copy) and "already complete" in capsys.readouterr().out
+    with pytest.raises(configs.ConfigError, match="holds a comparison; allowed: a new directory"):
+        main.run_again(run_dir, copy)
+
+
 def test_stored_config_is_the_config_of_the_run(run_dir):
     config = reproduce.stored_config(run_dir)
 

@@ -57,6 +57,7 @@ def test_plan_of_members_alone_is_one_run():
         (["model.width=8,8"], "each value once"),
         (["model.width+model.depth=8+2,8"], r"allowed: model.width\+model.depth=v1\+w1,v2\+w2,... with each point once"),
         (["model.width+model.depth=8+2,8+2"], "with each point once"),
+        (["model.width+optimizer.momentum=8+0,8+0.0"], "with each point once"),
         (["model.width+seed=8+1"], "fields that make runs, not seed"),
         (["model.width+model.depth=8+two"], "'two' has the wrong type; allowed: a whole number"),
         (["model.width="], "allowed: FIELD=v1,v2"),
@@ -71,6 +72,15 @@ def test_run_sweep_of_axes_that_are_not_allowed(grid, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         sweep.run_sweep(quickstart.get_config("smoke"), grid, tmp_path / "sweep", 1)
     assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize(("given", "grid"), [("model.width", "model.width=8,9"), ("members.lr", "optimizer.lr=1,2")])
+def test_a_field_that_an_axis_replaces_is_refused(given, grid):
+    with pytest.raises(
+        ConfigError, match=f"{given}=7 has no effect, since the axis '{grid}' replaces it; allowed: one of them"
+    ):
+        sweep._refuse_on_axes(quickstart.get_config("smoke"), [grid], {given: "7"})
+    sweep._refuse_on_axes(quickstart.get_config("smoke"), [grid], {"steps": "7", given: "None"})
 
 
 def test_run_sweep_resumes_skips_and_summarises(tmp_path, monkeypatch, capsys):

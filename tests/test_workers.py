@@ -4,8 +4,11 @@ import csv
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +39,33 @@ def test_run_all_goes_on_after_a_run_that_fails(tmp_path, monkeypatch):
         sweep.run_sweep(quickstart.get_config("smoke"), ["model.width=8,32"], tmp_path / "s", 1)
     assert [row["model.width"] for row in table(tmp_path / "s")] == ["32", "32"]
     assert "no</p>" in (tmp_path / "s" / "summary.html").read_text()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="reads /proc")
+def test_a_process_ends_with_its_parent(tmp_path):
+    """SIGKILL of the parent tells its children nothing: each looks whether it is still there."""
+    child = "import time; from experiments import signals; signals.end_with_parent(); print('here', flush=True); time.sleep(60)"
+    parent = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {child!r}]).pid, flush=True); import time; time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    pid = int(process.stdout.readline())
+    assert process.stdout.readline() == "here\n"
+
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+    end = time.monotonic() + 30
+    while time.monotonic() < end and (state := _state(pid)) not in ("", "Z"):
+        time.sleep(0.1)
+    assert state in ("", "Z")
+
+
+def _state(pid):
+    """The state of a process; empty: there is none, Z: it has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def test_run_all_goes_on_after_a_process_that_is_killed(tmp_path, capsys):

@@ -11,6 +11,7 @@ import numpy as np
 from catapult_jax.data.sources import Arrays
 
 SCALINGS = ("sqrt_d", "standardize", "none")
+_LEAST_NORM = 1e-15  # in float32 the squares of smaller inputs are not exact
 TARGET_ENCODINGS = ("sign", "one_hot", "integer", "binary", "value")
 TARGET_ENCODINGS_OF_LOSS = {
     "mse": ("sign", "one_hot", "value"),
@@ -99,6 +100,8 @@ def prepare(
     if scaling == "sqrt_d":
         for split, (x, _, rows) in splits.items():
             _refuse_zeros(split, x, rows, arrays.name)
+    if not arrays.x_train[0].size:
+        raise ValueError(f"{arrays.name}: examples of shape {arrays.x_train.shape[1:]} have no entry; allowed: one or more")
     scaled = _scale([x[rows] for x, _, rows in splits.values()], scaling)
     prepared = {}
     for (split, (_, y, rows)), x in zip(splits.items(), scaled, strict=True):
@@ -249,21 +252,30 @@ def _first_of_each(
 def _scale(splits: list[np.ndarray], scaling: str) -> list[np.ndarray]:
     """The inputs of each split in float32, scaled; the training examples come first."""
     with np.errstate(over="ignore", invalid="ignore"):  # results that are not finite are refused later
-        splits = [x.astype(np.float32) for x in splits]
+        singles = [x.astype(np.float32) for x in splits]
+        if any(x.any() and not single.any() for x, single in zip(splits, singles, strict=True)):
+            raise ValueError("the inputs are below 1e-45, which is 0 in float32; allowed: larger inputs")
         if scaling == "sqrt_d":
-            return [_to_norm_sqrt_d(x) for x in splits]
+            return [_to_norm_sqrt_d(x) for x in singles]
         if scaling == "standardize":
-            has_channels = splits[0].ndim != 3
-            axes = tuple(range(splits[0].ndim - has_channels))
-            mean, std = splits[0].mean(axes), splits[0].std(axes)
+            has_channels = singles[0].ndim != 3
+            axes = tuple(range(singles[0].ndim - has_channels))
+            mean, std = singles[0].mean(axes), singles[0].std(axes)
+            if not np.isfinite(std).all() or not std.any():  # squares beyond float32
+                mean, std = singles[0].mean(axes, dtype=np.float64), singles[0].std(axes, dtype=np.float64)
             std = np.where(std > 0, std, 1)
-            return [(x - mean) / std for x in splits]
-        return splits
+            return [((x - mean) / std).astype(np.float32) for x in singles]
+        return singles
 
 
 def _to_norm_sqrt_d(x: np.ndarray) -> np.ndarray:
-    norm = np.linalg.norm(x.reshape(len(x), -1), axis=1)
-    return x * (np.sqrt(x[0].size) / norm).reshape(-1, *([1] * (x.ndim - 1))).astype(np.float32)
+    norm_of = lambda x: np.linalg.norm(x.reshape(len(x), -1), axis=1)
+    wide = lambda row: row.reshape(-1, *([1] * (x.ndim - 1))).astype(np.float32)
+    norm = norm_of(x)
+    if not (np.isfinite(norm) & (norm > _LEAST_NORM)).all():  # squares beyond float32
+        x = x / wide(np.abs(x.reshape(len(x), -1)).max(1))
+        norm = norm_of(x)
+    return x * wide(np.sqrt(x[0].size) / norm)
 
 
 def by_member(draws: Sequence[Data]) -> Data:

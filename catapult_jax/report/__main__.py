@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def main(arguments: list[str]) -> Path:
             needs_bokeh()
         except ImportError as missing:
             raise SystemExit(f"error: {missing}") from missing
-    folder = Path(places[0])
+    folder = Path(os.path.expanduser(places[0]))
     try:
         watch, record = records.read_json(folder / records.WATCH)["watch"], records.open_record(folder)
     except FileNotFoundError as error:
@@ -45,11 +46,16 @@ def main(arguments: list[str]) -> Path:
         raise SystemExit(f"error: the record in {folder} has no steps yet; allowed: after the first flush")
     names = ("factor", "horizon", "smoothing", "momentum")
     settings = Settings(**{name: watch[name] for name in names}, top_k=watch["k"])
-    page = build_report(record, settings, title=folder.name, folder=folder)
-    if not interactive:
-        return page
-    print(page)
-    return build_interactive(record, settings, title=folder.name, folder=folder)
+    try:
+        page = build_report(record, settings, title=folder.name, folder=folder)
+        if not interactive:
+            return page
+        print(page)
+        return build_interactive(record, settings, title=folder.name, folder=folder)
+    except OSError as error:
+        raise SystemExit(
+            f"error: the report can't be written in {folder} ({error.strerror or error}); allowed: the same command again, once there is room"
+        ) from error
 
 
 if __name__ == "__main__":

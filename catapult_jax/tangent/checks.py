@@ -86,6 +86,29 @@ def _check_examples(x: Any) -> None:
             raise ValueError(f"{path} has shape {jnp.shape(leaf)}; allowed: {batch_size(x)} examples, as {leaves[0][0]} has")
 
 
+def refuse_checked_shard_map(*trees: PyTree) -> None:
+    """Refuse arrays that a ``shard_map`` with ``check_vma=True`` gives: it takes no array that is made inside for one of a device.
+
+    Args:
+      *trees: arguments of a public function.
+
+    Raises:
+      ValueError: such arrays.
+
+    >>> refuse_checked_shard_map(jnp.ones(2))
+    """
+    axes = set()
+    for leaf in jax.tree.leaves(trees):
+        kind = jax.typeof(leaf)
+        axes |= set(
+            getattr(kind, "vma", ()) or getattr(getattr(kind, "manual_axis_type", None), "varying", ())
+        )  # its name before and after JAX 0.10
+    if axes:
+        raise ValueError(
+            f"check_vma=True of the shard_map over {', '.join(sorted(axes))}; allowed: jax.shard_map(..., check_vma=False)"
+        )
+
+
 def check_arguments(apply_fn: Callable, params: PyTree, x: PyTree) -> jax.ShapeDtypeStruct:
     """Check the parameters, the inputs and the outputs of a model.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from catapult_jax.losses import FunctionLoss, Loss, as_loss
@@ -20,6 +21,7 @@ from catapult_jax.tangent.checks import (
     check_directions,
     check_loss,
     check_preconditioner,
+    refuse_checked_shard_map,
     without_derivative,
 )
 from catapult_jax.tangent.coupling import refuse_coupled_examples
@@ -189,6 +191,7 @@ def top_eigenpairs(
     (6.0, True)
     """
     x, targets = check_batch(batch)
+    refuse_checked_shard_map(params, x)
     out = check_arguments(apply_fn, params, x)
     loss = as_loss(loss)
     check_loss(out, targets, loss=loss)
@@ -257,6 +260,18 @@ def _placed(search: Callable, params, *arrays) -> Eigenpairs:
 
 
 def _check_options(n, k, k_max, tol, failure, max_products, reuse_bound, chunk_size) -> None:
+    for name, value in (
+        ("k", k),
+        ("k_max", k_max),
+        ("max_products", max_products),
+        ("reuse_bound", reuse_bound),
+        ("chunk_size", chunk_size),
+    ):
+        if value is not None and not isinstance(value, (int, np.integer)):
+            raise ValueError(f"{name}={value!r}; allowed: a whole number, known when the program is traced")
+    for name, value in (("tol", tol), ("failure", failure)):
+        if not isinstance(value, (int, float, np.integer, np.floating)):
+            raise ValueError(f"{name}={value!r}; allowed: a number, known when the program is traced")
     if not 1 <= k <= n:
         raise ValueError(f"k={k!r}; allowed: 1 to {n}, the dimension of the search")
     if not k <= k_max <= n:
@@ -379,9 +394,14 @@ def _finish(search: Search, warm: Directions, state: State, extra, image=None) -
         vectors=vectors.T if search.settings.in_outputs else None,
         tracked=state.tracked,
         products=state.products + extra + 0.5 * jnp.asarray(count, jnp.float32),
-        converged=~state.open.any() & jnp.isfinite(pairs.values[0]),
+        converged=~state.open.any() & jnp.isfinite(pairs.values[0]) & ~_is_tiny(pairs.values[0]),
         directions=directions,
     )
+
+
+def _is_tiny(value: Array) -> Array:
+    """Whether an eigenvalue is so near to the smallest number of its dtype that its products lose digits; zero is zero."""
+    return (value > 0) & (value < float(jnp.finfo(value.dtype).tiny) / float(jnp.finfo(value.dtype).eps))
 
 
 def _next_directions(search: Search, vectors: PyTree, tracked: Array) -> tuple[Any, Any]:

@@ -16,7 +16,13 @@ from jax import lax
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec, use_abstract_mesh
 
 from catapult_jax.tangent import neural_tangents
-from catapult_jax.tangent.checks import batch_size, check_arguments, check_preconditioner, forward_mode_only
+from catapult_jax.tangent.checks import (
+    batch_size,
+    check_arguments,
+    check_preconditioner,
+    forward_mode_only,
+    refuse_checked_shard_map,
+)
 from catapult_jax.tangent.coupling import refuse_coupled_examples
 from catapult_jax.tangent.inverse_map import InverseMap
 from catapult_jax.tangent.layer_gram import weight_gram
@@ -108,6 +114,7 @@ def tangent_kernel(
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r}; allowed: {', '.join(METHODS)}")
+    refuse_checked_shard_map(params, x)
     out = check_arguments(apply_fn, params, x)
     _check_options(out, params, method, cotangents, preconditioner, chunk_size, mesh)
     refuse_coupled_examples(apply_fn, params, x)
@@ -219,6 +226,7 @@ def kernel_and_pullback(
     >>> K.tolist(), pullback(jnp.array([[1.0], [3.0]])).tolist()
     ([[4.0, 0.0], [0.0, 4.0]], [2.0, 6.0])
     """
+    refuse_checked_shard_map(params, x)
     out = check_arguments(apply_fn, params, x)
     refuse_coupled_examples(apply_fn, params, x)
     leaves, tree = jax.tree.flatten(params)
