@@ -363,7 +363,7 @@ def _check(every, preset, method, optimizer) -> None:
 
 
 def _refuse_debug_nans() -> None:
-    if jax.config.jax_debug_nans:
+    if getattr(jax.config, "jax_debug_nans"):  # noqa: B009  a field that JAX makes when it starts
         raise ValueError(
             "jax_debug_nans=True; allowed with a watch: False, since a metric that is not measured is NaN; jax.debug_nans(False) around the step"
         )

@@ -15,6 +15,7 @@ from experiments.catalogue import (
     Experiment,
     cap_dir,
     config_name,
+    config_of,
     reference_dir,
 )
 from experiments.claim_results import Results, collect
@@ -146,9 +147,11 @@ def _answers(rows: list[Row], scale: str) -> str:
         paragraph(
             "**Why believe it?** Each row tests one published statement, or one of ours, with thresholds that were committed before the runs shown here. "
             "What was chosen or mended after earlier runs is listed at the end; the runs after that have fresh seeds. "
+            "A verdict needs ten seeds on synthetic tasks and five elsewhere. "
             "Controls: ordinary rises, matched windows, sham edits of a step, raises to just below the critical lr. "
             "*Not measurable*: the runs can't decide. Contrary results stay."
         ),
+        paragraph(f"`--scale=quick` repeats {', '.join(e.name for e in EXPERIMENTS if e.is_quick)}."),
         f"`python -m experiments.claims --scale={scale}` writes this page from the runs, or from their results that are kept beside it; each page of details has the command of each run.\n",
     ]
     return "\n".join(lines)
@@ -224,12 +227,12 @@ def _criteria(outcomes: dict[str, Results | str]) -> str:
             paragraph(text) + "\n"
             for text in (
                 "**Intervals** are 95 % percentile bootstrap intervals of a mean over seeds. With five seeds they are too narrow: they miss the mean of a "
-                "normal distribution in about 15 % of cases. So a sign test over seeds must hold, too (5 of 5, 7 of 8).",
+                "normal distribution in about 15 % of cases. So a sign test over seeds must hold, too (5 of 5, 7 of 8, 9 of 10, 15 of 20).",
                 "**A fraction of a rise** above one: the loss outside the space falls meanwhile.",
                 "**AGOP alignment** is judged only where it is measurable: two references of one recipe must have an alignment of at least 0.5 with each "
                 "other, and untrained networks less than half of that.",
                 "**Grades.** *Reproduced*, *partly*, *not reproduced*: the statement below holds, a part of it, or not. *Not measurable*: the runs can't "
-                "decide. *Not tested*: there are no such runs. *Ours*: no study says it.",
+                "decide. *Not tested*: there are no such runs. *Ours*: no study says it; such a row *holds*, *holds in part* or *does not hold*.",
             )
         ),
     ]
@@ -251,17 +254,19 @@ def _details_page(
 ) -> str:
     lines = [f"# {module}\n", f"Details of [the claims](../{page}); the config is `configs/{module}.py`.\n"]
     for experiment in experiments:
-        lines += _details(experiment, outcomes[experiment.name], commands(experiment, scale, workdir))
+        lines += _details(
+            experiment, outcomes[experiment.name], commands(experiment, scale, workdir), _seeds(experiment, scale, workdir)
+        )
     return "\n".join(lines)
 
 
-def _details(experiment: Experiment, outcome: Results | str, lines_to_run: list[str]) -> list[str]:
+def _details(experiment: Experiment, outcome: Results | str, lines_to_run: list[str], seeds: str) -> list[str]:
     """The section of an experiment."""
     title = experiment.name + (" (our variant, not counted)" if experiment.is_variant else "")
     parts = [f"## {title}\n", "```\n" + "\n".join(lines_to_run) + "\n```\n"]
     if isinstance(outcome, str):
         return [*parts, f"Not tested: {outcome}.\n"]
-    facts = f"Data: {outcome.data}; {outcome.seeds} seeds; {outcome.seconds:.0f} s; code {outcome.code}."
+    facts = f"Data: {outcome.data}; {seeds}; {outcome.seconds:.0f} s in all; commit {outcome.code}."
     if reference := outcome.reference:
         facts += f" AGOP reference: {reference['name']}"
         error = f", test error {reference['error_test']:.3g}" if reference.get("error_test") is not None else ""
@@ -277,6 +282,18 @@ def _details(experiment: Experiment, outcome: Results | str, lines_to_run: list[
             tables.append(verdict.table)
             parts.append(markdown_table(verdict.table))
     return [*parts, *(f"![{experiment.name}](../{figure})\n" for figure in outcome.figures)]
+
+
+def _seeds(experiment: Experiment, scale: str, workdir: Path) -> str:
+    """The seeds of an experiment in words."""
+    config = config_of(experiment, scale, workdir)
+    seeds = sorted(config.members.seed or (config.seed,))
+    names = (
+        f"{seeds[0]} to {seeds[-1]}"
+        if seeds == [*range(seeds[0], seeds[-1] + 1)] and len(seeds) > 2
+        else ", ".join(map(str, seeds))
+    )
+    return f"{counted(len(seeds), 'seed')} ({names})"
 
 
 def commands(experiment: Experiment, scale: str, workdir: Path) -> list[str]:

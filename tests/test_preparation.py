@@ -45,6 +45,25 @@ def test_prepare_scales_to_norm_sqrt_d(tmp_path):
         np.testing.assert_allclose(np.linalg.norm(x.reshape(len(x), -1), axis=1), np.sqrt(48), rtol=1e-5)
 
 
+@pytest.mark.parametrize("scaling", ["sqrt_d", "standardize"])
+@pytest.mark.parametrize("size", [1e30, 1e-30])
+def test_prepare_scales_inputs_whose_squares_leave_the_range_of_float32(tmp_path, scaling, size):
+    """As those of size one, up to rounding."""
+    arrays = toy(tmp_path)
+    scaled = arrays._replace(x_train=arrays.x_train * np.float64(size), x_test=arrays.x_test * np.float64(size))
+
+    expected, found = (data.prepare(a, **SMALL | {"scaling": scaling}) for a in (arrays, scaled))
+
+    np.testing.assert_allclose(found.x_train, expected.x_train, rtol=1e-4, atol=1e-5)
+
+
+def test_prepare_refuses_inputs_below_the_range_of_float32(tmp_path):
+    arrays = toy(tmp_path)
+    tiny = arrays._replace(x_train=arrays.x_train.astype(float) * 1e-300, x_test=arrays.x_test.astype(float) * 1e-300)
+    with pytest.raises(ValueError, match="inputs are below 1e-45, which is 0 in float32; allowed: larger inputs"):
+        data.prepare(tiny, **SMALL)
+
+
 def test_prepare_standardizes_by_channel(tmp_path):
     prepared = data.prepare(toy(tmp_path), **SMALL | {"scaling": "standardize"})
 
