@@ -21,17 +21,13 @@ def test_config_of_every_experiment_is_allowed(scale, tmp_path):
 
 
 def test_config_of_every_experiment_has_the_seeds_of_a_verdict(tmp_path):
-    """Ten for synthetic tasks, five elsewhere; no seed of a trial, but for the published setting."""
+    """Ten for synthetic tasks, five elsewhere; no seed of a trial."""
     for experiment in catalogue.EXPERIMENTS:
         config = catalogue.config_of(experiment, "cpu", tmp_path)
         seeds = config.members.seed
         assert len(seeds) >= (10 if config.data.name == "synthetic" else 5), experiment.name
-        assert min(seeds) >= 100 or experiment.name == "cifar_gd:fcn"
-        assert (
-            config.data.by_seed
-            or experiment.name in ("cifar_gd:fcn", "cifar_gd:cnn,gpu")
-            or config.data.name in ("mnist", "celeba")
-        )
+        assert min(seeds) >= 100
+        assert config.data.by_seed or config.data.name in ("mnist", "celeba")
 
 
 def test_figures_of_every_experiment_exist():
