@@ -121,7 +121,8 @@ def write_page(page: Path, scale: str, workdir: Path) -> list[Row]:
             _details_page(module, chosen, outcomes, scale, workdir, page.name), encoding="utf-8"
         )
     choices = Path(__file__).with_name("choices.md").read_text("utf-8")
-    parts = [_answers(rows, scale), _table(rows, folder.name), _criteria(outcomes), choices]
+    seconds = sum(outcome.seconds for outcome in outcomes.values() if not isinstance(outcome, str))
+    parts = [_answers(rows, scale, seconds), _table(rows, folder.name), _criteria(outcomes), choices]
     page.write_text("\n".join(parts), encoding="utf-8")
     return rows
 
@@ -129,7 +130,7 @@ def write_page(page: Path, scale: str, workdir: Path) -> list[Row]:
 # Part one: the answers.
 
 
-def _answers(rows: list[Row], scale: str) -> str:
+def _answers(rows: list[Row], scale: str, seconds: float) -> str:
     by_name = {row.claim: row for row in rows}
     lines = [
         "# Does it hold?\n",
@@ -151,7 +152,10 @@ def _answers(rows: list[Row], scale: str) -> str:
             "Controls: ordinary rises, matched windows, sham edits of a step, raises to just below the critical lr. "
             "*Not measurable*: the runs can't decide. Contrary results stay."
         ),
-        paragraph(f"`--scale=quick` repeats {', '.join(e.name for e in EXPERIMENTS if e.is_quick)}."),
+        paragraph(
+            f"`--scale=quick` repeats {', '.join(e.name for e in EXPERIMENTS if e.is_quick)}. "
+            f"All runs shown took {seconds / 3600:.1f} hours in sum; most of them ran beside others on two cores."
+        ),
         f"`python -m experiments.claims --scale={scale}` writes this page from the runs, or from their results that are kept beside it; each page of details has the command of each run.\n",
     ]
     return "\n".join(lines)

@@ -36,9 +36,9 @@ def lost(workdir: Path, about: dict[str, Any]) -> list[str]:
       about: contents of run.json.
 
     Returns:
-      Names of files; none for a run that has not ended.
+      Names of files; none for a run that has not ended, or that has no checkpoint to write them from.
     """
-    if about["status"] == "running":
+    if about["status"] == "running" or not any((workdir / "checkpoints").glob("*")):
         return []
     gone = {member["member"] for member in [*about.get("lost", []), *about.get("dead", [])]}
     expected = ["model.npz"] if about.get("model_saved") and 0 not in gone else []

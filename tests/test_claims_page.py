@@ -103,7 +103,7 @@ def test_answers_name_what_holds_and_what_does_not():
         name: result for name, result in outcomes_with("spikes_are_catapults", NOT_REPRODUCED).items() if result != "not run"
     }
 
-    page = claims_page._answers(rows_of(outcomes), "cpu").replace("\n    ", " ")
+    page = claims_page._answers(rows_of(outcomes), "cpu", 60.0).replace("\n    ", " ")
 
     assert page[page.index("- **Are the spikes") :].splitlines()[:3] == [
         "- **Are the spikes of the loss catapults?** *In part.*",
@@ -123,7 +123,7 @@ def test_answers_name_what_holds_and_what_does_not():
 )
 def test_answers_in_short(grades, words):
     """By the rows that decide; the others were not run."""
-    page = claims_page._answers(rows_of(outcomes_with("published_accuracies", *grades)), "cpu")
+    page = claims_page._answers(rows_of(outcomes_with("published_accuracies", *grades)), "cpu", 60.0)
 
     assert f"- **Does the study on MNIST hold?**{words}" in page
 

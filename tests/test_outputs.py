@@ -33,6 +33,9 @@ def test_a_lost_model_is_written_again(tmp_path, damage, monkeypatch, plain_figu
 
 
 def test_lost_of_a_run_that_wrote_no_model(tmp_path):
+    assert outputs.lost(tmp_path, {"status": "complete", "model_saved": True}) == []  # no checkpoint
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "6.npz").write_bytes(b"")
     assert outputs.lost(tmp_path, {"status": "complete"}) == []
     assert outputs.lost(tmp_path, {"status": "running", "model_saved": True}) == []
     assert outputs.lost(tmp_path, {"status": "complete", "instruments": {"cadences": {"agop_alignment": 2}}}) == ["agop.npz"]
