@@ -38,13 +38,13 @@ from catapult_jax.detection import Detector, DetectorState, detector_settings, d
 from catapult_jax.events import Event, to_python
 from catapult_jax.losses import Loss, as_loss
 from catapult_jax.preconditioners import Preconditioner, preconditioner_from_state
-from catapult_jax.tangent.coupling import CoupledExamplesError, refuse_coupled_examples
+from catapult_jax.tangent.coupling import couples_examples
 from catapult_jax.tangent.eigenpairs import no_directions
 from catapult_jax.tangent.placement import cut_like
 from catapult_jax.tangent.uses import plan
 from catapult_jax.training import directional_instruments, instruments
 from catapult_jax.training.measurement import Instrument, Moment, measure
-from catapult_jax.watched_step import Given, joined, scalars, updates_like
+from catapult_jax.watched_step import Given, joined, refuse_debug_nans, scalars, updates_like
 from catapult_jax.xla import UNROLLED_PRODUCTS, at_least_float32, loops_are_slow
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ class _Fixed(NamedTuple):
 
 def _init(fixed: _Fixed, params: PyTree) -> WatchState:
     """State before the first step."""
-    _refuse_debug_nans()
+    refuse_debug_nans()
     carried = {}
     if fixed.measures_lambda and fixed.method != "exact":
         dtype = at_least_float32(jnp.result_type(*jax.tree.leaves(params)))
@@ -279,7 +279,7 @@ def _update(
     skipped: Bool[Array, ""] | bool = False,
 ) -> tuple[WatchState, dict[str, Array]]:
     """State after a step, and its metrics; see :func:`watch`."""
-    _refuse_debug_nans()
+    refuse_debug_nans()
     optimizer_updates, updates = updates, updates_like(params, updates, new_params)
     if fixed.measures_lambda and opt_state is None:
         raise ValueError(f"opt_state=None with preset={fixed.preset!r}; allowed: the optimizer's state after the update")
@@ -362,32 +362,16 @@ def _check(every, preset, method, optimizer) -> None:
         )
 
 
-def _refuse_debug_nans() -> None:
-    if getattr(jax.config, "jax_debug_nans"):  # noqa: B009  a field that JAX makes when it starts
-        raise ValueError(
-            "jax_debug_nans=True; allowed with a watch: False, since a metric that is not measured is NaN; jax.debug_nans(False) around the step"
-        )
-
-
 def _warn_of_few_products(apply_fn: Callable, params: PyTree, x: PyTree) -> None:
     if not loops_are_slow(apply_fn, params, x):
         return
-    exact = "" if _couples_examples(apply_fn, params, x) else ", method='exact' is certain"
+    exact = "" if couples_examples(apply_fn, params, x) else ", method='exact' is certain"
     warnings.warn(
         f"catapult/lambda_max: with convolutions on the CPU a search has {UNROLLED_PRODUCTS} products, so the first values may be far too small, and "
         "converged says so; a step above the critical lr is so for certain, one below may be above. max_products=8 is surer and compiles longer"
         f"{exact}",
         stacklevel=3,
     )
-
-
-def _couples_examples(apply_fn: Callable, params: PyTree, x: PyTree) -> bool:
-    """Whether the outputs of an example depend on the others, as with BatchNorm in training mode."""
-    try:
-        refuse_coupled_examples(apply_fn, params, x)
-    except CoupledExamplesError:
-        return True
-    return False
 
 
 def _rule(fixed: _Fixed, given: Given) -> Partial:
@@ -409,7 +393,7 @@ def _is_small(fixed: _Fixed, given: Given, rule: Partial) -> bool:
     outputs = jax.eval_shape(fixed.apply_fn, params, x)
     if outputs.size > EXACT_ROWS or jax.eval_shape(rule).diagonal is not None or not as_loss(fixed.loss).has_factor:
         return False
-    if _couples_examples(fixed.apply_fn, params, x):
+    if couples_examples(fixed.apply_fn, params, x):
         return False
     uses = plan(fixed.apply_fn, params, x)
     return len(uses.covered | uses.entrywise) == len(jax.tree.leaves(params))

@@ -30,6 +30,20 @@ NAMES = {
 }
 
 
+def refuse_debug_nans() -> None:
+    """Refuse ``jax_debug_nans``.
+
+    Raises:
+      ValueError: it is on.
+
+    >>> refuse_debug_nans()
+    """
+    if getattr(jax.config, "jax_debug_nans"):  # noqa: B009  a field that JAX makes when it starts
+        raise ValueError(
+            "jax_debug_nans=True; allowed with a watch: False, since a metric that is not measured is NaN; jax.debug_nans(False) around the step"
+        )
+
+
 class Given(NamedTuple):
     """What a step gives to its measurements, beside the parameters."""
 

@@ -23,9 +23,13 @@ CACHE = flags.DEFINE_string(
     None,
     "Directory that keeps compiled programs for later runs; default: $JAX_COMPILATION_CACHE_DIR, or none.",
 )
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, with a variant after a colon. --config.FIELD=VALUE changes a field."
-)
+try:
+    CONFIG = config_flags.DEFINE_config_file(
+        "config", None, "Config file, with a variant after a colon. --config.FIELD=VALUE changes a field."
+    )
+except flags.Error as error:  # a flag file on the command line, which is read here already
+    print(f"error: {one_line(error)}; allowed: a flag file that is there", file=sys.stderr)
+    sys.exit(2)
 _NONE = re.compile(r"--?config\.([\w.]+)=None$")
 _FIELD = re.compile(r"--?config\.([\w.]+)(?:=(.*))?$", re.DOTALL)
 _REPLACED = {

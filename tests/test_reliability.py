@@ -220,7 +220,7 @@ def test_reproduced_or_not(tmp_path, capsys, monkeypatch):
         patched.setattr(main, "run", lambda config, workdir, like: shutil.copytree(tmp_path / "again", workdir))
         with flagsaver.flagsaver(reproduce=str(tmp_path / "run"), workdir=str(tmp_path / "third")):
             assert main.main([]) == 1
-    with pytest.raises(configs.ConfigError, match="holds a finished run; allowed: a new directory"):
+    with pytest.raises(configs.ConfigError, match="holds a comparison; allowed: a new directory"):
         main.run_again(tmp_path / "run", tmp_path / "again")
     for where, message in (
         (tmp_path / "none", "holds no run"),

@@ -11,6 +11,7 @@ import flax.errors
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.custom_derivatives import linear_call
 
 from catapult_jax.losses import Loss, batch_loss
@@ -99,6 +100,8 @@ def refuse_checked_shard_map(*trees: PyTree) -> None:
     """
     axes = set()
     for leaf in jax.tree.leaves(trees):
+        if not isinstance(leaf, Tracer):
+            continue
         kind = jax.typeof(leaf)
         axes |= set(
             getattr(kind, "vma", ()) or getattr(getattr(kind, "manual_axis_type", None), "varying", ())
@@ -312,3 +315,43 @@ def _(primals, tangents):
         raise ValueError("chunk_size with a gradient (reverse mode); allowed: chunk_size=None, or jax.jvp")
 
     return primals[0], linear_call(lambda _, tangent: tangent, refuse, (), tangents[0])
+
+
+def check_search(n, k, k_max, tol, failure, max_products, reuse_bound, chunk_size) -> None:
+    """Check the numbers of a search for eigenpairs in ``n`` dimensions.
+
+    Args:
+      n: dimension of the search.
+      k, k_max, tol, failure, max_products, reuse_bound, chunk_size: as in :func:`catapult_jax.top_eigenpairs`.
+
+    Raises:
+      ValueError: one that is no number, or is out of its range; see :func:`catapult_jax.top_eigenpairs`.
+
+    >>> check_search(3, 1, 1, 0.01, 1e-6, None, 0, None)
+    """
+    for name, value in (
+        ("k", k),
+        ("k_max", k_max),
+        ("max_products", max_products),
+        ("reuse_bound", reuse_bound),
+        ("chunk_size", chunk_size),
+    ):
+        if value is not None and not isinstance(value, (int, np.integer)):
+            raise ValueError(f"{name}={value!r}; allowed: a whole number, known when the program is traced")
+    for name, value in (("tol", tol), ("failure", failure)):
+        if not isinstance(value, (int, float, np.integer, np.floating)):
+            raise ValueError(f"{name}={value!r}; allowed: a number, known when the program is traced")
+    if not 1 <= k <= n:
+        raise ValueError(f"k={k!r}; allowed: 1 to {n}, the dimension of the search")
+    if not k <= k_max <= n:
+        raise ValueError(f"k_max={k_max!r}; allowed: k={k} to {n}, the dimension of the search")
+    if not tol > 0:
+        raise ValueError(f"tol={tol!r}; allowed: above 0")
+    if not 0 < failure < 1:
+        raise ValueError(f"failure={failure!r}; allowed: above 0 and below 1")
+    if max_products is not None and max_products < 1:
+        raise ValueError(f"max_products={max_products!r}; allowed: 1 or more")
+    if reuse_bound < 0:
+        raise ValueError(f"reuse_bound={reuse_bound!r}; allowed: 0 or more")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size!r}; allowed: 1 or more, or None")

@@ -306,3 +306,22 @@ def _probe(program: tuple, leaves: list, examples: list, kind: str) -> np.ndarra
     stand_in = lambda const: jnp.asarray(_made_up(rng, const.shape, const.dtype, kind))
     consts = [stand_in(const) if isinstance(const, jax.core.Tracer) else const for const in closed.consts]
     return np.asarray(run(consts, *map(jnp.asarray, numbers), *map(jnp.asarray, examples)), np.float64)
+
+
+def couples_examples(apply_fn: Callable, params: PyTree, x: PyTree) -> bool:
+    """Whether :func:`refuse_coupled_examples` refuses a model, as with BatchNorm in training mode.
+
+    Args:
+      apply_fn, params, x: as there.
+
+    Returns:
+      True or False.
+
+    >>> couples_examples(lambda w, x: x @ w, jnp.ones(2), jnp.ones((3, 2)))
+    False
+    """
+    try:
+        refuse_coupled_examples(apply_fn, params, x)
+    except CoupledExamplesError:
+        return True
+    return False

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from catapult_jax.losses import FunctionLoss, Loss, as_loss
@@ -21,6 +20,7 @@ from catapult_jax.tangent.checks import (
     check_directions,
     check_loss,
     check_preconditioner,
+    check_search,
     refuse_checked_shard_map,
     without_derivative,
 )
@@ -216,7 +216,7 @@ def top_eigenpairs(
         )
     n = n if in_outputs else size
     k_max = k if k_max is None else k_max
-    _check_options(n, k, k_max, tol, failure, max_products, reuse_bound, chunk_size)
+    check_search(n, k, k_max, tol, failure, max_products, reuse_bound, chunk_size)
     if warm_start is not None:
         check_directions(warm_start.vectors, params, k_max)
     if isinstance(loss, FunctionLoss):
@@ -257,35 +257,6 @@ def _placed(search: Callable, params, *arrays) -> Eigenpairs:
         return wanted._replace(directions=wanted.directions._replace(vectors=stacked_like(params)))
 
     return placed_by_compiler(search, params, *arrays, like=like)
-
-
-def _check_options(n, k, k_max, tol, failure, max_products, reuse_bound, chunk_size) -> None:
-    for name, value in (
-        ("k", k),
-        ("k_max", k_max),
-        ("max_products", max_products),
-        ("reuse_bound", reuse_bound),
-        ("chunk_size", chunk_size),
-    ):
-        if value is not None and not isinstance(value, (int, np.integer)):
-            raise ValueError(f"{name}={value!r}; allowed: a whole number, known when the program is traced")
-    for name, value in (("tol", tol), ("failure", failure)):
-        if not isinstance(value, (int, float, np.integer, np.floating)):
-            raise ValueError(f"{name}={value!r}; allowed: a number, known when the program is traced")
-    if not 1 <= k <= n:
-        raise ValueError(f"k={k!r}; allowed: 1 to {n}, the dimension of the search")
-    if not k <= k_max <= n:
-        raise ValueError(f"k_max={k_max!r}; allowed: k={k} to {n}, the dimension of the search")
-    if not tol > 0:
-        raise ValueError(f"tol={tol!r}; allowed: above 0")
-    if not 0 < failure < 1:
-        raise ValueError(f"failure={failure!r}; allowed: above 0 and below 1")
-    if max_products is not None and max_products < 1:
-        raise ValueError(f"max_products={max_products!r}; allowed: 1 or more")
-    if reuse_bound < 0:
-        raise ValueError(f"reuse_bound={reuse_bound!r}; allowed: 0 or more")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size!r}; allowed: 1 or more, or None")
 
 
 def _as_function(preconditioner, params) -> Callable[[], Any]:
