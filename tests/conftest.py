@@ -41,7 +41,7 @@ jax.config.update("jax_num_cpu_devices", 8)  # for tests with a mesh; everything
 def _compile_once(tmp_path_factory):
     """Compile a program that several tests build once, in the first worker that needs it."""
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.getbasetemp().parent / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
