@@ -44,14 +44,20 @@ def test_spikes_are_catapults(critical, verdict):
     assert verdict_of(catapults.spikes_are_catapults, record(FALLING, 1.5, critical), FIG3) == verdicts.NOT_MEASURABLE
 
 
+def test_spikes_are_catapults_counts_those_that_exceed_on_the_way_up():
+    finding = finding_of(catapults.spikes_are_catapults, record([SPIKE], 1.5, [[9.0, 1.0, 1.0, 1.0, 1.0, 1.0]]), FIG3)
+
+    assert finding.effect.startswith(
+        "1 of 1 spikes are catapults, 1 start before the first exceedance of the run; 1 catapults start below"
+    )
+
+
 def test_spikes_are_catapults_counts_them():
     loss, critical = [SPIKE, SPIKE, FALLING], [[1.0] * 6, [9.0, 9, 9, 1, 1, 1], [1.0] * 6]
 
     finding = finding_of(catapults.spikes_are_catapults, record(loss, 1.5, critical), FIG3)
 
-    assert finding.effect == (
-        "1 of 2 spikes are catapults, 1 start before the first exceedance of the run; 0 catapults start below the critical lr and exceed it on the way up"
-    )
+    assert finding.effect == "1 of 2 spikes are catapults, 1 start before the first exceedance of the run"
     assert "onset of the others median 0.167 (from 0.167 to 0.167, n = 1); 0 divergences, 0 deaths" in finding.details
 
 

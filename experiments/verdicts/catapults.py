@@ -116,10 +116,8 @@ def spikes_are_catapults(run: Run) -> Finding:
     at_onset = sum(e.kind == "catapult" and e.lr > e.critical_lr for e in spikes)
     later = [e.lr / e.critical_lr for e in spikes if not e.lr > e.critical_lr]
     on_the_way = count["catapult"] - at_onset
-    effect = (
-        f"{count['catapult']} of {len(spikes)} spikes are catapults, {early} start before the first exceedance of the run; {on_the_way} catapults start "
-        "below the critical lr and exceed it on the way up"
-    )
+    later_text = f"; {on_the_way} catapults start below the critical lr and exceed it on the way up" if on_the_way else ""
+    effect = f"{count['catapult']} of {len(spikes)} spikes are catapults, {early} start before the first exceedance of the run{later_text}"
     details = (
         f"{at_onset} have an exceedance at the onset, lr / critical lr at the onset of the others {spread_text(later)}; "
         f"{count['divergence']} divergences, {count['death']} deaths; "
