@@ -99,6 +99,7 @@ def preconditioner_from_state(
 
     A link without a rule (Lion, Muon, signs: their update is normalised, so that no eigenvalue makes an lr critical; a link that is not
     Optax's) is no error: ``kind`` is ``"no rule"``, ``reason`` names the link, and the critical lr is NaN.
+    Neither has a chain with two averages of the gradient (momentum and ``ema``, ``trace`` and ``adam``), nor a sum of accumulated gradients.
     :func:`catapult_jax.directional_critical_lr` answers for every optimizer.
 
     Args:
