@@ -28,7 +28,7 @@ try:
         "config", None, "Config file, with a variant after a colon. --config.FIELD=VALUE changes a field."
     )
 except flags.Error as error:  # a flag file on the command line, which is read here already
-    print(f"error: {one_line(error)}; allowed: a flag file that is there", file=sys.stderr)
+    print(f"error: {one_line(error).removeprefix('ERROR:: ')}; allowed: a flag file that is there", file=sys.stderr)
     sys.exit(2)
 _NONE = re.compile(r"--?config\.([\w.]+)=None$")
 _FIELD = re.compile(r"--?config\.([\w.]+)(?:=(.*))?$", re.DOTALL)

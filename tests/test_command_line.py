@@ -56,7 +56,7 @@ def test_parse_of_a_missing_file_and_an_unknown_flag(tmp_path):
         (["--config=configs/none.py"], "error: config='configs/none.py' is not a file; allowed: a config file, for example"),
         (["--config=configs/none.py:smoke", "--config.steps=3"], "error: config='configs/none.py' is not a file; allowed"),
         (["--config=configs/quickstart.py", "--worker=1"], "error: Unknown command line flag 'worker'"),
-        (["--config=configs/quickstart.py", "--flagfile=none"], "error: ERROR:: Unable to open flagfile"),
+        (["--config=configs/quickstart.py", "--flagfile=none"], "error: Unable to open flagfile"),
     ):
         done = command(*arguments)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
