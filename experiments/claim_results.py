@@ -30,7 +30,6 @@ class Results(NamedTuple):
     verdicts: list[Verdict]
     data: str  # name of the data
     reference: dict[str, Any]  # facts about the AGOP reference; empty: none
-    seeds: int
     seconds: float  # of all runs
     code: str  # commit of the code
     figures: list[str]  # paths, as seen from the page
@@ -60,19 +59,19 @@ def _kept_failures(page: Path) -> dict[str, str]:
 def collect(page: Path, scale: str, workdir: Path) -> dict[str, Results | str]:
     """The results of all experiments: those of complete runs, which are then kept beside the page, else those kept before.
 
-      A kept result counts if its config is that of today, and if its claims have the criteria of the runs that are judged now. Variants of ours may
-    have criteria of their own, as another loss has.
+    A kept result counts if its config is that of today, and if its claims have the criteria of the runs that are judged now. Variants of ours
+    may have criteria of their own, as another loss has.
 
-      Args:
-        page: file of the page. Its folder of details has the kept results, ``figures/claims`` the figures.
-        scale: smoke, quick, cpu or gpu.
-        workdir: directory of all runs.
+    Args:
+      page: file of the page. Its folder of details has the kept results, ``figures/claims`` the figures.
+      scale: smoke, quick, cpu or gpu.
+      workdir: directory of all runs.
 
-      Returns:
-        Experiment -> its results, or the reason why there are none.
+    Returns:
+      Experiment -> its results, or the reason why there are none.
 
-      Raises:
-        DamagedFile: a kept result is not as it was written.
+    Raises:
+      DamagedFile: a kept result is not as it was written.
     """
     outcomes: dict[str, Results | str] = {}
     criteria: dict[str, str] = {}  # of the runs on disk
@@ -127,7 +126,6 @@ def of_runs(experiment: Experiment, scale: str, workdir: Path) -> Results | str:
         verdicts_of_claims,
         data=join(info["data"]["name"] for info in infos),
         reference=_facts(reference),
-        seeds=len(config.members.seed or ()) or 1,
         seconds=sum(info["seconds"] for info in infos),
         code=join(_short_commit(info["environment"]["commit"]) for info in infos),
         figures=list(map(str, figures)),
@@ -196,8 +194,9 @@ def _kept(experiment: Experiment, scale: str, workdir: Path, page: Path, criteri
         fields = records.read_json(_path(experiment, page))
     except FileNotFoundError:
         return None
+    now = _settings(experiment, scale, workdir)
     try:
-        now, then = _settings(experiment, scale, workdir), fields.pop("config")
+        then = fields.pop("config")
         if configs.stored_fields({}) | then != configs.stored_fields({}) | now:
             return OTHER_CONFIG
         tables = lambda verdict: tuple(map(tuple, verdict["table"]))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from catapult_jax.events import DEFINITION
-from catapult_jax.report.statistics import counted
+from catapult_jax.report.statistics import counted, range_text
 from experiments.catalogue import (
     EXPERIMENTS,
     QUESTIONS,
@@ -154,7 +154,7 @@ def _answers(rows: list[Row], scale: str, seconds: float) -> str:
         ),
         paragraph(
             f"`--scale=quick` repeats {', '.join(e.name for e in EXPERIMENTS if e.is_quick)}. "
-            f"All runs shown took {seconds / 3600:.1f} hours in sum; most of them ran beside others on two cores."
+            f"All runs shown took {seconds / 3600:.1f} hours in sum."
         ),
         f"`python -m experiments.claims --scale={scale}` writes this page from the runs, or from their results that are kept beside it; each page of details has the command of each run.\n",
     ]
@@ -291,13 +291,8 @@ def _details(experiment: Experiment, outcome: Results | str, lines_to_run: list[
 def _seeds(experiment: Experiment, scale: str, workdir: Path) -> str:
     """The seeds of an experiment in words."""
     config = config_of(experiment, scale, workdir)
-    seeds = sorted(config.members.seed or (config.seed,))
-    names = (
-        f"{seeds[0]} to {seeds[-1]}"
-        if seeds == [*range(seeds[0], seeds[-1] + 1)] and len(seeds) > 2
-        else ", ".join(map(str, seeds))
-    )
-    return f"{counted(len(seeds), 'seed')} ({names})"
+    seeds = config.members.seed or (config.seed,)
+    return f"{counted(len(seeds), 'seed')} ({range_text(seeds)})"
 
 
 def commands(experiment: Experiment, scale: str, workdir: Path) -> list[str]:

@@ -17,7 +17,7 @@ VARIANT = next(e for e in EXPERIMENTS if e.name == "cifar_sgd:fcn,ce")
 
 def results_of(experiment, statement="The peak is above 1.2"):
     verdicts = [Verdict(name, statement, REPRODUCED, "so much", (("a", "b"), ("1", "2")), "more") for name in experiment.claims]
-    return Results(verdicts, "digits", {"name": "closed form"}, 5, 1.0, "0123456789", [])
+    return Results(verdicts, "digits", {"name": "closed form"}, 1.0, "0123456789", [])
 
 
 @pytest.fixture

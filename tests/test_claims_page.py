@@ -32,7 +32,7 @@ def outcomes_with(claim, *grades):
     for e in EXPERIMENTS:
         if claim in e.claims and left:
             verdicts = [Verdict(name, "It holds", left[0] if name == claim else NOT_MEASURABLE, "so much") for name in e.claims]
-            outcomes[e.name] = Results(verdicts, "digits", {}, 5, 1.0, "0123456789", [])
+            outcomes[e.name] = Results(verdicts, "digits", {}, 1.0, "0123456789", [])
             left.pop(0)
     return outcomes
 

@@ -10,7 +10,7 @@ import numpy as np
 from catapult_jax.events import Event
 from catapult_jax.report.members import Settings, dead_members, diverged_members, has_events, is_stochastic, running
 from catapult_jax.report.page import Section, text
-from catapult_jax.report.statistics import counted
+from catapult_jax.report.statistics import counted, range_text
 
 if TYPE_CHECKING:
     import xarray
@@ -77,10 +77,8 @@ def members_text(record: xarray.Dataset) -> str:
     members = counted(record.sizes["member"], "member")
     if "seed" not in record.coords:
         return members
-    seeds = sorted({int(seed) for seed in record["seed"].values})
-    if len(seeds) > 2 and seeds == [*range(seeds[0], seeds[-1] + 1)]:
-        return f"{members}, seeds {seeds[0]} to {seeds[-1]}"
-    return f"{members}, seed{'' if len(seeds) == 1 else 's'} {', '.join(map(str, seeds))}"
+    seeds = {int(seed) for seed in record["seed"].values}
+    return f"{members}, seed{'' if len(seeds) == 1 else 's'} {range_text(seeds)}"
 
 
 def lr_text(record: xarray.Dataset) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -148,6 +148,24 @@ def spread_text(values: ArrayLike) -> str:
     if len(values) == 0:
         return "none"
     return f"median {np.median(values):.3g} (from {values.min():.3g} to {values.max():.3g}, n = {len(values)})"
+
+
+def range_text(numbers: Iterable[int]) -> str:
+    """Whole numbers in words: three or more without a gap as a range.
+
+    Args:
+      numbers: in any order; one that comes twice counts once.
+
+    Returns:
+      Text.
+
+    >>> range_text((5, 3, 4)), range_text((3, 5))
+    ('3 to 5', '3, 5')
+    """
+    ordered = sorted(set(numbers))
+    if len(ordered) > 2 and ordered == [*range(ordered[0], ordered[-1] + 1)]:
+        return f"{ordered[0]} to {ordered[-1]}"
+    return ", ".join(map(str, ordered))
 
 
 def counted(number: int, word: str) -> str:

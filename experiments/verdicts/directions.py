@@ -9,6 +9,7 @@ from catapult_jax.report.statistics import BEYOND, beyond_zero, text_of
 from experiments.verdicts.registry import MIN_SPIKES, NOT_MEASURABLE, RUN, Finding, Run, claim, decide
 
 _PART = 0.9
+_EIGENVECTORS = "top eigenvectors of the kernel of the training set"
 
 
 def directions_of_rise(modes: np.ndarray, start: int, end: int, rise: float) -> int:
@@ -27,17 +28,17 @@ def directions_of_rise(modes: np.ndarray, start: int, end: int, rise: float) -> 
     return int(reached.argmax()) + 1 if reached.any() else modes.shape[1]
 
 
-_OF = {
+_NEEDS = {
     "of": RUN,
     "every_step": ("measure.lambda_max_batch_every", "measure.loss_train_every"),
     "given": ("measure.loss_modes",),
 }
 
 
-@claim(**_OF, title="A spike rises in at most five directions")
+@claim(**_NEEDS, title="A spike rises in at most five directions")
 def spikes_need_few_directions(run: Run) -> Finding:
     """The number of directions that a spike needs (s90)."""
-    statement = f"In the median at most {run.settings.top_k} {_rise_of_a_spike(run)}"
+    statement = f"In the median at most {run.settings.top_k} {_EIGENVECTORS} hold {_most_of_a_spike(run)}"
     of_spikes, of_others = _directions(run)
     if reason := _too_few(of_spikes, of_others):
         return Finding(statement, NOT_MEASURABLE, reason)
@@ -47,10 +48,13 @@ def spikes_need_few_directions(run: Run) -> Finding:
     )
 
 
-@claim(**_OF, title="A spike rises in fewer directions than an ordinary rise")
+@claim(**_NEEDS, title="A spike rises in fewer directions than an ordinary rise")
 def spikes_need_fewer_directions_than_other_rises(run: Run) -> Finding:
     """The control: s90 of spikes against that of the rises of single steps outside of spikes."""
-    statement = f"The mean of the log of the number of {_rise_of_a_spike(run)}, is below that of the rises of single steps outside of spikes ({BEYOND}, over seeds)"
+    statement = (
+        f"The mean of the log of the number of {_EIGENVECTORS} that hold {_most_of_a_spike(run)} is below that of the rises of single steps outside of "
+        f"spikes ({BEYOND}, over seeds)"
+    )
     of_spikes, of_others = _directions(run)
     if reason := _too_few(of_spikes, of_others):
         return Finding(statement, NOT_MEASURABLE, reason)
@@ -61,8 +65,8 @@ def spikes_need_fewer_directions_than_other_rises(run: Run) -> Finding:
     return Finding(statement, decide(beyond_zero(fewer, -1)), effect, _table(of_spikes, of_others))
 
 
-def _rise_of_a_spike(run: Run) -> str:
-    return f"top eigenvectors of the kernel of the training set that hold 90 % of the rise of a spike (factor {run.settings.factor}, onset to peak)"
+def _most_of_a_spike(run: Run) -> str:
+    return f"90 % of the rise of a spike (factor {run.settings.factor}, onset to peak)"
 
 
 def _directions(run: Run) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
