@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from catapult_jax.losses import Loss
 from catapult_jax.preconditioners import PLAIN, Preconditioner
-from catapult_jax.tangent.checks import check_arguments, check_batch, check_loss, refuse_checked_shard_map
+from catapult_jax.tangent.checks import check_arguments, check_batch, check_loss
 from catapult_jax.tangent.placement import placed_by_compiler
 from catapult_jax.tangent.weighted import weighted_tangent_kernel
 from catapult_jax.xla import warn_of_lapack_threads
@@ -96,7 +96,6 @@ def critical_lr(
     0.5
     """
     x, targets = check_batch(batch)
-    refuse_checked_shard_map(params, x)
     check_loss(check_arguments(apply_fn, params, x), targets, loss=loss)
     warn_of_lapack_threads()
 

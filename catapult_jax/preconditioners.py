@@ -199,8 +199,8 @@ def _composed(links: list[Link], effects: list[Effect], params: PyTree) -> Preco
     sequences = [tuple(k for k, link in enumerate(links) if i in link.on) for i in range(len(leaves))]
     is_fixed = {s: any(links[k].name == "set_to_zero" for k in s) for s in sequences}
     moving = {s: _scalars([effects[k] for k in s]) for s in dict.fromkeys(sequences) if not is_fixed[s]}
-    known = list(moving.values())
-    first = next((s for s in known if not _stands_still(s.lr)), known[0] if known else _Scalars(1.0, 0.0, None, ""))
+    groups = list(moving.values()) or [_Scalars(1.0, 0.0, None, "")]
+    first = next((scalars for scalars in groups if not _stands_still(scalars.lr)), groups[0])
     for link, effect in zip(links, effects, strict=True):
         if effect.reason:
             count = "" if len(link.on) == len(leaves) else f" ({len(link.on)} of {len(leaves)} parameters)"

@@ -87,7 +87,7 @@ class Recorder:
         """
         step = int(step)
         if self._next is None:
-            self._refuse_other_names(set(map(_series_name, metrics)))
+            self._check_names(set(map(_series_name, metrics)))
         first = 0 if self._next is None else self._next
         if not first <= step < self.steps:
             raise ValueError(f"step={step}; allowed: {first} to {self.steps - 1}")
@@ -104,7 +104,7 @@ class Recorder:
         self._compare_losses(rows)
         first = min(self._done, rows[0][0])
         series = _series(rows, first)
-        self._refuse_other_names(set(series))
+        self._check_names(set(series))
         if not self._names:
             self._create(series)
             self._names = set(series)
@@ -115,7 +115,7 @@ class Recorder:
             for sink in self._sinks:
                 sink(step, {name: value for name, value in metrics.items() if not math.isnan(value)})
 
-    def _refuse_other_names(self, names: set[str]) -> None:
+    def _check_names(self, names: set[str]) -> None:
         if bad := sorted(name for name in names if name in _TAKEN or not name.strip(".")):
             raise ValueError(f"metric {bad[0]!r} is no name for a series; allowed: another name than {', '.join(_TAKEN)}")
         if self._names and (other := sorted(self._names ^ names)):

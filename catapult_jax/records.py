@@ -155,7 +155,7 @@ def write(run_dir: str | Path, start: int, measured: dict[str, np.ndarray], *, o
     """
     arrays, end = _open(run_dir), start + next(iter(measured.values())).shape[1]
     for name, values in measured.items():
-        whole: tuple[int, ...] = getattr(arrays[name], "shape")  # noqa: B009  an array, which Zarr's types do not tell
+        whole = _array(arrays, name).shape
         members, steps = whole[:2]
         if values.shape != (members, end - start, *whole[2:]) or not 0 <= start <= end <= steps:
             raise ValueError(

@@ -147,7 +147,12 @@ def given_fields(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) ->
     >>> given_fields(["main", "--config.optimizer.lr=2", "--config.steps", "3"])
     {'optimizer.lr': '2', 'steps': '3'}
     """
-    matches = [_FIELD.match(a) for a in _written_out(argv, values)]
+    return _fields(_written_out(argv, values))
+
+
+def _fields(written: Sequence[str]) -> dict[str, str]:
+    """The fields on a command line that is written out; the last value counts."""
+    matches = map(_FIELD.match, written)
     return {match[1]: match[2] for match in matches if match and match[2] is not None}
 
 
@@ -187,12 +192,13 @@ def _set_none(config: ConfigDict, argv: Sequence[str]) -> None:
 
 def _refuse_replaced(config: ConfigDict, argv: Sequence[str]) -> None:
     """Refuse a field on the command line that has no effect, since the config has a tuple in its place."""
+    given = _fields(argv)
     for name, tuple_name in _REPLACED.items():
-        given = [match[1] for a in argv if (match := re.match(rf"--?config\.{re.escape(name)}=(?!None$)(.*)", a))]
-        if given and (several := flat(config)[tuple_name]) is not None:
+        value, several = given.get(name, "None"), flat(config)[tuple_name]
+        if value != "None" and several is not None:
             raise ConfigError(
-                f"{name}={given[-1]} has no effect, since {tuple_name}={several!r} replaces it; allowed: "
-                f"--config.{tuple_name}={given[-1]}, or --config.{tuple_name}=None beside it"
+                f"{name}={value} has no effect, since {tuple_name}={several!r} replaces it; allowed: "
+                f"--config.{tuple_name}={value}, or --config.{tuple_name}=None beside it"
             )
 
 

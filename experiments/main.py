@@ -131,7 +131,7 @@ def _earlier_run(
     directory.earlier_run(workdir, as_json)  # refuse a directory of something else before a lock file is put there
     until_the_end.enter_context(directory.lock(workdir))
     earlier = directory.earlier_run(workdir, as_json)
-    return earlier, records.damage(workdir) if earlier or (workdir / "record.zarr").is_dir() else []
+    return earlier, records.damage(workdir)
 
 
 def _lock_new_directory(workdir: Path, until_the_end: contextlib.ExitStack) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from catapult_jax import records
 from catapult_jax.metrics import auroc, average_precision
 from catapult_jax.report.members import until_diverged
 from catapult_jax.report.statistics import number_text
+from experiments import config as configs
 from experiments.markdown import markdown_table
 from experiments.verdicts import Run, read_run
 from experiments.verdicts.predictor_scores import (
@@ -149,9 +149,9 @@ def main(argv: list[str]) -> int:
     try:
         runs = [
             read_run(until_diverged(records.open_record(folder).load()), records.read_json(folder / "config.json"))
-            for folder in (Path(name).expanduser() for name in argv[1:])
+            for folder in (configs.home(name, "RUN_DIR") for name in argv[1:])
         ]
-    except (FileNotFoundError, RuntimeError, records.DamagedFile) as error:
+    except (FileNotFoundError, configs.ConfigError, records.DamagedFile) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for folder, run in zip(argv[1:], runs, strict=True):

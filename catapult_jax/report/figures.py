@@ -95,7 +95,7 @@ FIGURES = {
         curves.ratio_figure,
         (("lr",), ("critical_lr_batch",)),
         "Learning rate over critical learning rate of the batch. Above one (dashed) the step is critical. Triangles, where the loss after the "
-        "step is known: the loss of the batch rises in this step. Crosses: too near one to tell.",
+        "step is known: the loss of the batch rises in this step. Crosses: it is not certain on which side of one.",
     ),
     "directional": Drawing(
         curves.directional_figure,

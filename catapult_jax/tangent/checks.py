@@ -88,7 +88,7 @@ def _check_examples(x: Any) -> None:
 
 
 def refuse_checked_shard_map(*trees: PyTree) -> None:
-    """Refuse arrays that a ``shard_map`` with ``check_vma=True`` gives: it takes no array that is made inside for one of a device.
+    """Refuse arrays inside of a ``shard_map`` with ``check_vma=True``: JAX refuses there to combine them with arrays that a function makes.
 
     Args:
       *trees: arguments of a public function.
@@ -100,12 +100,10 @@ def refuse_checked_shard_map(*trees: PyTree) -> None:
     """
     axes = set()
     for leaf in jax.tree.leaves(trees):
-        if not isinstance(leaf, Tracer):
-            continue
-        kind = jax.typeof(leaf)
-        axes |= set(
-            getattr(kind, "vma", ()) or getattr(getattr(kind, "manual_axis_type", None), "varying", ())
-        )  # its name before and after JAX 0.10
+        if isinstance(leaf, Tracer):
+            kind = jax.typeof(leaf)
+            kind = getattr(kind, "manual_axis_type", kind)  # from JAX 0.10 on
+            axes |= set(getattr(kind, "varying", getattr(kind, "vma", ())))
     if axes:
         raise ValueError(
             f"check_vma=True of the shard_map over {', '.join(sorted(axes))}; allowed: jax.shard_map(..., check_vma=False)"
@@ -325,7 +323,7 @@ def check_search(n, k, k_max, tol, failure, max_products, reuse_bound, chunk_siz
       k, k_max, tol, failure, max_products, reuse_bound, chunk_size: as in :func:`catapult_jax.top_eigenpairs`.
 
     Raises:
-      ValueError: one that is no number, or is out of its range; see :func:`catapult_jax.top_eigenpairs`.
+      ValueError: one of another type, or out of its range; see :func:`catapult_jax.top_eigenpairs`.
 
     >>> check_search(3, 1, 1, 0.01, 1e-6, None, 0, None)
     """
