@@ -49,6 +49,9 @@ def test_certainty_counts_uncertain_steps_and_searches_that_reached_their_tolera
     words = words_of(sections.certainty(data))
 
     assert "at 1 of 2 measured steps: the crosses" in words
+    assert "lower bound" not in words  # the kernel is exact
+    products = data.assign(lambda_max_batch_bound=(("member", "step"), np.zeros((1, 3))))
+    assert "a step that is above is so for certain" in words_of(sections.certainty(products))
     assert "converged_train: the eigenvalue search reached its tolerance at 1 of 2 measured steps." in words
 
 

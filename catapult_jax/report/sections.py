@@ -168,9 +168,13 @@ def certainty(record: xarray.Dataset) -> Section:
         uncertain, measured = uncertain_steps(record), ~np.isnan(record["critical_lr_batch"].values)
         words = (
             f"It is not certain whether the lr is above its critical value at {int(uncertain.sum())} of {int(measured.sum())} measured steps: the "
-            "crosses in the figure of the ratio. An eigenvalue from kernel-vector products is a lower bound. So a step that is above is so for certain; "
-            "one that is below may be above, if the bound of its search reaches that far."
+            "crosses in the figure of the ratio."
         )
+        if {"eigenvalue_bounds", "lambda_max_batch_bound"} & set(record):
+            words += (
+                " An eigenvalue from kernel-vector products is a lower bound. So a step that is above is so for certain; one that is below may be above, "
+                "if the bound of its search reaches that far."
+            )
         if "critical_lr_margin" in record.attrs:
             words += (
                 f" No side is certain within {record.attrs['critical_lr_margin']:.1e} of the critical lr. This is the rounding of the kernel: n times the "
