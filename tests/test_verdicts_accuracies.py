@@ -50,7 +50,7 @@ def test_published_accuracies_need_the_column_of_the_schedule():
 def test_catapults_help_sgd():
     finding = accuracies.catapults_help_sgd(accuracy_rows(ERRORS), MNIST)
     assert finding.verdict == verdicts.REPRODUCED
-    assert finding.effect == "at 2 of 2 peaks; at most 2.27 [2.27, 2.27] points"
+    assert finding.effect == "at 2 of 2 peaks; largest gain 2.27 [2.27, 2.27] points"
 
     worse = accuracy_rows(ERRORS | {("sgd", "cyclic"): 6.0})
     assert accuracies.catapults_help_sgd(worse, MNIST).verdict == verdicts.NOT_REPRODUCED
@@ -85,6 +85,9 @@ def test_catapults_hurt_adagrad():
 
     better = accuracy_rows(ERRORS | {("adagrad", "cyclic"): 1.0})
     assert accuracies.catapults_hurt_adagrad(better, MNIST).verdict == verdicts.NOT_REPRODUCED
+
+    never_critical = accuracy_rows(ERRORS, critical=0.0)
+    assert accuracies.catapults_hurt_adagrad(never_critical, MNIST).verdict == verdicts.NOT_MEASURABLE
 
 
 @pytest.mark.parametrize("name", ["cycles_help_tuned_sgd", "cycles_help_beyond_decay"])

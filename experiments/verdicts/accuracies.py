@@ -138,18 +138,7 @@ _PEAK_HEADER = ("lr / critical lr at start", "constant, %", "cyclic, %", "gain, 
 def catapults_help_sgd(rows: list[dict], config) -> Finding:
     """SGD whose lr is cycled up to a peak generalises better than SGD at that lr."""
     del config
-    statement = (
-        "After 30 epochs, at every peak of one grid at which no seed diverges and cycles have critical steps: a higher test accuracy with cycles up "
-        f"to this lr than at this lr held constant ({BEYOND} on the paired differences). Partly: at some of the peaks"
-    )
-    table, gains, critical = _same_peaks(rows, "sgd")
-    tested = {lr: gain for lr, gain in gains.items() if max(critical[lr]) > 0}
-    if not tested:
-        return Finding(statement, NOT_MEASURABLE, "no peak with critical steps and without divergence", (_PEAK_HEADER, *table))
-    holds = {lr: beyond_zero(gain, 1) for lr, gain in tested.items()}
-    best = max(tested, key=lambda lr: np.mean(tested[lr]))
-    effect = f"at {sum(map(bool, holds.values()))} of {len(holds)} peaks; at most {text_of(tested[best])} points"
-    return Finding(statement, grade(*holds.values()), effect, (_PEAK_HEADER, *table))
+    return _at_the_same_peaks(rows, "sgd", 1)
 
 
 @claim(
@@ -163,20 +152,23 @@ def catapults_help_sgd(rows: list[dict], config) -> Finding:
 def catapults_hurt_adagrad(rows: list[dict], config) -> Finding:
     """AdaGrad whose lr is cycled up to a peak generalises worse than AdaGrad at that lr."""
     del config
+    return _at_the_same_peaks(rows, "adagrad", -1)
+
+
+def _at_the_same_peaks(rows: list[dict], name: str, sign: int) -> Finding:
+    """Whether cycles with critical steps raise (1) or lower (-1) the test accuracy of an optimizer, at each peak of the lr."""
+    higher, most = ("higher", "largest gain") if sign > 0 else ("lower", "largest loss")
     statement = (
-        "After 30 epochs, at every peak of one grid at which no seed diverges: a lower test accuracy with cycles up to this lr than at this lr held "
-        f"constant ({BEYOND} on the paired differences). Partly: at some of the peaks"
+        f"After 30 epochs, at every peak of one grid at which no seed diverges and cycles have critical steps: a {higher} test accuracy with cycles up "
+        f"to this lr than at this lr held constant ({BEYOND} on the paired differences). Partly: at some of the peaks"
     )
-    table, gains, critical = _same_peaks(rows, "adagrad")
-    if not gains:
-        return Finding(statement, NOT_MEASURABLE, "no peak without divergence", (_PEAK_HEADER, *table))
-    holds = {lr: beyond_zero(gain, -1) for lr, gain in gains.items()}
-    most = min(gains, key=lambda lr: np.mean(gains[lr]))
-    with_catapults = sum(bool(holds[lr]) and max(critical[lr]) > 0 for lr in holds)
-    effect = (
-        f"at {sum(map(bool, holds.values()))} of {len(holds)} peaks, {with_catapults} of them with critical steps; largest loss "
-        f"{text_of(-np.array(gains[most]))} points"
-    )
+    table, gains, critical = _same_peaks(rows, name)
+    tested = {lr: gain for lr, gain in gains.items() if max(critical[lr]) > 0}
+    if not tested:
+        return Finding(statement, NOT_MEASURABLE, "no peak with critical steps and without divergence", (_PEAK_HEADER, *table))
+    holds = {lr: beyond_zero(gain, sign) for lr, gain in tested.items()}
+    best = max(tested, key=lambda lr: sign * np.mean(tested[lr]))
+    effect = f"at {sum(map(bool, holds.values()))} of {len(holds)} peaks; {most} {text_of(sign * np.array(tested[best]))} points"
     return Finding(statement, grade(*holds.values()), effect, (_PEAK_HEADER, *table))
 
 
