@@ -70,6 +70,7 @@ def sweep_figure(rows: list[dict], names: tuple[str, ...]) -> Figure:
       rows: of the summary of the sweep.
       names: of its axes.
     """
+    names = _deciding(rows, names)
     place_of = lambda row: row[names[0]] if len(names) == 1 else " ".join(str(row[name]) for name in names)
     measured = [name for name in METRICS if any(name in row for row in rows)] or ["first_peak_ratio"]
     metrics = [name for name in ("catapults", *measured) if any(name in row for row in rows)]
@@ -97,6 +98,20 @@ def sweep_figure(rows: list[dict], names: tuple[str, ...]) -> Figure:
         letter(axis, None if len(metrics) == 1 else i)
     add_legend(figure)  # it has no labels if no member finished
     return figure
+
+
+def _deciding(rows: list[dict], names: tuple[str, ...]) -> tuple[str, ...]:
+    """The axes without those that follow from the others, such as a method that goes with each batch size.
+
+    >>> _deciding([{"size": 5, "method": "exact"}, {"size": 10, "method": "exact"}], ("size", "method"))
+    ('size',)
+    """
+    count = lambda kept: len({tuple(row[name] for name in kept) for row in rows})
+    for name in reversed(names):
+        rest = tuple(other for other in names if other != name)
+        if rest and count(rest) == count(names):
+            names = rest
+    return names
 
 
 def _words_of(name: str) -> str:

@@ -34,6 +34,16 @@ def test_sweep_figure_of_words_puts_settings_side_by_side():
     assert {line.get_linestyle() for line in means} == {"None"}
 
 
+def test_sweep_figure_leaves_out_an_axis_that_follows_from_the_others():
+    rows = [row | {"method": {8: "exact", 16: "matrix_free"}[row["width"]]} for row in ROWS]
+
+    axis, _ = figures.sweep_figure(rows, ("width", "method")).axes
+
+    assert axis.get_xscale() == "log" and axis.get_xlabel() == "width"
+    both = [row | {"method": name} for row in ROWS for name in ("exact", "matrix_free")]
+    assert figures.sweep_figure(both, ("width", "method")).axes[0].get_xlabel() == "width, method"
+
+
 def test_sweep_figure_leaves_out_members_that_did_not_finish():
     rows = [row | {"finished": row["width"] == 8} for row in ROWS]
 
