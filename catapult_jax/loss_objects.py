@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from catapult_jax.softmax import cross_entropy, softmax, target_sums
+
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, PyTree
 
@@ -87,6 +89,10 @@ class Loss(abc.ABC):
         """:func:`hessian_range`; by default all of it."""
         return np.eye(outputs)
 
+    def check_values(self, outputs: Array | jax.ShapeDtypeStruct, targets: PyTree) -> None:
+        """Raise a ValueError for targets with values that have no meaning, where they are known; by default none are."""
+        del outputs, targets
+
     # The same for all kinds.
 
     def rows(self, outputs: Array, targets: PyTree, total: Array | float | None = None) -> Rows:
@@ -98,6 +104,7 @@ class Loss(abc.ABC):
                 return Rows(rows, targets, None)
             return Rows(rows, targets, jnp.full(len(rows), len(rows) / total, rows.dtype))
         weights = weights.reshape(-1).astype(rows.dtype)
+        targets = jnp.where(weights.reshape(-1, *[1] * (targets.ndim - 1)) == 0, 0, targets)  # padding may be NaN or no label
         return Rows(rows, targets, weights * (len(rows) / (jnp.sum(weights) if total is None else total)))
 
     def total(self, outputs: Array, targets: PyTree) -> Array | int | None:
@@ -147,6 +154,10 @@ class Huber(Loss):
 
     delta: float = 1.0
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.delta, (int, float)) or not 0 < self.delta < math.inf:
+            raise ValueError(f"delta={self.delta!r}; allowed: a number above 0")
+
     def values(self, rows: Rows) -> Float[Array, " n"]:
         return jnp.sum(optax.huber_loss(rows.outputs, rows.targets, delta=self.delta), -1)
 
@@ -181,46 +192,41 @@ class Logistic(Loss):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SoftmaxCrossEntropy(Loss):
-    """``l = log sum_o exp(f_o) - sum_o q_o f_o``. All axes of the outputs but the last, of the classes, are positions.
+    """``l = sum_o q_o (log sum_o' exp(f_o') - f_o)``. All axes of the outputs but the last, of the classes, are positions.
 
-    Targets are integers, or probabilities ``q`` with the shape of the outputs. ``label_smoothing`` mixes ``q`` with ``1 / o``.
+    Targets are integers from 0, or probabilities ``q`` with the shape of the outputs. ``label_smoothing`` mixes ``q`` with ``1 / o``.
+    An integer that names no class makes the answer NaN, unless its weight is zero. If the sum of ``q`` is not one, it is a weight.
     """
 
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing={self.label_smoothing!r}; allowed: 0 or more, below 1")
+        if not isinstance(self.label_smoothing, (int, float)) or not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing={self.label_smoothing!r}; allowed: a number, 0 or more, below 1")
 
     def values(self, rows: Rows) -> Float[Array, " n"]:
-        f, y = rows.outputs, rows.targets
-        if jnp.issubdtype(y.dtype, jnp.integer):
-            of_labels = optax.softmax_cross_entropy_with_integer_labels(f, y)
-        else:
-            of_labels = optax.softmax_cross_entropy(f, y)
-        if not self.label_smoothing:
-            return of_labels
-        return of_labels + self.label_smoothing * (jax.nn.logsumexp(f, -1) - jnp.mean(f, -1) - of_labels)
+        return cross_entropy(rows.outputs, rows.targets, self.label_smoothing)
 
     def factor(self, rows: Rows) -> CurvatureFactor:
-        s = self.root(rows)  # p is its square, so that one array of the size of the outputs is held
+        s = jnp.sqrt(softmax(rows.outputs))  # p is its square, so that one array of the size of the outputs is held
+        scale = jnp.sqrt(target_sums(rows.outputs, rows.targets, self.label_smoothing))
 
         def times(u):
             s_ = s.astype(u.dtype)
-            return s_ * (u - s_ * jnp.sum(s_ * u, -1, keepdims=True))
+            return scale.astype(u.dtype) * s_ * (u - s_ * jnp.sum(s_ * u, -1, keepdims=True))
 
         def transposed(w):
             s_ = s.astype(w.dtype)
-            return s_ * (w - jnp.sum(s_ * (s_ * w), -1, keepdims=True))
+            return scale.astype(w.dtype) * s_ * (w - jnp.sum(s_ * (s_ * w), -1, keepdims=True))
 
         return CurvatureFactor(times, transposed, len(s))
 
     def root(self, rows: Rows) -> Array:
-        return jnp.sqrt(jax.nn.softmax(rows.outputs))
+        return jnp.sqrt(softmax(rows.outputs) * target_sums(rows.outputs, rows.targets, self.label_smoothing))
 
     def columns(self, rows: Rows) -> tuple[Array, Array]:
         """``Q`` is the reflection that maps ``s = sqrt(p)`` to the axis of the most likely class, without the column of that axis."""
-        s, o = self.root(rows), rows.outputs.shape[1]
+        s, o = jnp.sqrt(softmax(rows.outputs)), rows.outputs.shape[1]
         top = jnp.argmax(s, -1)[:, None]  # the axis without a column
         column = jnp.arange(o - 1)[None]
         kept = jnp.where(
@@ -231,7 +237,8 @@ class SoftmaxCrossEntropy(Loss):
         identity = (axis == kept[:, None, :]).astype(s.dtype)
         below = identity - s[:, :, None] * (s_kept / (1 + s_top))[:, None, :]
         Q = jnp.where(axis == top[:, :, None], -s_kept[:, None, :], below)
-        return s[:, :, None] * Q, Q
+        scale = jnp.sqrt(target_sums(rows.outputs, rows.targets, self.label_smoothing))
+        return (scale * s)[:, :, None] * Q, Q
 
     def range_of(self, outputs: int) -> np.ndarray:
         """``o - 1`` directions: the loss does not change if all logits change by the same number. The Helmert matrix."""
@@ -242,8 +249,23 @@ class SoftmaxCrossEntropy(Loss):
         basis[j, j - 1] = -j
         return basis / np.sqrt(j * (j + 1))
 
+    def check_values(self, outputs: Array | jax.ShapeDtypeStruct, targets: PyTree) -> None:
+        y, weights = targets if self.weighted else (targets, 1)
+        if not all(_is_known(array) for array in (y, weights)) or not np.issubdtype(np.asarray(y).dtype, np.integer):
+            return
+        y, classes = np.asarray(y), outputs.shape[-1]
+        if len(wrong := y[((y < 0) | (y >= classes)) & (np.asarray(weights) != 0)]):
+            raise ValueError(
+                f"targets has the label {wrong[0]}; allowed for outputs {outputs.shape}: 0 to {classes - 1}; to leave positions out, give them "
+                "the weight 0: SoftmaxCrossEntropy(weighted=True) with the targets (labels, weights)"
+            )
+
     def flat(self, outputs: Array, targets: Array, weights: Array | None) -> tuple[Array, Array]:
-        places = outputs.shape[:-1] if outputs.ndim > 1 else outputs.shape
+        places = outputs.shape[:-1]
+        if outputs.ndim < 2 or outputs.shape[-1] < 2:
+            raise ValueError(
+                f"outputs has shape {outputs.shape}; allowed for loss={self}: (b, ..., classes) with 2 classes or more; for one output, logistic"
+            )
         if weights is not None and weights.shape != places:
             raise ValueError(f"weights has shape {weights.shape}; allowed for outputs {outputs.shape}: {places}")
         is_integer = jnp.issubdtype(targets.dtype, jnp.integer)
@@ -327,6 +349,11 @@ def scaled(array: Array, weights: Array | None) -> Array:
       ``(n, ...)``.
     """
     return array if weights is None else array * weights.reshape(-1, *[1] * (array.ndim - 1))
+
+
+def _is_known(array: Any) -> bool:
+    """Whether the values of an array can be read: it is not traced, and all of it is on this host."""
+    return not isinstance(array, jax.core.Tracer) and getattr(array, "is_fully_addressable", True)
 
 
 def _diagonal(root: Any, rows: Rows) -> CurvatureFactor:

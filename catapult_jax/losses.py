@@ -94,7 +94,8 @@ def batch_loss(outputs: Float[Array, "b *o"], targets: PyTree, *, loss: str | Lo
     """Loss of a batch, ``L = sum_i w_i l(f_i, y_i) / sum_i w_i``; without weights ``(1/n) sum_i l(f_i, y_i)``.
 
     - ``mse``: ``l = sum_o (f_o - y_o)^2``, one position for each example.
-    - ``softmax_cross_entropy``: ``l = log sum_o exp(f_o) - f_y``, one position for each row of the outputs.
+    - ``softmax_cross_entropy``: ``l = log sum_o exp(f_o) - f_y``, one position for each row of the outputs; NaN under ``jit`` if
+      ``y`` names no class.
     - ``logistic``: ``l = log(1 + exp(f)) - y f``, one position for each output.
 
     Args:
@@ -107,14 +108,17 @@ def batch_loss(outputs: Float[Array, "b *o"], targets: PyTree, *, loss: str | Lo
       A scalar.
 
     Raises:
-      ValueError: unknown loss, or shapes that do not fit it.
+      ValueError: unknown loss, shapes that do not fit it, or a label that names no class.
 
     Source: Zhu et al. (2024), arXiv 2306.04815, for ``mse`` without one half.
 
     >>> float(batch_loss(jnp.array([1.0, 3.0]), jnp.array([0.0, 0.0]), loss="mse"))
     5.0
     """
-    return as_loss(loss)(outputs, targets)
+    loss = as_loss(loss)
+    value = loss(outputs, targets)
+    loss.check_values(jnp.asarray(outputs), targets)
+    return value
 
 
 def output_gradient(outputs: Float[Array, "b *o"], targets: PyTree, *, loss: str | Loss) -> Float[Array, "n o"]:

@@ -40,6 +40,10 @@ OPERATIONS = {
     "scan over features": lambda h: jax.lax.scan(lambda c, r: (c + r, c * r), jnp.zeros(3), h.T)[1],
     "while": lambda h: jax.lax.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, jnp.sin(c[1])), (0, h))[1],
     "cond": lambda h: jax.lax.cond(True, jnp.sin, jnp.cos, h),
+    "halves of zeros": lambda h: h + jnp.split(jnp.zeros((3, 8)), 2, axis=1)[1],
+    "slice of ones": lambda h: h + jnp.ones((5, 4))[1:4],
+    "padded ones": lambda h: h + jnp.pad(jnp.ones((3, 2)), ((0, 0), (1, 1))),
+    "running sum of ones": lambda h: h + jnp.cumsum(jnp.ones((3, 4)), 1),
 }  # fmt: skip
 
 
@@ -66,6 +70,12 @@ def test_follow_places_the_examples(name):
         (lambda h: h - h.mean(0), "reduce_sum combines the examples of the batch"),
         (lambda h: h[::-1], "rev works along the axis of the examples"),
         (lambda h: h * jnp.arange(3.0)[:, None], "mul meets an array that varies with the place in the batch"),
+        (lambda h: h * jnp.cumsum(jnp.ones((3, 3)), 0), "mul meets an array that varies with the place in the batch"),
+        (
+            lambda h: h * jnp.pad(jnp.ones((2, 3)), ((0, 1), (0, 0))),
+            "mul meets an array that varies with the place in the batch",
+        ),
+        (lambda h: h * jnp.flip(jnp.arange(6.0))[:3, None], "mul meets an array that varies with the place in the batch"),
         (lambda h: jnp.arange(3.0), "the outputs depend on the places in the batch"),
         (lambda h: h.T, "the first axis of the outputs is not that of the examples"),
     ],

@@ -118,6 +118,11 @@ def _fixed_reduction(eqn, states):
     return Fixed(frozenset(a - sum(axis < a for axis in axes) for a in union(states).varies if a not in axes))
 
 
+def _fixed_pad(eqn, states):
+    padded = (axis for axis, widths in enumerate(eqn.params["padding_config"]) if any(widths))
+    return Fixed(states[0].varies | set(padded))
+
+
 def _fixed_dot_general(eqn, states):
     """An axis of the product varies where the axis of its factor does."""
     varies = set()
@@ -136,6 +141,8 @@ def _axes_of_product(eqn, i: int) -> list:
     return [place.get(a) for a in range(ranks[i])]
 
 
+_CUMULATIVE = ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
+
 FIXED_RULES = {
     "dot_general": _fixed_dot_general,
     "concatenate": lambda eqn, states: Fixed(union(states).varies | {eqn.params["dimension"]}),
@@ -144,7 +151,9 @@ FIXED_RULES = {
     "reshape": _fixed_reshape,
     "squeeze": _fixed_squeeze,
     "transpose": lambda eqn, states: Fixed(frozenset(eqn.params["permutation"].index(a) for a in states[0].varies)),
-    "tile": lambda eqn, states: states[0],
+    **dict.fromkeys(("tile", "slice", "dynamic_slice", "split", "rev"), lambda eqn, states: states[0]),
+    **dict.fromkeys(_CUMULATIVE, lambda eqn, states: Fixed(states[0].varies | {eqn.params["axis"]})),
+    "pad": _fixed_pad,
     "iota": lambda eqn, states: Fixed(frozenset({eqn.params["dimension"]})),
 }
 
@@ -379,7 +388,7 @@ shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradie
 
 RULES = {
     **dict.fromkeys(_ELEMENTWISE, elementwise),
-    **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), _cumulative),
+    **dict.fromkeys(_CUMULATIVE, _cumulative),
     **dict.fromkeys(
         [f"reduce_{what}" for what in ("sum", "max", "min", "prod", "and", "or", "xor")] + ["argmax", "argmin"], _reduction
     ),

@@ -14,7 +14,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.custom_derivatives import linear_call
 
-from catapult_jax.losses import Loss, batch_loss
+from catapult_jax.losses import Loss, as_loss, batch_loss
 from catapult_jax.tangent.inverse_map import InverseMap
 
 if TYPE_CHECKING:
@@ -163,6 +163,7 @@ def check_loss(outputs: jax.ShapeDtypeStruct, targets: PyTree, *, loss: str | Lo
     """
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), targets)
     jax.eval_shape(functools.partial(batch_loss, loss=loss), outputs, shapes)
+    as_loss(loss).check_values(outputs, targets)
 
 
 def check_preconditioner(preconditioner: PyTree | None, params: PyTree) -> None:
@@ -334,7 +335,7 @@ def check_search(n, k, k_max, tol, failure, max_products, reuse_bound, chunk_siz
         ("reuse_bound", reuse_bound),
         ("chunk_size", chunk_size),
     ):
-        if value is not None and not isinstance(value, (int, np.integer)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer))):
             raise ValueError(f"{name}={value!r}; allowed: a whole number, known when the program is traced")
     for name, value in (("tol", tol), ("failure", failure)):
         if not isinstance(value, (int, float, np.integer, np.floating)):

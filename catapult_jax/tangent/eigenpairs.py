@@ -287,7 +287,11 @@ def _search(apply_fn, settings: Settings, params, batch, warm_start, above, make
         K = of_parameters(apply_fn, params, batch, curvature=settings.curvature, **options) if A is None else of_outputs(A)
         dtype = at_least_float32(out.dtype)
         warm = no_directions(params, settings.k_max, dtype) if warm_start is None else warm_start
-        search = Search(K, params, settings, above, warm.calls, warm_start is None, partial(_reusable_bound, settings, warm))
+        half = jnp.dtype(jnp.float16)
+        narrowest = half if half in (out.dtype, *map(jnp.result_type, jax.tree.leaves(params))) else dtype
+        search = Search(
+            K, params, settings, above, warm.calls, warm_start is None, partial(_reusable_bound, settings, warm), narrowest
+        )
         room = min(K.n, settings.k_max + settings.max_products)
         space = empty(K.like, room, min(room, 2 * settings.k_max - settings.k + _SPARE_STARTS), dtype)
         if A is None:
@@ -365,13 +369,18 @@ def _finish(search: Search, warm: Directions, state: State, extra, image=None) -
         vectors=vectors.T if search.settings.in_outputs else None,
         tracked=state.tracked,
         products=state.products + extra + 0.5 * jnp.asarray(count, jnp.float32),
-        converged=~state.open.any() & jnp.isfinite(pairs.values[0]) & ~_is_tiny(pairs.values[0]),
+        converged=~state.open.any() & jnp.isfinite(pairs.values[0]) & ~_is_tiny(pairs.values[0], search.narrowest),
         directions=directions,
     )
 
 
-def _is_tiny(value: Array) -> Array:
-    """Whether an eigenvalue is so near to the smallest number of its dtype that its products lose digits; zero is zero."""
+def _is_tiny(value: Array, narrowest: Any) -> Array:
+    """Whether an eigenvalue is so near to the smallest number of the dtypes that its products lose digits.
+
+    Zero is zero, but not in float16: its products become zero there for small eigenvalues, too.
+    """
+    if narrowest == jnp.dtype(jnp.float16):
+        return value < float(jnp.finfo(narrowest).smallest_subnormal) / float(jnp.finfo(narrowest).eps)
     return (value > 0) & (value < float(jnp.finfo(value.dtype).tiny) / float(jnp.finfo(value.dtype).eps))
 
 

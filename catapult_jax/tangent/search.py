@@ -65,6 +65,7 @@ class Search(NamedTuple):
     seed: Array  # of the random starts
     is_cold: bool  # without directions
     reusable: Callable  # largest Ritz value -> upper bound on the eigenvalues below, from the last call; inf: none
+    narrowest: Any = None  # dtype of the numbers that a product goes through, by its smallest number
 
 
 class State(NamedTuple):

@@ -168,7 +168,9 @@ def _at_the_same_peaks(rows: list[dict], name: str, sign: int) -> Finding:
         return Finding(statement, NOT_MEASURABLE, "no peak with critical steps and without divergence", (_PEAK_HEADER, *table))
     holds = {lr: beyond_zero(gain, sign) for lr, gain in tested.items()}
     best = max(tested, key=lambda lr: sign * np.mean(tested[lr]))
-    effect = f"at {sum(map(bool, holds.values()))} of {len(holds)} peaks; {most} {text_of(sign * np.array(tested[best]))} points"
+    effect = (
+        f"at {sum(map(bool, holds.values()))} of {len(holds)} peaks; {most} {text_of(sign * np.array(tested[best]))} points"
+    )
     return Finding(statement, grade(*holds.values()), effect, (_PEAK_HEADER, *table))
 
 
