@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 PREFIX = "catapult/"
 _SERIES = {name: series for series, name in NAMES.items()}  # metric -> series of the record
 _TAKEN = ("step", "member", "run")  # names of the axes of the record
+_NAME = re.compile(r"[^\\\0-\x1f]{1,150}")  # of a series, which is a folder on disk
 
 
 class Recorder:
@@ -55,42 +58,50 @@ class Recorder:
           flush_every: steps between two writings.
 
         Raises:
-          ValueError: a number below 1, or a record of another number of steps in that directory.
+          ValueError: a number below 1; a path that is no directory, or holds a record of another number of steps or of another watch.
           ImportError: the extra ``records`` is not installed.
         """
         for name, value in (("steps", steps), ("flush_every", flush_every)):
             if not isinstance(value, (int, np.integer)) or value < 1:
                 raise ValueError(f"{name}={value!r}; allowed: a whole number, 1 or more")
         _need_zarr()
-        self.directory, self.watch, self.steps = Path(directory), watch, steps
+        self.directory, self.watch, self.steps = Path(os.path.expanduser(directory)), watch, int(steps)
         self._sinks, self._flush_every = tuple(sinks), flush_every
         self._waiting: list[tuple[int, Mapping[str, Any]]] = []
         self._warned = False
         self._next: int | None = None  # step after the last one that was given; None: none was given
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ValueError(f"directory={str(directory)!r} is a file, or below one; allowed: a directory") from error
         self._done = records.steps_done(self.directory)
         self._names = set(map(str, records.open_record(self.directory).data_vars)) if self._done else set()
-        self.directory.mkdir(parents=True, exist_ok=True)
-        if self._done and (there := records.read_json(self.directory / records.WATCH)["steps"]) != steps:
-            raise ValueError(
-                f"steps={steps!r} in {self.directory}; allowed: {there}, as in the record there, or another directory"
-            )
+        if self._done:
+            self._compare_settings()
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Takes the metrics of a step.
 
         Args:
           step: its number; steps that are left out are NaN on record.
-          metrics: of ``watch.update``; other scalars may be among them.
+          metrics: of ``watch.update``; other scalars may be among them. The first step has all of them; later ones may leave some out,
+            which are NaN on record.
 
         Raises:
-          ValueError: the step is not after the last one, or beyond ``steps``; other metrics than those on record.
+          ValueError: the step is not after the last one, or beyond ``steps``; a metric that is new, has the series of another one, or is no
+            number.
         """
         step = int(step)
-        if self._next is None:
-            self._check_names(set(map(_series_name, metrics)))
+        self._check(step, metrics)
         first = 0 if self._next is None else self._next
         if not first <= step < self.steps:
             raise ValueError(f"step={step}; allowed: {first} to {self.steps - 1}")
+        if step == 0 and self._done:
+            warnings.warn(
+                f"the record in {self.directory} has {self._done} steps; they are written again from step 0 on. Another directory keeps them.",
+                stacklevel=2,
+            )
+        self._names = self._names or set(map(_series_name, metrics))
         self._waiting.append((step, metrics))
         self._next = step + 1
         if len(self._waiting) >= self._flush_every:
@@ -102,12 +113,14 @@ class Recorder:
             return
         rows = [(step, _floats(metrics)) for step, metrics in jax.device_get(self._waiting)]
         self._compare_losses(rows)
+        if (done := records.steps_done(self.directory)) != self._done:
+            raise ValueError(
+                f"the record in {self.directory} has {done} steps, not {self._done}: another recorder writes there; allowed: a directory for each"
+            )
         first = min(self._done, rows[0][0])
-        series = _series(rows, first)
-        self._check_names(set(series))
-        if not self._names:
+        series = _series(rows, first, self._names)
+        if not self._done:
             self._create(series)
-            self._names = set(series)
         records.write(self.directory, first, series, over=False)
         self._waiting = []  # not before: if the disk is full, the next flush writes these steps
         self._done = rows[-1][0] + 1
@@ -115,13 +128,48 @@ class Recorder:
             for sink in self._sinks:
                 sink(step, {name: value for name, value in metrics.items() if not math.isnan(value)})
 
-    def _check_names(self, names: set[str]) -> None:
-        if bad := sorted(name for name in names if name in _TAKEN or not name.strip(".")):
-            raise ValueError(f"metric {bad[0]!r} is no name for a series; allowed: another name than {', '.join(_TAKEN)}")
-        if self._names and (other := sorted(self._names ^ names)):
+    def _check(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Checks the names and values of a step, without waiting for the device."""
+        if not metrics:
+            raise ValueError(f"metrics of step {step} are empty; allowed: those of watch.update")
+        of_series: dict[str, str] = {}
+        for metric, value in metrics.items():
+            if not isinstance(metric, str) or not _is_number(value):
+                raise ValueError(f"metric {metric!r} of step {step} is {value!r:.80}; allowed: a name, and one number")
+            name = _series_name(metric)
+            if name in records.RESERVED or name in _TAKEN or not name.strip(".") or not _NAME.fullmatch(name):
+                raise ValueError(
+                    f"metric {metric!r} is no name for a series; allowed: another name than {', '.join(_TAKEN)}, of at most 150 letters"
+                )
+            if name in of_series:
+                raise ValueError(
+                    f"metrics {of_series[name]!r} and {metric!r} are both the series {name!r}; allowed: another name for one of them"
+                )
+            of_series[name] = metric
+        if self._names and (new := sorted(set(of_series) - self._names)):
             raise ValueError(
-                f"metrics {', '.join(other)} are new or missing; allowed: those of the record in {self.directory}, or another directory"
+                f"metric {of_series[new[0]]!r} of step {step} is new; allowed: those of the first step on record, NaN where one is not measured, or "
+                "another directory"
             )
+
+    def _compare_settings(self) -> None:
+        """Refuses to go on with a record that another watch, or a run of another length, began."""
+        try:
+            there = records.read_json(self.directory / records.WATCH)
+            before, steps = there["watch"], there["steps"]
+        except (FileNotFoundError, KeyError) as error:
+            raise ValueError(
+                f"directory={str(self.directory)!r} holds a record without a whole {records.WATCH}; allowed: the directory of a Recorder, or a new one"
+            ) from error
+        if steps != self.steps:
+            raise ValueError(
+                f"steps={self.steps!r} in {self.directory}; allowed: {steps}, as in the record there, or another directory"
+            )
+        for name, value in self.watch.settings._asdict().items():
+            if before.get(name, value) != value:
+                raise ValueError(
+                    f"{name}={value!r} of the watch, in {self.directory}; allowed: {before[name]!r}, as in the record there, or another directory"
+                )
 
     def _compare_losses(self, rows: list[tuple[int, dict[str, float]]]) -> None:
         """Warns once where the watch finds another loss than the training step: then it measures something else."""
@@ -162,7 +210,7 @@ class Recorder:
 class Monitor:
     """For trainers that are not yours: a callable on the host that owns its own compiled program.
 
-    It measures at every ``every``-th call and costs a program of its own, so the step of the trainer stays as it is.
+    It measures at every ``every``-th call that is no skipped one, and costs a program of its own, so the step of the trainer stays as it is.
 
     >>> from catapult_jax import watch
     >>> model, w = (lambda w, x: x @ w), np.zeros(2, np.float32)
@@ -194,7 +242,8 @@ class Monitor:
         Returns:
           The metrics as Python numbers.
         """
-        self.state, metrics = self._update(self.state, **given, due=step % self.watch.settings.every == 0)
+        due = not given.get("skipped", False) and int(self.state.step) % self.watch.settings.every == 0
+        self.state, metrics = self._update(self.state, **given, due=bool(due))
         if self.recorder is not None:
             self.recorder.write(step, metrics)
         return _floats(jax.device_get(metrics))
@@ -211,15 +260,19 @@ def _floats(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
 
 
-def _series(rows: list[tuple[int, dict[str, float]]], first: int) -> dict[str, np.ndarray]:
-    """Series ``(1, n)`` from step ``first`` on; NaN at steps that are left out."""
-    length = rows[-1][0] + 1 - first
-    series = {}
-    for name in rows[0][1]:
-        values = np.full((1, length), np.nan, np.float32)
-        for step, metrics in rows:
-            values[0, step - first] = metrics.get(name, np.nan)
-        series[_series_name(name)] = values
+def _is_number(value: Any) -> bool:
+    if isinstance(value, (int, float)):
+        return True
+    kind = getattr(getattr(value, "dtype", None), "kind", None)
+    return np.shape(value) == () and kind in set("biufV")  # V: bfloat16
+
+
+def _series(rows: list[tuple[int, dict[str, float]]], first: int, names: set[str]) -> dict[str, np.ndarray]:
+    """Series ``(1, n)`` from step ``first`` on; NaN where a step or a metric is left out."""
+    series = {name: np.full((1, rows[-1][0] + 1 - first), np.nan, np.float32) for name in sorted(names)}
+    for step, metrics in rows:
+        for metric, value in metrics.items():
+            series[_series_name(metric)][0, step - first] = value
     return series
 
 

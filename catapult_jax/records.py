@@ -23,6 +23,8 @@ LOSS_TOLERANCE = 0.05  # between the losses of a step and of its watch, relative
 _EXTRA_AXES = {"eigenvalues": ("eigenvalue",), "eigenvalue_bounds": ("eigenvalue",)} | dict.fromkeys(
     ("loss_modes", "loss_train_modes", "loss_probe_modes"), ("mode",)
 )
+# Names that a series of single numbers can't have: arrays with one more axis, and the file of the whole record.
+RESERVED = (*_EXTRA_AXES, "zarr.json")
 UNITS = {
     "lr_over_critical": "1",
     "lr": "learning rate",
@@ -238,6 +240,7 @@ def open_record(run_dir: str | Path) -> xarray.Dataset:
     """
     import xarray
 
+    run_dir = os.path.expanduser(run_dir)
     path = Path(run_dir, _ARRAYS)
     if not path.is_dir():
         raise FileNotFoundError(f"run_dir={str(run_dir)!r} holds no {_ARRAYS}; allowed: the directory of a run")
@@ -427,7 +430,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(Path(path).read_text("utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise DamagedFile(f"{path} is damaged: it can't be read ({' '.join(str(error).split())[:200]})") from error

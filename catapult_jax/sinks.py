@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ class TensorBoard:
         Raises:
           ImportError: ``tensorboardX`` is not installed.
         """
-        self._writer = _module("tensorboardX", "tensorboard").SummaryWriter(str(directory))
+        self._writer = _module("tensorboardX", "tensorboard").SummaryWriter(os.path.expanduser(directory))
 
     def __call__(self, step: int, metrics: dict[str, float]) -> None:
         """Logs the metrics of a step."""
@@ -113,7 +114,7 @@ class Csv:
         Args:
           path: of the file; its folder is created. Lines are added to a file that is there: of a step that is written again the last counts.
         """
-        self._path = Path(path)
+        self._path = Path(os.path.expanduser(path))
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if not self._path.exists():
             self._path.write_text("step,name,value\n", "utf-8")

@@ -80,6 +80,11 @@ def _public(error: str) -> str:
 def main(_argv: list[str]) -> int:
     """Run the experiments that are not complete, then write the page; returns the exit status."""
     scale = _SCALE.value
+    for name, instead in (("config", "only"), ("workdir", "claims_dir"), ("reproduce", "only")):
+        if flags.FLAGS[name].present:
+            raise configs.ConfigError(
+                f"--{name} with experiments.claims; allowed: --{instead}, since each experiment has its own config"
+            )
     names = [experiment.name for experiment in EXPERIMENTS]
     for name in _ONLY.value:
         if not any(name in (full, full.partition(":")[0]) for full in names):
@@ -95,8 +100,8 @@ def main(_argv: list[str]) -> int:
     ]
     if page.is_dir():
         raise configs.ConfigError(f"page={str(page)!r} is a directory; allowed: a file to write")
-    directory.check_writable(page.parent)
-    directory.check_writable(workdir)
+    directory.check_writable(page.parent, "page")
+    directory.check_writable(workdir, "claims_dir")
     start = time.time()
     for experiment in chosen:
         print(f"=== {experiment.name} ({time.time() - start:.0f} s since the start)")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -27,8 +28,8 @@ try:
     CONFIG = config_flags.DEFINE_config_file(
         "config", None, "Config file, with a variant after a colon. --config.FIELD=VALUE changes a field."
     )
-except flags.Error as error:  # a flag file on the command line, which is read here already
-    print(f"error: {one_line(error).removeprefix('ERROR:: ')}; allowed: a flag file that is there", file=sys.stderr)
+except (flags.Error, UnicodeDecodeError) as error:  # a flag file on the command line, which is read here already
+    print(f"error: {one_line(error).removeprefix('ERROR:: ')}; allowed: a flag file that is there, of text", file=sys.stderr)
     sys.exit(2)
 _NONE = re.compile(r"--?config\.([\w.]+)=None$")
 _FIELD = re.compile(r"--?config\.([\w.]+)(?:=(.*))?$", re.DOTALL)
@@ -50,18 +51,34 @@ def program(main: Callable, parser: Callable | None = None) -> None:
     """
     logging.set_verbosity(logging.FATAL)  # TFDS logs every file, and also the errors that it raises
     signals.end_in_one_line()
-    for stream in (sys.stdout, sys.stderr):  # the terminal's encoding may lack letters of a title
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
     try:
-        app.run(main, flags_parser=parser or parse)
+        with explain_output_errors():
+            app.run(main, flags_parser=parser or parse)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except (RunError, DamagedFile) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except BrokenPipeError:  # who read the output has ended, as in: ... | head -1
+
+
+@contextlib.contextmanager
+def explain_output_errors() -> Iterator[None]:
+    """Print any letter, and end with one line where the output can't be written: who read it has ended, or its disk is full."""
+    for stream in (sys.stdout, sys.stderr):  # the terminal's encoding may lack letters of a title
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:  # None: closed
+                sys.stdout.flush()
+    except OSError as error:
+        if error.filename is not None or sys.stdout is None:  # not of the output
+            raise
+        if not isinstance(error, BrokenPipeError):  # as in: ... | head -1
+            print(f"error: the output can't be written ({error.strerror}); the files of the run are whole", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
@@ -102,6 +119,8 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[s
         keep_compiled(values.compilation_cache)
     except (AttributeError, KeyError) as error:
         raise ConfigError(_unknown_field(argv) or one_line(error)) from error
+    except BrokenPipeError:  # of --help
+        raise
     except (flags.Error, ValueError, TypeError, OSError) as error:
         raise ConfigError(_missing_file(argv) or one_line(error)) from error
     return rest

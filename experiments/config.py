@@ -143,11 +143,13 @@ def home(path: str, name: str = "path") -> Path:
       The path.
 
     Raises:
-      ConfigError: there is no such user.
+      ConfigError: there is no such user, or the path is empty.
 
     >>> home("runs/a")
     PosixPath('runs/a')
     """
+    if not path.strip():
+        raise ConfigError(f"{name}={path!r} is empty; allowed: a path")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

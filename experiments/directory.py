@@ -43,7 +43,13 @@ def earlier_run(workdir: Path, config: dict[str, Any]) -> dict[str, Any] | None:
     elif workdir.exists() and not is_new(workdir):
         raise configs.ConfigError(f"workdir={str(workdir)!r} is not empty and holds no run; allowed: a new directory")
     run_json = workdir / "run.json"
-    return _read(run_json) if run_json.is_file() else None
+    if run_json.is_file():
+        return _read(run_json)
+    if kept := [name for name in ("checkpoints", "record.zarr") if (workdir / name).exists()]:
+        raise configs.ConfigError(
+            f"workdir={str(workdir)!r} has {kept[0]} but no run.json, which says what made them; allowed: a copy of that file, or another workdir"
+        )
+    return None
 
 
 def _read(path: Path) -> Any:
@@ -78,20 +84,24 @@ def is_new(workdir: Path) -> bool:
         raise _not_creatable(workdir, error) from error
 
 
-def check_writable(workdir: Path) -> None:
+def check_writable(workdir: Path, name: str = "workdir") -> None:
     """Check that a new directory can be created and written to. Nothing is left behind.
+
+    Args:
+      workdir: the directory.
+      name: of the flag that gave it, for the message.
 
     Raises:
       ConfigError: it can't.
     """
     if "::" in str(workdir):  # Zarr takes it for a chain of file systems
-        raise configs.ConfigError(f"workdir={str(workdir)!r} has '::' in it; allowed: a path without")
+        raise configs.ConfigError(f"{name}={str(workdir)!r} has '::' in it; allowed: a path without")
     try:
         parent = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
         with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError as error:
-        raise _not_creatable(workdir, error) from error
+        raise _not_creatable(workdir, error, name) from error
 
 
 def directory_of_run(workdir: Path, point: dict[str, Any], config: ConfigDict) -> Path:
@@ -138,9 +148,9 @@ def lock(workdir: Path) -> Iterator[None]:
         yield
 
 
-def _not_creatable(workdir: Path, error: OSError) -> configs.ConfigError:
+def _not_creatable(workdir: Path, error: OSError, name: str = "workdir") -> configs.ConfigError:
     return configs.ConfigError(
-        f"workdir={str(workdir)!r} can't be created ({error.strerror}); allowed: a directory that you can write to"
+        f"{name}={str(workdir)!r} can't be created or written to ({error.strerror}); allowed: a directory that you can write to"
     )
 
 
@@ -155,6 +165,10 @@ def explain_write_errors(workdir: Path) -> Iterator[None]:
         yield
     except BrokenPipeError:  # of the output, not of a file
         raise
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise configs.RunError(
+            f"{error.filename} can't be read or written ({error.strerror}); allowed: the file that the run wrote there, or another workdir"
+        ) from error
     except OSError as error:
         raise configs.RunError(
             f"workdir={str(workdir)!r} can't be written ({error.strerror or error}); the files in it are whole; allowed: "

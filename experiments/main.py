@@ -285,10 +285,12 @@ def main(_argv: list[str]) -> int:
     """Run one config, or repeat a finished run; returns the exit status."""
     if _REPRODUCE.value:
         then = configs.home(_REPRODUCE.value, "reproduce").resolve()
-        workdir = configs.home(_WORKDIR.value, "workdir") if _WORKDIR.value else then.with_name(f"{then.name}-again")
+        workdir = (
+            configs.home(_WORKDIR.value, "workdir") if _WORKDIR.value is not None else then.with_name(f"{then.name}-again")
+        )
         return 0 if run_again(then, workdir) else 1
     config = flags.FLAGS.config
-    workdir = configs.home(_WORKDIR.value, "workdir") if _WORKDIR.value else default_workdir(config)
+    workdir = configs.home(_WORKDIR.value, "workdir") if _WORKDIR.value is not None else default_workdir(config)
     for line in report.verdict_lines(workdir, run(config, workdir)):
         print(line)
     print(f"report: {workdir / 'report.html'}")

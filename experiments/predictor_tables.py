@@ -144,7 +144,7 @@ def head_table(runs: Sequence[Run]) -> Rows:
 def main(argv: list[str]) -> int:
     """Print the tables of each run; returns the exit status."""
     if len(argv) < 2 or set(argv[1:]) & {"-h", "--help"}:
-        print(__doc__.strip())
+        print((__doc__ or "").strip())
         return 0 if len(argv) > 1 else 2
     try:
         runs = [

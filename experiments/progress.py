@@ -22,7 +22,7 @@ class Progress:
 
     def __init__(self, steps: int, first: int):
         self._steps, self._last_step, self._last_time = steps, first, time.monotonic()
-        terminal = sys.stderr.isatty()
+        terminal = sys.stderr is not None and sys.stderr.isatty()  # None: closed
         self._bar = tqdm(total=steps, initial=first, unit="step", file=sys.stderr) if terminal else None
 
     def update(self, at: int, measured: dict[str, np.ndarray]) -> None:

@@ -12,7 +12,7 @@ from catapult_jax.report.analysis import event_rows
 from catapult_jax.report.members import until_diverged
 from catapult_jax.report.page import render
 from experiments import directory
-from experiments.command_line import FIELDS_HELP
+from experiments.command_line import FIELDS_HELP, explain_output_errors
 from experiments.config import ConfigError, RunError, flat, home, testable
 from experiments.figures import DIRECTIONS_CAPTION, directions_figure
 from experiments.sections import Report, all_sections, overview, verdict_line
@@ -91,7 +91,7 @@ def main(argv: list[str]) -> int:
     """Writes the report of a run; returns the exit status."""
     if set(argv[1:]) & {"-h", "--help"}:
         print(
-            f"{__doc__.strip()}\n\nRUN_DIR: directory of a run (--workdir of experiments.main). --interactive: interactive.html too, "
+            f"{(__doc__ or '').strip()}\n\nRUN_DIR: directory of a run (--workdir of experiments.main). --interactive: interactive.html too, "
             f"in which you zoom, choose members and read values. {FIELDS_HELP}"
         )
         return 0
@@ -116,5 +116,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")
-    sys.exit(main(sys.argv))
+    with explain_output_errors():
+        sys.exit(main(sys.argv))

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: a run that trains ends its chunk and saves; elsewhere the program ends at once, with one line."""
+"""SIGTERM, SIGINT and SIGHUP: a run that trains ends its chunk and saves; elsewhere the program ends at once, with one line."""
 
 from __future__ import annotations
 
@@ -11,17 +11,26 @@ import threading
 import time
 from collections.abc import Iterator
 
-STOPPING = (signal.SIGTERM, signal.SIGINT)
+# SIGHUP comes when the terminal is closed; ``nohup`` ignores it, and so do we then.
+STOPPING = tuple(
+    n for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN
+)
 # A sweep stops its workers with this signal, since on Ctrl-C the terminal sends SIGINT to them as well.
 _FROM_PARENT = signal.SIGUSR1
 
 
 def end_in_one_line() -> None:
-    """From now on a signal ends the program at once, with one line. For the parts of a program that have nothing to save."""
+    """From now on a signal ends the program at once, with one line. For the parts of a program that have nothing to save.
+
+    An exception would not do: Python drops it where it calls back from a library, and threads of XLA can crash at the end of the interpreter.
+    """
 
     def end(number, _frame):
-        print(f"stopped by {signal.Signals(number).name}; run the same command again to resume", file=sys.stderr)
-        sys.exit(128 + number)
+        with contextlib.suppress(Exception):  # closed, or in the middle of a print
+            sys.stdout.flush()
+        with contextlib.suppress(OSError):
+            os.write(2, f"stopped by {signal.Signals(number).name}; run the same command again to resume\n".encode())
+        os._exit(128 + number)
 
     for number in STOPPING:
         signal.signal(number, end)

@@ -238,7 +238,7 @@ def main(_argv: list[str]) -> int:
     config = flags.FLAGS.config
     _refuse_on_axes(config, _GRID.value, command_line.given_fields(sys.argv))
     kind = "-".join(["sweep", *_GRID.value]).replace("/", "_")
-    workdir = configs.home(flags.FLAGS.workdir, "workdir") if flags.FLAGS.workdir else default_workdir(config, kind)
+    workdir = configs.home(flags.FLAGS.workdir, "workdir") if flags.FLAGS.workdir is not None else default_workdir(config, kind)
     results = run_sweep(config, _GRID.value, workdir, _PROCESSES.value, command_line.CACHE.value)
     for line in summary.verdict_lines(workdir, results):
         print(line)

@@ -114,7 +114,7 @@ def _run_in_processes(jobs: Sequence[Job], processes: int) -> dict[str, str | No
         connection.close()
         process.join()
     if received:
-        signals.stop(received[0], "; record and checkpoint of each run are written; run the same command again to resume")
+        signals.stop(received[0], "; each run that trained has saved; run the same command again to resume")
     return errors
 
 

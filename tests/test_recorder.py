@@ -120,9 +120,83 @@ def test_recorder_refuses_other_runs_and_steps(tmp_path):
             recorder.write(step, metrics_of(step))
     assert open_record(tmp_path).sizes["step"] == 3
     recorder = Recorder(tmp_path, WATCH, steps=10, flush_every=1)
-    with pytest.raises(ValueError, match="metrics mine are new or missing; allowed: those of the record in"):
+    with pytest.raises(ValueError, match="metric 'mine' of step 3 is new; allowed: those of the first step on record"):
         recorder.write(3, metrics_of(3) | {"mine": 1.0})
     assert open_record(tmp_path).sizes["step"] == 3
+
+
+@pytest.mark.parametrize("flush_every", [1, 2, 100])
+def test_recorder_keeps_a_metric_that_is_left_out_at_some_steps(tmp_path, flush_every):
+    with Recorder(tmp_path, WATCH, steps=6, flush_every=flush_every) as recorder:
+        for step in range(6):
+            recorder.write(step, metrics_of(step) | ({"accuracy": step / 10} if step % 3 == 0 else {}))
+
+    np.testing.assert_allclose(open_record(tmp_path)["accuracy"].values[0], [0, np.nan, np.nan, 0.3, np.nan, np.nan])
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ({"catapult/loss": 1.0, "loss": 2.0}, "metrics 'catapult/loss' and 'loss' are both the series 'loss_batch'"),
+        ({"a/b": 1.0, "a.b": 2.0}, "metrics 'a/b' and 'a.b' are both the series 'a.b'"),
+        ({"note": "bad"}, "metric 'note' of step 0 is 'bad'; allowed: a name, and one number"),
+        ({"rows": np.ones(3)}, "metric 'rows' of step 0 is array"),
+        ({3: 1.0}, "metric 3 of step 0 is 1.0; allowed: a name"),
+        ({"eigenvalues": 1.0}, "metric 'eigenvalues' is no name for a series"),
+        ({"zarr.json": 1.0}, "metric 'zarr.json' is no name for a series"),
+        ({"a\\b": 1.0}, "is no name for a series"),
+        ({"a" * 151: 1.0}, "is no name for a series"),
+        ({}, "metrics of step 0 are empty"),
+    ],
+)
+def test_recorder_refuses_metrics_before_anything_is_lost(tmp_path, metrics, message):
+    recorder = Recorder(tmp_path, WATCH, steps=10)
+
+    with pytest.raises(ValueError, match=message):
+        recorder.write(0, metrics)
+
+    recorder.write(0, metrics_of(0))
+    recorder.close()
+    assert open_record(tmp_path).sizes["step"] == 1
+
+
+def test_recorder_refuses_the_record_of_another_recorder(tmp_path):
+    first, second = (Recorder(tmp_path, WATCH, steps=10) for _ in range(2))
+    for step in range(3):
+        first.write(step, metrics_of(step))
+    second.write(0, metrics_of(0))
+    second.flush()
+
+    with pytest.raises(ValueError, match="has 1 steps, not 0: another recorder writes there; allowed: a directory for each"):
+        first.flush()
+
+
+def test_recorder_warns_of_a_record_that_it_writes_again(tmp_path):
+    write(tmp_path, range(3))
+
+    with pytest.warns(UserWarning, match="has 3 steps; they are written again from step 0 on"):
+        write(tmp_path, range(1))
+
+
+def test_recorder_refuses_the_record_of_another_watch(tmp_path):
+    write(tmp_path, range(3))
+
+    with pytest.raises(ValueError, match=r"every=3 of the watch, in .*; allowed: 2, as in the record there"):
+        Recorder(tmp_path, watch(MODEL, loss="mse", optimizer=optax.sgd(0.1), every=3, smoothing=0.5), steps=10)
+    (tmp_path / records.WATCH).write_text("{}")
+    with pytest.raises(ValueError, match=r"holds a record without a whole watch\.json; allowed: the directory of a Recorder"):
+        Recorder(tmp_path, WATCH, steps=10)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file' is a file, or below one; allowed: a directory"):
+        Recorder(tmp_path / "file", WATCH, steps=10)
+
+
+def test_recorder_in_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    write("~/mine", range(2))
+
+    assert open_record("~/mine").sizes["step"] == 2 and (tmp_path / "mine").is_dir()
 
 
 def test_recorder_warns_where_the_watch_sees_another_loss(tmp_path):
@@ -150,7 +224,7 @@ def test_recorder_refuses_other_metrics_at_the_first_step(tmp_path):
 
     again = Recorder(tmp_path, WATCH, steps=4)
     with pytest.raises(
-        ValueError, match=r"metrics directional\.out are new or missing; allowed: those of the record in .*, or another"
+        ValueError, match="metric 'catapult/directional/out' of step 1 is new; allowed: those of the first step on record"
     ):
         again.write(1, {"catapult/loss": 1.0, "catapult/lr": 0.1, "catapult/directional/out": 2.0})
 
@@ -187,7 +261,10 @@ def test_report_of_a_recorded_watch(tmp_path, plain_figures):
 
 
 def test_report_refuses_what_is_no_record(tmp_path):
-    for arguments in ([], ["--help"], ["a", "b"]):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    for arguments in ([], ["--none"], ["a", "b"]):
         with pytest.raises(SystemExit, match=r"usage: python -m catapult_jax\.report DIR"):
             main(arguments)
     with pytest.raises(SystemExit, match=r"error: DIR=.* holds no watch.json or no record"):

@@ -25,6 +25,27 @@ def test_end_in_one_line_of_a_signal():
     assert done.stderr == "stopped by SIGTERM; run the same command again to resume\n"
 
 
+def test_end_in_one_line_where_python_drops_exceptions():
+    """An exception of a callback of the garbage collector is dropped."""
+    done = run_python(
+        "import gc, os, signal\nfrom experiments import signals\nsignals.end_in_one_line()\n"
+        "gc.callbacks.append(lambda *_: os.kill(os.getpid(), signal.SIGTERM))\ngc.collect()\nprint('not reached')"
+    )
+
+    assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "")
+    assert done.stderr == "stopped by SIGTERM; run the same command again to resume\n"
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_end_of_the_terminal_ends_the_program_unless_it_is_ignored(ignored):
+    done = run_python(
+        f"import os, signal\nif {ignored}: signal.signal(signal.SIGHUP, signal.SIG_IGN)\nfrom experiments import signals\n"
+        "signals.end_in_one_line()\nos.kill(os.getpid(), signal.SIGHUP)\nprint('reached')"
+    )
+
+    assert (done.returncode, done.stdout) == ((0, "reached\n") if ignored else (128 + signal.SIGHUP, ""))
+
+
 def test_collect_restores_the_handlers():
     before = [signal.getsignal(number) for number in signals.STOPPING]
 

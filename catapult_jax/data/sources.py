@@ -76,7 +76,7 @@ def read(
         if value is not None and value < 1:
             raise ValueError(f"{field}={value!r}; allowed: 1 or more, or None")
     directory = directory or os.environ.get("CATAPULT_DATA_DIR") or None
-    file = Path(directory, f"{name}.npz") if directory else None
+    file = Path(os.path.expanduser(directory), f"{name}.npz") if directory else None
     if name in ("digits", "natural_patches"):
         _check_attribute(attribute, (), name)
         arrays = _shrink(_digits() if name == "digits" else _natural_patches(), image_size, limit)

@@ -24,10 +24,13 @@ def main(arguments: list[str]) -> Path:
       The path of the page; with ``--interactive`` that of the interactive one.
 
     Raises:
-      SystemExit: no directory, one without such a record, or an extra that is missing.
+      SystemExit: after ``--help``; no directory, one without such a record, or an extra that is missing.
     """
     interactive = "--interactive" in arguments
     places = [argument for argument in arguments if argument != "--interactive"]
+    if {"-h", "--help"} & set(places):
+        print(_USAGE)
+        raise SystemExit(0)
     if len(places) != 1 or places[0].startswith("-"):
         raise SystemExit(_USAGE)
     if interactive:
@@ -38,7 +41,7 @@ def main(arguments: list[str]) -> Path:
     folder = Path(os.path.expanduser(places[0]))
     try:
         watch, record = records.read_json(folder / records.WATCH)["watch"], records.open_record(folder)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError, KeyError) as error:
         raise SystemExit(f"error: DIR={str(folder)!r} holds no {records.WATCH} or no record; {_USAGE}") from error
     except records.DamagedFile as error:
         raise SystemExit(f"error: {error}") from error
