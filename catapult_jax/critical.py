@@ -95,6 +95,10 @@ def critical_lr(
     >>> round(float(critical_lr(linear, jnp.zeros(2), batch, loss="mse", preconditioner=preconditioner)), 6)
     0.5
     """
+    if not isinstance(preconditioner, Preconditioner):
+        raise ValueError(
+            f"preconditioner is a {type(preconditioner).__name__}; allowed: that of preconditioner_from_state, or Preconditioner(diagonal=...)"
+        )
     x, targets = check_batch(batch)
     check_loss(check_arguments(apply_fn, params, x), targets, loss=loss)
     warn_of_lapack_threads()

@@ -324,7 +324,8 @@ def _cause(settings: DetectorSettings, spike: DetectorState) -> jax.Array:
     """Kind of a spike that closes, by the exceedances up to its peak."""
     onset, peak = spike.onset, spike.peak
     on_the_way = peak.since_exceedance <= peak.step - onset.step + settings.memory
-    return jnp.where(on_the_way, CATAPULT, jnp.where(jnp.isnan(onset.critical_lr), UNKNOWN, UNEXPLAINED))
+    is_known = ~jnp.isnan(onset.critical_lr) & ~jnp.isnan(onset.lr)
+    return jnp.where(on_the_way, CATAPULT, jnp.where(is_known, UNEXPLAINED, UNKNOWN))
 
 
 def _has_died(lambda_max: jax.Array, onset: _StepValues, tells_deaths: bool) -> jax.Array:
@@ -344,7 +345,7 @@ def _event(kind: jax.Array, spike: DetectorState, end: jax.Array | int, lambda_m
         loss_onset=onset.loss,
         loss_peak=peak.loss,
         peak_ratio=peak.loss / spike.level,
-        overshoot=jnp.where(jnp.isnan(onset.critical_lr), jnp.nan, peak.overshoot),
+        overshoot=jnp.where(jnp.isnan(onset.critical_lr) | jnp.isnan(onset.lr), jnp.nan, peak.overshoot),
         fraction_top=rise_top / (rise_top + rise_rest),
         lr=onset.lr,
         critical_lr=onset.critical_lr,

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -90,27 +90,41 @@ def directional_critical_lr(
     >>> directional_critical_lr(linear, jnp.zeros(2), batch, jnp.array([-3.0, 0.0]), loss="mse").text
     'no descent direction'
     """
+    step = _checked_step(apply_fn, params, batch, updates, loss=loss, curvature=curvature)
+    return step(range(len(jax.tree.leaves(params))))
+
+
+def _checked_step(apply_fn, params, batch, updates, *, loss, curvature) -> Callable[[Sequence[int]], Directional]:
+    """The answer for the part of a step in some of the leaves, after a check of all arguments."""
     x, targets = check_batch(batch)
     check_loss(check_arguments(apply_fn, params, x), targets, loss=loss)
     check_updates(updates, params)
-    D = jax.tree.map(lambda p, u: jnp.asarray(u, jnp.result_type(p)), params, updates)
     if curvature not in CURVATURES:
         raise ValueError(f"curvature={curvature!r}; allowed: {', '.join(CURVATURES)}")
+    leaves, structure = jax.tree.flatten(params)
+    changes = [jnp.asarray(u, jnp.result_type(p)) for p, u in zip(leaves, structure.flatten_up_to(updates), strict=True)]
     wide = lambda outputs: outputs.astype(at_least_float32(outputs.dtype))
+    apply = with_explicit_axes(apply_fn, params, x)
 
-    model = with_explicit_axes(apply_fn, params, x)
+    def step(inside: Sequence[int]) -> Directional:
+        def compute(leaves, x, targets, D):
+            def model(own):
+                moved = dict(zip(inside, own, strict=True))
+                return apply(structure.unflatten([moved.get(i, leaf) for i, leaf in enumerate(leaves)]), x)
 
-    def compute(params, x, targets, D):
-        with highest_precision():
-            if curvature == "gauss_newton":
-                with _forward_mode():
-                    outputs, moved = jax.jvp(lambda p: model(p, x), (params,), (D,))
-                return from_output_change(wide(outputs), wide(moved), targets, loss=loss)
-            value = lambda p: as_loss(loss)(wide(model(p, x)), targets)
-            slope_at = lambda p: jax.jvp(value, (p,), (D,))[1]
-            return from_slope_and_curvature(*jax.jvp(slope_at, (params,), (D,)))
+            own = [leaves[i] for i in inside]
+            with highest_precision():
+                if curvature == "gauss_newton":
+                    with _forward_mode():
+                        outputs, moved = jax.jvp(model, (own,), (D,))
+                    return from_output_change(wide(outputs), wide(moved), targets, loss=loss)
+                value = lambda own: as_loss(loss)(wide(model(own)), targets)
+                slope_at = lambda own: jax.jvp(value, (own,), (D,))[1]
+                return from_slope_and_curvature(*jax.jvp(slope_at, (own,), (D,)))
 
-    return placed_by_compiler(compute, params, x, targets, D)
+        return placed_by_compiler(compute, leaves, x, targets, [changes[i] for i in inside])
+
+    return step
 
 
 @contextlib.contextmanager
@@ -166,21 +180,11 @@ def directional_by_layer(
     >>> {name: (round(float(step.multiple), 3), step.text) for name, step in steps.items()}
     {'first': (nan, 'no change'), 'last': (2.0, 'falls')}
     """
-    check_updates(updates, params)
-    leaves, structure = jax.tree.flatten(params)
-    names, changes = layers_of_leaves(params, layer), structure.flatten_up_to(updates)
-
-    def of_layer(name: str) -> Directional:
-        inside = [i for i, other in enumerate(names) if other == name]
-
-        def model(own, x):
-            moved = dict(zip(inside, own, strict=True))
-            return apply_fn(structure.unflatten([moved.get(i, leaf) for i, leaf in enumerate(leaves)]), x)
-
-        own, own_changes = [leaves[i] for i in inside], [changes[i] for i in inside]
-        return directional_critical_lr(model, own, batch, own_changes, loss=loss, curvature=curvature)
-
-    return {name: of_layer(name) for name in dict.fromkeys(names)}
+    step, names = (
+        _checked_step(apply_fn, params, batch, updates, loss=loss, curvature=curvature),
+        layers_of_leaves(params, layer),
+    )
+    return {name: step([i for i, other in enumerate(names) if other == name]) for name in dict.fromkeys(names)}
 
 
 def layers_of_leaves(params: PyTree, layer: Callable[[str], str] | None = None) -> list[str]:

@@ -109,6 +109,8 @@ class Event(_Fields):
         """The lr beside the critical lr, and where an exceedance is if it is not at the onset."""
         if math.isnan(self.critical_lr):
             return "the critical lr at the onset is not known"
+        if math.isnan(self.lr):
+            return "the lr at the onset is not known"
         if math.isinf(self.critical_lr):
             return f"the critical lr at the onset is infinite, the lr {self.lr:.3g}"
         ratio = self.lr / self.critical_lr if self.critical_lr else math.inf

@@ -117,7 +117,9 @@ class Loss(abc.ABC):
         weights = None
         if self.weighted:
             if not isinstance(targets, (tuple, list)) or len(targets) != 2:
-                raise ValueError(f"targets is a {type(targets).__name__}; allowed for loss={self}: a pair (targets, weights)")
+                raise ValueError(
+                    f"targets is one {'array' if hasattr(targets, 'shape') else type(targets).__name__}; allowed for loss={self}: a pair (targets, weights)"
+                )
             targets, weights = targets
         if targets is None or (not hasattr(targets, "shape") and isinstance(targets, (tuple, list, dict))):
             raise ValueError(f"targets is a {type(targets).__name__}; allowed for loss={self}: one array")
@@ -313,6 +315,8 @@ class FunctionLoss(Loss):
             raise ValueError(
                 f"loss={self.function!r} fails as loss(outputs, targets): {error}; allowed: a function of the outputs of the model and the targets"
             ) from error
+        if value is None:
+            raise ValueError("loss returns None; allowed: a real scalar, such as a mean")
         if jnp.shape(value) or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
             raise ValueError(
                 f"loss returns shape {jnp.shape(value)}, dtype {jnp.result_type(value)}; allowed: a real scalar, such as a mean"

@@ -38,20 +38,29 @@ from catapult_jax.detection import Detector, DetectorState, detector_settings, d
 from catapult_jax.events import Event, to_python
 from catapult_jax.losses import Loss, as_loss
 from catapult_jax.preconditioners import Preconditioner, preconditioner_from_state
+from catapult_jax.tangent.checks import check_params
 from catapult_jax.tangent.coupling import couples_examples
 from catapult_jax.tangent.eigenpairs import no_directions
 from catapult_jax.tangent.placement import cut_like
 from catapult_jax.tangent.uses import plan
 from catapult_jax.training import directional_instruments, instruments
 from catapult_jax.training.measurement import Instrument, Moment, measure
-from catapult_jax.watched_step import Given, joined, refuse_debug_nans, scalars, updates_like
-from catapult_jax.xla import UNROLLED_PRODUCTS, at_least_float32, loops_are_slow
+from catapult_jax.watched_step import (
+    Given,
+    check_options,
+    check_outputs,
+    joined,
+    known,
+    refuse_debug_nans,
+    scalars,
+    updates_like,
+    warn_of_few_products,
+)
+from catapult_jax.xla import at_least_float32
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, PyTree
 
-PRESETS = ("economy", "standard", "full")
-METHODS = ("auto", "matrix_free", "exact")
 EXACT_ROWS = 256  # a kernel of at most so many rows is computed, layer by layer, rather than searched
 WINDOW = 128  # losses before a step that its spike score compares with
 EVENTS = 64  # events that the state keeps
@@ -94,7 +103,7 @@ def watch(
     apply_fn: Callable[..., Float[Array, "b *o"]],
     *,
     loss: str | Loss | Callable,
-    optimizer: optax.GradientTransformation | None = None,
+    optimizer: optax.GradientTransformation | optax.MultiSteps | None = None,
     every: int = 1,
     preset: str = "standard",
     method: str = "auto",
@@ -194,13 +203,17 @@ def watch(
     Traceback (most recent call last):
     ValueError: optimizer=None with preset='standard'; allowed: the optimizer of the loop, whose critical lr is measured, or preset='economy'
     """
-    as_loss(loss)
-    _check(every, preset, method, optimizer)
+    check_options(
+        loss, optimizer=optimizer, every=every, preset=preset, method=method, k=k, layers=layers, probe=probe, agop_reference=agop_reference,
+        factor=factor, horizon=horizon, momentum=momentum,
+    )  # fmt: skip
+    every, factor, horizon, momentum = int(every), float(factor), int(horizon), float(momentum)
+    smoothing = None if smoothing is None else float(smoothing)
     delta = min(0.1, (factor - 1) / 2)
     detector = detector_with(
         detector_settings(factor, delta, horizon, momentum_horizon(momentum), smoothing), tells_deaths=False
     )
-    k = k or (5 if preset == "full" else 1)
+    k = int(k or (5 if preset == "full" else 1))
     fixed = _Fixed(
         apply_fn,
         loss,
@@ -226,7 +239,7 @@ class _Fixed(NamedTuple):
 
     apply_fn: Callable
     loss: Any
-    optimizer: optax.GradientTransformation | None
+    optimizer: optax.GradientTransformation | optax.MultiSteps | None
     every: int
     preset: str
     method: str
@@ -251,6 +264,7 @@ class _Fixed(NamedTuple):
 def _init(fixed: _Fixed, params: PyTree) -> WatchState:
     """State before the first step."""
     refuse_debug_nans()
+    check_params(params)
     carried = {}
     if fixed.measures_lambda and fixed.method != "exact":
         dtype = at_least_float32(jnp.result_type(*jax.tree.leaves(params)))
@@ -259,7 +273,8 @@ def _init(fixed: _Fixed, params: PyTree) -> WatchState:
     if fixed.measures_agop and fixed.agop_reference is None:
         carried["agop_reference"] = outer_product.input_jacobian(fixed.apply_fn, params, fixed.probe)
     recent = jnp.full(WINDOW, jnp.nan, jnp.float32)
-    return WatchState(jnp.int32(0), fixed.detector.init(), recent, _no_events(fixed.detector), carried)
+    state = WatchState(jnp.int32(0), fixed.detector.init(), recent, _no_events(fixed.detector), carried)
+    return jax.tree.map(jnp.copy, state)  # no buffer twice, so that a step may take it as its own (donation)
 
 
 def _update(
@@ -283,21 +298,33 @@ def _update(
     optimizer_updates, updates = updates, updates_like(params, updates, new_params)
     if fixed.measures_lambda and opt_state is None:
         raise ValueError(f"opt_state=None with preset={fixed.preset!r}; allowed: the optimizer's state after the update")
+    if jnp.shape(loss) != ():
+        raise ValueError(f"loss has shape {jnp.shape(loss)}; allowed: (), the loss of the batch")
+    due, is_skipped = known("due", due), not isinstance(skipped, jax.core.Tracer) and bool(skipped)
     given = Given(params, joined(batch), updates, optimizer_updates, opt_state, opt_state_before, gradient, lr)
     rule = _rule(fixed, given)
-    if fixed.measures_lambda and (reason := jax.eval_shape(rule).reason):
+    # Outside of jit the values tell more: whether the update is that of the optimizer. A state without an update has no rule yet.
+    kind = jax.eval_shape(lambda rule: rule(), rule) if is_skipped else jax.eval_shape(rule)
+    if fixed.measures_lambda and (reason := kind.reason):
         needs = " (opt_state_before=..., gradient=...)" if "before the step" in reason else ""
         reason = reason.replace("directional_critical_lr", "catapult/directional")
         warnings.warn(f"catapult/critical_lr is NaN: {reason}{needs}", stacklevel=2)
-    given = given._replace(lr=rule().lr if lr is None else lr)
-    exact = fixed.method == "exact" or (fixed.method == "auto" and fixed.measures_lambda and _is_small(fixed, given, rule))
+    if lr is None:
+        given = given._replace(lr=jnp.nan if is_skipped else rule().lr)
+    if fixed.measures_lambda and given.lr is None:
+        warnings.warn("catapult/lr is NaN: the optimizer has no lr; give lr=..., that of the loop", stacklevel=2)
+    exact = fixed.method == "exact" or (fixed.method == "auto" and fixed.measures_lambda and _is_small(fixed, given, kind))
+    if fixed.measures_lambda and not exact:
+        check_outputs(fixed.apply_fn, params, given.batch[0], k=fixed.k)
     if fixed.measures_lambda and not exact and fixed.max_products is None:
-        _warn_of_few_products(fixed.apply_fn, params, given.batch[0])
+        warn_of_few_products(fixed.apply_fn, params, given.batch[0])
     measured = partial(_measured, fixed, exact)
 
     shapes, _ = jax.eval_shape(measured, given, state.carried)
     values = {name: jnp.full(shape.shape, jnp.nan, shape.dtype) for name, shape in shapes.items()}
     carried = state.carried
+    if is_skipped:
+        due = False
     if due is None and (fixed.every > 1 or skipped is not False):
         is_due = ~jnp.asarray(skipped) & (state.step % fixed.every == 0)
         turn = lambda carry: (jnp.zeros_like(carry[0]), *measured(given, carry[2]))
@@ -349,31 +376,6 @@ def _instruments(fixed: _Fixed, params: PyTree, *, exact: bool) -> dict[str, Ins
     return chosen
 
 
-def _check(every, preset, method, optimizer) -> None:
-    if not isinstance(every, int) or every < 1:
-        raise ValueError(f"every={every!r}; allowed: 1 or more")
-    if preset not in PRESETS:
-        raise ValueError(f"preset={preset!r}; allowed: {', '.join(PRESETS)}")
-    if method not in METHODS:
-        raise ValueError(f"method={method!r}; allowed: {', '.join(METHODS)}")
-    if optimizer is None and preset != "economy":
-        raise ValueError(
-            f"optimizer=None with preset={preset!r}; allowed: the optimizer of the loop, whose critical lr is measured, or preset='economy'"
-        )
-
-
-def _warn_of_few_products(apply_fn: Callable, params: PyTree, x: PyTree) -> None:
-    if not loops_are_slow(apply_fn, params, x):
-        return
-    exact = "" if couples_examples(apply_fn, params, x) else ", method='exact' is certain"
-    warnings.warn(
-        f"catapult/lambda_max: with convolutions on the CPU a search has {UNROLLED_PRODUCTS} products, so the first values may be far too small, and "
-        "converged says so; a step above the critical lr is so for certain, one below may be above. max_products=8 is surer and compiles longer"
-        f"{exact}",
-        stacklevel=3,
-    )
-
-
 def _rule(fixed: _Fixed, given: Given) -> Partial:
     """The preconditioner of the step, as a pytree function."""
     optimizer = fixed.optimizer
@@ -387,11 +389,11 @@ def _rule(fixed: _Fixed, given: Given) -> Partial:
     return Partial(read, given.params, given.opt_state_before, given.opt_state, given.gradient, given.optimizer_updates)
 
 
-def _is_small(fixed: _Fixed, given: Given, rule: Partial) -> bool:
+def _is_small(fixed: _Fixed, given: Given, rule: Preconditioner) -> bool:
     """Whether the whole kernel of the batch is the cheaper way to its largest eigenvalue, with no Jacobian of an example."""
     params, x = given.params, given.batch[0]
     outputs = jax.eval_shape(fixed.apply_fn, params, x)
-    if outputs.size > EXACT_ROWS or jax.eval_shape(rule).diagonal is not None or not as_loss(fixed.loss).has_factor:
+    if outputs.size > EXACT_ROWS or rule.diagonal is not None or not as_loss(fixed.loss).has_factor:
         return False
     if couples_examples(fixed.apply_fn, params, x):
         return False

@@ -169,7 +169,12 @@ def _cosine(a, b, *, centred: bool) -> Array:
         def product(p, q):
             return inner(p, q) - (sums[id(p)] * sums[id(q)] if centred else 0)
 
-        return product(a, b) / jnp.sqrt(product(a, a) * product(b, b))
+        def variance(p):
+            """Zero up to rounding where all entries are equal, and then the correlation is not defined."""
+            least = 64 * float(jnp.finfo(p.dtype).eps) * inner(p, p) if centred else 0
+            return jnp.where(product(p, p) > least, product(p, p), jnp.nan)
+
+        return product(a, b) / jnp.sqrt(variance(a) * variance(b))
 
 
 def agop_eigenvectors(jacobian: Float[Array, "m d"], n: int, *, k: int) -> tuple[Float[Array, " k"], Float[Array, "d k"]]:

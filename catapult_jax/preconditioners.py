@@ -51,7 +51,7 @@ PLAIN = Preconditioner()  # gradient descent, SGD
 
 
 def preconditioner_from_state(
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation | optax.MultiSteps,
     params: PyTree,
     before: optax.OptState | None,
     after: optax.OptState,
@@ -110,7 +110,7 @@ def preconditioner_from_state(
       after: state after the update.
       gradient: of the loss, as the first link receives it; for clipping and the check.
       updates: of the whole optimizer in this step. They are compared with those of the optimizer for this gradient: what a loop does
-        outside of the optimizer (clipping, scaling) shows there. Outside of jit a difference gives ``kind="no rule"`` and the reason,
+        outside of the optimizer (clipping, scaling) shows there; with Lookahead where ``params`` is its pair. Outside of jit a difference gives ``kind="no rule"`` and the reason,
         under jit ``checked`` is False; both make the critical lr NaN.
 
     Returns:
@@ -141,11 +141,15 @@ def preconditioner_from_state(
     for name, value in (("gradient", gradient), ("before", before)):
         if updates is not None and value is None:
             raise ValueError(f"{name}=None; allowed with updates: gradient and before of the same step")
-    for name, tree in (("gradient", gradient), ("updates", updates)):
-        _check_shapes(name, tree, getattr(params, "fast", params))
+    is_pair = hasattr(params, "fast")  # of Lookahead
+    _check_shapes("gradient", gradient, params.fast if is_pair else params)
+    _check_shapes("updates", updates, params.fast if is_pair and not hasattr(updates, "fast") else params)
     effects = effects_of(links, params, gradient if before is not None else None)
     preconditioner = _composed(links, effects, getattr(given, "fast", given))
-    if updates is None or preconditioner.reason:
+    needs_pair = not is_pair and any(
+        link.name == "lookahead" for link in links
+    )  # its updates can't be made again without the slow ones
+    if updates is None or preconditioner.reason or needs_pair:
         return preconditioner
     return _with_check(preconditioner, optimizer, params, before, after, gradient, updates)
 
@@ -199,6 +203,7 @@ def _composed(links: list[Link], effects: list[Effect], params: PyTree) -> Preco
     sequences = [tuple(k for k, link in enumerate(links) if i in link.on) for i in range(len(leaves))]
     is_fixed = {s: any(links[k].name == "set_to_zero" for k in s) for s in sequences}
     moving = {s: _scalars([effects[k] for k in s]) for s in dict.fromkeys(sequences) if not is_fixed[s]}
+    moving = _with_shared_lrs(moving, effects)
     groups = list(moving.values()) or [_Scalars(1.0, 0.0, None, "")]
     first = next((scalars for scalars in groups if not _stands_still(scalars.lr)), groups[0])
     for link, effect in zip(links, effects, strict=True):
@@ -213,9 +218,10 @@ def _composed(links: list[Link], effects: list[Effect], params: PyTree) -> Preco
     if any(effect.inverse is not None for effect in effects):
         return _with_map(links, effects, moving, len(leaves))
     diagonals = [_product(links, effects, i, sequence) for i, sequence in enumerate(sequences)]
-    gain, decay = first.gain, first.decay
-    if not all(_same(a, b) for other in moving.values() for a, b in zip(first[:3], other[:3], strict=True)):
-        ratio = {s: 1.0 if v.lr is None else _ratio(v.lr, first.lr) for s, v in moving.items()}
+    gain, decay, lr = first.gain, first.decay, first.lr
+    if not all(_same(first.gain, v.gain) and _same(first.decay, v.decay) and _same_lr(first.lr, v.lr) for v in moving.values()):
+        lr = functools.reduce(_first_that_moves, (v.lr for v in moving.values()))
+        ratio = {s: 1.0 if v.lr is None else _ratio(v.lr, lr) for s, v in moving.items()}
         weights = {s: v.gain * ratio[s] for s, v in moving.items()}
         diagonals = [
             d if is_fixed[s] else (1.0 if d is None else d) / weights[s] for d, s in zip(diagonals, sequences, strict=True)
@@ -225,7 +231,14 @@ def _composed(links: list[Link], effects: list[Effect], params: PyTree) -> Preco
     diagonal = (
         like_params([_or_ones(d, leaf) for d, leaf in zip(diagonals, leaves, strict=True)], params) if has_diagonal else None
     )
-    return Preconditioner(diagonal, gain, decay, first.lr)
+    return Preconditioner(diagonal, gain, decay, lr)
+
+
+def _with_shared_lrs(moving: dict, effects: list[Effect]) -> dict:
+    """Sequences with the same links for their lr have the same array for it, so that it is known to be the same when it is traced."""
+    lrs = {}
+    shared = lambda s: tuple(id(effects[k].scale) for k in s if effects[k].scale is not None)
+    return {s: scalars._replace(lr=lrs.setdefault(shared(s), scalars.lr)) for s, scalars in moving.items()}
 
 
 def _with_map(links: list[Link], effects: list[Effect], moving: dict, count: int) -> Preconditioner:
@@ -298,9 +311,23 @@ def _same(a, b) -> bool:
     return a is not None and b is not None and not isinstance(a, Tracer) and not isinstance(b, Tracer) and bool(a == b)
 
 
+def _same_lr(a, b) -> bool:
+    """Whether two lrs are equal for certain, and stay so. Two that are zero may come from different schedules."""
+    return a is b or (_same(a, b) and not _stands_still(a))
+
+
 def _ratio(lr, reference):
-    """``lr / reference``, and 1 where they are equal, also at zero."""
-    return 1.0 if _same(lr, reference) else jnp.where(lr == reference, 1.0, lr / jnp.where(reference == 0, jnp.nan, reference))
+    """``lr / reference``; NaN where no group moves, since the ratio of two zeros is not known."""
+    return 1.0 if _same_lr(lr, reference) else lr / jnp.where(reference == 0, jnp.nan, reference)
+
+
+def _first_that_moves(a, b):
+    """The first of two lrs that is not zero."""
+    if _same_lr(a, b) or a is None:
+        return a
+    if isinstance(a, Tracer):
+        return jnp.where(a == 0, b, a)
+    return b if _stands_still(a) else a
 
 
 def _stands_still(lr) -> bool:
@@ -326,6 +353,8 @@ def _with_check(preconditioner, optimizer, params, before, after, gradient, upda
     """The preconditioner, after a comparison of update and state with those that the optimizer gives for this gradient."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as Optax itself needs
         expected, state = optimizer.update(gradient, before, params)
+    if hasattr(expected, "fast") and not hasattr(updates, "fast"):
+        expected = expected.fast
     is_same = _agree(updates, expected) & _agree(after, state)
     if isinstance(is_same, Tracer):
         return replace(preconditioner, checked=is_same)

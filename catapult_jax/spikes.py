@@ -85,7 +85,8 @@ def find_events(
     for name, value in series.items():
         if value.shape != losses.shape:
             raise ValueError(f"{name} has shape {value.shape}; allowed: {losses.shape}, that of loss")
-    (ended, smoothed), last = _scan(settings, losses, *series.values())
+    with jax.debug_nans(False):  # what is not measured is NaN
+        (ended, smoothed), last = _scan(settings, losses, *series.values())
     ended = Event(*map(np.asarray, ended))
     events = [(int(t), to_python(Event(*(np.asarray(value)[t] for value in ended)))) for t in np.flatnonzero(ended.kind)]
     if int(last.kind):
@@ -151,6 +152,8 @@ def count_spikes(
     {1.2: 2, 1.5: 2, 2.0: 1, 3.0: 1, 5.0: 0}
     """
     losses = _checked_loss(loss)
+    if bad := [f for f in factors if not f > 1]:
+        raise ValueError(f"factors has {bad[0]!r}; allowed: numbers above 1")
     rows = [detector_settings(f, min(delta, (f - 1) / 2), horizon, 0, smoothing) for f in factors]
     if not rows:
         return {}

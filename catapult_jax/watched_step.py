@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from catapult_jax.losses import as_loss
+from catapult_jax.tangent.coupling import couples_examples
+from catapult_jax.xla import UNROLLED_PRODUCTS, loops_are_slow
 
 if TYPE_CHECKING:
     from jaxtyping import Array, PyTree
@@ -28,6 +35,109 @@ NAMES = {
     "agop_alignment_to_start": "agop_alignment_to_start",
     "loss_of_watch": "loss_of_watch",
 }
+
+
+PRESETS = ("economy", "standard", "full")
+METHODS = ("auto", "matrix_free", "exact")
+
+
+def check_options(
+    loss, *, optimizer, every, preset, method, k, layers, probe, agop_reference, factor, horizon, momentum
+) -> None:
+    """Check what a watch is told.
+
+    Args:
+      loss, optimizer, every, preset, method, k, layers, probe, agop_reference, factor, horizon, momentum: as in :func:`catapult_jax.watch`.
+
+    Raises:
+      ValueError: a value that is not allowed.
+    """
+    loss = as_loss(loss)
+    for name, value in (("every", every), ("horizon", horizon), ("k", 1 if k is None else k)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+            raise ValueError(f"{name}={value!r}; allowed: a whole number, 1 or more")
+    if not factor > 1:
+        raise ValueError(f"factor={factor!r}; allowed: above 1")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum={momentum!r}; allowed: 0 or more, below 1")
+    if preset not in PRESETS:
+        raise ValueError(f"preset={preset!r}; allowed: {', '.join(PRESETS)}")
+    if method not in METHODS:
+        raise ValueError(f"method={method!r}; allowed: {', '.join(METHODS)}")
+    if optimizer is None and preset != "economy":
+        raise ValueError(
+            f"optimizer=None with preset={preset!r}; allowed: the optimizer of the loop, whose critical lr is measured, or preset='economy'"
+        )
+    if preset == "full" and not loss.has_factor:
+        raise ValueError(
+            f"loss={loss} with preset='full'; allowed: 'standard', or a loss whose Hessian has a closed form, since the loss is split by eigenvectors"
+        )
+    if not isinstance(layers, bool) and not callable(layers):
+        raise ValueError(
+            f"layers={layers!r}; allowed: True, False, or a function from the path of a leaf to the name of its layer"
+        )
+    if probe is not None and preset != "full":
+        raise ValueError(f"probe with preset={preset!r}; allowed: preset='full', which measures the AGOP")
+    if agop_reference is not None and probe is None:
+        raise ValueError("agop_reference without probe; allowed: with the inputs of the probe, on which both AGOPs are taken")
+
+
+def check_outputs(apply_fn: Callable, params: PyTree, x: PyTree, *, k: int) -> None:
+    """Check that a batch has enough outputs for ``k`` eigenvectors.
+
+    Args:
+      apply_fn, params, x: the model and its inputs.
+      k: number of eigenvectors.
+
+    Raises:
+      ValueError: it has fewer.
+
+    >>> check_outputs(lambda w, x: x @ w, jnp.zeros(2), jnp.zeros((3, 2)), k=3)
+    """
+    if (size := jax.eval_shape(apply_fn, params, x).size) < k:
+        raise ValueError(
+            f"a batch with {size} outputs in all and k={k}; allowed: watch(..., k={size}), or no smaller last batch"
+        )
+
+
+def warn_of_few_products(apply_fn: Callable, params: PyTree, x: PyTree) -> None:
+    """Warn that the searches of a model with convolutions have few products on the CPU.
+
+    Args:
+      apply_fn, params, x: the model and its inputs.
+
+    >>> warn_of_few_products(lambda w, x: x @ w, jnp.zeros(2), jnp.zeros((3, 2)))
+    """
+    if not loops_are_slow(apply_fn, params, x):
+        return
+    exact = "" if couples_examples(apply_fn, params, x) else ", method='exact' is certain"
+    warnings.warn(
+        f"catapult/lambda_max: with convolutions on the CPU a search has {UNROLLED_PRODUCTS} products, so the first values may be far too small, and "
+        "converged says so; a step above the critical lr is so for certain, one below may be above. max_products=8 is surer and compiles longer"
+        f"{exact}",
+        stacklevel=3,
+    )
+
+
+def known(name: str, value: Any) -> bool | None:
+    """A bool that is known when the program is traced; None: it is not given.
+
+    Args:
+      name: of the argument.
+      value: a bool, of Python, NumPy or JAX.
+
+    Returns:
+      True, False or None.
+
+    Raises:
+      ValueError: it is traced.
+
+    >>> known("due", np.False_)
+    False
+    """
+    if isinstance(value, jax.core.Tracer):
+        raise ValueError(f"{name} is traced; allowed: a bool from the host, with static_argnames={name!r} in jax.jit, or None")
+    return None if value is None else bool(value)
 
 
 def refuse_debug_nans() -> None:
@@ -77,17 +187,20 @@ def updates_like(params: PyTree, updates: PyTree | None, new_params: PyTree | No
     if (updates is None) == (new_params is None):
         given = "neither updates nor new_params" if updates is None else "updates and new_params"
         raise ValueError(f"{given} given; allowed: one of them, what the step adds or the parameters after it")
-    structure = jax.tree.structure(params)
     if updates is None:
-        return jax.tree.map(jnp.subtract, _leaves_as(structure, new_params, "new_params"), params)
-    return _leaves_as(structure, updates, "updates")
+        return jax.tree.map(jnp.subtract, _like(params, new_params, "new_params"), params)
+    return _like(params, updates, "updates")
 
 
-def _leaves_as(structure, tree: PyTree, name: str) -> PyTree:
+def _like(params: PyTree, tree: PyTree, name: str) -> PyTree:
     """A tree with the containers of the parameters: those of an optimizer may be other ones, as in ``flax.nnx``."""
+    of_params, structure = jax.tree.flatten(params)
     leaves = jax.tree.leaves(tree)
-    if len(leaves) != structure.num_leaves:
-        raise ValueError(f"{name} has {len(leaves)} arrays; allowed: one for each of the {structure.num_leaves} of params")
+    if len(leaves) != len(of_params):
+        raise ValueError(f"{name} has {len(leaves)} arrays; allowed: one for each of the {len(of_params)} of params")
+    for leaf, param in zip(leaves, of_params, strict=True):
+        if jnp.shape(leaf) != jnp.shape(param):
+            raise ValueError(f"{name} has an array of shape {jnp.shape(leaf)}; allowed: {jnp.shape(param)}, as in params")
     return structure.unflatten(leaves)
 
 
@@ -100,11 +213,18 @@ def joined(batch) -> tuple:
     Returns:
       ``(x, targets)``.
 
+    Raises:
+      ValueError: a list of something else.
+
     >>> joined([(jnp.zeros((2, 3)), jnp.zeros(2)), (jnp.zeros((1, 3)), jnp.zeros(1))])[0].shape
     (3, 3)
     """
     if not isinstance(batch, list):
         return batch
+    if not all(isinstance(part, (tuple, list)) and len(part) == 2 for part in batch):
+        raise ValueError(
+            f"batch is a list of {len(batch)} that are no pairs; allowed: a tuple (x, targets), or a list of such tuples"
+        )
     return tuple(jax.tree.map(lambda *parts: jnp.concatenate(parts), *part) for part in zip(*batch, strict=True))
 
 

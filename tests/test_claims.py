@@ -32,6 +32,15 @@ def test_main_of_a_name_that_is_not_an_experiment(tmp_path, reasons, capsys, mon
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("flag", ["config", "workdir", "reproduce"])
+def test_main_refuses_flags_of_one_run(flag, reasons, monkeypatch):
+    set_flags(monkeypatch, scale="smoke", only=[])
+    monkeypatch.setattr(claims.flags.FLAGS[flag], "present", 1)
+
+    with pytest.raises(ConfigError, match=f"--{flag} with experiments.claims; allowed: --(only|claims_dir), since"):
+        claims.main([])
+
+
 def test_main_keeps_the_reasons_of_failure_until_an_experiment_succeeds(tmp_path, reasons, capsys, monkeypatch):
     reasons["cifar_gd:cnn"] = "data.name='cifar10' is not available: no file /home/me/cifar10.npz; allowed: another name"
     set_flags(monkeypatch, scale="smoke", only=["cifar_gd"], claims_dir=str(tmp_path))

@@ -180,6 +180,37 @@ def test_parse_flags_of_a_config_in_the_home_directory(tmp_path, monkeypatch):
     assert values.config.steps == 6
 
 
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            OSError(28, "No space left on device"),
+            "error: the output can't be written (No space left on device); the files of the run are whole\n",
+        ),
+        (BrokenPipeError(32, "Broken pipe"), ""),
+    ],
+)
+def test_output_that_cannot_be_written_is_one_line(error, line, tmp_path, monkeypatch, capsys):
+    class Output:
+        def __init__(self):
+            self.file = (tmp_path / "out").open("w")
+            self.fileno = self.file.fileno
+
+        def flush(self):
+            raise error
+
+    monkeypatch.setattr("sys.stdout", Output())
+    with pytest.raises(SystemExit) as ended, command_line.explain_output_errors():
+        pass
+
+    assert ended.value.code == 1 and capsys.readouterr().err == line
+
+
+def test_a_file_that_cannot_be_read_is_no_error_of_the_output(tmp_path):
+    with pytest.raises(FileNotFoundError), command_line.explain_output_errors():
+        (tmp_path / "none").read_text()
+
+
 def test_keep_compiled_in_a_directory(tmp_path, monkeypatch):
     updated = {}
     monkeypatch.setattr(command_line.jax.config, "update", updated.__setitem__)

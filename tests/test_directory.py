@@ -36,6 +36,17 @@ def test_earlier_run_of_a_version_with_fewer_fields(tmp_path):
         earlier_run(tmp_path, json.loads(config.to_json()))
 
 
+@pytest.mark.parametrize("kept", ["checkpoints", "record.zarr"])
+def test_earlier_run_without_the_file_that_says_what_made_it(tmp_path, kept):
+    config = json.loads(quickstart.get_config().to_json())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert earlier_run(tmp_path, config) is None  # killed before it trained
+    (tmp_path / kept).mkdir()
+
+    with pytest.raises(configs.ConfigError, match=rf"has {kept} but no run\.json, which says what made them; allowed: a copy"):
+        earlier_run(tmp_path, config)
+
+
 def test_earlier_run_of_a_directory_with_other_files(tmp_path):
     (tmp_path / "thesis.tex").touch()
 
@@ -100,6 +111,11 @@ def test_explain_write_errors_of_a_full_disk(tmp_path):
     with pytest.raises(configs.RunError, match=r"run' can't be written \(No space left on device\); the files in it are whole"):
         with directory.explain_write_errors(tmp_path / "run"):
             raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(
+        configs.RunError, match=r"/config\.json can't be read or written \(No such file or directory\); allowed: the file"
+    ):
+        with directory.explain_write_errors(tmp_path):
+            (tmp_path / "config.json").read_text()
     with pytest.raises(ValueError, match="other"), directory.explain_write_errors(tmp_path):
         raise ValueError("other")
 

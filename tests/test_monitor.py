@@ -232,13 +232,73 @@ def test_watch_of_a_language_model():
     assert metrics["catapult/directional"].dtype == jnp.float32
 
 
+@pytest.mark.parametrize("preset", ["economy", "standard", "full"])
+def test_watch_gives_a_state_that_can_be_donated(preset):
+    tx, watching = optax.adam(0.01), watch(MODEL.apply, loss="mse", optimizer=optax.adam(0.01), preset=preset)
+    step = jax.jit(step_of(tx, watching), donate_argnums=(0, 1, 2))
+    carry = (*jax.tree.map(jnp.copy, (PARAMS, tx.init(PARAMS))), watching.init(PARAMS))
+
+    for batch in BATCHES[:2]:
+        carry, metrics = step(*carry, batch)
+
+    assert np.isfinite(metrics["catapult/directional"])
+
+
+def test_watch_says_that_the_lr_is_not_known():
+    """The loop applies the lr, and the lr is critical: without it nobody can tell."""
+    tx, watching = optax.identity(), watch(MODEL.apply, loss="mse", optimizer=optax.identity())
+    w = watching.init(PARAMS)
+    with pytest.warns(UserWarning, match="catapult/lr is NaN: the optimizer has no lr; give lr=..., that of the loop"):
+        for loss in (1.0, 1.0, 9.0, 1.0, 0.5):
+            w, _ = watching.update(w, params=PARAMS, batch=BATCHES[0], updates=PARAMS, opt_state=tx.init(PARAMS), loss=loss)
+
+    (event,) = watch_events = watching.events(w)
+    assert event.kind == "unknown" and str(event).endswith("the lr at the onset is not known.") and len(watch_events) == 1
+
+
+def test_watch_of_a_call_without_an_update_outside_of_jit():
+    tx = optax.MultiSteps(optax.adam(0.1), 2)
+    watching = watch(MODEL.apply, loss="mse", optimizer=tx)
+    updates, state = tx.update(jax.tree.map(jnp.ones_like, PARAMS), tx.init(PARAMS), PARAMS)
+
+    _, metrics = watching.update(
+        watching.init(PARAMS), params=PARAMS, batch=BATCHES[0], updates=updates, opt_state=state, loss=1.0, skipped=True
+    )
+
+    assert np.isnan(metrics["catapult/critical_lr"]) and metrics["catapult/loss"] == 1
+
+
+@pytest.mark.parametrize("due", [np.False_, jnp.asarray(False)])
+def test_watch_takes_a_bool_of_any_kind(due):
+    tx, watching = optax.sgd(0.1), watch(MODEL.apply, loss="mse", optimizer=optax.sgd(0.1))
+    given = dict(params=PARAMS, batch=BATCHES[0], updates=PARAMS, opt_state=tx.init(PARAMS), loss=1.0)
+
+    _, metrics = watching.update(watching.init(PARAMS), **given, due=due)
+
+    assert np.isnan(metrics["catapult/critical_lr"])
+    with pytest.raises(ValueError, match="due is traced; allowed: a bool from the host, with static_argnames='due'"):
+        jax.jit(lambda w, due: watching.update(w, **given, due=due))(watching.init(PARAMS), True)
+
+
+def test_watch_of_a_last_batch_with_few_outputs():
+    tx = optax.adam(0.1)
+    watching = watch(MODEL.apply, loss="mse", optimizer=tx, preset="full")
+    state = tx.update(PARAMS, tx.init(PARAMS), PARAMS)[1]
+    small = jax.tree.map(lambda a: a[:4], BATCHES[0])
+
+    with pytest.raises(ValueError, match=r"a batch with 4 outputs in all and k=5; allowed: watch\(..., k=4\)"):
+        watching.update(watching.init(PARAMS), params=PARAMS, batch=small, updates=PARAMS, opt_state=state, loss=1.0)
+
+
 # ---- cadence
 
 
 @pytest.mark.parametrize("preset", ["economy", "full"])
 def test_watch_measures_every_third_step(preset):
     tx = optax.sgd(0.3)
-    options = dict(loss="mse", optimizer=tx, preset=preset, method="matrix_free", probe=X[:4])
+    options = dict(loss="mse", optimizer=tx, preset=preset, method="matrix_free") | (
+        dict(probe=X[:4]) if preset == "full" else {}
+    )
     _, w, metrics = run(tx, watch(MODEL.apply, every=3, **options), 7)
     _, _, always = run(tx, watch(MODEL.apply, **options), 7)
 
@@ -497,13 +557,20 @@ def test_watch_is_a_static_argument():
 
 TX = optax.sgd(0.1)
 BAD = {
-    "every": (dict(every=0), "every=0; allowed: 1 or more"),
+    "every": (dict(every=0), "every=0; allowed: a whole number, 1 or more"),
     "preset": (dict(preset="all"), "preset='all'; allowed: economy, standard, full"),
     "method": (dict(method="fast"), "method='fast'; allowed: auto, matrix_free, exact"),
     "optimizer": (dict(optimizer=None), "optimizer=None with preset='standard'; allowed: the optimizer of the loop"),
     "loss": (dict(loss="l1"), "loss='l1'; allowed"),
     "factor": (dict(factor=1.0), "factor=1.0|delta=0.0; allowed"),
     "smoothing": (dict(smoothing=2.0), "smoothing=2.0; allowed"),
+    "k": (dict(k=0), "k=0; allowed: a whole number, 1 or more"),
+    "horizon": (dict(horizon=2.5), "horizon=2.5; allowed: a whole number"),
+    "momentum": (dict(momentum=1.0), "momentum=1.0; allowed: 0 or more, below 1"),
+    "layers": (dict(layers="all"), "layers='all'; allowed: True, False, or a function"),
+    "probe": (dict(probe=X), "probe with preset='standard'; allowed: preset='full'"),
+    "reference": (dict(preset="full", agop_reference=X), "agop_reference without probe; allowed"),
+    "split": (dict(preset="full", loss=lambda f, y: jnp.mean((f - y) ** 2)), "with preset='full'; allowed: 'standard'"),
 }
 
 
@@ -523,6 +590,9 @@ BAD_STEPS = {
         "opt_state=None with preset='standard'; allowed: the optimizer's state after the update",
     ),
     "arrays missing": (dict(updates=[jnp.ones(2)]), "updates has 1 arrays; allowed: one for each of the"),
+    "shapes": (dict(updates=jax.tree.map(lambda p: p[None], PARAMS)), r"updates has an array of shape \(1, .*; allowed: "),
+    "list": (dict(batch=[X, Y, X]), r"batch is a list of 3 that are no pairs; allowed: a tuple \(x, targets\)"),
+    "loss": (dict(loss=jnp.ones(1)), r"loss has shape \(1,\); allowed: \(\)"),
 }
 
 

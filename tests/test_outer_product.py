@@ -160,3 +160,7 @@ def test_input_jacobian_without_promotion(strict):
 def test_bad_arguments_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_agop_pearson_of_an_agop_of_equal_entries_is_not_defined():
+    assert np.isnan(agop_pearson(jnp.ones((2, 3)), jnp.eye(3)))

@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from catapult_jax import critical_lr, directional_critical_lr, tangent_kernel, top_eigenpairs
+from catapult_jax import critical_lr, directional_by_layer, directional_critical_lr, tangent_kernel, top_eigenpairs
 from catapult_jax.tangent.placement import names_shardings
 from catapult_jax.testing import relative_error
 
@@ -109,6 +109,8 @@ def test_explicit_axes_with_a_plain_model(curvature):
 
     np.testing.assert_allclose(found, expected, rtol=3e-6)
     assert float(step.curvature) == pytest.approx(float(along.curvature), rel=1e-5)
+    by_layer = directional_by_layer(plain, params, batch, update, loss="mse", curvature=curvature)
+    assert sum(float(part.slope) for part in by_layer.values()) == pytest.approx(float(along.slope), rel=1e-5)
 
 
 def test_explicit_axes_exact_kernel():

@@ -663,3 +663,71 @@ def test_clipping_in_a_group_without_parameters():
     found = preconditioner_from_state(optimizer, params, before, after, gradient=params, updates=updates)
 
     assert (found.kind, found.gain, found.lr) == ("rule", 1.0, 0.1)
+
+
+# ---- groups that stand still, and pairs
+
+
+def groups(backbone, head):
+    return optax.partition({"backbone": optax.sgd(backbone), "head": optax.sgd(head)}, {"a": "backbone", "b": "head"})
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_preconditioner_from_state_of_groups_of_which_one_stands_still(jit):
+    """The lr is that of the group that moves, and the other one has an infinite P."""
+    params = {"a": jnp.ones(2), "b": jnp.ones(3)}
+    optimizer = groups(optax.piecewise_constant_schedule(0.0, {}), optax.constant_schedule(0.1))
+
+    def read(params):
+        before = optimizer.init(params)
+        return preconditioner_from_state(optimizer, params, before, optimizer.update(params, before, params)[1])
+
+    found = (jax.jit(read) if jit else read)(params)
+
+    assert float(found.lr) == pytest.approx(0.1)
+    np.testing.assert_allclose(1 / jnp.broadcast_to(found.diagonal["a"], 2), 0)
+    np.testing.assert_allclose(jnp.broadcast_to(found.diagonal["b"], 3), 1)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_preconditioner_from_state_of_groups_that_all_stand_still_is_not_known(jit):
+    """At the start of two warm-ups the ratio of the lrs is not known, so the critical lr is none."""
+    params = {"a": jnp.ones(2), "b": jnp.ones(3)}
+    optimizer = groups(optax.linear_schedule(0.0, 0.1, 4), optax.linear_schedule(0.0, 1.0, 4))
+
+    def read(params, before):
+        return preconditioner_from_state(optimizer, params, before, optimizer.update(params, before, params)[1])
+
+    read = jax.jit(read) if jit else read
+    before = optimizer.init(params)
+    first, later = read(params, before), read(params, optimizer.update(params, before, params)[1])
+
+    assert np.isnan(jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(first.diagonal)])).any()
+    np.testing.assert_allclose(jnp.ravel(later.diagonal["a"])[0] / jnp.ravel(later.diagonal["b"])[0], 10, rtol=1e-5)
+
+
+def test_preconditioner_from_state_of_one_warm_up_for_all_is_known_at_its_start():
+    """A mask makes two sequences of links, which have one lr."""
+    params = {"a": jnp.ones(2), "b": jnp.ones(3)}
+    optimizer = optax.adamw(optax.linear_schedule(0.0, 0.1, 4), weight_decay=0.1, mask={"a": True, "b": False})
+    read = lambda after: preconditioner_from_state(optimizer, params, None, after)
+
+    found = jax.jit(read)(optimizer.update(params, optimizer.init(params), params)[1])
+
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.diagonal)) and float(found.lr) == 0
+
+
+@pytest.mark.parametrize("updates_are", ["pair", "fast"])
+def test_preconditioner_from_state_checks_lookahead_where_params_are_the_pair(updates_are):
+    optimizer = optax.lookahead(optax.sgd(0.1), 3, 0.5)
+    params = optax.LookaheadParams.init_synced({"a": jnp.ones(2)})
+    before, gradient = optimizer.init(params), {"a": jnp.ones(2)}
+    updates, after = optimizer.update(gradient, before, params)
+    given = updates if updates_are == "pair" else updates.fast
+    read = lambda params, updates: preconditioner_from_state(
+        optimizer, params, before, after, gradient=gradient, updates=updates
+    )
+
+    assert read(params, given).checked
+    assert not read(params, jax.tree.map(lambda u: 2 * u, given)).checked
+    assert read(params.fast, updates.fast).checked is None

@@ -28,6 +28,13 @@ def test_progress_without_a_terminal_prints_every_tenth(capsys):
     )
 
 
+def test_progress_without_a_stream_for_errors(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr", None)  # closed, as by 2>&-
+    progress.Progress(1, 0).update(1, {name: np.zeros((1, 1), bool) for name in ("loss_batch", "spikes", "diverged")})
+
+    assert capsys.readouterr().out.startswith("step 1 of 1 (100%)")
+
+
 def test_progress_shows_medians_over_members(capsys):
     display = progress.Progress(2, 0)
 

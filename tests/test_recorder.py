@@ -208,6 +208,17 @@ def test_recorder_warns_where_the_watch_sees_another_loss(tmp_path):
         recorder.flush()
 
 
+def test_report_of_a_negative_loss(tmp_path, plain_figures):
+    with Recorder(tmp_path, WATCH, steps=3) as recorder:
+        for step in range(3):
+            recorder.write(step, metrics_of(step) | {"catapult/loss": 0.5 - step})
+
+    assert (
+        "Not looked for: this needs the training loss of every step, and none that is negative."
+        in main([str(tmp_path)]).read_text()
+    )
+
+
 def test_report_of_layers(tmp_path, plain_figures):
     with Recorder(tmp_path, WATCH, steps=4) as recorder:
         for step in range(4):
@@ -293,6 +304,18 @@ def test_monitor_owns_its_program(tmp_path):
     assert open_record(tmp_path)["critical_lr_batch"].values[0, 0] == pytest.approx(
         float(2 / jnp.linalg.eigvalsh(2 / 4 * X @ X.T)[-1]), rel=1e-4
     )
+
+
+@pytest.mark.parametrize("first", [0, 1, 7])
+def test_monitor_measures_at_every_second_call(first):
+    """Whatever the numbers of the steps, and of whatever type; a call without an update does not count."""
+    w = jnp.zeros(3)
+    monitor = Monitor(WATCH, w)
+    given = dict(params=w, batch=(X, Y), new_params=w + 0.1, opt_state=optax.sgd(0.1).init(w), loss=1.0)
+
+    calls = [monitor(jnp.int32(first + 10 * i), **given, skipped=i in (1, 2))["catapult/critical_lr"] for i in range(7)]
+
+    assert np.isfinite(calls).tolist() == [True, False, False, False, True, False, True]
 
 
 # ---- sinks

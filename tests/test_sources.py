@@ -23,9 +23,11 @@ def test_read_of_a_folder_of_npz_files(tmp_path):
 
 def test_read_of_the_folder_of_the_environment(tmp_path, monkeypatch):
     arrays = write_npz(tmp_path)
-    monkeypatch.setenv("CATAPULT_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
 
-    np.testing.assert_array_equal(data.read("toy").y_train, arrays["y_train"])
+    for folder in (str(tmp_path), "~"):
+        monkeypatch.setenv("CATAPULT_DATA_DIR", folder)
+        np.testing.assert_array_equal(data.read("toy").y_train, arrays["y_train"])
 
 
 @pytest.mark.parametrize(

@@ -149,12 +149,14 @@ def spike_series(record: xarray.Dataset) -> str:
 def has_events(record: xarray.Dataset, settings: Settings) -> bool:
     """Whether spikes can be looked for. This needs the training loss of every step, or that of a batch that holds all examples.
 
+    A level is a loss to be multiplied, so a loss that is negative somewhere has no spikes.
+
     Args:
       record: series over (member, step).
       settings: of the run.
 
     Returns:
-      Whether that loss is on record, without NaN before a finite value.
+      Whether that loss is on record, without NaN before a finite value, and not negative.
 
     >>> import xarray
     >>> record = xarray.Dataset({"loss_batch": (("member", "step"), [[1.0, 0.5, 0.2]])})
@@ -165,7 +167,8 @@ def has_events(record: xarray.Dataset, settings: Settings) -> bool:
     if "loss_train" not in record and ("loss_batch" not in record or stochastic):
         return False
     loss = record[spike_series(record)].values
-    return not (np.isnan(loss[:, :-1]) & np.isfinite(loss[:, 1:])).any()  # such a step was not measured
+    is_missing = np.isnan(loss[:, :-1]) & np.isfinite(loss[:, 1:])  # such a step was not measured
+    return not is_missing.any() and not (loss < 0).any()
 
 
 def by_setting(record: xarray.Dataset, settings: Settings) -> list[tuple[str, np.ndarray]]:

@@ -258,7 +258,11 @@ def spikes(record: xarray.Dataset, settings: Settings, events: list[list[Event]]
     )  # fmt: skip
     pairs = [(m, event) for m, row in enumerate(events) for event in row]
     rows = [(m, *_event_row(event), *alignment_around(record, m, event).values()) for m, event in pairs[:_MOST_EVENTS]]
-    nothing = "None." if has_events(record, settings) else "Not looked for: this needs the training loss of every step."
+    nothing = (
+        "None."
+        if has_events(record, settings)
+        else "Not looked for: this needs the training loss of every step, and none that is negative."
+    )
     blocks = [text(DEFINITION), table(header, rows) if rows else text(nothing)]
     if len(pairs) > len(rows):
         blocks.append(text(f"The first {len(rows)} of {len(pairs)}; all are in events.jsonl."))

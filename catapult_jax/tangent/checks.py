@@ -128,7 +128,7 @@ def check_arguments(apply_fn: Callable, params: PyTree, x: PyTree) -> jax.ShapeD
     >>> check_arguments(lambda w, x: x @ w, jnp.ones(2), jnp.ones((3, 2))).shape
     (3,)
     """
-    _check_params(params)
+    check_params(params)
     _check_examples(x)
     try:
         out = jax.eval_shape(apply_fn, params, x)
@@ -200,6 +200,22 @@ def check_updates(updates: PyTree, params: PyTree) -> None:
         raise ValueError(
             f"updates have other leaves or shapes than params ({why}); allowed: one entry for each parameter, in a tree like params"
         )
+    for leaf in jax.tree.leaves(updates):
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+            raise ValueError(f"updates have dtype {jnp.result_type(leaf)}; allowed: real numbers")
+
+
+def check_warm_start(warm_start: Any) -> None:
+    """Check that a warm start is the ``directions`` of an earlier call.
+
+    Args:
+      warm_start: Anything.
+
+    Raises:
+      ValueError: It is something else, such as the whole answer.
+    """
+    if not all(hasattr(warm_start, name) for name in ("tracked", "calls")) or hasattr(warm_start, "eigenvalues"):
+        raise ValueError(f"warm_start is a {type(warm_start).__name__}; allowed: the .directions of an earlier answer, or None")
 
 
 def check_directions(vectors: PyTree, params: PyTree, k_max: int) -> None:
@@ -231,7 +247,17 @@ def _dtype(leaf) -> np.dtype | None:
         return None
 
 
-def _check_params(params) -> None:
+def check_params(params: PyTree) -> None:
+    """Check that parameters are real floating-point arrays, and nothing else.
+
+    Args:
+      params: a pytree.
+
+    Raises:
+      ValueError: no arrays, or others.
+
+    >>> check_params({"w": jnp.ones(2)})
+    """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     if not leaves:
         raise ValueError("params has no arrays; allowed: a pytree with at least one parameter")

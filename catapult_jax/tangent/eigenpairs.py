@@ -21,6 +21,7 @@ from catapult_jax.tangent.checks import (
     check_loss,
     check_preconditioner,
     check_search,
+    check_warm_start,
     refuse_checked_shard_map,
     without_derivative,
 )
@@ -218,6 +219,7 @@ def top_eigenpairs(
     k_max = k if k_max is None else k_max
     check_search(n, k, k_max, tol, failure, max_products, reuse_bound, chunk_size)
     if warm_start is not None:
+        check_warm_start(warm_start)
         check_directions(warm_start.vectors, params, k_max)
     if isinstance(loss, FunctionLoss):
         if chunk_size is not None:
