@@ -69,7 +69,9 @@ def test_check_writable_leaves_nothing(tmp_path):
     directory.check_writable(tmp_path / "a" / "b")
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").touch()
-    with pytest.raises(configs.ConfigError, match=r"can't be created .Not a directory.; allowed: a directory that"):
+    with pytest.raises(
+        configs.ConfigError, match=r"can't be created or written to .Not a directory.; allowed: a directory that"
+    ):
         directory.check_writable(tmp_path / "file" / "run")
 
 

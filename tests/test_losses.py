@@ -46,7 +46,12 @@ def test_batch_loss_is_the_mean_of_the_textbook_loss(loss, strict):
     [
         (jnp.ones((2, 1)), jnp.ones(2), "hinge", "loss='hinge'; allowed: mse"),
         (jnp.ones((2, 3)), jnp.ones(2), "mse", r"targets has shape \(2,\)"),
-        (jnp.ones((2, 3)), jnp.ones(2), "softmax_cross_entropy", "integers"),
+        (
+            jnp.ones((2, 3)),
+            jnp.ones(2),
+            "softmax_cross_entropy",
+            r"dtype float32; allowed .* integers \(2,\), or probabilities \(2, 3\)",
+        ),
         (jnp.ones((2, 3)), jnp.ones(2), "logistic", "one number per output"),
         (jnp.ones((2, 3, 1)), jnp.ones(2), "mse", r"targets has shape \(2,\)"),
         (jnp.float32(1), jnp.ones(1), "mse", r"outputs has shape \(\)"),
