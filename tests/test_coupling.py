@@ -191,10 +191,8 @@ def test_refuse_coupled_examples_of_batch_norm_in_training_mode(method):
 def test_refuse_coupled_examples_evaluates_a_flax_module_once_per_shape(monkeypatch):
     probed, counts, probe = [], [], coupling._probe
     monkeypatch.setattr(coupling, "_probe", lambda *args: probed.append(1) or probe(*args))
-    x, y = jnp.ones((3, 7)), jnp.ones((3, 11))
-    for n, (model, inputs) in enumerate(
-        [(FCN(depth=2, width=13), x), (FCN(depth=2, width=13), x[:2]), (FCN(depth=2, width=13), y)]
-    ):
+    x, y = jnp.ones((3, 2, 7)), jnp.ones((3, 2, 11))
+    for n, (model, inputs) in enumerate([(_Recurrent(), x), (_Recurrent(), x[:2]), (_Recurrent(), y)]):
         params = model.init(jax.random.key(n), inputs)
         jax.eval_shape(lambda p, f=model.apply, x=inputs: tangent_kernel(f, p, x), params)
         counts.append(len(probed))
@@ -204,6 +202,14 @@ def test_refuse_coupled_examples_evaluates_a_flax_module_once_per_shape(monkeypa
     for _ in range(2):  # a refusal is not cached
         with pytest.raises(CoupledExamplesError):
             tangent_kernel(centred.apply, variables, x)
+
+
+class _Recurrent(nn.Module):
+    """A loop, in which a number may depend on the batch size."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.RNN(nn.SimpleCell(3))(x)[:, -1]
 
 
 class _Centred(nn.Module):

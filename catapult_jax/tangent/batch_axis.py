@@ -13,7 +13,7 @@ from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from catapult_jax.tangent.batch_axis_rules import FIXED_RULES, RULES, Fixed, Lost, Placed, Unfollowed, elementwise, fixed, union
-from catapult_jax.tangent.equations import called_program, scan_operands
+from catapult_jax.tangent.equations import CALLS, called_program, scan_operands
 from catapult_jax.xla import INSPECTED_NUMBERS
 
 
@@ -103,11 +103,7 @@ def _identity(eqn, states, b):
     return states
 
 
-_CALLS = {
-    **dict.fromkeys(("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"), _call),
-    **dict.fromkeys(("custom_jvp_call", "custom_vjp_call"), _call),
-    "optimization_barrier": _identity,
-}
+_CALLS = {**dict.fromkeys(CALLS, _call), "optimization_barrier": _identity}
 
 
 def _join(left, right):

@@ -378,7 +378,7 @@ def _per_matrix(eqn, states, b):
     return place
 
 
-_ELEMENTWISE = """
+ELEMENTWISE = """
 abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp clip complex conj
 convert_element_type copy copy_p cos cosh digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag
 integer_pow is_finite le le_to lgamma log log1p logistic lt lt_to max min mul name ne neg nextafter not or polygamma pow
@@ -387,7 +387,7 @@ shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradie
 """.split()
 
 RULES = {
-    **dict.fromkeys(_ELEMENTWISE, elementwise),
+    **dict.fromkeys(ELEMENTWISE, elementwise),
     **dict.fromkeys(_CUMULATIVE, _cumulative),
     **dict.fromkeys(
         [f"reduce_{what}" for what in ("sum", "max", "min", "prod", "and", "or", "xor")] + ["argmax", "argmin"], _reduction
@@ -416,4 +416,4 @@ RULES = {
     "top_k": _works_along(lambda eqn: (len(eqn.invars[0].aval.shape) - 1,)),
     "transpose": _transpose,
 }
-FIXED_RULES |= dict.fromkeys(_ELEMENTWISE, _fixed_elementwise)
+FIXED_RULES |= dict.fromkeys(ELEMENTWISE, _fixed_elementwise)

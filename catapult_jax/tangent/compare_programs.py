@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from catapult_jax.tangent.equations import needed_equations
+from catapult_jax.tangent.batch_axis_rules import ELEMENTWISE
+from catapult_jax.tangent.equations import CALLS, called_program, needed_equations
+
+_LOOPS = ("scan", "while", "cond")
+_MOVES = ("broadcast_in_dim", "reshape", "squeeze", "transpose")
 
 
 def same_program(left: ClosedJaxpr, right: ClosedJaxpr, b: int, c: int) -> bool:
@@ -79,3 +86,87 @@ def _same_equations(u, v, b: int, c: int) -> bool:
             return False
         partner |= dict(zip(s.outvars, t.outvars, strict=True))
     return all(map(same_atom, u.outvars, v.outvars))
+
+
+def size_is_unseen(left: ClosedJaxpr, right: ClosedJaxpr, b: int, c: int, examples: Sequence[int]) -> bool:
+    """Whether no number in programs that are the same can depend on the batch size.
+
+    A sum over ones, one for each example, is the same operation for every batch size, and gives another number. It is such an operation
+    that is looked for: on arrays that depend on no example and whose shape has the batch size, other than elementwise; or on an array of
+    examples that has the batch size in more than one axis. Loops and branches count as such operations, too.
+
+    Args:
+      left: The program for ``b`` examples.
+      right: The program for ``c`` examples, with the same operations (:func:`same_program`).
+      b, c: Batch sizes.
+      examples: Numbers of the inputs that hold the examples.
+
+    Returns:
+      True or False.
+
+    >>> program = lambda f, b: jax.make_jaxpr(f)(np.ones((b, 2), np.float32))
+    >>> size_is_unseen(program(jnp.sin, 3), program(jnp.sin, 2), 3, 2, [0])
+    True
+    >>> counted = lambda x: x / jnp.ones_like(x[:, 0]).sum()
+    >>> size_is_unseen(program(counted, 3), program(counted, 2), 3, 2, [0])
+    False
+    """
+    return _outputs_of_examples(left.jaxpr, right.jaxpr, b, c, [i in examples for i in range(len(left.in_avals))]) is not None
+
+
+def _outputs_of_examples(u, v, b: int, c: int, of_examples: list[bool]) -> list[bool] | None:
+    """Which outputs depend on examples, given which inputs do; None: a number may depend on the batch size."""
+    depends = {var for var, flag in zip(u.invars, of_examples, strict=True) if flag}
+    is_in = lambda atom: not isinstance(atom, Literal) and atom in depends
+    for s, t in zip(needed_equations(u), needed_equations(v), strict=True):
+        flags, name = list(map(is_in, s.invars)), s.primitive.name
+        if name in CALLS:
+            outputs = _outputs_of_examples(called_program(s)[0], called_program(t)[0], b, c, flags)
+        elif name in _LOOPS:
+            outputs = None
+        else:
+            outputs = flags if name == "optimization_barrier" else [any(flags)] * len(s.outvars)
+            if not _is_unseen(s, t, b, c, flags, outputs):
+                outputs = None
+        if outputs is None:
+            return None
+        depends |= {var for var, flag in zip(s.outvars, outputs, strict=True) if flag}
+    return list(map(is_in, u.outvars))
+
+
+def _is_unseen(s, t, b: int, c: int, flags: list[bool], outputs: list[bool]) -> bool:
+    """Whether one operation can't make a number that depends on the batch size."""
+    pairs = zip([*s.invars, *s.outvars], [*t.invars, *t.outvars], [*flags, *outputs], strict=True)
+    shapes = [(p.aval.shape, q.aval.shape, flag) for p, q, flag in pairs]
+    if not any(flags) and s.primitive.name not in (*ELEMENTWISE, *_MOVES, "optimization_barrier"):
+        return all(p == q for p, q, _ in shapes)
+    return all(math.prod(p) * c == math.prod(q) * b for p, q, flag in shapes if flag)
+
+
+def same_names(left: ClosedJaxpr, right: ClosedJaxpr) -> bool:
+    """Whether two programs do the same operations in the same order, without those that only move numbers.
+
+    For one example the axis of examples has length one, and JAX broadcasts less.
+
+    Args:
+      left, right: Programs.
+
+    Returns:
+      True or False.
+
+    >>> program = lambda f, b: jax.make_jaxpr(f)(np.ones((b, 2), np.float32))
+    >>> same_names(program(jnp.sin, 1), program(jnp.sin, 2)), same_names(program(jnp.sin, 1), program(jnp.cos, 2))
+    (True, False)
+    """
+    return _names(left.jaxpr) == _names(right.jaxpr)
+
+
+def _names(jaxpr) -> list[str]:
+    """Operations with their literal operands; those of inner programs in the place of a call."""
+    names = []
+    for eqn in needed_equations(jaxpr):
+        if eqn.primitive.name in CALLS:
+            names += _names(called_program(eqn)[0])
+        elif eqn.primitive.name not in _MOVES:
+            names.append(f"{eqn.primitive.name} {[v.val for v in eqn.invars if isinstance(v, Literal)]}")
+    return names

@@ -22,7 +22,7 @@ from jax.sharding import AxisType
 from catapult_jax.tangent.batch_axis import follow
 from catapult_jax.tangent.batch_axis_rules import Lost
 from catapult_jax.tangent.checks import batch_size
-from catapult_jax.tangent.compare_programs import same_program
+from catapult_jax.tangent.compare_programs import same_names, same_program, size_is_unseen
 from catapult_jax.tangent.equations import inner_programs
 from catapult_jax.xla import PROBED_NUMBERS, QUICK
 
@@ -68,9 +68,9 @@ def refuse_coupled_examples(apply_fn: Callable, params: PyTree, x: PyTree) -> No
 
     First, a proof is tried. The function is traced at the batch size of ``x``, and
     :func:`catapult_jax.tangent.batch_axis.follow` follows the axis of the examples through the program. An operation
-    that combines examples is refused. If the proof succeeds, and the program for two examples does the same operations,
-    only one question is left: do two examples together give what each gives alone? The program is evaluated on made-up
-    numbers to answer it.
+    that combines examples is refused. If the proof succeeds, and the programs for other batch sizes do the same operations,
+    only one question is left: can a number depend on the batch size, as a sum over ones does? If an operation could make such
+    a number, the program is evaluated on made-up numbers: two examples together must give what each gives alone.
 
     If an operation has no rule, nothing is proved. The function is then evaluated on made-up numbers, at the batch size
     of ``x`` or, for a large program, at a smaller one. Up to sixteen examples alone must give what they give together.
@@ -104,10 +104,13 @@ def refuse_coupled_examples(apply_fn: Callable, params: PyTree, x: PyTree) -> No
     lost = follow(whole, range(len(leaves), len(whole.in_avals)), b)  # None: proved
     if lost is not None and lost.mixes:
         raise CoupledExamplesError(f"apply_fn couples the examples of a batch: {lost}; {_ALLOWED}")
-    if lost is None and b > 2 and not same_program(whole, program(2), b, 2):
+    other = 2 if b > 2 else 3
+    if lost is None and not same_program(whole, beside := program(other), b, other):
         lost = Lost("the program depends on the batch size", mixes=False)
     if lost is None:
-        if key is None or key not in _INDEPENDENT:
+        inputs = range(len(leaves), len(whole.in_avals))
+        is_certain = same_names(program(1), whole) and size_is_unseen(whole, beside, b, other, inputs)
+        if not is_certain and (key is None or key not in _INDEPENDENT):
             _outside_of_shard_map(_refuse_by_value, {n: program(n) for n in (1, 2)}, leaves, x, proved=True)
     else:
         size = max(min(b, b * PROBED_NUMBERS // _count_numbers(whole.jaxpr)), 4 if b > 4 else 2)

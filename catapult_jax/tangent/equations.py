@@ -6,6 +6,18 @@ from typing import Any
 
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
+CALLS = (
+    "jit",
+    "pjit",
+    "closed_call",
+    "core_call",
+    "remat",
+    "remat2",
+    "checkpoint",
+    "custom_jvp_call",
+    "custom_vjp_call",
+)  # of a program
+
 
 def needed_equations(jaxpr: Jaxpr) -> list[JaxprEqn]:
     """The equations that the outputs depend on.
