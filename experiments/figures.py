@@ -85,7 +85,7 @@ def sweep_figure(rows: list[dict], names: tuple[str, ...]) -> Figure:
         _plot_settings(axis, rows, name, places, place_of, is_numeric)
         if is_numeric and min(places) > 0:
             axis.set_xscale("log", base=2)
-            axis.set_xticks(places, [f"{place:g}" for place in places] if len(places) < 9 else None)
+            axis.set_xticks(sorted(places), _apart(sorted(places)) if len(places) < 9 else None)
         elif words:
             axis.set_xticks(
                 range(len(places)), words, parse_math=False,
@@ -98,6 +98,19 @@ def sweep_figure(rows: list[dict], names: tuple[str, ...]) -> Figure:
         letter(axis, None if len(metrics) == 1 else i)
     add_legend(figure)  # it has no labels if no member finished
     return figure
+
+
+def _apart(places: list[float]) -> list[str]:
+    """Labels on a logarithmic axis; none for a place so near to the last one that the two would meet.
+
+    >>> _apart([5, 10, 20, 25])
+    ['5', '10', '20', '']
+    """
+    labels, last = [], 0.0
+    for place in places:
+        labels.append(f"{place:g}" if place > 1.4 * last else "")
+        last = place if labels[-1] else last
+    return labels
 
 
 def _deciding(rows: list[dict], names: tuple[str, ...]) -> tuple[str, ...]:
