@@ -180,10 +180,8 @@ def directional_by_layer(
     >>> {name: (round(float(step.multiple), 3), step.text) for name, step in steps.items()}
     {'first': (nan, 'no change'), 'last': (2.0, 'falls')}
     """
-    step, names = (
-        _checked_step(apply_fn, params, batch, updates, loss=loss, curvature=curvature),
-        layers_of_leaves(params, layer),
-    )
+    step = _checked_step(apply_fn, params, batch, updates, loss=loss, curvature=curvature)
+    names = layers_of_leaves(params, layer)
     return {name: step([i for i, other in enumerate(names) if other == name]) for name in dict.fromkeys(names)}
 
 

@@ -110,8 +110,8 @@ def preconditioner_from_state(
       after: state after the update.
       gradient: of the loss, as the first link receives it; for clipping and the check.
       updates: of the whole optimizer in this step. They are compared with those of the optimizer for this gradient: what a loop does
-        outside of the optimizer (clipping, scaling) shows there; with Lookahead where ``params`` is its pair. Outside of jit a difference gives ``kind="no rule"`` and the reason,
-        under jit ``checked`` is False; both make the critical lr NaN.
+        outside of the optimizer (clipping, scaling) shows there; with Lookahead only where ``params`` is its pair. Outside of jit a
+        difference gives ``kind="no rule"`` and the reason, under jit ``checked`` is False; both make the critical lr NaN.
 
     Returns:
       A :class:`Preconditioner`.
@@ -146,9 +146,8 @@ def preconditioner_from_state(
     _check_shapes("updates", updates, params.fast if is_pair and not hasattr(updates, "fast") else params)
     effects = effects_of(links, params, gradient if before is not None else None)
     preconditioner = _composed(links, effects, getattr(given, "fast", given))
-    needs_pair = not is_pair and any(
-        link.name == "lookahead" for link in links
-    )  # its updates can't be made again without the slow ones
+    # The updates of Lookahead can't be made again without its slow parameters.
+    needs_pair = not is_pair and any(link.name == "lookahead" for link in links)
     if updates is None or preconditioner.reason or needs_pair:
         return preconditioner
     return _with_check(preconditioner, optimizer, params, before, after, gradient, updates)
