@@ -13,11 +13,12 @@ export CATAPULT_DATA_DIR := $(abspath ../shared/data)
 endif
 endif
 
-.PHONY: help env run test test-matrix docs figures soak lint bench clean
+.PHONY: help env run test test-long test-matrix docs figures soak lint bench clean
 
 help:
 	@echo "make run    make the environment, then run configs/quickstart.py on embedded data (about a minute)"
 	@echo "make test   make the environment, then run the tests"
+	@echo "make test-long  the tests that make test leaves out: kills, full disks, every config, planned memory; minutes"
 	@echo "make env    only the environment, in $(VENV)"
 	@echo "make docs   the site, into docs/_build/html; runs every code cell that changed"
 	@echo "make figures  the pictures of docs/figures: runs every experiment that is not complete, for hours"
@@ -43,7 +44,11 @@ run: $(READY)
 
 test: $(READY)
 	@echo "running the tests"
-	@$(BIN)/python -m pytest -n 2 --dist worksteal
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long"
+
+test-long: $(READY)
+	@echo "running the long tests"
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m long
 
 docs: $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"

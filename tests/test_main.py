@@ -52,6 +52,7 @@ def about_data(tmp_path):
     return json.loads((tmp_path / "run" / "run.json").read_text())["data"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("module", "variant"),
     [(cifar_gd, "cnn,smoke"), (cifar_gd_multi, "smoke"), (synthetic_sgd_b1, "smoke")],
@@ -152,6 +153,7 @@ def test_run_leaves_a_directory_with_another_run_or_other_files(tmp_path, plain_
         main.run(smoke(), tmp_path / "other")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("fields", "present"),
     [
@@ -230,6 +232,7 @@ def test_report_of_nothing(tmp_path, capsys):
     assert f"error: no run in {tmp_path}" in capsys.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("module", "variant"),
     [

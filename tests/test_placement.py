@@ -75,6 +75,7 @@ def test_directions_are_placed_as_the_parameters(kind, place, is_jitted):
             assert shards <= copies * leaf.size, (name, leaf.sharding)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("place", "curvature"), [("data", "gauss_newton"), ("fsdp", "hessian"), ("tensor", "hessian")])
 def test_planned_memory_of_a_device(place, curvature):
     """The vectors of a search are cut as the outputs or the parameters are. Most of the rest are weights that are gathered."""

@@ -17,6 +17,7 @@ SPECTRA = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("steps", [1, 3, 6])
 @pytest.mark.parametrize("name", SPECTRA)
 def test_outside_bound_fails_as_rarely_as_it_says(name, steps):

@@ -27,7 +27,7 @@ from experiments.settings import settings_of
 from tests.helpers_runs import spoil, tiny
 from tests.programs import fuzz, soak
 
-pytestmark = pytest.mark.usefixtures("plain_figures", "shared_programs")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("plain_figures", "shared_programs")]
 
 
 def test_killed_at_a_random_moment_it_is_the_same_run_bit_for_bit(tmp_path):

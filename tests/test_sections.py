@@ -91,7 +91,7 @@ def test_spikes_of_random_batches_are_not_looked_for():
 
     section = sections.spikes(data, BATCHES, run_events(data, BATCHES))
 
-    assert "Not looked for: this needs the training loss of every step." in words_of(section)
+    assert "Not looked for: this needs the training loss of every step, and none that is negative." in words_of(section)
 
 
 def test_counts_have_scores_above_six_standard_deviations():

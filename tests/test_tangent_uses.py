@@ -283,6 +283,7 @@ _TIED = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", _TIED)
 def test_tangent_kernel_of_tied_weights_in_double_precision(name):
     """Whole, in chunks, between two sets, and with a preconditioner."""
