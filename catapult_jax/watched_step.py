@@ -44,7 +44,7 @@ METHODS = ("auto", "matrix_free", "exact")
 def check_options(
     loss, *, optimizer, every, preset, method, k, layers, probe, agop_reference, factor, horizon, momentum
 ) -> None:
-    """Check what a watch is told.
+    """Check the arguments of :func:`catapult_jax.watch`.
 
     Args:
       loss, optimizer, every, preset, method, k, layers, probe, agop_reference, factor, horizon, momentum: as in :func:`catapult_jax.watch`.
