@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from catapult_jax.tangent.checks import check_chunk_size
 from catapult_jax.xla import UNROLLED_JACOBIAN_CHUNKS, after, loops_are_slow
 
 if TYPE_CHECKING:
@@ -43,13 +44,14 @@ def input_jacobian(
     >>> input_jacobian(linear, jnp.array([[3.0], [4.0]]), jnp.ones((2, 2))).tolist()
     [[3.0, 4.0], [3.0, 4.0]]
     """
+    if not hasattr(x, "shape"):
+        raise ValueError(f"x is a {type(x).__name__}; allowed: one array of inputs, (n, ...)")
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x has dtype {x.dtype}; allowed: floating-point inputs")
     if x.ndim < 2 or len(x) == 0:
         raise ValueError(f"x has shape {x.shape}; allowed: (n, ...) with n above 0")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size!r}; allowed: None, or 1 or more")
+    check_chunk_size(chunk_size)
 
     def example_rows(example):
         jacobian = jax.jacrev(lambda z: apply_fn(params, z[None]).reshape(-1))(example)
@@ -200,6 +202,8 @@ def agop_eigenvectors(jacobian: Float[Array, "m d"], n: int, *, k: int) -> tuple
     >>> values.tolist(), vectors.tolist()
     ([4.0], [[1.0], [0.0]])
     """
+    if n < 1:
+        raise ValueError(f"n={n!r}; allowed: 1 or more, the number of examples")
     if not 1 <= k <= min(jacobian.shape):
         raise ValueError(f"k={k!r}; allowed for a jacobian {jacobian.shape}: 1 to {min(jacobian.shape)}")
     with jax.default_matmul_precision("highest"):

@@ -116,6 +116,8 @@ def dead_from(lambda_max: ArrayLike, loss: ArrayLike, *, steps: int = 1) -> int:
     (2, -1)
     """
     kernel, losses = np.asarray(lambda_max, float), np.asarray(loss, float)
+    if kernel.shape != losses.shape or kernel.ndim != 1:
+        raise ValueError(f"loss has shape {losses.shape}; allowed: {kernel.shape}, that of lambda_max, with one axis")
     alive = np.flatnonzero(~np.isnan(kernel) & (kernel != 0))
     first = int(alive[-1]) + 1 if len(alive) else 0
     zeros = np.flatnonzero(kernel[first:] == 0) + first

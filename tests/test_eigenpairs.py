@@ -395,7 +395,7 @@ def test_top_eigenpairs_under_vmap_and_scan():
         (dict(k=1, max_products=0), "max_products=0; allowed: 1 or more"),
         (dict(k=1, failure=0.0), "failure=0.0; allowed: above 0 and below 1"),
         (dict(k=1, reuse_bound=-1), "reuse_bound=-1; allowed: 0 or more"),
-        (dict(k=1, chunk_size=0), "chunk_size=0; allowed: 1 or more"),
+        (dict(k=1, chunk_size=0), "chunk_size=0; allowed: a whole number, 1 or more"),
         (dict(k=1, preconditioner=jnp.ones(2)), "preconditioner has other leaves"),
         (dict(k=1, loss="hinge"), "loss='hinge'; allowed: mse"),
     ],

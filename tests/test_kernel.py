@@ -190,7 +190,7 @@ def test_kernel_arithmetic_is_at_highest_precision(function):
         (lambda f, p, x: tangent_kernel(lambda p, x: (f(p, x), 1), p, x), "returns tuple"),
         (lambda f, p, x: tangent_kernel(f, p, jnp.float32(1)), r"x has shape \(\)"),
         (lambda f, p, x: neural_tangents.empirical_kernel(f, p, x, implementation=0), "implementation=0; allowed"),
-        (lambda f, p, x: tangent_kernel(f, p, x, chunk_size=0), "chunk_size=0; allowed: 1 or more"),
+        (lambda f, p, x: tangent_kernel(f, p, x, chunk_size=0), "chunk_size=0; allowed: a whole number, 1 or more"),
         (lambda f, p, x: tangent_kernel(f, p, x, cotangents=jnp.ones((5, 2, 1))), r"shape \(5, 2, 1\); allowed: \(5, 1, r\)"),
         (lambda f, p, x: tangent_kernel(f, p, x, preconditioner={}), "preconditioner has other leaves"),
         (lambda f, p, x: tangent_kernel(f, p, x, mesh=jax.make_mesh((2,), ("i",))), "mesh has axes {'i': 2} for 5 examples"),

@@ -378,5 +378,20 @@ def check_search(n, k, k_max, tol, failure, max_products, reuse_bound, chunk_siz
         raise ValueError(f"max_products={max_products!r}; allowed: 1 or more")
     if reuse_bound < 0:
         raise ValueError(f"reuse_bound={reuse_bound!r}; allowed: 0 or more")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size!r}; allowed: 1 or more, or None")
+    check_chunk_size(chunk_size)
+
+
+def check_chunk_size(chunk_size: Any) -> None:
+    """Check a number of examples that are taken at a time.
+
+    Args:
+      chunk_size: None: all.
+
+    Raises:
+      ValueError: it is no whole number above 0.
+
+    >>> check_chunk_size(2)
+    """
+    is_whole = isinstance(chunk_size, (int, np.integer)) and not isinstance(chunk_size, bool)
+    if chunk_size is not None and not (is_whole and chunk_size >= 1):
+        raise ValueError(f"chunk_size={chunk_size!r}; allowed: a whole number, 1 or more, or None")

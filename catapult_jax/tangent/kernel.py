@@ -19,6 +19,7 @@ from catapult_jax.tangent import neural_tangents
 from catapult_jax.tangent.checks import (
     batch_size,
     check_arguments,
+    check_chunk_size,
     check_preconditioner,
     forward_mode_only,
     refuse_checked_shard_map,
@@ -263,8 +264,7 @@ def _check_options(out, params, method, cotangents, preconditioner, chunk_size, 
             "preconditioner is an InverseMap; allowed in an exact kernel: a diagonal; catapult_jax.top_eigenpairs takes the map"
         )
     check_preconditioner(preconditioner, params)
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size!r}; allowed: 1 or more, or None")
+    check_chunk_size(chunk_size)
     if mesh is not None and (len(mesh.axis_names) != 1 or b % mesh.size):
         raise ValueError(f"mesh has axes {dict(mesh.shape)} for {b} examples; allowed: one axis, of a size that divides them")
     if mesh is not None and chunk_size is not None:
