@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 from catapult_jax.softmax import cross_entropy, softmax, target_sums
 
@@ -357,7 +358,7 @@ def scaled(array: Array, weights: Array | None) -> Array:
 
 def _is_known(array: Any) -> bool:
     """Whether the values of an array can be read: it is not traced, and all of it is on this host."""
-    return not isinstance(array, jax.core.Tracer) and getattr(array, "is_fully_addressable", True)
+    return not isinstance(array, Tracer) and getattr(array, "is_fully_addressable", True)
 
 
 def _diagonal(root: Any, rows: Rows) -> CurvatureFactor:

@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.core import Tracer
 from jax.tree_util import Partial
 
 from catapult_jax import outer_product
@@ -300,7 +301,7 @@ def _update(
         raise ValueError(f"opt_state=None with preset={fixed.preset!r}; allowed: the optimizer's state after the update")
     if jnp.shape(loss) != ():
         raise ValueError(f"loss has shape {jnp.shape(loss)}; allowed: (), the loss of the batch")
-    due, is_skipped = known("due", due), not isinstance(skipped, jax.core.Tracer) and bool(skipped)
+    due, is_skipped = known("due", due), not isinstance(skipped, Tracer) and bool(skipped)
     given = Given(params, joined(batch), updates, optimizer_updates, opt_state, opt_state_before, gradient, lr)
     rule = _rule(fixed, given)
     # Outside of jit the values tell more: whether the update is that of the optimizer. A state without an update has no rule yet.

@@ -64,7 +64,7 @@ class _Place(NamedTuple):
     places: Any  # likewise
 
 
-def links_of(optimizer: optax.GradientTransformation, params: PyTree, before: Any, after: Any) -> list[Link]:
+def links_of(optimizer: optax.GradientTransformation | optax.MultiSteps, params: PyTree, before: Any, after: Any) -> list[Link]:
     """The links of a built optimizer with their states.
 
     Args:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from catapult_jax.losses import as_loss
 from catapult_jax.tangent.coupling import couples_examples
@@ -135,7 +136,7 @@ def known(name: str, value: Any) -> bool | None:
     >>> known("due", np.False_)
     False
     """
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         raise ValueError(f"{name} is traced; allowed: a bool from the host, with static_argnames={name!r} in jax.jit, or None")
     return None if value is None else bool(value)
 

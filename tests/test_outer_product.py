@@ -170,7 +170,10 @@ def test_agop_pearson_of_an_agop_of_equal_entries_is_not_defined():
     ("call", "message"),
     [
         (lambda: input_jacobian(lambda p, x: x["a"], {}, {"a": jnp.ones((2, 3))}), "x is a dict; allowed: one array of inputs"),
-        (lambda: input_jacobian(lambda p, x: x, {}, jnp.ones((2, 3)), chunk_size=1.5), "chunk_size=1.5; allowed: a whole number"),
+        (
+            lambda: input_jacobian(lambda p, x: x, {}, jnp.ones((2, 3)), chunk_size=1.5),
+            "chunk_size=1.5; allowed: a whole number",
+        ),
         (lambda: agop_eigenvectors(jnp.ones((2, 3)), 0, k=1), "n=0; allowed: 1 or more"),
     ],
 )
