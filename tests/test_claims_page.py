@@ -148,6 +148,7 @@ def test_cut(words, cut):
     assert claims_page._cut(words) == cut
 
 
+@pytest.mark.long
 def test_write_page_of_a_run_a_sweep_missing_data_and_the_rest(tmp_path):
     """A run, a sweep with two references, data that are not available, and everything else not run."""
     chosen = [e for e in EXPERIMENTS if e.name in ("cifar_gd:fcn", "batch_size:cifar2,ce", "catapults_agop:svhn2")]

@@ -102,6 +102,7 @@ CASES = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "loss"), CASES)
 def test_top_eigenpairs_of_models_and_losses(name, loss):
     """Whole; and, for two of them, with a preconditioner in chunks that do not divide the batch."""

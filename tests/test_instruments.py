@@ -223,6 +223,7 @@ def test_agop_alignment_and_validation_against_direct_values():
     assert np.isnan(measured["agop_alignment"][:, 1]).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", [None, CNN(depth=2, width=4)], ids=["scanned", "stepped"])
 def test_lambda_max_matrix_free_equals_the_exact_kernel(model):
     """Warm-started from step to step and batch to batch, while an SGD run changes both."""
@@ -265,6 +266,7 @@ def test_lambda_max_matrix_free_equals_the_exact_kernel(model):
     np.testing.assert_allclose(series["loss_top"] + series["loss_rest"], series["loss_batch"], rtol=1e-4)
 
 
+@pytest.mark.long
 def test_lambda_max_batch_matrix_free_follows_critical_eigenvalues():
     """Those above 0.8 times ``2 / lr``, and the next one; in a run of the step before, counted with the exact kernel of the same run."""
     model, arrays = FCN(depth=2, width=32), build()[1]

@@ -259,6 +259,7 @@ def test_run_of_the_other_smoke_variants(module, variant, tmp_path, no_data, pla
         assert "gradient of the target" in html
 
 
+@pytest.mark.long
 def test_run_of_a_causal_test_from_its_capped_run(tmp_path, plain_figures):
     """First the arm cap, then all arms: until step 2 they are one, and from there on the capped one is the same as in the first run."""
     main.run(causes.get_config("rank2,cap,smoke"), tmp_path / "cap")
@@ -326,6 +327,7 @@ def test_run_ends_when_all_members_have_stopped(tmp_path, plain_figures):
     assert (tmp_path / "run" / "report.html").read_text() == before
 
 
+@pytest.mark.long
 def test_run_in_float64(tmp_path, plain_figures):
     """Parameters and measurements have double precision; the rest of the process keeps its own."""
     fields = {"run__float64": True, "measure__lambda_max_train_every": 1}
@@ -412,6 +414,7 @@ def by_seed_config(task="rank2", **fields):
     return config
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", ["rank2", "cifar2"])
 def test_run_by_seed_is_that_of_each_seed_alone(task, tmp_path, no_data, plain_figures):
     main.run(by_seed_config(task), tmp_path / "both")
@@ -486,6 +489,7 @@ def test_run_with_more_modes_than_rows_writes_nothing(fields, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_run_with_two_references_has_their_alignment(tmp_path, no_data, plain_figures):
     config = catapults_agop.get_config("cifar2,smoke")
     for word in ("", ",second"):

@@ -9,6 +9,7 @@ from catapult_jax.models import CNN, FCN, ViT, WideResNet
 from tests.zoo import QUICK
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("model", "shape"),
     [(FCN(depth=3, width=2048, activation="linear"), (64, 32)), (CNN(depth=3, width=512, activation="linear"), (8, 6, 6, 2))],

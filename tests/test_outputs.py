@@ -13,6 +13,7 @@ from experiments import main, outputs
 from tests.helpers_runs import spoil, tiny
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
 def test_a_lost_model_is_written_again(tmp_path, damage, monkeypatch, plain_figures, capsys):
     """The same command writes it from the last checkpoint, with the same bits."""

@@ -34,6 +34,7 @@ def test_cadences_of_instruments_needed_at_every_step_and_of_a_longest_cadence(c
     assert all(chosen[name] == 1 for name in always) and max(chosen.values()) <= 7
 
 
+@pytest.mark.long
 def test_run_with_a_preset_chooses_prints_and_records_its_cadences(tmp_path, capsys, monkeypatch, plain_figures):
     monkeypatch.delenv("CATAPULT_DATA_DIR", raising=False)
     costs = {"lambda_max_batch, exact": 0.9, "lambda_max_batch, matrix_free": 0.3, "loss_batch_after": 0.2, "loss_test": 1.5}

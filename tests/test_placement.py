@@ -45,6 +45,7 @@ def placed(place: str, kind: AxisType):
     return mesh, params, (put(X, P("data")), put(Y, P("data")))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "place", "is_jitted"),
     [

@@ -15,6 +15,7 @@ def no_data(monkeypatch, plain_figures):
     monkeypatch.delenv("CATAPULT_DATA_DIR", raising=False)
 
 
+@pytest.mark.long
 def test_trainer_of_shared_programs_has_the_bits_of_runs_alone(tmp_path, monkeypatch):
     """Other data, AGOP references, seeds and lengths are other arguments of the same programs; another width is another program."""
     config = batch_size.get_config("rank2,smoke")

@@ -58,6 +58,7 @@ def test_trainer_with_a_cap_that_is_never_reached():
     np.testing.assert_array_equal(plain["loss_batch"], capped["loss_batch"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", [None, CNN(depth=2, width=4)], ids=["scanned", "stepped"])
 def test_trainer_resumed_from_disk_gives_the_same_bits(model, tmp_path):
     trainer, _ = build(model, batch_size=3)
@@ -103,6 +104,7 @@ def trainer_on(arrays, model, batch_size):
     )  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("model", "batch_size"), [(FCN(depth=2, width=16), 3), (CNN(depth=2, width=4), None)], ids=["scanned", "stepped"]
 )
