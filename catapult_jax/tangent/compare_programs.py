@@ -89,7 +89,7 @@ def _same_equations(u, v, b: int, c: int) -> bool:
 
 
 def size_is_unseen(left: ClosedJaxpr, right: ClosedJaxpr, b: int, c: int, examples: Sequence[int]) -> bool:
-    """Whether the numbers in programs that are the same can not depend on the batch size.
+    """Whether the numbers in programs that are the same cannot depend on the batch size.
 
     A sum over ones, one for each example, is the same operation for every batch size, and gives another number. It is such an operation
     that is looked for: on arrays that depend on no example and whose shape has the batch size, other than elementwise; or on an array of
