@@ -100,7 +100,7 @@ EXPERIMENTS = (
         for name in ("sgd", "heavy_ball", "nesterov", "adam", "adagrad", "rmsprop")
     ),
     Experiment("mnist_optimizers:mnist", _STUDY, is_sweep=True),
-    Experiment("mnist_optimizers:capped", ("catapults_help_beyond_cycles",), ("scores",)),
+    Experiment("mnist_optimizers:capped", ("catapults_help_beyond_cycles",), ("against_critical_steps",)),
     *(Experiment(f"mnist_ntk:{kind}", ("catapults_lower_the_norm",), ("conditioning",)) for kind in ("cyclic", "exponential")),
     *(
         Experiment(f"mnist_adagrad:{start}", ("adagrad_outgrows_its_lr", "smallest_entry_grows"), ("preconditioner",))

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from catapult_jax.records import DamagedFile
-from catapult_jax.report.outcomes import METRICS
+from catapult_jax.report.outcomes import CRITICAL_STEPS, METRICS
 from catapult_jax.report.statistics import interval
 from catapult_jax.report.style import DASHES, MARKERS, NARROW, PALETTE, add_legend, letter, new_figure
 
@@ -24,7 +24,7 @@ SWEEP_CAPTION = (
 )
 
 
-_LABELS = METRICS | {"first_peak_ratio": "peak of the first spike over its level"}
+_LABELS = METRICS | {"critical_steps": CRITICAL_STEPS, "first_peak_ratio": "peak of the first spike over its level"}
 
 
 def directions_figure(path: Path) -> Figure:
@@ -73,7 +73,8 @@ def sweep_figure(rows: list[dict], names: tuple[str, ...]) -> Figure:
     names = _deciding(rows, names)
     place_of = lambda row: row[names[0]] if len(names) == 1 else " ".join(str(row[name]) for name in names)
     measured = [name for name in METRICS if any(name in row for row in rows)] or ["first_peak_ratio"]
-    metrics = [name for name in ("catapults", *measured) if any(name in row for row in rows)]
+    cause = "catapults" if any("catapults" in row for row in rows) else "critical_steps"  # catapults need the training loss
+    metrics = [name for name in (cause, *measured) if any(name in row for row in rows)]
     places = list(dict.fromkeys(map(place_of, rows)))
     is_numeric = all(isinstance(place, (int, float)) for place in places)
     are_many = len(places) > 8

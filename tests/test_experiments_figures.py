@@ -23,6 +23,14 @@ def test_sweep_figure_has_a_panel_for_each_metric_and_a_line_for_each_setting():
     assert catapults.get_xscale() == "log" and catapults.get_xlabel() == "width"
 
 
+def test_sweep_figure_without_events_has_the_fraction_of_critical_steps():
+    rows = [{name: value for name, value in row.items() if name != "catapults"} | {"critical_steps": 0.25} for row in ROWS]
+
+    fraction, loss = figures.sweep_figure(rows, ("width",)).axes
+
+    assert (fraction.get_ylabel(), loss.get_ylabel()) == ("fraction of critical steps", "test loss")
+
+
 def test_sweep_figure_of_words_puts_settings_side_by_side():
     rows = [row | {"width": {8: "sgd", 16: "adam"}[row["width"]]} for row in ROWS]
 

@@ -19,6 +19,8 @@ from tests.small_records import CAUSES, DROPS, FULL, SPIKE, TO_A_LOSS, arms_reco
         (("loss_train",), {"loss"}),
         (("loss_batch", "error_test"), {"loss", "scores"}),
         (("lr", "critical_lr_batch"), {"lr_over_critical_lr"}),
+        (("lr", "critical_lr_batch", "error_test"), {"lr_over_critical_lr", "against_critical_steps"}),
+        (("lr", "critical_lr_batch", "error_test", "loss_train"), {"lr_over_critical_lr", "loss"}),
         (("lambda_max_batch",), {"lambda_max"}),
         (("stage",), set()),
     ],

@@ -24,6 +24,17 @@ def test_against_catapults_figure_has_members_that_finished():
     assert axis.lines[0].get_xdata().tolist() == [0, 3] and axis.lines[0].get_ydata().tolist() == [1.0, 0.5]
 
 
+def test_against_critical_steps_figure_has_the_fraction_of_each_member():
+    data = members_with([0, 1], [0, 0], loss_test=[1.0, 0.8])
+    steps = data.sizes["step"]
+    data["lr"] = ("member", "step"), np.tile([[2.0], [1.0]], (1, steps))
+    data["critical_lr_batch"] = ("member", "step"), np.full((2, steps), 1.5)
+
+    (axis,) = outcomes.against_critical_steps_figure(data, TO_A_LOSS).axes
+
+    assert axis.lines[0].get_xydata().tolist() == [[1.0, 1.0], [0.0, 0.8]]
+
+
 def test_alignment_against_test_loss_figure_has_a_marker_and_a_colour_for_each_setting():
     data = members_with([0, 0, 0, 0], [0, 1, 0, 1], loss_test=[1.0, 0.8, 0.5, 0.4], agop_alignment=[0.1, 0.2, 0.3, 0.4])
     data = data.assign_coords(lr_given=("member", [1.0, 1.0, 2.0, 2.0]))

@@ -77,6 +77,7 @@ class Drawing(NamedTuple):
     caption: str
     with_events: bool = False  # whether draw takes the events too
     sizes: Callable[..., str] = sizes  # what n is, for the caption
+    unless: str = ""  # a series with which another figure says more
 
 
 FIGURES = {
@@ -133,6 +134,14 @@ FIGURES = {
         with_events=True,
         sizes=_sizes_of_ends,
     ),
+    "against_critical_steps": Drawing(
+        outcomes.against_critical_steps_figure,
+        (("lr",), ("critical_lr_batch",), ("agop_alignment", "loss_test", "error_test")),
+        "Where training ended, against the fraction of steps above the critical lr. Small: the members. Large: the mean of a setting with its "
+        "95 % bootstrap interval over seeds.",
+        sizes=_sizes_of_ends,
+        unless="loss_train",  # catapults can be counted
+    ),
     "alignment_against_test_loss": Drawing(
         outcomes.alignment_against_test_loss_figure,
         (("agop_alignment",), ("loss_test",)),
@@ -173,9 +182,10 @@ def write_all(
     """
     folder.mkdir(parents=True, exist_ok=True)
     events = run_events(record, settings) if events is None else events
+    is_measured = lambda series: series in record and bool(record[series].notnull().any())
     files = {}
     for name, drawing in FIGURES.items():
-        if all(any(series in record and bool(record[series].notnull().any()) for series in group) for group in drawing.series):
+        if all(any(map(is_measured, group)) for group in drawing.series) and not is_measured(drawing.unless):
             more = {"events": events} if drawing.with_events else {}
             picture = save(drawing.draw(record, settings, **more), folder / name)
             files[name] = picture, f"{title}. {drawing.caption} {drawing.sizes(record, settings)}"

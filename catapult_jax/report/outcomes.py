@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from catapult_jax.events import Event
-from catapult_jax.report.analysis import catapult_counts, run_events
+from catapult_jax.report.analysis import catapult_counts, critical_fraction, run_events
 from catapult_jax.report.members import Settings, active, by_setting, finished, last
 from catapult_jax.report.panels import log_scale, plain_labels
 from catapult_jax.report.statistics import interval
@@ -24,6 +24,7 @@ METRICS = {
     "loss_test": "test loss",
     "error_test": "test error",
 }
+CRITICAL_STEPS = "fraction of critical steps"
 DECIDING_ARMS = ("none", "remove_overshoot", "placebo", "low_bulk")  # the other arms of a causal test lower the lr of all modes
 _LEVELS = 12  # of the training loss
 
@@ -48,7 +49,37 @@ def against_catapults_figure(record: xarray.Dataset, settings: Settings, events:
     1
     """
     events = run_events(record, settings) if events is None else events
-    ok, counts = finished(record, settings), catapult_counts(events)
+    figure = _ends_figure(record, settings, catapult_counts(events), "catapults")
+    for axis in figure.axes:
+        axis.locator_params(axis="x", integer=True)
+    return figure
+
+
+def against_critical_steps_figure(record: xarray.Dataset, settings: Settings) -> Figure:
+    """Where training ended, against the fraction of steps above the critical lr.
+
+    It needs no training loss, so a run without events has it, too.
+
+    Args:
+      record: with ``lr``, ``critical_lr_batch`` and one of the series of :data:`METRICS` at least.
+      settings: of the run.
+
+    Returns:
+      The figure.
+
+    >>> import xarray
+    >>> series = {"lr": [[2.0]], "critical_lr_batch": [[1.0]], "error_test": [[0.5]]}
+    >>> record = xarray.Dataset({name: (("member", "step"), values) for name, values in series.items()})
+    >>> against_critical_steps_figure(record, Settings()).axes[0].get_xlabel()
+    'fraction of critical steps'
+    """
+    fractions = np.array([critical_fraction(record, settings, m) for m in range(record.sizes["member"])])
+    return _ends_figure(record, settings, fractions, CRITICAL_STEPS)
+
+
+def _ends_figure(record: xarray.Dataset, settings: Settings, x: np.ndarray, x_label: str) -> Figure:
+    """Where training ended, against a number of each member: the members, and the mean of each setting with its interval."""
+    ok = finished(record, settings)
     metrics = [name for name in METRICS if name in record]
     figure, axes = new_figure(1, len(metrics), height=1.8, gaps=(0.55, 0), width=NARROW if len(metrics) == 1 else WIDE)
     for i, (axis, name) in enumerate(zip(axes[0], metrics, strict=True)):
@@ -58,11 +89,10 @@ def against_catapults_figure(record: xarray.Dataset, settings: Settings, events:
             if not len(members):
                 continue
             style = _style(j) | {"ls": ""}
-            axis.plot(counts[members], values[members], ms=2, mew=0, alpha=0.5, **style)
+            axis.plot(x[members], values[members], ms=2, mew=0, alpha=0.5, **style)
             more: Any = {"ms": 4.5, "mec": BLACK, "mew": 0.4, "label": label}
-            _mean(axis, float(counts[members].mean()), values[members], **style | more)
-        axis.locator_params(axis="x", integer=True)
-        axis.set_xlabel("catapults")
+            _mean(axis, float(x[members].mean()), values[members], **style | more)
+        axis.set_xlabel(x_label)
         axis.set_ylabel(METRICS[name])
         letter(axis, None if len(metrics) == 1 else i)
     add_legend(figure)
