@@ -199,6 +199,7 @@ def test_top_eigenpairs_finds_another_eigenvalue_that_overtakes(reuse_bound):
     assert float(pairs.eigenvalues[0]) == pytest.approx(24, rel=1e-3)  # (2/3) 36
 
 
+@pytest.mark.long
 @pytest.mark.xla
 def test_top_eigenpairs_chain_on_convolutions_under_jit():
     """A fixed number of products a call."""
@@ -482,6 +483,7 @@ def test_top_eigenpairs_of_parameters_without_entries(where):
     np.testing.assert_allclose([cold.eigenvalues[0], warm.eigenvalues[0]], 10, rtol=0.01)
 
 
+@pytest.mark.long
 def test_top_eigenpairs_with_room_for_every_eigenvalue():
     """A chain of calls on a drifting kernel with a flat spectrum, with one of eight eigenvalues tracked."""
 

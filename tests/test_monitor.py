@@ -100,6 +100,7 @@ def test_watch_gives_the_numbers_of_the_functions(make, method):
         params, state = optax.apply_updates(params, updates), after
 
 
+@pytest.mark.long
 def test_watch_splits_the_loss_and_follows_the_features():
     tx = optax.sgd(0.3)
     probe = X[:8]
@@ -607,6 +608,7 @@ def test_watch_refuses_a_step_that_lacks_something(name):
 # ---- placement
 
 
+@pytest.mark.long
 def test_watch_on_a_mesh_gives_the_numbers_of_one_device():
     """FSDP with explicit axes; the directions are cut as the parameters, from the first step on."""
     mesh = jax.make_mesh((4,), ("data",))

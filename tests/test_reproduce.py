@@ -33,6 +33,7 @@ def array(run_dir, name):
     return zarr.open_group(str(run_dir / "record.zarr"), mode="r+")[name]
 
 
+@pytest.mark.long
 def test_compare_of_equal_runs(run_dir, copy):
     comparison = reproduce.compare(run_dir, copy)
 

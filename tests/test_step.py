@@ -52,6 +52,7 @@ def test_next_lr_relative_to_critical_holds_at_every_step(batch_size):
     assert (measured["loss_batch_after"][0] < measured["loss_batch"][0]).all()
 
 
+@pytest.mark.long
 def test_measure_before_takes_the_adam_state_of_the_step():
     """The trainer's, exact and from products, against a loop over Optax and the explicit kernel."""
     adam, model = partial(optax.adam, b1=0.8, b2=0.95, eps=1e-3), FCN(depth=2, width=16)

@@ -83,6 +83,7 @@ def test_a_field_that_an_axis_replaces_is_refused(given, grid):
     sweep._refuse_on_axes(quickstart.get_config("smoke"), [grid], {"steps": "7", given: "None"})
 
 
+@pytest.mark.long
 def test_run_sweep_resumes_skips_and_summarises(tmp_path, monkeypatch, capsys):
     config = batch_size.get_config("rank2,smoke")
     whole, calls = workers.run, []
