@@ -157,6 +157,7 @@ def test_criteria_refuse_several_outputs_and_a_missing_lr():
         instrument.measure(now._replace(lr=1.0), instrument.start(now))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("optimizer", [optax.sgd, functools.partial(optax.adam, eps=1e-3)], ids=["sgd", "adam"])
 def test_criteria_in_a_run_take_the_lr_and_preconditioner_of_the_step(optimizer):
     """At batch size n: the trace over the top eigenvalue of the kernel is that of the instrument of the batch, whatever the lr."""

@@ -99,6 +99,7 @@ def test_lambda_max_bounds_that_of_a_sub_batch():
     assert relative_error(kernel.T, kernel) <= 1e-6
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("loss", ["mse", "softmax_cross_entropy"])
 def test_critical_lr_has_a_derivative(loss):
     """Where the largest eigenvalue is simple: against central differences along a random direction."""

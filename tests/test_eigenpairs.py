@@ -609,6 +609,7 @@ def test_top_eigenpairs_with_debug_nans():
             assert float(critical_lr_from_lambda(warm.eigenvalues[0])) == pytest.approx(0.2, rel=0.01)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_top_eigenpairs_under_strict_promotion(strict, dtype):
     x, w = inputs(SPECTRA["spread"]).astype(dtype), jnp.zeros((8, 3), dtype)

@@ -294,6 +294,7 @@ def test_watch_of_a_last_batch_with_few_outputs():
 # ---- cadence
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("preset", ["economy", "full"])
 def test_watch_measures_every_third_step(preset):
     tx = optax.sgd(0.3)

@@ -140,6 +140,7 @@ SOME = ("weighted examples", "gaussian", "contrastive", "batch norm")
 BOTH = [(case, "gauss_newton") for case in CASES if case != "tokens"] + [(case, "hessian") for case in SOME]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("case", "curvature"), BOTH)
 def test_top_eigenpairs_of_every_loss(case, curvature):
     """From a random start. From its directions, too, where the search takes another way: with and without a factor, with the Hessian."""
@@ -157,6 +158,7 @@ def test_top_eigenpairs_of_every_loss(case, curvature):
         assert bool(found.converged) and (truth[:2] <= found.eigenvalues + found.bounds + 1e-5 * truth[0]).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", [case for case in CASES if case not in ("batch norm", "tokens")])
 def test_exact_critical_lr_of_every_loss(case):
     apply_fn, params, batch, loss = CASES[case]
@@ -198,6 +200,7 @@ def test_smallest_of_a_loss_with_a_factor_is_not_negative():
     assert float(top_eigenpairs(apply_fn, params, batch, k=1, loss=loss).smallest) >= 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("curvature", ["gauss_newton", "hessian"])
 def test_preconditioner_in_the_space_of_the_parameters(curvature):
     apply_fn, params, batch, loss = CASES["gaussian"]
@@ -215,6 +218,7 @@ def test_preconditioner_in_the_space_of_the_parameters(curvature):
     assert float(warm.products) < float(pairs.products)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("loop", ["jit", "chunks", "python"])
 def test_hessian_in_each_way_to_repeat_products(loop, monkeypatch):
     apply_fn, params, batch, loss = CASES["weighted examples"]
@@ -257,6 +261,7 @@ def test_directional_of_losses(case, curvature):
     assert float(step.curvature) == pytest.approx(float(bend), rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("chunk_size", [None, 2])
 def test_product_in_the_space_of_the_parameters_by_the_factor_of_the_loss(chunk_size):
     """Where the outputs are many, and the loss has weights: against ``J^T S J u`` with a dense ``S``."""
@@ -296,6 +301,7 @@ def test_planned_memory_of_a_decoder_of_ten_million_parameters():
     assert planned(search) <= 3 * planned(jax.value_and_grad(value))
 
 
+@pytest.mark.long
 def test_no_array_of_a_large_vocabulary_is_much_larger_than_the_logits():
     vocabulary, length = 50257, 64
     apply_fn, params = networks.decoder(vocabulary, 1, 32, 2, length)
@@ -359,6 +365,7 @@ def straight_through(z):
 straight_through.defvjp(lambda z: (jnp.sign(z), z), lambda z, g: (g * (jnp.abs(z) < 1),))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("loop", "loss"), [("jit", "mse"), ("jit", contrastive), ("eager", "mse"), ("python", contrastive)])
 def test_models_with_a_custom_vjp(loop, loss, monkeypatch):
     """The Jacobian is the one that training sees: that of the vjp."""

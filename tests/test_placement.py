@@ -98,6 +98,7 @@ def test_planned_memory_of_a_device(place, curvature):
     assert on_each <= 0.28 * on_one  # an eighth, and what every device needs; 0.31 or more where vectors are not cut
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("curvature", ["gauss_newton", "hessian"])
 def test_explicit_axes_with_a_plain_model(curvature):
     """Data parallel: the batch is cut, the parameters are on every device."""
@@ -143,6 +144,7 @@ def test_shard_map_that_checks_replication_is_refused_in_one_line(function):
         jax.shard_map(inside, mesh=mesh, in_specs=(P("data"), P("data")), out_specs=P("data"))(X, Y)
 
 
+@pytest.mark.long
 def test_shard_map_measures_the_examples_of_each_device():
     """Without jit, where JAX traces all that the thread computes."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("d",))
