@@ -71,7 +71,7 @@ def sweep_figure(rows: list[dict], names: tuple[str, ...]) -> Figure:
       names: of its axes.
     """
     names = _deciding(rows, names)
-    place_of = lambda row: row[names[0]] if len(names) == 1 else " ".join(str(row[name]) for name in names)
+    place_of = lambda row: row[names[0]] if len(names) == 1 else " ".join(str(row[name]) for name in names if row[name] is not None)
     measured = [name for name in METRICS if any(name in row for row in rows)] or ["first_peak_ratio"]
     cause = "catapults" if any("catapults" in row for row in rows) else "critical_steps"  # catapults need the training loss
     metrics = [name for name in (cause, *measured) if any(name in row for row in rows)]
@@ -119,11 +119,17 @@ def _deciding(rows: list[dict], names: tuple[str, ...]) -> tuple[str, ...]:
 
     >>> _deciding([{"size": 5, "method": "exact"}, {"size": 10, "method": "exact"}], ("size", "method"))
     ('size',)
+
+    An axis that is not given everywhere can't stand for the others.
+
+    >>> _deciding([{"optimizer": "sgd", "start": None}, {"optimizer": "adagrad", "start": 0.1}, {"optimizer": "adagrad", "start": 0.0}], ("optimizer", "start"))
+    ('optimizer', 'start')
     """
     count = lambda kept: len({tuple(row[name] for name in kept) for row in rows})
     for name in reversed(names):
         rest = tuple(other for other in names if other != name)
-        if rest and count(rest) == count(names):
+        is_given = all(row[other] is not None for row in rows for other in rest)
+        if rest and is_given and count(rest) == count(names):
             names = rest
     return names
 
