@@ -71,7 +71,9 @@ def sweep_figure(rows: list[dict], names: tuple[str, ...]) -> Figure:
       names: of its axes.
     """
     names = _deciding(rows, names)
-    place_of = lambda row: row[names[0]] if len(names) == 1 else " ".join(str(row[name]) for name in names if row[name] is not None)
+    place_of = lambda row: (
+        row[names[0]] if len(names) == 1 else " ".join(str(row[name]) for name in names if row[name] is not None)
+    )
     measured = [name for name in METRICS if any(name in row for row in rows)] or ["first_peak_ratio"]
     cause = "catapults" if any("catapults" in row for row in rows) else "critical_steps"  # catapults need the training loss
     metrics = [name for name in (cause, *measured) if any(name in row for row in rows)]
