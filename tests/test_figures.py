@@ -21,12 +21,15 @@ from tests.small_records import CAUSES, DROPS, FULL, SPIKE, TO_A_LOSS, arms_reco
         (("lr", "critical_lr_batch"), {"lr_over_critical_lr"}),
         (("lr", "critical_lr_batch", "error_test"), {"lr_over_critical_lr", "against_critical_steps"}),
         (("lr", "critical_lr_batch", "error_test", "loss_train"), {"lr_over_critical_lr", "loss"}),
+        (("agop_alignment", "loss_test"), {"agop_alignment", "alignment_against_test_loss"}),
         (("lambda_max_batch",), {"lambda_max"}),
         (("stage",), set()),
     ],
 )
 def test_write_all_leaves_out_figures_without_their_series(series, names, tmp_path, plain_figures):
-    data = record(SPIKE, 1.5, DROPS, error_test=np.ones((1, 6)))[list(series)]
+    data = record(SPIKE, 1.5, DROPS, **dict.fromkeys(("error_test", "loss_test", "agop_alignment"), np.ones((1, 6))))[
+        list(series)
+    ]
 
     files = figures.write_all(data, Settings(), "mine", tmp_path / "new" / "figures")
 

@@ -32,9 +32,9 @@ def test_by_setting_labels_each_axis_that_varies():
     groups = members.by_setting(data, Settings(lr_unit="critical_lr0"))
 
     assert [(label, numbers.tolist()) for label, numbers in groups] == [
-        ("1 x critical lr at start, cap inf", [0]),
+        ("1 x critical lr at start, no cap", [0]),
         ("1 x critical lr at start, cap 0.9", [1]),
-        ("2 x critical lr at start, cap inf", [2]),
+        ("2 x critical lr at start, no cap", [2]),
         ("2 x critical lr at start, cap 0.9", [3]),
     ]
 

@@ -13,7 +13,7 @@ from catapult_jax import records
 from catapult_jax.events import Event
 from catapult_jax.report import curves, outcomes
 from catapult_jax.report.analysis import run_events
-from catapult_jax.report.members import Settings, by_setting, finished
+from catapult_jax.report.members import Settings, by_setting, finished, has_events
 from catapult_jax.report.panels import MOST_PANELS
 from catapult_jax.report.statistics import counted
 from catapult_jax.report.style import in_style
@@ -77,7 +77,7 @@ class Drawing(NamedTuple):
     caption: str
     with_events: bool = False  # whether draw takes the events too
     sizes: Callable[..., str] = sizes  # what n is, for the caption
-    unless: str = ""  # a series with which another figure says more
+    for_events: bool | None = None  # draw only where spikes can be looked for (True), or only where they can't (False)
 
 
 FIGURES = {
@@ -133,6 +133,7 @@ FIGURES = {
         "interval over seeds.",
         with_events=True,
         sizes=_sizes_of_ends,
+        for_events=True,
     ),
     "against_critical_steps": Drawing(
         outcomes.against_critical_steps_figure,
@@ -140,7 +141,7 @@ FIGURES = {
         "Where training ended, against the fraction of steps above the critical lr. Small: the members. Large: the mean of a setting with its "
         "95 % bootstrap interval over seeds.",
         sizes=_sizes_of_ends,
-        unless="loss_train",  # catapults can be counted
+        for_events=False,  # against_catapults says more
     ),
     "alignment_against_test_loss": Drawing(
         outcomes.alignment_against_test_loss_figure,
@@ -182,10 +183,12 @@ def write_all(
     """
     folder.mkdir(parents=True, exist_ok=True)
     events = run_events(record, settings) if events is None else events
+    can_have_events = has_events(record, settings)
     is_measured = lambda series: series in record and bool(record[series].notnull().any())
     files = {}
     for name, drawing in FIGURES.items():
-        if all(any(map(is_measured, group)) for group in drawing.series) and not is_measured(drawing.unless):
+        is_for_it = drawing.for_events in (None, can_have_events)
+        if is_for_it and all(any(map(is_measured, group)) for group in drawing.series):
             more = {"events": events} if drawing.with_events else {}
             picture = save(drawing.draw(record, settings, **more), folder / name)
             files[name] = picture, f"{title}. {drawing.caption} {drawing.sizes(record, settings)}"

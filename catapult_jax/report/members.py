@@ -199,7 +199,12 @@ def by_setting(record: xarray.Dataset, settings: Settings) -> list[tuple[str, np
         return [("all members", np.arange(record.sizes["member"]))]
     values = list(zip(*(record[name].values for name in axes), strict=True))
     arms = record.attrs.get("interventions")  # names of the codes
-    text = lambda name, value: arms[int(value)] if name == "intervention" and arms else labels[name].format(value)
+
+    def text(name: str, value: Any) -> str:
+        if name == "intervention" and arms:
+            return arms[int(value)]
+        return "no cap" if name == "cap" and np.isinf(value) else labels[name].format(value)
+
     label = lambda setting: ", ".join(text(name, value) for name, value in zip(axes, setting, strict=True))
     return [(label(s), np.array([m for m, other in enumerate(values) if other == s])) for s in dict.fromkeys(values)]
 
