@@ -18,7 +18,7 @@ endif
 help:
 	@echo "make run    make the environment, then run configs/quickstart.py on embedded data (about a minute)"
 	@echo "make test   make the environment, then run the tests"
-	@echo "make test-long  the tests that make test leaves out: kills, full disks, every config, planned memory; minutes"
+	@echo "make test-long  the tests that make test leaves out: kills, full disks, every config, every loss, meshes; minutes"
 	@echo "make env    only the environment, in $(VENV)"
 	@echo "make docs   the site, into docs/_build/html; runs every code cell that changed"
 	@echo "make figures  the pictures of docs/figures: runs every experiment that is not complete, for hours"
