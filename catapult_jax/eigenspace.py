@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from catapult_jax.losses import Loss, curvature_columns, hessian_range, weighted_residual
 from catapult_jax.tangent.weighted import loss_weighted_kernel
@@ -104,8 +105,8 @@ def split_weighted_loss(
     >>> float(split.top), float(split.rest), float(split.lambda_max)
     (4.5, 0.5, 4.0)
     """
-    if k < 1:
-        raise ValueError(f"k={k!r}; allowed: 1 or more")
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+        raise ValueError(f"k={k!r}; allowed: a whole number, 1 or more")
     if not 0 <= modes <= len(weighted):
         raise ValueError(f"modes={modes!r}; allowed for a kernel of {len(weighted)} rows: 0 to {len(weighted)}")
     with jax.default_matmul_precision("highest"):

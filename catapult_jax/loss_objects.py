@@ -173,7 +173,7 @@ class Huber(Loss):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Logistic(Loss):
-    """``l = log(1 + exp(f)) - y f`` with ``y`` from 0 to 1. Each output is a position."""
+    """``l = log(1 + exp(f)) - y f`` with ``y`` from 0 to 1. Each output is a position. Another ``y``, such as -1, makes the answer NaN."""
 
     def values(self, rows: Rows) -> Float[Array, " n"]:
         return jnp.sum(optax.sigmoid_binary_cross_entropy(rows.outputs, rows.targets), -1)
@@ -185,12 +185,22 @@ class Logistic(Loss):
         """``sqrt(p (1 - p))``; the difference ``1 - p`` would lose digits."""
         return jnp.sqrt(jax.nn.sigmoid(rows.outputs) * jax.nn.sigmoid(-rows.outputs))
 
+    def check_values(self, outputs: Array | jax.ShapeDtypeStruct, targets: PyTree) -> None:
+        del outputs
+        y, weights = targets if self.weighted else (targets, 1)
+        if not all(_is_known(array) for array in (y, weights)):
+            return
+        y = np.ravel(y)
+        if len(wrong := y[_is_no_probability(y) & (np.ravel(weights) != 0)]):
+            raise ValueError(f"targets has the value {wrong[0]}; allowed for loss={self}: 0 to 1")
+
     def flat(self, outputs: Array, targets: Array, weights: Array | None) -> tuple[Array, Array]:
         if weights is not None and weights.size != outputs.size:
             raise ValueError(f"weights has shape {weights.shape}; allowed for outputs {outputs.shape}: one for each output")
         if targets.size != outputs.size or targets.shape[:1] != outputs.shape[:1]:
             raise ValueError(f"targets has shape {targets.shape}; allowed for outputs {outputs.shape}: one number per output")
-        return outputs.reshape(-1, 1), targets.reshape(-1, 1).astype(outputs.dtype)
+        targets = targets.reshape(-1, 1).astype(outputs.dtype)
+        return outputs.reshape(-1, 1), jnp.where(_is_no_probability(targets), jnp.nan, targets)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -357,8 +367,13 @@ def scaled(array: Array, weights: Array | None) -> Array:
 
 
 def _is_known(array: Any) -> bool:
-    """Whether the values of an array can be read: it is not traced, and all of it is on this host."""
-    return not isinstance(array, Tracer) and getattr(array, "is_fully_addressable", True)
+    """Whether the values of an array can be read: it is not traced, no mere shape, and all of it is on this host."""
+    return not isinstance(array, (Tracer, jax.ShapeDtypeStruct)) and getattr(array, "is_fully_addressable", True)
+
+
+def _is_no_probability(y: Any) -> Any:
+    """Below 0 or above 1, by more than the rounding of bfloat16."""
+    return abs(1.0 * y - 0.5) > 0.51
 
 
 def _diagonal(root: Any, rows: Rows) -> CurvatureFactor:

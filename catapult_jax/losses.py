@@ -96,7 +96,7 @@ def batch_loss(outputs: Float[Array, "b *o"], targets: PyTree, *, loss: str | Lo
     - ``mse``: ``l = sum_o (f_o - y_o)^2``, one position for each example.
     - ``softmax_cross_entropy``: ``l = log sum_o exp(f_o) - f_y``, one position for each row of the outputs; NaN under ``jit`` if
       ``y`` names no class.
-    - ``logistic``: ``l = log(1 + exp(f)) - y f``, one position for each output.
+    - ``logistic``: ``l = log(1 + exp(f)) - y f``, one position for each output; NaN under ``jit`` if ``y`` is not from 0 to 1.
 
     Args:
       outputs: ``(b, ...)``.
@@ -108,7 +108,7 @@ def batch_loss(outputs: Float[Array, "b *o"], targets: PyTree, *, loss: str | Lo
       A scalar.
 
     Raises:
-      ValueError: unknown loss, shapes that do not fit it, or a label that names no class.
+      ValueError: unknown loss, shapes that do not fit it, a label that names no class, or a logistic target that is not from 0 to 1.
 
     Source: Zhu et al. (2024), arXiv 2306.04815, for ``mse`` without one half.
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,9 +125,7 @@ class Recorder:
         records.write(self.directory, first, series, over=False)
         self._waiting = []  # not before: if the disk is full, the next flush writes these steps
         self._done = rows[-1][0] + 1
-        for step, metrics in rows:
-            for sink in self._sinks:
-                sink(step, {name: value for name, value in metrics.items() if not math.isnan(value)})
+        self._to_each_sink(lambda sink: _pass_on(sink, rows))
 
     def _check(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Checks the names and values of a step, without waiting for the device."""
@@ -186,8 +185,13 @@ class Recorder:
     def close(self) -> None:
         """Writes the rest, and closes the sinks."""
         self.flush()
-        for sink in self._sinks:
-            getattr(sink, "close", lambda: None)()
+        self._to_each_sink(lambda sink: getattr(sink, "close", lambda: None)())
+
+    def _to_each_sink(self, do: Callable[[Sink], None]) -> None:
+        """Every sink gets its turn, also after one that raises; then the error is raised."""
+        with contextlib.ExitStack() as stack:
+            for sink in reversed(self._sinks):
+                stack.callback(do, sink)
 
     def __enter__(self) -> Recorder:
         return self
@@ -258,6 +262,11 @@ def _need_zarr() -> None:
 
 def _floats(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
+
+
+def _pass_on(sink: Sink, rows: list[tuple[int, dict[str, float]]]) -> None:
+    for step, metrics in rows:
+        sink(step, {name: value for name, value in metrics.items() if not math.isnan(value)})
 
 
 def _is_number(value: Any) -> bool:

@@ -116,7 +116,7 @@ class Csv:
         """
         self._path = Path(os.path.expanduser(path))
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        if not self._path.exists():
+        if not self._path.exists() or not self._path.stat().st_size:
             self._path.write_text("step,name,value\n", "utf-8")
 
     def __call__(self, step: int, metrics: dict[str, float]) -> None:

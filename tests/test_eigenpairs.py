@@ -394,6 +394,8 @@ def test_top_eigenpairs_under_vmap_and_scan():
         (dict(k=4), "k=4; allowed: 1 to 3"),
         (dict(k=2, k_max=1), "k_max=1; allowed: k=2 to 3"),
         (dict(k=1, tol=0.0), "tol=0.0; allowed: above 0"),
+        (dict(k=1, above="a"), "above='a'; allowed: a number, or None"),
+        (dict(k=1, above=np.ones(2)), r"above has shape \(2,\); allowed: \(\), one number, or None"),
         (dict(k=1, max_products=0), "max_products=0; allowed: 1 or more"),
         (dict(k=1, failure=0.0), "failure=0.0; allowed: above 0 and below 1"),
         (dict(k=1, reuse_bound=-1), "reuse_bound=-1; allowed: 0 or more"),

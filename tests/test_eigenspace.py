@@ -87,9 +87,10 @@ def test_split_loss_of_nan_has_a_condition_number_of_nan():
     assert np.isnan(split.condition_number)
 
 
-def test_split_loss_refuses_k_below_one():
-    with pytest.raises(ValueError, match="k=0; allowed: 1 or more"):
-        split_loss(jnp.eye(2), jnp.ones(2), jnp.ones(2), loss="mse", k=0)
+@pytest.mark.parametrize("k", [0, -1, 2.5, True, "2"])
+def test_split_loss_refuses_a_k_that_is_no_whole_number_above_zero(k):
+    with pytest.raises(ValueError, match=f"k={k!r}; allowed: a whole number, 1 or more"):
+        split_loss(jnp.eye(2), jnp.ones(2), jnp.ones(2), loss="mse", k=k)
 
 
 @pytest.mark.parametrize("previous", [jnp.eye(8)[:, :3], jnp.eye(4)[:, :2]], ids=["batch size", "k"])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from catapult_jax.losses import (
+    Logistic,
     batch_loss,
     curvature_columns,
     curvature_factor,
@@ -147,3 +148,17 @@ def test_hessian_range_contains_every_hessian(loss):
     assert basis.shape == (f.shape[1], f.shape[1] - (loss == "softmax_cross_entropy"))
     np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-6)
     np.testing.assert_allclose(basis @ basis.T @ hessians(f, y, loss), hessians(f, y, loss), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1)])
+def test_logistic_targets_outside_of_0_to_1_are_an_error_or_nan_under_jit(shape):
+    outputs, targets = jnp.ones(shape), jnp.ones(shape).at[2].set(-1)
+    of = lambda outputs, targets: batch_loss(outputs, targets, loss="logistic")
+
+    with pytest.raises(ValueError, match=r"targets has the value -1.0; allowed for loss=Logistic\(weighted=False\): 0 to 1"):
+        of(outputs, targets)
+    assert np.isnan(jax.jit(of)(outputs, targets))
+    weighted = Logistic(weighted=True)
+    weights = jnp.ones(4).at[2].set(0)
+    np.testing.assert_allclose(batch_loss(outputs, (targets, weights), loss=weighted), np.log1p(np.exp(-1)), rtol=1e-6)
+    assert np.isfinite(of(outputs.astype(jnp.bfloat16), jnp.full(shape, 1 + 2**-7, jnp.bfloat16)))  # rounding

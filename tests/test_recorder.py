@@ -257,6 +257,26 @@ def test_recorder_passes_metrics_on(tmp_path):
     assert all(isinstance(value, float) for _, metrics in seen for value in metrics.values())
 
 
+def test_a_sink_that_raises_takes_nothing_from_the_others(tmp_path):
+    seen, closed = [], []
+
+    class Sink:
+        def __call__(self, step, metrics):
+            seen.append(step)
+
+        def close(self):
+            closed.append(True)
+
+    def offline(step, metrics):
+        raise ConnectionError("no network")
+
+    with pytest.raises(ConnectionError, match="no network"):
+        write(tmp_path, range(5), flush_every=5, sinks=[offline, Sink()])
+
+    assert seen == [0, 1, 2, 3, 4] and closed == [True]
+    assert open_record(tmp_path).sizes["step"] == 5
+
+
 def test_report_of_a_recorded_watch(tmp_path, plain_figures):
     """With the events of the batch loss, smoothed as the watch was told."""
     write(tmp_path, range(10))
@@ -362,7 +382,10 @@ def test_sinks_say_what_to_install(monkeypatch, make, extra):
         make()
 
 
-def test_csv_adds_to_a_file(tmp_path):
+@pytest.mark.parametrize("is_there", [False, True])
+def test_csv_adds_to_a_file(tmp_path, is_there):
+    if is_there:
+        (tmp_path / "m.csv").touch()
     for step in range(2):
         sinks.Csv(tmp_path / "m.csv")(step, {"catapult/loss": 0.5, "catapult/critical_lr": 0.1})
 

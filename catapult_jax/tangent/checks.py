@@ -342,17 +342,17 @@ def _(primals, tangents):
     return primals[0], linear_call(lambda _, tangent: tangent, refuse, (), tangents[0])
 
 
-def check_search(n, k, k_max, tol, failure, max_products, reuse_bound, chunk_size) -> None:
+def check_search(n, k, k_max, above, tol, failure, max_products, reuse_bound, chunk_size) -> None:
     """Check the numbers of a search for eigenpairs in ``n`` dimensions.
 
     Args:
       n: dimension of the search.
-      k, k_max, tol, failure, max_products, reuse_bound, chunk_size: as in :func:`catapult_jax.top_eigenpairs`.
+      k, k_max, above, tol, failure, max_products, reuse_bound, chunk_size: as in :func:`catapult_jax.top_eigenpairs`.
 
     Raises:
       ValueError: one of another type, or out of its range; see :func:`catapult_jax.top_eigenpairs`.
 
-    >>> check_search(3, 1, 1, 0.01, 1e-6, None, 0, None)
+    >>> check_search(3, 1, 1, None, 0.01, 1e-6, None, 0, None)
     """
     for name, value in (
         ("k", k),
@@ -366,6 +366,10 @@ def check_search(n, k, k_max, tol, failure, max_products, reuse_bound, chunk_siz
     for name, value in (("tol", tol), ("failure", failure)):
         if not isinstance(value, (int, float, np.integer, np.floating)):
             raise ValueError(f"{name}={value!r}; allowed: a number, known when the program is traced")
+    if above is not None and not (hasattr(above, "shape") or isinstance(above, (int, float))):
+        raise ValueError(f"above={above!r}; allowed: a number, or None")
+    if jnp.shape(above if above is not None else 0) != ():
+        raise ValueError(f"above has shape {jnp.shape(above)}; allowed: (), one number, or None")
     if not 1 <= k <= n:
         raise ValueError(f"k={k!r}; allowed: 1 to {n}, the dimension of the search")
     if not k <= k_max <= n:

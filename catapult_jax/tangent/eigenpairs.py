@@ -217,7 +217,7 @@ def top_eigenpairs(
         )
     n = n if in_outputs else size
     k_max = k if k_max is None else k_max
-    check_search(n, k, k_max, tol, failure, max_products, reuse_bound, chunk_size)
+    check_search(n, k, k_max, above, tol, failure, max_products, reuse_bound, chunk_size)
     if warm_start is not None:
         check_warm_start(warm_start)
         check_directions(warm_start.vectors, params, k_max)
