@@ -71,8 +71,11 @@ def test_build_arms_shuffles_all_factors_by_the_seed(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seeds": (5,)}, r"has no arm cap with the seed 3; allowed: \[5\]"),
-        ({"arm": "none"}, r"has no arm cap with the seed 3; allowed: \[\]"),
+        (
+            {"seeds": (5,)},
+            "has no arm cap with the seed 3 and steps from schedule.cap_from=2 on; allowed: a run that has; this one has the seeds: 5",
+        ),
+        ({"arm": "none"}, "has no arm cap with the seed 3 and steps from schedule.cap_from=2 on; allowed: .*the seeds: none"),
     ],
 )
 def test_build_arms_refuses_a_run_without_the_capped_member(tmp_path, changes, message):

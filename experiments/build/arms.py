@@ -44,7 +44,8 @@ def build_arms(config: ConfigDict, names: Sequence[str], seeds: np.ndarray) -> A
             if name in NEED_CAP_RUN:
                 if int(seed) not in by_seed:
                     raise configs.ConfigError(
-                        f"intervention.cap_run={config.intervention.cap_run!r} has no arm cap with the seed {int(seed)}; allowed: {sorted(by_seed)}"
+                        f"intervention.cap_run={config.intervention.cap_run!r} has no arm cap with the seed {int(seed)} and steps from "
+                        f"schedule.cap_from={start} on; allowed: a run that has; this one has the seeds: {', '.join(map(str, sorted(by_seed))) or 'none'}"
                     )
                 of_cap = by_seed[int(seed)]
                 factors[m, start:] = of_cap.mean() if name != "shuffled_cap" else _shuffled(of_cap, steps - start, int(seed))
