@@ -39,7 +39,7 @@ def test_end_in_one_line_where_python_drops_exceptions():
 @pytest.mark.parametrize("ignored", [False, True])
 def test_end_of_the_terminal_ends_the_program_unless_it_is_ignored(ignored):
     done = run_python(
-        f"import os, signal\nif {ignored}: signal.signal(signal.SIGHUP, signal.SIG_IGN)\nfrom experiments import signals\n"
+        f"import os, signal\nsignal.signal(signal.SIGHUP, signal.{'SIG_IGN' if ignored else 'SIG_DFL'})\nfrom experiments import signals\n"
         "signals.end_in_one_line()\nos.kill(os.getpid(), signal.SIGHUP)\nprint('reached')"
     )
 
