@@ -45,14 +45,14 @@ def commands() -> list[str]:
 
 
 def shortened(command: str) -> str:
-    """It with few steps, where it starts a run and does not set them itself.
+    """It with few steps and a small width, where it starts a run and names neither itself.
 
     >>> shortened("python -m experiments.main --config=configs/quickstart.py --config.steps=60")
     'python -m experiments.main --config=configs/quickstart.py --config.steps=60 --config.model.width=16'
     """
     if "--config=" not in command:
         return command
-    more = [f"--config.{name}={value}" for name, value in SHORT.items() if f"{name}=" not in command]
+    more = [f"--config.{name}={value}" for name, value in SHORT.items() if name.split(".")[-1] not in command]
     return " ".join([command, *more])
 
 
