@@ -366,10 +366,10 @@ def check_search(n, k, k_max, above, tol, failure, max_products, reuse_bound, ch
     for name, value in (("tol", tol), ("failure", failure)):
         if not isinstance(value, (int, float, np.integer, np.floating)):
             raise ValueError(f"{name}={value!r}; allowed: a number, known when the program is traced")
-    if above is not None and not (hasattr(above, "shape") or isinstance(above, (int, float))):
+    if above is not None and not isinstance(above, (int, float, np.ndarray, np.generic, jax.Array)):
         raise ValueError(f"above={above!r}; allowed: a number, or None")
-    if jnp.shape(above if above is not None else 0) != ():
-        raise ValueError(f"above has shape {jnp.shape(above)}; allowed: (), one number, or None")
+    if above is not None and np.shape(above) != ():
+        raise ValueError(f"above has shape {np.shape(above)}; allowed: (), one number, or None")
     if not 1 <= k <= n:
         raise ValueError(f"k={k!r}; allowed: 1 to {n}, the dimension of the search")
     if not k <= k_max <= n:
