@@ -435,10 +435,8 @@ def _advance(
         small = lambda s: s._replace(carried=None)  # what was carried stays already
         kept = jax.tree.map(lambda old, new: jnp.where(skipped, old, new), small(state), small(new))
         new = kept._replace(carried=carried)
-        metrics |= {
-            name: jnp.where(skipped, nan, value) for name, value in (values | {"spike_score": metrics["spike_score"]}).items()
-        }
-        metrics["event"] = jnp.where(skipped, 0.0, metrics["event"])
+        of_updates = [*values, "spike_score", "event"]
+        metrics |= {name: jnp.where(skipped, nan, metrics[name]) for name in of_updates}
     metrics["spikes"] = (new.detector.closed + new.detector.is_open).astype(jnp.float32)
     return new, {f"catapult/{name}": value for name, value in sorted(metrics.items())}
 

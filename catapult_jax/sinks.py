@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -138,7 +139,8 @@ def event_text(step: int, metrics: dict[str, float]) -> str:
     >>> event_text(12, {"catapult/event": 1.0, "catapult/loss": 0.5})
     'catapult: a spike of the loss ended at step 12, with loss 0.5'
     """
-    kind = KINDS[int(metrics.get(_EVENT, 0))]
+    number = metrics.get(_EVENT, 0)
+    kind = "none" if math.isnan(number) else KINDS[int(number)]
     return (
         ""
         if kind == "none"

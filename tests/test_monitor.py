@@ -431,6 +431,7 @@ def test_watch_leaves_out_steps_without_an_update():
         True,
         False,
     ]
+    assert np.isnan(of(metrics, "event")).tolist() == [True, False, True, False]
     assert int(carry[2].step) == 2 and int(carry[2].detector.step) == 2
     mean = jax.tree.map(lambda a, b: (a + b) / 2, *(jax.grad(loss_of)(PARAMS, batch) for batch in BATCHES[:2]))
     clipped = float(critical_lr(MODEL.apply, PARAMS, BATCHES[1], loss="mse")) * float(optax.tree.norm(mean)) / 0.1

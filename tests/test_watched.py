@@ -25,8 +25,8 @@ def spike(onset, peak):
 
 
 def test_doubts_of_a_critical_lr_that_is_never_known():
-    unknown = doubts(record_of(critical_lr_batch=[np.nan, np.nan]))
-    known = doubts(record_of(critical_lr_batch=[np.nan, 1.0]))
+    unknown = doubts(record_of(critical_lr_batch=[np.nan, np.nan]), Settings(), [])
+    known = doubts(record_of(critical_lr_batch=[np.nan, 1.0]), Settings(), [])
 
     assert unknown.heading == "Read with care" and "not known at any step" in words_of(unknown)
     assert not known.blocks
@@ -35,8 +35,8 @@ def test_doubts_of_a_critical_lr_that_is_never_known():
 def test_doubts_of_a_search_that_ended_early():
     """Three of four steps are below the critical lr of the lower bound, and above that of the upper one."""
     series = dict(lr=[1.0] * 4, critical_lr_batch=[2.0, 2.0, 2.0, 0.5], lambda_max_batch=[1.0, 1.0, 1.0, 4.0])
-    early = doubts(record_of(**series, lambda_max_batch_bound=[np.inf] * 4))
-    whole = doubts(record_of(**series, lambda_max_batch_bound=[0.01] * 4))
+    early = doubts(record_of(**series, lambda_max_batch_bound=[np.inf] * 4), Settings(), [])
+    whole = doubts(record_of(**series, lambda_max_batch_bound=[0.01] * 4), Settings(), [])
 
     assert "At 3 of 4 measured steps it is not certain" in words_of(early) and "may be a catapult" in words_of(early)
     assert not whole.blocks
@@ -44,10 +44,10 @@ def test_doubts_of_a_search_that_ended_early():
 
 def test_doubts_of_another_loss():
     """The rounding of bfloat16 is no other loss; NaN is a step that was not measured."""
-    section = doubts(record_of(loss_batch=[1.0, 1.0, 1.0, 1.0], loss_of_watch=[1.01, 1.5, np.nan, 0.2]))
+    section = doubts(record_of(loss_batch=[1.0, 1.0, 1.0, 1.0], loss_of_watch=[1.01, 1.5, np.nan, 0.2]), Settings(), [])
 
     assert "At 2 of 3 measured steps the watch found another loss" in words_of(section)
-    assert not doubts(record_of(loss_batch=[1.0, 1.0], loss_of_watch=[0.98, np.nan])).blocks
+    assert not doubts(record_of(loss_batch=[1.0, 1.0], loss_of_watch=[0.98, np.nan]), Settings(), []).blocks
 
 
 def test_finding_text_of_spikes_without_a_known_critical_lr():
@@ -88,6 +88,12 @@ def test_layers_of_a_spike_are_those_on_its_way_up():
         ["late", "2 of 5", "1", "2", "0.1 (step 3)"],
     ]
     assert of_spikes.blocks[0].content["rows"] == [["unknown", "1", "2", "early", "early 0.6, late 2"]]
+
+
+def test_layers_of_a_spike_with_no_multiple_below_one_are_none_alone():
+    _, of_spikes = layers(record_of(directional__a=[5.0, 1.6, 1.9], directional__b=[5.0, 3.0, 2.0]), [[spike(1, 2)]])
+
+    assert of_spikes.blocks[0].content["rows"] == [["unknown", "1", "2", "none alone", "a 1.6, b 2"]]
 
 
 def test_pages_of_a_loop_without_a_critical_lr_say_so_and_draw_no_ratio(tmp_path, plain_figures):

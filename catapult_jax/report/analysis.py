@@ -35,10 +35,30 @@ CONFUSION = ("true_positive", "false_positive", "false_negative", "true_negative
 # Events.
 
 
-def _measured_steps(record: xarray.Dataset, m: int) -> slice:
-    """Steps of a member up to the one at which it diverged."""
+def seen_steps(record: xarray.Dataset, m: int) -> np.ndarray:
+    """Steps in which spikes are looked for: up to the one at which a member diverged, and those of updates.
+
+    Args:
+      record: series over (member, step). Its ``event`` is NaN at a call of :func:`catapult_jax.watch` without an update.
+      m: number of the member.
+
+    Returns:
+      Their numbers, ``(steps,)``.
+
+    >>> import xarray
+    >>> series = {"loss_batch": [[1.0, 2.0, 1.0, 2.0]], "event": [[np.nan, 0.0, np.nan, 1.0]]}
+    >>> seen_steps(xarray.Dataset({name: (("member", "step"), values) for name, values in series.items()}), 0)
+    array([1, 3])
+    """
     diverged = flags(record, "diverged")[m]
-    return slice(0, int(diverged.argmax()) + 1 if diverged[-1] else None)
+    steps = np.arange(int(diverged.argmax()) + 1 if diverged[-1] else record.sizes["step"])
+    return steps[~np.isnan(record["event"].values[m, steps])] if "event" in record else steps
+
+
+def _at_steps(event: Event, steps: np.ndarray) -> Event:
+    """An event in some steps, with the numbers of these steps."""
+    places = {name: getattr(event, name) for name in ("onset", "peak", "end", "returned")}
+    return event._replace(**{name: int(steps[place]) for name, place in places.items() if place >= 0})
 
 
 def run_events(record: xarray.Dataset, settings: Settings, *, factor: float | None = None) -> list[list[Event]]:
@@ -82,12 +102,12 @@ def run_events(record: xarray.Dataset, settings: Settings, *, factor: float | No
     }
     events = []
     for m in range(record.sizes["member"]):
-        steps = _measured_steps(record, m)
+        steps = seen_steps(record, m)
         more = {key: record[name].values[m, steps] for key, name in series.items() if name is not None and name in record}
         arrays: Any = loss[m, steps], lr[m, steps], critical_lr[m, steps]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="the loss changes by")  # it is the training loss
-            events.append(find_events(*arrays, **more, **options))
+            events.append([_at_steps(event, steps) for event in find_events(*arrays, **more, **options)])
     return events
 
 
@@ -113,7 +133,7 @@ def spike_counts(record: xarray.Dataset, settings: Settings) -> list[dict[float,
     loss = record[spike_series(record)].values
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the loss changes by")  # it is the training loss
-        return [count_spikes(row[_measured_steps(record, m)], **options) for m, row in enumerate(loss)]
+        return [count_spikes(row[seen_steps(record, m)], **options) for m, row in enumerate(loss)]
 
 
 def catapult_counts(events: list[list[Event]]) -> np.ndarray:

@@ -288,7 +288,7 @@ def write_page(
     notes = _notes(shown, len(names), members, sum(map(len, events)), is_looked_for=has_events(record, settings))
     kinds = {str(event.kind) for row in events for event in row} | ({"dead from here"} if (dead >= 0).any() else set())
     variables = {
-        "sections": [first, doubts(record), Section("", [text(words) for words in notes])],
+        "sections": [first, doubts(record, settings, events), Section("", [text(words) for words in notes])],
         "spikes": [row["words"] for row in spikes],
         "members": [(name, _color(m), _STROKES[_dash(m)]) for m, name in enumerate(names)],
         "kinds": [(kind, color) for kind, (color, _) in BARS.items() if kind in kinds],

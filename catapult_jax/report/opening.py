@@ -135,7 +135,11 @@ def finding_text(record: xarray.Dataset, settings: Settings, events: list[list[E
         is_known = "critical_lr_batch" in record and bool(record["critical_lr_batch"].notnull().any())
         kind = "catapult" if is_known else "spike of unknown kind" if "critical_lr_batch" in record else "spike"
         number = sum(any(event.kind == "catapult" or not is_known for event in row) for row in events)
-        parts.append(f"{number} of {counted(total, 'member')} {'has' if 1 in (number, total) else 'have'} a {kind}")
+        is_open = sum(
+            any(event.end < 0 and event.kind in ("catapult", "unexplained", "unknown") for event in row) for row in events
+        )
+        ends = f", {'which' if total == 1 else f'of {is_open} it'} is still open at the last step" if is_open else ""
+        parts.append(f"{number} of {counted(total, 'member')} {'has' if 1 in (number, total) else 'have'} a {kind}{ends}")
         inside = [event.fraction_top for row in events for event in row if event.kind == "catapult"]
         inside = np.array(inside, float)
         inside = inside[np.isfinite(inside)]

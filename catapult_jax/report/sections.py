@@ -20,6 +20,7 @@ from catapult_jax.report.analysis import (
     spike_counts,
     uncertain_steps,
 )
+from catapult_jax.report.chance import exceedance_by_chance
 from catapult_jax.report.members import (
     Settings,
     by_setting,
@@ -31,8 +32,8 @@ from catapult_jax.report.members import (
     spike_series,
 )
 from catapult_jax.report.opening import opening
-from catapult_jax.report.page import Section, image, table, text
-from catapult_jax.report.statistics import text_of
+from catapult_jax.report.page import Block, Section, image, table, text
+from catapult_jax.report.statistics import counted, text_of
 from catapult_jax.report.watched import critical_steps, doubts, layers
 from catapult_jax.spikes import FACTORS
 
@@ -68,7 +69,7 @@ def all_sections(
     """
     return [
         opening(record, settings, events),
-        doubts(record),
+        doubts(record, settings, events),
         diverged(record, settings),
         dead(record, settings),
         initialisation(record),
@@ -268,6 +269,7 @@ def spikes(record: xarray.Dataset, settings: Settings, events: list[list[Event]]
         blocks.append(text(f"The first {len(rows)} of {len(pairs)}; all are in events.jsonl."))
     if pairs:
         blocks.append(text(f"The first one: {pairs[0][1]}"))
+        blocks += _by_chance(record, settings, pairs)
         blocks.append(text(COLUMNS))
     if settings.smoothing is not None and "loss_train" not in record:
         delay = round(1 / (1 - settings.smoothing))
@@ -278,6 +280,21 @@ def spikes(record: xarray.Dataset, settings: Settings, events: list[list[Event]]
             )
         )
     return Section(f"Spikes above {settings.factor} times the level", blocks)
+
+
+def _by_chance(record: xarray.Dataset, settings: Settings, pairs: list[tuple[int, Event]]) -> list[Block]:
+    """How many spikes are catapults, and how many would be if the steps above the critical lr had nothing to do with them."""
+    known = [(m, event) for m, event in pairs if event.kind in ("catapult", "unexplained")]
+    if not known or "critical_lr_batch" not in record:
+        return []
+    chance = np.nanmean([exceedance_by_chance(record, settings, m, event) for m, event in known])
+    number = sum(event.kind == "catapult" for _, event in known)
+    return [
+        text(
+            f"{number} of {counted(len(known), 'spike')} of known kind {'is a catapult' if number == 1 else 'are catapults'}. By chance it would be "
+            f"{chance:.0%}: so many windows of the same length have a step above the critical lr, wherever they lie."
+        )
+    ]
 
 
 def _event_row(event: Event) -> tuple[Any, ...]:

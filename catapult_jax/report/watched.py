@@ -10,21 +10,27 @@ import numpy as np
 from catapult_jax import records
 from catapult_jax.events import Event
 from catapult_jax.report.analysis import uncertain_steps
+from catapult_jax.report.chance import spikes_of_noise
+from catapult_jax.report.members import Settings
 from catapult_jax.report.page import Section, table, text
+from catapult_jax.report.statistics import counted
 
 if TYPE_CHECKING:
     import xarray
 
 _MOST_RANGES = 20  # of steps, in a sentence
 _DOUBTFUL = 0.1  # a larger fraction of uncertain steps is worth a warning
+_DOUBTFUL_NOISE = 0.3  # the same for the fraction of the spikes that noise makes
 
 
-def doubts(record: xarray.Dataset) -> Section:
-    """What makes the numbers of a record doubtful: no critical lr at any step, one that is not certain, or another loss than that
-    of the training step.
+def doubts(record: xarray.Dataset, settings: Settings, events: Sequence[Sequence[Event]]) -> Section:
+    """What makes the numbers of a record doubtful: no critical lr at any step, one that is not certain, another loss than that
+    of the training step, or spikes that the scatter of batches makes alone.
 
     Args:
       record: series over (member, step).
+      settings: of the run.
+      events: of the record.
 
     Returns:
       A section; empty where there is nothing to doubt.
@@ -32,7 +38,7 @@ def doubts(record: xarray.Dataset) -> Section:
     >>> import xarray
     >>> series = {"loss_batch": [[1.0, 1.0]], "loss_of_watch": [[1.0, 2.0]]}
     >>> record = xarray.Dataset({name: (("member", "step"), values) for name, values in series.items()})
-    >>> doubts(record).blocks[0].content["words"][:53]
+    >>> doubts(record, Settings(), [[]]).blocks[0].content["words"][:53]
     'At 1 of 2 measured steps the watch found another loss'
     """
     blocks = []
@@ -64,6 +70,17 @@ def doubts(record: xarray.Dataset) -> Section:
                     "what it saw."
                 )
             )
+    number = sum(len(row) for row in events)
+    if (
+        number
+        and (by_noise := sum(spikes_of_noise(record, settings, m) for m in range(len(events)))) >= _DOUBTFUL_NOISE * number
+    ):
+        blocks.append(
+            text(
+                f"The record has {counted(number, 'spike')}. The scatter of batches alone would make about {by_noise:.2g}: that many are on a flat loss "
+                f"which changes as much from step to step. More smoothing than {settings.smoothing:g}, such as watch(smoothing=0.98), leaves fewer."
+            )
+        )
     return Section("Read with care" if blocks else "", blocks)
 
 
@@ -151,13 +168,14 @@ def layers(record: xarray.Dataset, events: Sequence[Sequence[Event]]) -> list[Se
     words = (
         "Multiple of a layer's part of the update at which the loss of the batch stops falling, while the other layers stay. It is 0 where that "
         "part is no descent direction, at any size, as with momentum after a turn; so zeros say nothing of the lr and are left out below. Among the "
-        "others the layer with the least multiple is nearest to instability. For a spike only its way up counts, from onset to peak."
+        "others the layer with the least multiple is nearest to instability. For a spike only its way up counts, from onset to peak; "
+        "a layer is named where that multiple is below 1."
     )
     return [Section("Layers", [table(header, rows), text(words)]), *_layers_of_spikes(series, events)]
 
 
 def _layers_of_spikes(series: dict[str, np.ndarray], events: Sequence[Sequence[Event]]) -> list[Section]:
-    """For each spike the layer with the least multiple on the way up: the one nearest to instability."""
+    """For each spike the layer with the least multiple on the way up, if that is below 1: its update alone raises the loss."""
     rows = []
     for event in events[0] if events else ():
         window = slice(int(event.onset), int(event.peak) + 1)
@@ -165,8 +183,9 @@ def _layers_of_spikes(series: dict[str, np.ndarray], events: Sequence[Sequence[E
         least = {layer: float(values[i]) for layer, values in parts.items() if (i := _least(values)) is not None}
         if least:
             order = sorted(least, key=least.__getitem__)
+            name = order[0] if least[order[0]] < 1 else "none alone"
             rows.append(
-                (event.kind, event.onset, event.peak, order[0], ", ".join(f"{layer} {least[layer]:.3g}" for layer in order))
+                (event.kind, event.onset, event.peak, name, ", ".join(f"{layer} {least[layer]:.3g}" for layer in order))
             )
     if not rows:
         return []
