@@ -50,6 +50,7 @@ from catapult_jax.watched_step import (
     Given,
     check_options,
     check_outputs,
+    check_step,
     joined,
     known,
     refuse_debug_nans,
@@ -216,21 +217,8 @@ def watch(
     )
     k = int(k or (5 if preset == "full" else 1))
     fixed = _Fixed(
-        apply_fn,
-        loss,
-        optimizer,
-        every,
-        preset,
-        method,
-        k,
-        tol,
-        max_products,
-        layers,
-        probe,
-        probe_batch,
-        agop_reference,
-        detector,
-    )
+        apply_fn, loss, optimizer, every, preset, method, k, tol, max_products, layers, probe, probe_batch, agop_reference, detector
+    )  # fmt: skip
     settings = WatchSettings(preset, method, every, k, factor, horizon, smoothing, momentum)
     return Watch(partial(_init, fixed), partial(_update, fixed), partial(_events, detector), settings)
 
@@ -302,7 +290,8 @@ def _update(
     if jnp.shape(loss) != ():
         raise ValueError(f"loss has shape {jnp.shape(loss)}; allowed: (), the loss of the batch")
     due, is_skipped = known("due", due), not isinstance(skipped, Tracer) and bool(skipped)
-    given = Given(params, joined(batch), updates, optimizer_updates, opt_state, opt_state_before, gradient, lr)
+    batch = check_step(fixed.apply_fn, fixed.loss, params, joined(batch), state.carried)
+    given = Given(params, batch, updates, optimizer_updates, opt_state, opt_state_before, gradient, lr)
     rule = _rule(fixed, given)
     # Outside of jit the values tell more: whether the update is that of the optimizer. A state without an update has no rule yet.
     kind = jax.eval_shape(lambda rule: rule(), rule) if is_skipped else jax.eval_shape(rule)
@@ -338,6 +327,8 @@ def _update(
 
 def _events(detector: Detector, state: WatchState) -> list[Event]:
     """The events so far, by onset; the last one may still be open."""
+    if not isinstance(state, WatchState):
+        raise ValueError(f"state is a {type(state).__name__}; allowed: the state of the watch")
     state = jax.device_get(state)
     kept = [to_python(jax.tree.map(lambda values, i=i: values[i], state.events)) for i in range(EVENTS)]
     still_open = to_python(jax.device_get(detector.finish(state.detector)))

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 PREFIX = "catapult/"
 _SERIES = {name: series for series, name in NAMES.items()}  # metric -> series of the record
+_EACH_STEP = {
+    PREFIX + name for name in ("loss", "lr", "event", "spikes", "spike_score")
+}  # metrics of steps without a measurement, too
 _TAKEN = ("step", "member", "run")  # names of the axes of the record
 _NAME = re.compile(r"[^\\\0-\x1f]{1,150}")  # of a series, which is a folder on disk
 
@@ -69,7 +72,7 @@ class Recorder:
         self.directory, self.watch, self.steps = Path(os.path.expanduser(directory)), watch, int(steps)
         self._sinks, self._flush_every = tuple(sinks), flush_every
         self._waiting: list[tuple[int, Mapping[str, Any]]] = []
-        self._warned = False
+        self._warned: set[str] = set()
         self._next: int | None = None  # step after the last one that was given; None: none was given
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -96,7 +99,8 @@ class Recorder:
         self._check(step, metrics)
         first = 0 if self._next is None else self._next
         if not first <= step < self.steps:
-            raise ValueError(f"step={step}; allowed: {first} to {self.steps - 1}")
+            allowed = f"{first} to {self.steps - 1}" if first < self.steps else "none, all are written"
+            raise ValueError(f"step={step} of a record with steps={self.steps}; allowed: {allowed}")
         if step == 0 and self._done:
             warnings.warn(
                 f"the record in {self.directory} has {self._done} steps; they are written again from step 0 on. Another directory keeps them.",
@@ -113,7 +117,7 @@ class Recorder:
         if not self._waiting:
             return
         rows = [(step, _floats(metrics)) for step, metrics in jax.device_get(self._waiting)]
-        self._compare_losses(rows)
+        self._warn_of_doubts(rows)
         if (done := records.steps_done(self.directory)) != self._done:
             raise ValueError(
                 f"the record in {self.directory} has {done} steps, not {self._done}: another recorder writes there; allowed: a directory for each"
@@ -170,17 +174,30 @@ class Recorder:
                     f"{name}={value!r} of the watch, in {self.directory}; allowed: {before[name]!r}, as in the record there, or another directory"
                 )
 
-    def _compare_losses(self, rows: list[tuple[int, dict[str, float]]]) -> None:
-        """Warns once where the watch finds another loss than the training step: then it measures something else."""
-        for step, metrics in rows:
+    def _warn_of_doubts(self, rows: list[tuple[int, dict[str, float]]]) -> None:
+        """Warns once where the watch finds another loss than the training step, or no critical lr: then it measures something else."""
+        measured = [(step, metrics) for step, metrics in rows if _is_measured(metrics)]
+        for step, metrics in measured:
             of_step, of_watch = (metrics.get(PREFIX + name, math.nan) for name in ("loss", "loss_of_watch"))
-            if not self._warned and abs(of_watch - of_step) > records.LOSS_TOLERANCE * abs(of_step):
-                self._warned = True
-                warnings.warn(
+            is_lost = PREFIX + "loss_of_watch" in metrics and math.isnan(of_watch) and math.isfinite(of_step)
+            if is_lost or abs(of_watch - of_step) > records.LOSS_TOLERANCE * abs(of_step):
+                self._warn(
+                    "loss",
                     f"step {step}: the watch finds a loss of {of_watch:.4g}, the training step gave {of_step:.4g}; give params before the update, "
                     "batch, loss, and what apply_fn closes over, as in the training step",
-                    stacklevel=4,
                 )
+        of_critical = [metrics.get(PREFIX + "critical_lr", 0.0) for _, metrics in measured]
+        if measured and not self._done and all(map(math.isnan, of_critical)):
+            self._warn(
+                "critical lr",
+                f"catapult/critical_lr is NaN at all measured steps ({len(measured)}): the optimizer has no rule, or updates, opt_state, "
+                "opt_state_before and gradient are not those of one step of it",
+            )
+
+    def _warn(self, of: str, words: str) -> None:
+        if of not in self._warned:
+            self._warned.add(of)
+            warnings.warn(words, stacklevel=5)
 
     def close(self) -> None:
         """Writes the rest, and closes the sinks."""
@@ -262,6 +279,11 @@ def _need_zarr() -> None:
 
 def _floats(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
+
+
+def _is_measured(metrics: Mapping[str, float]) -> bool:
+    """Whether the watch measured at this step: more is known than what it passes on at every step."""
+    return any(not math.isnan(value) for name, value in metrics.items() if name.startswith(PREFIX) and name not in _EACH_STEP)
 
 
 def _pass_on(sink: Sink, rows: list[tuple[int, dict[str, float]]]) -> None:

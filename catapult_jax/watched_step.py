@@ -12,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 
 from catapult_jax.losses import as_loss
+from catapult_jax.tangent.checks import check_arguments, check_batch, check_loss
 from catapult_jax.tangent.coupling import couples_examples
 from catapult_jax.xla import UNROLLED_PRODUCTS, loops_are_slow
 
@@ -69,6 +70,11 @@ def check_options(
         raise ValueError(
             f"optimizer=None with preset={preset!r}; allowed: the optimizer of the loop, whose critical lr is measured, or preset='economy'"
         )
+    if optimizer is not None and not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
+        tx = "its .tx, " if hasattr(optimizer, "tx") else ""
+        raise ValueError(
+            f"optimizer is a {type(optimizer).__name__}; allowed: {tx}an optax.GradientTransformation or optax.MultiSteps"
+        )
     if preset == "full" and not loss.has_factor:
         raise ValueError(
             f"loss={loss} with preset='full'; allowed: 'standard', or a loss whose Hessian has a closed form, since the loss is split by eigenvectors"
@@ -81,6 +87,33 @@ def check_options(
         raise ValueError(f"probe with preset={preset!r}; allowed: preset='full', which measures the AGOP")
     if agop_reference is not None and probe is None:
         raise ValueError("agop_reference without probe; allowed: with the inputs of the probe, on which both AGOPs are taken")
+
+
+def check_step(apply_fn: Callable, loss: Any, params: PyTree, batch: Any, carried: dict[str, Any]) -> tuple[PyTree, PyTree]:
+    """Check what a step gives, before anything is traced through the model.
+
+    Args:
+      apply_fn, loss: of the watch.
+      params: of the step.
+      batch: one batch of all examples.
+      carried: from the step before.
+
+    Returns:
+      The batch, as a pair.
+
+    Raises:
+      ValueError: params of another structure than at the start, a batch that is no pair, outputs that are no array, or targets that don't fit.
+
+    >>> check_step(lambda w, x: x @ w, "mse", jnp.ones(2), {"x": jnp.ones((1, 2))}, {})
+    Traceback (most recent call last):
+    ValueError: batch is a dict; allowed: a pair (x, targets)
+    """
+    x, targets = check_batch(batch)
+    directions = carried.get("matrix_free")
+    if directions is not None and jax.tree.structure(directions.vectors) != jax.tree.structure(params):
+        raise ValueError(f"params is a {type(params).__name__} of another structure; allowed: a tree like that of init")
+    check_loss(check_arguments(apply_fn, params, x), targets, loss=loss)
+    return x, targets
 
 
 def check_outputs(apply_fn: Callable, params: PyTree, x: PyTree, *, k: int) -> None:

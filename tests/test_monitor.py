@@ -1,6 +1,7 @@
 """``watch`` in a training step: its numbers, its cadence, its events, and that it changes nothing."""
 
 import functools
+from collections import namedtuple
 
 import jax
 import jax.numpy as jnp
@@ -559,7 +560,13 @@ def test_watch_is_a_static_argument():
 # ---- arguments
 
 TX = optax.sgd(0.1)
+Wrapped = namedtuple("Wrapped", "tx")
 BAD = {
+    "number as optimizer": (
+        dict(optimizer=0.1),
+        "optimizer is a float; allowed: an optax.GradientTransformation or optax.MultiSteps",
+    ),
+    "wrapped optimizer": (dict(optimizer=Wrapped(TX)), "optimizer is a Wrapped; allowed: its .tx, an optax"),
     "every": (dict(every=0), "every=0; allowed: a whole number, 1 or more"),
     "preset": (dict(preset="all"), "preset='all'; allowed: economy, standard, full"),
     "method": (dict(method="fast"), "method='fast'; allowed: auto, matrix_free, exact"),
@@ -596,6 +603,12 @@ BAD_STEPS = {
     "shapes": (dict(updates=jax.tree.map(lambda p: p[None], PARAMS)), r"updates has an array of shape \(1, .*; allowed: "),
     "list": (dict(batch=[X, Y, X]), r"batch is a list of 3 that are no pairs; allowed: a tuple \(x, targets\)"),
     "loss": (dict(loss=jnp.ones(1)), r"loss has shape \(1,\); allowed: \(\)"),
+    "dict": (dict(batch={"x": X, "y": Y}), r"batch is a dict; allowed: a pair \(x, targets\)"),
+    "targets": (dict(batch=(X, Y[:3])), "targets has shape .*; allowed for outputs"),
+    "another tree": (
+        dict(params=list(PARAMS.values())),
+        "params is a list of another structure; allowed: a tree like that of init",
+    ),
 }
 
 
@@ -605,6 +618,17 @@ def test_watch_refuses_a_step_that_lacks_something(name):
     watching = watch(MODEL.apply, loss="mse", optimizer=TX)
     with pytest.raises(ValueError, match=message):
         watching.update(watching.init(PARAMS), **GIVEN | step)
+
+
+def test_watch_refuses_outputs_that_are_no_array():
+    watching = watch(lambda params, x: (MODEL.apply(params, x), x), loss="mse", optimizer=TX)
+    with pytest.raises(ValueError, match=r"apply_fn returns tuple; allowed: one array of shape \(b, ...\)"):
+        watching.update(watching.init(PARAMS), **GIVEN)
+
+
+def test_events_refuse_what_is_no_state():
+    with pytest.raises(ValueError, match="state is a int; allowed: the state of the watch"):
+        watch(MODEL.apply, loss="mse", preset="economy").events(3)
 
 
 # ---- placement

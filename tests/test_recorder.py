@@ -116,7 +116,7 @@ def test_recorder_refuses_other_runs_and_steps(tmp_path):
     recorder = Recorder(tmp_path, WATCH, steps=10)
     recorder.write(3, metrics_of(3))
     for step in (3, 10):
-        with pytest.raises(ValueError, match=f"step={step}; allowed: 4 to 9"):
+        with pytest.raises(ValueError, match=f"step={step} of a record with steps=10; allowed: 4 to 9"):
             recorder.write(step, metrics_of(step))
     assert open_record(tmp_path).sizes["step"] == 3
     recorder = Recorder(tmp_path, WATCH, steps=10, flush_every=1)
@@ -238,6 +238,23 @@ def test_recorder_refuses_other_metrics_at_the_first_step(tmp_path):
         ValueError, match="metric 'catapult/directional/out' of step 1 is new; allowed: those of the first step on record"
     ):
         again.write(1, {"catapult/loss": 1.0, "catapult/lr": 0.1, "catapult/directional/out": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss_of_watch": np.nan}, "step 0: the watch finds a loss of nan, the training step gave 1; give params before"),
+        ({"critical_lr": np.nan}, "catapult/critical_lr is NaN at all measured steps (1): the optimizer has no rule, or"),
+    ],
+)
+def test_recorder_warns_of_what_the_watch_does_not_find(tmp_path, changes, message):
+    """At two of four steps the watch measures; the other two say nothing."""
+    with pytest.warns(UserWarning) as warned, Recorder(tmp_path, WATCH, steps=4, flush_every=2) as recorder:
+        for step in range(4):
+            metrics = metrics_of(step) | {"catapult/loss_of_watch": 1.0 if step % 2 == 0 else np.nan, "catapult/loss": 1.0}
+            recorder.write(step, metrics | {f"catapult/{name}": value for name, value in changes.items()})
+
+    assert [str(w.message)[: len(message)] for w in warned] == [message]
 
 
 def test_recorder_passes_metrics_on(tmp_path):

@@ -46,7 +46,8 @@ def doubts(record: xarray.Dataset, settings: Settings, events: Sequence[Sequence
         blocks.append(
             text(
                 "The critical lr is not known at any step, so no spike has a known cause. The optimizer has no rule, or the step did not give "
-                "what its rule needs (gradient, opt_state_before); the warning at the first step says which."
+                "what its rule needs (gradient, opt_state_before): a warning at the first step says which. Or updates, opt_state and gradient were "
+                "not those of one step of the optimizer."
             )
         )
     if {"lr", "critical_lr_batch"} <= set(record):
