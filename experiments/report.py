@@ -15,9 +15,9 @@ from experiments import directory
 from experiments.command_line import FIELDS_HELP, explain_output_errors
 from experiments.config import ConfigError, RunError, flat, home, testable
 from experiments.figures import DIRECTIONS_CAPTION, directions_figure
-from experiments.sections import Report, all_sections, overview, verdict_line
+from experiments.sections import Report, all_sections, fallback_text, overview, verdict_line
 from experiments.values import CADENCES
-from experiments.verdicts import OF_RUN, Run, Verdict, of_run, read_run
+from experiments.verdicts import NOT_TESTED, OF_RUN, Run, Verdict, of_run, read_run
 
 
 def title_of(config: dict, about: dict) -> str:
@@ -52,11 +52,18 @@ def build(run_dir: str | Path, *, with_interactive: bool = False) -> list[Verdic
     events = run.events(run.settings.factor)
     records.write_json_lines(run_dir / "events.jsonl", event_rows(run.record, run.settings, events))
     verdicts = [of_run(name, run) for name in config["claims"] if name in OF_RUN]
-    report = Report(run, about, untested, verdicts, _write_figures(run, title, run_dir))
+    if about["status"] == "running":
+        verdicts = [_of_unfinished(v, run.record.sizes["step"], config["steps"]) for v in verdicts]
+    report = Report(run, about, untested, verdicts, _write_figures(run, title, run_dir, fallback_text(about["data"])))
     records.write_text(run_dir / "report.html", render(title, all_sections(report)))
     if with_interactive:
         interactive.write_page(run.record, run.settings, events, overview(report), title=title, folder=run_dir)
     return verdicts
+
+
+def _of_unfinished(v: Verdict, steps: int, of: int) -> Verdict:
+    """A verdict of a run that is not finished is none."""
+    return v._replace(verdict=NOT_TESTED, effect=f"the run has {steps} of {of} steps; so far: {v.verdict}; {v.effect}")
 
 
 def verdict_lines(run_dir: str | Path, verdicts: list[Verdict]) -> list[str]:
@@ -66,13 +73,13 @@ def verdict_lines(run_dir: str | Path, verdicts: list[Verdict]) -> list[str]:
     return [verdict_line(v, about, seeds) for v in verdicts]
 
 
-def _write_figures(run: Run, title: str, run_dir: Path) -> dict[str, tuple[Path, str]]:
+def _write_figures(run: Run, title: str, run_dir: Path, note: str) -> dict[str, tuple[Path, str]]:
     """The figures of the record, and that of agop.npz if the run has one: name -> (png, caption)."""
     folder, directions = run_dir / "figures", run_dir / "agop.npz"
-    files = figures.write_all(run.record, run.settings, title, folder, run.events(run.settings.factor))
+    files = figures.write_all(run.record, run.settings, title, folder, run.events(run.settings.factor), note)
     if directions.is_file():
         name = "agop_directions"
-        files[name] = (figures.save(directions_figure(directions), folder / name), f"{title}. {DIRECTIONS_CAPTION}")
+        files[name] = (figures.save(directions_figure(directions), folder / name, note), f"{title}. {DIRECTIONS_CAPTION}")
     return files
 
 

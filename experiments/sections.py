@@ -47,6 +47,11 @@ def all_sections(report: Report) -> list[Section]:
     ]
 
 
+def fallback_text(about: dict[str, Any]) -> str:
+    """What stands on each figure of a run on fallback data; empty on others. ``about``: ``data`` of run.json."""
+    return f"{about['name']}, not {about['fallback_for']}" if about["fallback_for"] else ""
+
+
 def fallback_warning(about: dict[str, Any]) -> list[Block]:
     """The warning that a run is on fallback data, if it is. ``about``: ``data`` of run.json."""
     name, named = about["name"], about["fallback_for"]
@@ -103,7 +108,7 @@ def overview(report: Report) -> Section:
         network=[f"Data {about['name']}", f"{model['name'].upper()}, depth {model['depth']}, width {model['width']}"],
         training=[f"optimizer {optimizer['name']}" + (f" with momentum {momentum:g}" if momentum else "")],
         status=steps,
-        before=f"Demonstration on {about['name']}, not {about['fallback_for']}: " if about["fallback_for"] else "",
+        before=f"Demonstration on {fallback_text(about)}: " if about["fallback_for"] else "",
     )
     return section._replace(blocks=[*fallback_warning(about), *section.blocks])
 

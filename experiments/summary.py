@@ -17,7 +17,7 @@ from catapult_jax.report import analysis, figures, members, page, statistics
 from catapult_jax.report.sections import END_SERIES
 from experiments import directory, verdicts
 from experiments.figures import SWEEP_CAPTION, sweep_figure
-from experiments.sections import fallback_warning, verdict_block, verdict_line
+from experiments.sections import fallback_text, fallback_warning, verdict_block, verdict_line
 from experiments.settings import settings_of
 
 if TYPE_CHECKING:
@@ -169,12 +169,12 @@ def write_summary(
     blocks = [
         *fallback_warning(about),
         *(page.warning(f"{name}: {error}") for name, error in failures.items()),
-        *_dead(rows, axes),
+        *_lost(rows, axes),
     ]
     tables = [v.table for v in results]
     shown = [v._replace(table=() if v.table in tables[:i] else v.table) for i, v in enumerate(results)]
     blocks += [verdict_block(v, about, _seeds(rows)) for v in shown]
-    picture = figures.save(sweep_figure(rows, tuple(axes) or ("lr_given",)), workdir / "summary")
+    picture = figures.save(sweep_figure(rows, tuple(axes) or ("lr_given",)), workdir / "summary", fallback_text(about))
     finished = sum(bool(row["finished"]) for row in rows)
     blocks.append(page.image(picture, f"{title}. {SWEEP_CAPTION} n = {finished} members that finished, of {len(rows)}."))
     links = page.links({name: f"./{quote(name)}/report.html" for name in dict.fromkeys(row["run"] for row in rows)})
@@ -209,15 +209,18 @@ def _write_csv(rows: Rows, workdir: Path) -> None:
     records.write_text(workdir / "summary.csv", file.getvalue())
 
 
-def _dead(rows: Rows, axes: Sequence[str]) -> list[page.Block]:
-    """A warning and a table of the members whose network is dead."""
-    dead = [row for row in rows if row["dead_from"] >= 0]
-    if not dead:
+def _lost(rows: Rows, axes: Sequence[str]) -> list[page.Block]:
+    """A warning and a table of the members that diverged or whose network is dead."""
+    lost = [row for row in rows if not row["active"]]
+    if not lost:
         return []
-    names = (*axes, "setting", "seed")
+    names, dead = (*axes, "setting", "seed"), sum(row["dead_from"] >= 0 for row in lost)
+    end = lambda row: f"dead from step {row['dead_from']}" if row["dead_from"] >= 0 else "diverged"
     return [
-        page.warning(f"The network of {len(dead)} of {len(rows)} members is dead; they did not finish:"),
-        page.table((*names, "dead from step"), [(*(row[name] for name in names), row["dead_from"]) for row in dead]),
+        page.warning(
+            f"{len(lost)} of {len(rows)} members did not finish: {len(lost) - dead} diverged, {dead} with a dead network."
+        ),
+        page.table((*names, "how it ended"), [(*(row[name] for name in names), end(row)) for row in lost]),
     ]
 
 

@@ -71,7 +71,7 @@ def plain_figures(monkeypatch):
     """Draw figures but do not render them: rendering takes most of the time of a small run. Other tests check whole figures."""
     from catapult_jax.report import figures
 
-    def save(figure, path):
+    def save(figure, path, note=""):
         path.with_suffix(".png").write_bytes(_PIXEL)
         return path.with_suffix(".png")
 

@@ -72,10 +72,20 @@ def data_config(tmp_path, **fields):
 def test_load_data_takes_the_fallback_of_a_name_that_is_known(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
 
-    _, fallback_for = build.load_data(data_config(tmp_path, name="mnist"))
+    monkeypatch.setenv("CATAPULT_DATA_DIR", str(tmp_path))
+
+    _, fallback_for = build.load_data(data_config(tmp_path, name="mnist", dir=None))
 
     assert fallback_for == "mnist"
     assert "WARNING: mnist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", ["", "missing"])
+def test_load_data_takes_no_fallback_where_a_folder_is_named(tmp_path, monkeypatch, folder):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+
+    with pytest.raises(ConfigError, match=f"data.name='mnist' is not available: no file {tmp_path / folder}/mnist.npz"):
+        build.load_data(data_config(tmp_path / folder, name="mnist"))
 
 
 def test_load_data_takes_no_fallback_of_an_unknown_name(tmp_path, monkeypatch):

@@ -4,11 +4,12 @@ import json
 from urllib.parse import unquote
 
 import pytest
+from matplotlib.figure import Figure
 
 from catapult_jax import records
 from catapult_jax.events import DEFINITION
 from catapult_jax.report import members, sections
-from configs import quickstart
+from configs import cifar_gd, quickstart
 from experiments import build, main, report, summary, verdicts
 from experiments.verdicts import registry
 from tests.helpers_page import SCRIPT, Page, safe_page
@@ -48,7 +49,8 @@ def test_write_summary_escapes_axes_settings_runs_and_failures(tmp_path, plain_f
         "dead_from": -1,
         "catapults": 1,
     }
-    rows = [row | {"run": "width=<script>\"'?#%41"}, row | {"run": "other", "finished": False, "dead_from": 3}]
+    lost = row | {"finished": False, "active": False}
+    rows = [row | {"run": "width=<script>\"'?#%41"}, lost | {"run": "other", "dead_from": 3}, lost | {"run": "third"}]
     about = {"name": SCRIPT, "fallback_for": SCRIPT}
     summary.write_summary(rows, ["axis <script>"], quickstart.get_config(), tmp_path, SCRIPT, {"run <script>": SCRIPT}, about)
 
@@ -56,7 +58,8 @@ def test_write_summary_escapes_axes_settings_runs_and_failures(tmp_path, plain_f
     assert "axis <script>" in page.words and f"run <script>: {SCRIPT}" in page.words
     assert [unquote(link) for link in page.attributes["href"]] == [f"./{row['run']}/report.html" for row in rows]
     assert not set("<>\"'?#") & set("".join(page.attributes["href"]))  # nor an end of the path
-    assert "The network of 1 of 2 members is dead" in page.words
+    assert "2 of 3 members did not finish: 1 diverged, 1 with a dead network." in page.words
+    assert "dead from step 3" in page.words and "diverged" in page.words
 
 
 def test_build_of_a_run_whose_networks_die(tmp_path, plain_figures):
@@ -95,6 +98,32 @@ def test_verdict_lines_are_those_of_the_page(tmp_path, plain_figures):
     page = Page((tmp_path / "run" / "report.html").read_text())
     words = [line.partition(": ")[0] for line in lines]
     assert words == ["demonstration (1 seed; the claim needs 5)"] * 2 and all(word in page.words for word in words)
+
+
+def test_a_run_that_is_not_finished_tests_no_claim(tmp_path, plain_figures):
+    config = quickstart.get_config("smoke")
+    config.steps = 3
+    main.run(config, tmp_path / "run")
+    about = records.read_json(tmp_path / "run" / "run.json")
+    records.write_json(tmp_path / "run" / "run.json", about | {"status": "running"})
+
+    verdicts = report.build(tmp_path / "run")
+
+    assert verdicts and all(
+        v.verdict == "not tested" and v.effect.startswith("the run has 3 of 3 steps; so far: ") for v in verdicts
+    )
+
+
+def test_figures_of_fallback_data_say_so(tmp_path, monkeypatch):
+    notes = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: notes.append([text.get_text() for text in figure.texts]))
+    config = cifar_gd.get_config("smoke")
+    config.steps, config.data.dir = 2, None
+    monkeypatch.delenv("CATAPULT_DATA_DIR", raising=False)
+
+    main.run(config, tmp_path / "run")
+
+    assert notes and all("natural_patches, not cifar10" in texts for texts in notes)
 
 
 def test_title_of_names_the_data_in_use():

@@ -16,7 +16,7 @@ from catapult_jax.report.analysis import run_events
 from catapult_jax.report.members import Settings, by_setting, finished, has_events
 from catapult_jax.report.panels import MOST_PANELS
 from catapult_jax.report.statistics import counted
-from catapult_jax.report.style import in_style
+from catapult_jax.report.style import VERMILION, in_style
 
 if TYPE_CHECKING:
     import xarray
@@ -161,7 +161,12 @@ FIGURES = {
 
 
 def write_all(
-    record: xarray.Dataset, settings: Settings, title: str, folder: Path, events: list[list[Event]] | None = None
+    record: xarray.Dataset,
+    settings: Settings,
+    title: str,
+    folder: Path,
+    events: list[list[Event]] | None = None,
+    note: str = "",
 ) -> dict[str, tuple[Path, str]]:
     """Writes every figure whose series are on record, as PNG and PDF.
 
@@ -171,6 +176,7 @@ def write_all(
       title: the captions begin with it.
       folder: for the files; it is created.
       events: of the record; None: they are found here.
+      note: in the corner of every figure.
 
     Returns:
       For each figure the path of its PNG, and its caption.
@@ -190,17 +196,18 @@ def write_all(
         is_for_it = drawing.for_events in (None, can_have_events)
         if is_for_it and all(any(map(is_measured, group)) for group in drawing.series):
             more = {"events": events} if drawing.with_events else {}
-            picture = save(drawing.draw(record, settings, **more), folder / name)
+            picture = save(drawing.draw(record, settings, **more), folder / name, note)
             files[name] = picture, f"{title}. {drawing.caption} {drawing.sizes(record, settings)}"
     return files
 
 
-def save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path, note: str = "") -> Path:
     """Writes a figure as PNG and PDF. The same figure has the same bytes.
 
     Args:
       figure: the figure.
       path: without a suffix.
+      note: in the corner at the top right.
 
     Returns:
       The path of the PNG.
@@ -211,6 +218,8 @@ def save(figure: Figure, path: Path) -> Path:
     'empty.png'
     """
     with in_style():
+        if note:
+            figure.text(0.995, 0.995, note, ha="right", va="top", color=VERMILION, parse_math=False)
         for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", None)):
             buffer = io.BytesIO()
             # Into memory: on a full disk Matplotlib does not raise OSError, and write_bytes does.

@@ -59,7 +59,9 @@ def _preparation(config: ConfigDict) -> tuple[Callable[[int | None], data.Data],
             attribute=c.attribute, image_size=c.image_size, limit=limit,
         )  # fmt: skip
     except data.DataUnavailable as error:
-        if c.strict or c.fallback is None or isinstance(error, data.UnknownData):
+        if (
+            c.strict or c.fallback is None or c.dir or isinstance(error, data.UnknownData)
+        ):  # a folder that is named must have the file
             raise configs.ConfigError(configs.one_line(error)) from error
         arrays, fallback_for = data.read(c.fallback, image_size=c.image_size), c.name
         classes, sizes = c.fallback_classes, _fallback_sizes(c, arrays)
