@@ -1,11 +1,13 @@
 """The site: make docs."""
 
 import ast
+import hashlib
 import importlib
 import inspect
 import os
 import textwrap
 from importlib.metadata import distribution
+from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -34,9 +36,12 @@ html_static_path = ["_static", str(distribution("sphinx-mathjax-offline").locate
 mathjax_path = "mathjax/tex-chtml.js"
 html_css_files = ["site.css"]
 
-# Pages with code cells are executed, each in a temporary folder; unchanged ones come from the cache.
+# Pages with code cells are executed, each in a temporary folder; with the same cells and the same code they come from the cache.
+_HERE = Path(__file__).parent
+_CODE = [path for name in ("catapult_jax", "experiments", "configs") for path in sorted((_HERE.parent / name).rglob("*.py"))]
+_DIGEST = hashlib.sha256(b"".join(path.read_bytes() for path in _CODE)).hexdigest()[:12]
 nb_execution_mode = "cache"
-nb_execution_cache_path = os.path.join(os.path.dirname(__file__), "_build", "cells")
+nb_execution_cache_path = str(_HERE / "_build" / "cells" / _DIGEST)
 nb_execution_in_temp = True
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True

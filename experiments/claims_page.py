@@ -146,10 +146,11 @@ def _answers(rows: list[Row], scale: str, seconds: float) -> str:
     lines += [
         "",
         paragraph(
-            "**Why believe it?** Each row tests one published statement, or one of ours, with thresholds that were committed before the runs shown here. "
-            "What was chosen or mended after earlier runs is listed at the end; the runs after that have fresh seeds. "
+            "**Why believe it?** Each row tests one published statement, or one of ours, with thresholds that were committed before the runs shown here, but for "
+            "what the list at the end names: there is also what was chosen or mended after earlier runs; the runs after that have fresh seeds. "
             "A verdict needs ten seeds on synthetic tasks and five elsewhere. "
-            "Controls: ordinary rises, matched windows, sham edits of a step, raises to just below the critical lr. "
+            "Controls: ordinary rises, matched windows, sham edits of a step, raises to just below the critical lr (these have no "
+            "catapult, but also a lower lr later on: where the lr follows the critical lr, it grows with each catapult). "
             "*Not measurable*: the runs can't decide. Contrary results stay."
         ),
         paragraph(
@@ -206,7 +207,7 @@ def _table(rows: list[Row], folder: str) -> str:
         lines.append((link, row.source, row.grade, row.settings, _cut(row.effect)))
     return (
         "## All claims\n\nThe grade is what all settings that decide agree on, else *partly*.\n"
-        "The effect is that of the first setting with the lowest grade, which need not be the smallest one; brackets hold the 95 % interval over seeds.\n\n"
+        "The effect is that of the first setting with the lowest grade; others may be smaller; brackets hold the 95 % interval over seeds.\n\n"
         + markdown_table((header, *lines))
     )
 
@@ -232,11 +233,12 @@ def _criteria(outcomes: dict[str, Results | str]) -> str:
             for text in (
                 "**Intervals** are 95 % percentile bootstrap intervals of a mean over seeds. With five seeds they are too narrow: they miss the mean of a "
                 "normal distribution in about 15 % of cases. So a sign test over seeds must hold, too (5 of 5, 7 of 8, 9 of 10, 15 of 20).",
-                "**A fraction of a rise** above one: the loss outside the space falls meanwhile.",
+                "**A fraction of a rise** can exceed one, since the loss outside the space falls during the rise.",
                 "**AGOP alignment** is judged only where it is measurable: two references of one recipe must have an alignment of at least 0.5 with each "
                 "other, and untrained networks less than half of that.",
                 "**Grades.** *Reproduced*, *partly*, *not reproduced*: the statement below holds, a part of it, or not. *Not measurable*: the runs can't "
-                "decide. *Not tested*: there are no such runs. *Ours*: no study says it; such a row *holds*, *holds in part* or *does not hold*.",
+                "decide. *Not tested*: there are no such runs. *Ours*: no study says it; such a row *holds*, *holds in part* or *does not hold*. "
+                "*Not reproduced* and *does not hold* mean that the effect is not shown; they are no proof that there is none.",
             )
         ),
     ]

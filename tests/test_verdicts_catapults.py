@@ -2,6 +2,10 @@
 
 import numpy as np
 import pytest
+import scipy.stats
+import xarray
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from experiments import verdicts
 from experiments.verdicts import catapults
@@ -99,6 +103,30 @@ def test_cycles_cause_catapults():
     assert check(cycles_record(first[::-1])) == verdicts.NOT_REPRODUCED
     assert check(cycles_record(1.0)) == verdicts.NOT_MEASURABLE
     assert check(cycles_record(first, members=9)) == verdicts.NOT_MEASURABLE
+
+
+def test_cycles_that_differ_by_their_peak_are_in_part():
+    """High peaks have exceedances and spikes, low ones have neither: the spikes may come from the peak."""
+    high = record([[1.0, 3.0, 1.0, 0.9, 1.0, 3.0, 1.0, 0.9]] * 10, 1.5, [1.0] * 8)
+    low = record([[1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]] * 10, 0.5, [1.0] * 8)
+    data = xarray.concat([high, low], "member").assign_coords(
+        seed=("member", np.tile(np.arange(10) // 2, 2)), lr_given=("member", [1.5] * 10 + [0.5] * 10)
+    )
+
+    finding = finding_of(catapults.cycles_cause_catapults, data, with_schedule(CYCLIC, period=4))
+
+    assert finding.verdict == verdicts.PARTLY and "among cycles of equal peak 1;" in finding.details
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_exact_test_of_one_group_is_that_of_fisher(seed):
+    spiked, chosen = np.random.default_rng(seed).random((2, 30)) < 0.4
+    counts = [[(spiked & chosen).sum(), (~spiked & chosen).sum()], [(spiked & ~chosen).sum(), (~spiked & ~chosen).sum()]]
+
+    expected = scipy.stats.fisher_exact(counts, alternative="greater").pvalue
+
+    assert catapults._fisher(spiked, chosen, np.zeros(30)) == pytest.approx(expected)
 
 
 def test_cycles_cause_catapults_sums_the_log_gain_of_a_cycle():

@@ -59,8 +59,8 @@ def test_adagrad_outgrows_its_lr():
 
     check = lambda *a: finding_of(conditioning.adagrad_outgrows_its_lr, adagrad_record(*a), config)
 
-    assert check(grows, 0.8 * grows).verdict == verdicts.REPRODUCED
-    assert check(grows, 0.1).verdict == verdicts.REPRODUCED  # the bound has a claim of its own
+    assert check(grows, 0.8 * grows).verdict == verdicts.PARTLY  # that of SGD grows as much
+    assert check(grows, 0.1).verdict == verdicts.REPRODUCED
     assert check(1.0, 0.8).verdict == verdicts.NOT_REPRODUCED  # critical to the end
     assert check(9.0, 0.8).verdict == verdicts.NOT_MEASURABLE  # never critical
 

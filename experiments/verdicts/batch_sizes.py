@@ -105,7 +105,12 @@ def small_batches_help_at_tuned_lrs(rows: list[dict], config) -> Finding:
     return _finding([row for members in tuned.values() for row in members], statement, lrs, rows)
 
 
-@claim(of=SWEEP, given=_GIVEN, columns=_COLUMNS, title="With momentum, smaller batches help without any catapult")
+@claim(
+    of=SWEEP,
+    given=_GIVEN,
+    columns=_COLUMNS,
+    title="With momentum, smaller batches help without a step above the deterministic critical lr",
+)
 def small_batches_help_without_catapults(rows: list[dict], config) -> Finding:
     """The effect of the batch size in runs that have no catapult at all: it needs another cause."""
     statement = (

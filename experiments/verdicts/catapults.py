@@ -163,33 +163,47 @@ def cycles_cause_catapults(run: Run) -> Finding:
     """A cyclic lr makes a spike in the cycles whose lr exceeds the current critical lr, the more so the larger its overshoot."""
     statement = (
         "Cycles with a step above the critical lr hold the onset of a spike more often than others: one-sided exact test of Fisher over all cycles with "
-        f"p <= 0.001, and in every seed ({BEYOND}). Partly: the test alone. The dose is the log gain of the top mode, summed over the cycle"
+        f"p <= 0.001, in every seed ({BEYOND}), and among cycles of equal peak (the same test within peaks). Partly: the first test alone. The dose is "
+        f"the log gain of the top mode, summed over the cycle. A spike is one above {run.settings.factor:g} times the level"
     )
-    dose, spiked, seeds = _cycles(run)
+    dose, spiked, seeds, peaks = _cycles(run)
     has_exceedance = dose > 0
     count = lambda chosen: f"{int(spiked[chosen].sum())} of {int(chosen.sum())}"
     effect = f"spikes in {count(has_exceedance)} cycles with an exceedance, in {count(~has_exceedance)} without"
     table = _dose_table(dose, spiked)
     if min(has_exceedance.sum(), (~has_exceedance).sum()) < MIN_SPIKES:
         return Finding(statement, NOT_MEASURABLE, f"fewer than {MIN_SPIKES} cycles of one kind", table, effect)
-    counts = [[int((spiked & has_exceedance).sum()), int((~spiked & has_exceedance).sum())]]
-    counts.append([int((spiked & ~has_exceedance).sum()), int((~spiked & ~has_exceedance).sum())])
-    p = float(scipy.stats.fisher_exact(counts, alternative="greater").pvalue)
+    p = _fisher(spiked, has_exceedance, np.zeros(len(spiked)))
+    p_of_peaks = _fisher(spiked, has_exceedance, peaks)
     more = [
         spiked[(seeds == seed) & has_exceedance].mean() - spiked[(seeds == seed) & ~has_exceedance].mean()
         for seed in np.unique(seeds)
         if has_exceedance[seeds == seed].any() and not has_exceedance[seeds == seed].all()
     ]
-    verdict = grade(p <= 0.001, beyond_zero(more, 1))
-    return Finding(statement, verdict, effect, table, f"p = {p:.1e}; more often by {text_of(more)} over {len(more)} seeds")
+    beyond = beyond_zero(more, 1)
+    verdict = grade(p <= 0.001, None if beyond is None else beyond and p_of_peaks <= 0.001)
+    details = f"p = {p:.1e}, among cycles of equal peak {p_of_peaks:.2g}; more often by {text_of(more)} over {len(more)} seeds"
+    return Finding(statement, verdict, effect, table, details)
 
 
-def _cycles(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each whole cycle at which a member is active: the summed log gain of the top mode, whether a spike begins in it, and its seed."""
+def _fisher(spiked: np.ndarray, chosen: np.ndarray, groups: np.ndarray) -> float:
+    """One-sided exact test: are the spiked cycles among the chosen ones more often than by chance, within groups? For one group that of Fisher."""
+    total, chances = 0, np.ones(1)  # of the sum over groups of hypergeometric numbers
+    for group in np.unique(groups):
+        inside = groups == group
+        size, spikes, draws = int(inside.sum()), int(spiked[inside].sum()), int(chosen[inside].sum())
+        total += int((spiked & chosen)[inside].sum())
+        chances = np.convolve(chances, scipy.stats.hypergeom.pmf(np.arange(draws + 1), size, spikes, draws))
+    return float(min(chances[total:].sum(), 1.0))
+
+
+def _cycles(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Of each whole cycle at which a member is active: the summed log gain of the top mode, whether a spike begins in it, its seed and its peak."""
     record, settings, period = run.record, run.settings, run.config["schedule"]["period"]
     ratio = record["lr"].values / record["critical_lr_batch"].values
     gain = np.where(ratio > 1, 2 * np.log(np.maximum(np.abs(1 - 2 * ratio), 1)), 0.0)
-    is_active, dose, spiked, seeds = active(record, settings), [], [], []
+    is_active, dose, spiked, seeds, peaks = active(record, settings), [], [], [], []
+    peak = record["lr_given"].values if "lr_given" in record.coords else record["lr"].values.max(1)
     for m, events in enumerate(run.events(settings.factor)):
         for start in range(0, record.sizes["step"] - period + 1, period):
             cycle = slice(start, start + period)
@@ -197,7 +211,8 @@ def _cycles(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
                 dose.append(gain[m, cycle].sum())
                 spiked.append(any(start <= e.onset < start + period for e in events))
                 seeds.append(int(record["seed"].values[m]))
-    return np.array(dose), np.array(spiked, bool), np.array(seeds)
+                peaks.append(float(peak[m]))
+    return np.array(dose), np.array(spiked, bool), np.array(seeds), np.array(peaks)
 
 
 def _dose_table(dose: np.ndarray, spiked: np.ndarray) -> tuple[tuple[str, ...], ...]:
