@@ -118,7 +118,7 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[s
         _refuse_replaced(values.config, argv)
         keep_compiled(values.compilation_cache)
     except (AttributeError, KeyError) as error:
-        raise ConfigError(_unknown_field(argv) or one_line(error)) from error
+        raise ConfigError(_of_config_file(error, argv) or _unknown_field(argv) or one_line(error)) from error
     except BrokenPipeError:  # of --help
         raise
     except (flags.Error, ValueError, TypeError, OSError) as error:
@@ -201,6 +201,22 @@ def _missing_file(argv: Sequence[str]) -> str | None:
     return f"config={files[-1]!r} is not a file; allowed: a config file, for example configs/cifar_gd.py"
 
 
+def _of_config_file(error: Exception, argv: Sequence[str]) -> str | None:
+    """The message for an error of the code of the config file: no ``get_config``, or a field that no config has. None: it is another error."""
+    files = [match[1] for a in argv if (match := re.match(r"--?config=([^:]*)", a))]
+    words = one_line(error)
+    if field := re.search(r'^\W*Key "(\w+)" does not exist', words):
+        reason = no_field(field[1])
+    elif re.search(r"has no attribute 'get_config'", words):
+        reason = "it has no function get_config"
+    else:
+        return None
+    given = {match[1].rpartition(".")[2] for a in argv if (match := _FIELD.match(a))}
+    if field and field[1] in given:  # of the command line
+        return None
+    return f"config={files[-1] if files else ''!r}: {reason}; allowed: get_config(variant) that changes configs.default.get_config()"
+
+
 def _set_none(config: ConfigDict, argv: Sequence[str]) -> None:
     """Apply ``--config.FIELD=None``, which ml_collections can't parse."""
     names = [match[1] for a in argv if (match := _NONE.match(a))]
@@ -240,7 +256,10 @@ def parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> 
     try:
         rest = values([re.sub(r"^(--?config=)(~.*)", lambda m: m[1] + os.path.expanduser(m[2]), a) for a in argv])
     except flags.Error as error:
-        raise ConfigError(_wrong_type(error) or one_line(error)) from error
+        allowed = (
+            "; allowed: --config.FIELD=VALUE, and the flags of --help" if isinstance(error, flags.UnrecognizedFlagError) else ""
+        )
+        raise ConfigError(_wrong_type(error) or one_line(error) + allowed) from error
     except (AttributeError, KeyError, ValueError, TypeError, OSError):
         raise  # of a field or a value, which parse explains
     except Exception as error:  # any error of the code of the config file

@@ -290,6 +290,10 @@ def main(_argv: list[str]) -> int:
         )
         return 0 if run_again(then, workdir) else 1
     config = flags.FLAGS.config
+    if config.sweep:
+        raise configs.ConfigError(
+            f"sweep={tuple(config.sweep)!r} with experiments.main; allowed: python -m experiments.sweep, or --config.sweep='()' for one run"
+        )
     workdir = configs.home(_WORKDIR.value, "workdir") if _WORKDIR.value is not None else default_workdir(config)
     for line in report.verdict_lines(workdir, run(config, workdir)):
         print(line)

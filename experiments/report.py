@@ -109,7 +109,9 @@ def main(argv: list[str]) -> int:
     try:
         argv = [argv[0], str(home(argv[1], "RUN_DIR"))]
         if not Path(argv[1], "run.json").is_file():
-            raise FileNotFoundError(f"no run in {argv[1]}")
+            raise FileNotFoundError(
+                f"no run in {argv[1]}; allowed: the directory of one run; for the page of a sweep give the command of the sweep again"
+            )
         with directory.lock(Path(argv[1])), directory.explain_write_errors(Path(argv[1])):
             verdicts = build(argv[1], with_interactive=is_asked)
     except (FileNotFoundError, ConfigError, RunError, ImportError, records.DamagedFile) as error:

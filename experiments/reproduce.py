@@ -36,11 +36,16 @@ def stored_config(run_dir: Path) -> ConfigDict:
     except records.DamagedFile as error:
         raise _damaged(error) from error
     except (OSError, KeyError, TypeError) as error:
+        reason = f"{Path(error.filename).name} is missing" if isinstance(error, FileNotFoundError) else configs.one_line(error)
         raise configs.ConfigError(
-            f"reproduce={str(run_dir)!r} holds no run ({configs.one_line(error)}); allowed: the directory of a finished run"
+            f"reproduce={str(run_dir)!r} holds no run ({reason}); allowed: the directory of a finished run"
         ) from error
     if status == "running":
         raise configs.ConfigError(f"reproduce={str(run_dir)!r} holds a run that has not ended; allowed: a finished run")
+    if not (run_dir / "events.jsonl").is_file():
+        raise configs.ConfigError(
+            f"reproduce={str(run_dir)!r} has no events.jsonl; allowed: a finished run; the command of this one finishes it"
+        )
     try:
         damage = records.damage(run_dir)
         if damage:

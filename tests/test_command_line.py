@@ -55,12 +55,16 @@ def test_parse_of_a_missing_file_and_an_unknown_flag(tmp_path):
     for arguments, message in (
         (["--config=configs/none.py"], "error: config='configs/none.py' is not a file; allowed: a config file, for example"),
         (["--config=configs/none.py:smoke", "--config.steps=3"], "error: config='configs/none.py' is not a file; allowed"),
-        (["--config=configs/quickstart.py", "--worker=1"], "error: Unknown command line flag 'worker'"),
+        (["--config=configs/quickstart.py", "--wrker=1"], "error: Unknown command line flag 'wrker'"),
+        (
+            ["--config=configs/cifar_gd.py:width"],
+            "error: sweep=('model.width=256,512,1024,2048,4096',) with experiments.main; allowed",
+        ),
         (["--config=configs/quickstart.py", "--flagfile=none"], "error: Unable to open flagfile"),
     ):
         done = command(*arguments)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-        assert done.stderr.startswith(message)
+        assert done.stderr.startswith(message) and "allowed: " in done.stderr
 
 
 def test_parse_of_a_misspelt_field_in_a_config_file(tmp_path):
@@ -70,7 +74,14 @@ def test_parse_of_a_misspelt_field_in_a_config_file(tmp_path):
     )
     done = command(f"--config={file}", f"--workdir={tmp_path / 'run'}")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert "lr_relativ" in done.stderr and not (tmp_path / "run").exists()
+    assert f"config='{file}': config has no field 'lr_relativ'; nearest: " in done.stderr and not (tmp_path / "run").exists()
+
+
+def test_parse_of_a_config_file_without_get_config(tmp_path):
+    (tmp_path / "mine.py").write_text("x = 1\n")
+    done = command(f"--config={tmp_path / 'mine.py'}")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "mine.py': it has no function get_config; allowed: get_config(variant)" in done.stderr
 
 
 @pytest.mark.parametrize(

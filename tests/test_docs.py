@@ -1,5 +1,6 @@
 """Pages: what they name exists, and their code runs. The code cells of the site run when it is built: ``make docs``."""
 
+import os
 import re
 import subprocess
 import sys
@@ -38,11 +39,14 @@ def test_files_on_pages_exist():
 
 @pytest.mark.parametrize("page", CODE, ids=lambda page: page.name)
 def test_code_on_a_page_runs(page, tmp_path, plain_figures):
-    """Its blocks one after the other, as a reader would type them, beside the run that README makes."""
+    """Its blocks one after the other, as a reader would type them in the checkout, beside the run that README makes."""
     code = "\n".join(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL))
     if "runs/mine" in code:
         main.run(quickstart.get_config("smoke"), tmp_path / "runs" / "mine")
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 
