@@ -149,8 +149,8 @@ def _answers(rows: list[Row], scale: str, seconds: float) -> str:
             "**Why believe it?** Each row tests one published statement, or one of ours, with thresholds that were committed before the runs shown here, but for "
             "what the list at the end names: there is also what was chosen or mended after earlier runs; the runs after that have fresh seeds. "
             "A verdict needs ten seeds on synthetic tasks and five elsewhere. "
-            "Controls: ordinary rises, matched windows, sham edits of a step, raises to just below the critical lr (these have no "
-            "catapult, but also a lower lr later on: where the lr follows the critical lr, it grows with each catapult). "
+            "Controls: ordinary rises, matched windows, sham edits of a step, raises to just below the critical lr. "
+            "These raises make hardly a catapult, but also a lower lr later on, since the lr follows the critical lr, which each catapult raises. "
             "*Not measurable*: the runs can't decide. Contrary results stay."
         ),
         paragraph(

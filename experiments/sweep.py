@@ -96,7 +96,7 @@ def parse_axis(text: str, config: ConfigDict) -> tuple[str, tuple]:
     name, _, values = text.partition("=")
     fields = configs.flat(config)
     if not name:
-        raise configs.ConfigError(f"grid={text!r}; allowed: FIELD=v1,v2,...")
+        raise ConfigError(f"grid={text!r}; allowed: FIELD=v1,v2,...")
     if name not in fields:
         raise ConfigError(configs.no_field(name))
     kind = configs.types_of_fields(config)[name]
