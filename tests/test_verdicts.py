@@ -78,7 +78,10 @@ def reproducing_runs():
             record(cycles, 1.5, [1.0, 1, 9, 9, 9, 9, 9, 9]).assign_coords(seed=("member", np.arange(10) // 2)),
             with_schedule(CYCLIC, period=4),
         ),
-        "adagrad_outgrows_its_lr": (adagrad, with_schedule(ADAGRAD, period=4)),
+        "adagrad_outgrows_its_lr": (
+            adagrad.assign(preconditioner_min=adagrad["lr"] * 0 + grows),
+            with_schedule(ADAGRAD, period=4),
+        ),
         "smallest_entry_grows": (
             adagrad.assign(preconditioner_min=adagrad["lr"] * 0 + grows),
             with_schedule(ADAGRAD, period=4),

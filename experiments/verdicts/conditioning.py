@@ -68,10 +68,11 @@ def _growth(values: np.ndarray, period: int) -> np.ndarray:
 
 
 def _growth_of_sgd(record, period: int) -> np.ndarray | None:
-    """The growth of the critical lr that SGD would have on the same path: the part that is not due to the preconditioner. None: not on record."""
+    """The growth of the critical lr that SGD would have on the same path: the part that is not due to the preconditioner. None: not known."""
     if not {"critical_lr_bound_batch", "preconditioner_min"} <= set(record):
         return None
-    return _growth(record["critical_lr_bound_batch"].values / record["preconditioner_min"].values, period)
+    growth = _growth(record["critical_lr_bound_batch"].values / record["preconditioner_min"].values, period)
+    return None if np.isnan(growth).any() else growth
 
 
 def _from_on(holds: np.ndarray) -> list[int]:
