@@ -79,6 +79,17 @@ def test_within_runs_leaves_out_runs_with_few_steps_of_a_kind():
     assert len(ps.difference(members_of(record), ps.C1, ps.C3, ps.T1)) == 5
 
 
+def test_difference_has_one_number_for_each_seed():
+    """Ten runs of five seeds are no ten seeds: the mean over the runs of a seed that count."""
+    record = horizon_record(members=10).assign_coords(seed=("member", np.arange(10) // 2))
+    record["loss_batch_after"][0] = record["loss_batch"][0] * 0.9  # never rises
+    members = members_of(record)
+    of_run = ps.within_runs(members, ps.C1, ps.T1) - ps.within_runs(members, ps.C3, ps.T1)
+
+    np.testing.assert_allclose(ps.difference(members, ps.C1, ps.C3, ps.T1), np.nanmean(of_run.reshape(5, 2), 1))
+    assert np.isnan(of_run[0])
+
+
 def test_members_of_counts_no_descent_direction_as_an_infinite_score():
     record = horizon_record()
     record["directional_train"][0, 7] = 0.0

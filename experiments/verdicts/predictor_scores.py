@@ -47,6 +47,7 @@ class Criterion(NamedTuple):
 class Member(NamedTuple):
     """The steps of one run. Each array is ``(steps,)``."""
 
+    seed: int
     scores: dict[str, np.ndarray]  # criterion or baseline -> score
     happens: dict[str, np.ndarray]  # target -> whether it happens
     counts: dict[str, np.ndarray]  # target -> whether the step counts
@@ -139,7 +140,7 @@ def _member(run: Run, m: int, names: tuple[str, ...], events: list[Event]) -> Me
     functions = {name: (c.of, c.series) for name, c in CRITERIA.items()} | BASELINES
     with np.errstate(divide="ignore", invalid="ignore"):
         scores = {name: of(series) for name, (of, needs) in functions.items() if set(needs) <= set(series)}
-    return Member(scores, happens, counts)
+    return Member(int(run.record["seed"].values[m]), scores, happens, counts)
 
 
 def spike_begins(events: list[Event], steps: int, horizon: int) -> tuple[np.ndarray, np.ndarray]:
@@ -213,16 +214,21 @@ def _within_runs(members: list[Member], scores: list[np.ndarray], target: str, m
 
 
 def difference(members: list[Member], name: str, other: str, target: str) -> np.ndarray:
-    """Area under the ROC curve of a score minus that of another one, of the runs that count.
+    """Area under the ROC curve of a score minus that of another one: for each seed the mean of its runs that count.
 
     Args:
       members: from :func:`members_of`.
       name: of the score.
       other: of the score that is subtracted.
       target: one of :data:`TARGETS`.
+
+    Returns:
+      One number for each seed that has a run that counts.
     """
     values = within_runs(members, name, target) - within_runs(members, other, target)
-    return values[np.isfinite(values)]
+    seeds = np.array([member.seed for member in members])
+    counts = np.isfinite(values)
+    return np.array([values[counts & (seeds == seed)].mean() for seed in np.unique(seeds[counts])])
 
 
 # A logistic model of all baselines.

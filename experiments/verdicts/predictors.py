@@ -39,8 +39,8 @@ def directional_predicts_the_step(run: Run) -> Finding:
     statement = (
         "Within a run (one member: lr and seed constant), (H4) the area under the ROC curve of the directional criterion of the batch (c3) for a "
         "rise of the batch's loss in the step is above that of the spectral one (c1), and (H5) that of the directional criterion of the training set "
-        f"(c5) for a rise of the training loss is above that of c1, by the 95 % interval of the paired differences over the members that have {MIN_OF_EACH} "
-        "rises and falls, and a sign test"
+        f"(c5) for a rise of the training loss is above that of c1, by the 95 % interval of the paired differences over seeds (the mean of the members of a "
+        f"seed that have {MIN_OF_EACH} rises and falls), and a sign test"
     )
     members = members_of(run)
     targets = (T1, T2, T3)
@@ -50,7 +50,7 @@ def directional_predicts_the_step(run: Run) -> Finding:
     ]
     header = ("criterion", *(f"AUROC, {target}" for target in targets), "precision above 1", "recall above 1", "base rate")
     first, second = difference(members, C3, C1, T1), difference(members, C5, C1, T2)
-    effect = f"AUROC, c3 minus c1 on T1 {text_of(first)} ({len(first)} members); c5 minus c1 on T2 {text_of(second)} ({len(second)} members)"
+    effect = f"AUROC, c3 minus c1 on T1 {text_of(first)} ({len(first)} seeds); c5 minus c1 on T2 {text_of(second)} ({len(second)} seeds)"
     return Finding(statement, decide(beyond_zero(first, 1), beyond_zero(second, 1)), effect, (header, *rows))
 
 
@@ -65,8 +65,8 @@ def spectral_predicts_the_horizon(run: Run) -> Finding:
     statement = (
         f"Within a run (one member: lr and seed constant), (H6) the area under the ROC curve of the trace of the noise kernel (c7) for the onset of a "
         f"spike of factor {FACTOR} within the next {HORIZON} steps is above that of the directional criterion of the batch (c3) and above that of the "
-        f"training set (c5), by the 95 % interval of the paired differences over the members that have {MIN_OF_EACH} steps of each kind, and a sign "
-        "test. Steps inside an open spike are left out"
+        f"training set (c5), by the 95 % interval of the paired differences over seeds (the mean of the members of a seed that have {MIN_OF_EACH} steps of "
+        "each kind), and a sign test. Steps inside an open spike are left out"
     )
     members = members_of(run)
     if C7_TRACE not in members[0].scores:
@@ -81,7 +81,7 @@ def spectral_predicts_the_horizon(run: Run) -> Finding:
     ]
     header = ("criterion", *(f"AUROC, {name}" for name in T4.values()), f"AUPRC, {target}")
     of_batch, of_training = (difference(members, C7_TRACE, other, target) for other in (C3, C5))
-    effect = f"AUROC on T4 ({HORIZON} steps), trace of c7 minus c3 {text_of(of_batch)}, minus c5 {text_of(of_training)} ({len(of_batch)} members)"
+    effect = f"AUROC on T4 ({HORIZON} steps), trace of c7 minus c3 {text_of(of_batch)}, minus c5 {text_of(of_training)} ({len(of_batch)} seeds)"
     return Finding(statement, decide(beyond_zero(of_batch, 1), beyond_zero(of_training, 1)), effect, (header, *rows))
 
 
