@@ -91,8 +91,10 @@ class Loss(abc.ABC):
         return np.eye(outputs)
 
     def check_values(self, outputs: Array | jax.ShapeDtypeStruct, targets: PyTree) -> None:
-        """Raise a ValueError for targets with values that have no meaning, where they are known; by default none are."""
-        del outputs, targets
+        """Raise a ValueError for targets with values that have no meaning, where they are known; by default negative weights."""
+        del outputs
+        if self.weighted and _is_known(targets[1]) and len(wrong := np.ravel(targets[1])[np.ravel(targets[1]) < 0]):
+            raise ValueError(f"weights has the value {wrong[0]}; allowed for loss={self}: 0 or more")
 
     # The same for all kinds.
 
@@ -186,7 +188,7 @@ class Logistic(Loss):
         return jnp.sqrt(jax.nn.sigmoid(rows.outputs) * jax.nn.sigmoid(-rows.outputs))
 
     def check_values(self, outputs: Array | jax.ShapeDtypeStruct, targets: PyTree) -> None:
-        del outputs
+        super().check_values(outputs, targets)
         y, weights = targets if self.weighted else (targets, 1)
         if not all(_is_known(array) for array in (y, weights)):
             return
@@ -264,6 +266,7 @@ class SoftmaxCrossEntropy(Loss):
         return basis / np.sqrt(j * (j + 1))
 
     def check_values(self, outputs: Array | jax.ShapeDtypeStruct, targets: PyTree) -> None:
+        super().check_values(outputs, targets)
         y, weights = targets if self.weighted else (targets, 1)
         if not all(_is_known(array) for array in (y, weights)) or not np.issubdtype(np.asarray(y).dtype, np.integer):
             return

@@ -7,6 +7,7 @@ import pytest
 
 from catapult_jax.losses import (
     Logistic,
+    SquaredError,
     batch_loss,
     curvature_columns,
     curvature_factor,
@@ -174,3 +175,10 @@ def test_logistic_targets_outside_of_0_to_1_are_an_error_or_nan_under_jit(shape)
     weights = jnp.ones(4).at[2].set(0)
     np.testing.assert_allclose(batch_loss(outputs, (targets, weights), loss=weighted), np.log1p(np.exp(-1)), rtol=1e-6)
     assert np.isfinite(of(outputs.astype(jnp.bfloat16), jnp.full(shape, 1 + 2**-7, jnp.bfloat16)))  # rounding
+
+
+@pytest.mark.parametrize("loss", [SquaredError(weighted=True), Logistic(weighted=True)])
+def test_negative_weights_are_an_error(loss):
+    weights = jnp.ones(4).at[1].set(-0.5)
+    with pytest.raises(ValueError, match=r"weights has the value -0.5; allowed for loss=.*: 0 or more"):
+        batch_loss(jnp.ones((4, 1)), (jnp.ones((4, 1)), weights), loss=loss)
