@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from catapult_jax.losses import Loss, curvature_columns, hessian_range, weighted_residual
+from catapult_jax.tangent.placement import placed_by_compiler
 from catapult_jax.tangent.weighted import loss_weighted_kernel
 from catapult_jax.xla import eigh, warn_of_lapack_threads
 
@@ -109,23 +110,27 @@ def split_weighted_loss(
         raise ValueError(f"k={k!r}; allowed: a whole number, 1 or more")
     if not 0 <= modes <= len(weighted):
         raise ValueError(f"modes={modes!r}; allowed for a kernel of {len(weighted)} rows: 0 to {len(weighted)}")
-    with jax.default_matmul_precision("highest"):
-        residual = weighted_residual(outputs, targets, loss=loss)
-        b = len(residual)  # positions
-        expected = (residual.size, min(k, len(weighted)))
-        if previous is not None and jnp.shape(previous) != expected:
-            raise ValueError(
-                f"previous has shape {jnp.shape(previous)}; allowed: {expected}, eigenvectors of the same batch size and k"
-            )
-        if len(weighted) == residual.size:
-            zeros = b * (residual.shape[1] - hessian_range(residual.shape[1], loss=loss).shape[1])
-            return _split(weighted, residual.reshape(-1), b, k, previous, zeros, modes)
-        _, Q = curvature_columns(outputs, targets, loss=loss)
-        to_rows = lambda v: jnp.einsum("bor,bok->brk", Q, v.reshape(*residual.shape, -1)).reshape(len(weighted), -1)
-        previous = None if previous is None else to_rows(previous)
-        split = _split(weighted, to_rows(residual)[:, 0], b, k, previous, 0, modes)
-        vectors = jnp.einsum("bor,brk->bok", Q, split.eigenvectors.reshape(b, Q.shape[2], -1))
-        return split._replace(eigenvectors=vectors.reshape(residual.size, -1))
+
+    def split(weighted, outputs, targets, previous):
+        with jax.default_matmul_precision("highest"):
+            residual = weighted_residual(outputs, targets, loss=loss)
+            b = len(residual)  # positions
+            expected = (residual.size, min(k, len(weighted)))
+            if previous is not None and jnp.shape(previous) != expected:
+                raise ValueError(
+                    f"previous has shape {jnp.shape(previous)}; allowed: {expected}, eigenvectors of the same batch size and k"
+                )
+            if len(weighted) == residual.size:
+                zeros = b * (residual.shape[1] - hessian_range(residual.shape[1], loss=loss).shape[1])
+                return _split(weighted, residual.reshape(-1), b, k, previous, zeros, modes)
+            _, Q = curvature_columns(outputs, targets, loss=loss)
+            to_rows = lambda v: jnp.einsum("bor,bok->brk", Q, v.reshape(*residual.shape, -1)).reshape(len(weighted), -1)
+            previous = None if previous is None else to_rows(previous)
+            result = _split(weighted, to_rows(residual)[:, 0], b, k, previous, 0, modes)
+            vectors = jnp.einsum("bor,brk->bok", Q, result.eigenvectors.reshape(b, Q.shape[2], -1))
+            return result._replace(eigenvectors=vectors.reshape(residual.size, -1))
+
+    return placed_by_compiler(split, weighted, outputs, targets, previous)
 
 
 def _split(weighted, residual, b: int, k: int, previous, zeros: int, modes: int) -> LossSplit:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from catapult_jax.tangent.checks import check_chunk_size
+from catapult_jax.tangent.placement import placed_by_compiler
 from catapult_jax.xla import UNROLLED_JACOBIAN_CHUNKS, after, loops_are_slow
 
 if TYPE_CHECKING:
@@ -53,18 +54,21 @@ def input_jacobian(
         raise ValueError(f"x has shape {x.shape}; allowed: (n, ...) with n above 0")
     check_chunk_size(chunk_size)
 
-    def example_rows(example):
-        jacobian = jax.jacrev(lambda z: apply_fn(params, z[None]).reshape(-1))(example)
-        return jacobian.reshape(jacobian.shape[0], -1)
+    def rows_of(params, x):
+        def example_rows(example):
+            jacobian = jax.jacrev(lambda z: apply_fn(params, z[None]).reshape(-1))(example)
+            return jacobian.reshape(jacobian.shape[0], -1)
 
-    with jax.default_matmul_precision("highest"):
-        if chunk_size is None or chunk_size >= len(x):
-            rows = jax.vmap(example_rows)(x)
-        elif len(x) <= UNROLLED_JACOBIAN_CHUNKS * chunk_size and loops_are_slow(apply_fn, params, x):
-            rows = _unrolled(jax.jit(jax.vmap(example_rows)), x, chunk_size)
-        else:
-            rows = lax.map(example_rows, x, batch_size=chunk_size)
-    return rows.reshape(-1, math.prod(x.shape[1:]))
+        with jax.default_matmul_precision("highest"):
+            if chunk_size is None or chunk_size >= len(x):
+                rows = jax.vmap(example_rows)(x)
+            elif len(x) <= UNROLLED_JACOBIAN_CHUNKS * chunk_size and loops_are_slow(apply_fn, params, x):
+                rows = _unrolled(jax.jit(jax.vmap(example_rows)), x, chunk_size)
+            else:
+                rows = lax.map(example_rows, x, batch_size=chunk_size)
+        return rows.reshape(-1, math.prod(x.shape[1:]))
+
+    return placed_by_compiler(rows_of, params, x)
 
 
 def _unrolled(function: Callable, x: Array, size: int) -> Array:

@@ -13,7 +13,15 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from catapult_jax import critical_lr, directional_by_layer, directional_critical_lr, tangent_kernel, top_eigenpairs
+from catapult_jax import (
+    agop,
+    critical_lr,
+    directional_by_layer,
+    directional_critical_lr,
+    split_loss,
+    tangent_kernel,
+    top_eigenpairs,
+)
 from catapult_jax.tangent.placement import names_shardings
 from catapult_jax.testing import relative_error
 
@@ -114,6 +122,22 @@ def test_explicit_axes_with_a_plain_model(curvature):
     assert float(step.curvature) == pytest.approx(float(along.curvature), rel=1e-5)
     by_layer = directional_by_layer(plain, params, batch, update, loss="mse", curvature=curvature)
     assert sum(float(part.slope) for part in by_layer.values()) == pytest.approx(float(along.slope), rel=1e-5)
+
+
+@pytest.mark.long
+def test_explicit_axes_of_the_split_and_the_features():
+    """The batch is cut, the parameters are on every device. Small outputs: no softmax is nearly certain."""
+    _, params, (x, y) = placed("data", AxisType.Explicit)
+    small = lambda params, x: 0.1 * plain(params, x)
+    split = lambda p, x, y: split_loss(
+        tangent_kernel(small, p, x), small(p, x), jnp.argmax(y, 1), loss="softmax_cross_entropy", k=2
+    )
+
+    expected, found = jax.jit(split)(PARAMS, X, Y), jax.jit(split)(params, x, y)
+
+    for name in ("top", "rest", "lambda_max"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-4, err_msg=name)
+    np.testing.assert_allclose(agop(small, params, x, chunk_size=8), agop(small, PARAMS, X), atol=1e-6)
 
 
 def test_explicit_axes_exact_kernel():

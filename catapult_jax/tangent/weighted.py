@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
@@ -20,6 +21,7 @@ from catapult_jax.losses import (
 )
 from catapult_jax.tangent.checks import batch_size, check_arguments, check_batch, check_loss
 from catapult_jax.tangent.kernel import kernel_and_pullback, tangent_kernel
+from catapult_jax.tangent.placement import placed_by_compiler
 from catapult_jax.xla import eigh
 
 if TYPE_CHECKING:
@@ -60,6 +62,10 @@ def loss_weighted_kernel(
         raise ValueError(
             f"kernel has shape {jnp.shape(kernel)}; allowed for outputs {jnp.shape(outputs)}: {(jnp.size(outputs),) * 2}"
         )
+    return placed_by_compiler(partial(_weigh, loss), kernel, outputs, targets)
+
+
+def _weigh(loss: Loss, kernel: Array, outputs: Array, targets: PyTree) -> Array:
     if not loss.has_factor:
         return _by_hessian(kernel, jnp.asarray(outputs), targets, loss)
     factor = curvature_factor(outputs, targets, loss=loss)
