@@ -23,7 +23,7 @@ from experiments.markdown import markdown_table, paragraph
 from experiments.verdicts import CLAIMS, NOT_MEASURABLE, NOT_REPRODUCED, NOT_TESTED, OURS, PARTLY, REPRODUCED, Verdict, words_of
 
 _DECIDED = (REPRODUCED, PARTLY, NOT_REPRODUCED)
-_MOST = 88  # characters in a cell of the table
+_MOST = 96  # characters in a cell of the table
 _MOST_NAMES = 8  # settings that are named one by one
 
 
@@ -37,6 +37,7 @@ class Row(NamedTuple):
     effect: str  # of the first setting with the lowest grade
     claim: str  # its name
     deciding: tuple[str, ...]  # names of the settings that decided
+    others: tuple[str, ...]  # variants of ours that decided otherwise, in words; they do not count
 
 
 def grade_of(verdicts_of_settings: Sequence[str]) -> str:
@@ -64,18 +65,23 @@ def rows_of(outcomes: dict[str, Results | str]) -> list[Row]:
 
 def _row(name: str, outcomes: dict[str, Results | str]) -> Row:
     settings = _settings(name, outcomes)
-    counted = [verdict for experiment, verdict in settings if not experiment.is_variant] or [verdict for _, verdict in settings]
+    own = [verdict for experiment, verdict in settings if not experiment.is_variant]
+    counted = own or [verdict for _, verdict in settings]
     grade = grade_of([verdict.verdict for verdict in counted])
     words = (f"{OURS}: " if CLAIMS[name].source == OURS else "") + words_of(name, grade)
     count = {verdict: sum(v.verdict == verdict for v in counted) for verdict in (*_DECIDED, NOT_MEASURABLE, NOT_TESTED)}
     parts = [f"{number} {words_of(name, v)}" for v, number in count.items() if number]
+    variants = {_setting(e): v for e, v in settings if e.is_variant and own}
+    others = tuple(
+        f"variant {s}: {words_of(name, v.verdict)}" for s, v in variants.items() if v.verdict in _DECIDED and v.verdict != grade
+    )
     decided = {_setting(e): v for e, v in settings if v.verdict in _DECIDED and not e.is_variant}
     if decided:
         weakest = max(decided, key=lambda setting: _DECIDED.index(decided[setting].verdict))  # the first one of several
         effect = (f"{weakest}: " if len(decided) > 1 else "") + decided[weakest].effect
     else:
         effect = counted[0].effect if counted else "no setting"
-    return Row(CLAIMS[name].title, CLAIMS[name].source, words, ", ".join(parts), effect, name, tuple(decided))
+    return Row(CLAIMS[name].title, CLAIMS[name].source, words, ", ".join(parts), effect, name, tuple(decided), others)
 
 
 def _setting(experiment: Experiment) -> str:
@@ -174,6 +180,7 @@ def _answer(rows: list[Row]) -> str:
         where = ", ".join(names) if len(names) <= _MOST_NAMES else f"{len(names)} settings"
         if word in (*_IN_PART, *_NO):
             where += ("; " if len(names) > 1 else ": ") + _cut(row.effect)
+        where = "; ".join([where, *row.others])
         groups.setdefault(word, []).append(_lower(row.title) + (f" ({where})" if names else ""))
     decided = [word for word in groups if word in (*_YES, *_IN_PART, *_NO)]
     in_short = "Yes" if set(decided) <= set(_YES) else "No" if set(decided) <= set(_NO) else "In part"
@@ -204,10 +211,11 @@ def _table(rows: list[Row], folder: str) -> str:
     for row in rows:
         module = next(e.name.partition(":")[0] for e in EXPERIMENTS if row.claim in e.claims)
         link = f"[{row.title}]({folder}/{module}.md)"
-        lines.append((link, row.source, row.grade, row.settings, _cut(row.effect)))
+        lines.append((link, row.source, row.grade, ", ".join([row.settings, *row.others]), _cut(row.effect)))
     return (
         "## All claims\n\nThe grade is what all settings that decide agree on, else *partly*.\n"
-        "The effect is that of the first setting with the lowest grade; others may be smaller; brackets hold the 95 % interval over seeds.\n\n"
+        "The effect is that of the first setting with the lowest grade; others may be smaller; brackets hold the 95 % interval over seeds.\n"
+        "A variant is a setting of ours that no study has: it does not count, and is named where it says otherwise.\n\n"
         + markdown_table((header, *lines))
     )
 

@@ -95,7 +95,12 @@ def test_rows_of_a_claim_leave_out_our_variants():
     """cifar_sgd has four networks and two variants of ours."""
     row = row_of("spikes_have_exceedances", *[REPRODUCED] * 4, NOT_REPRODUCED, NOT_REPRODUCED)
 
-    assert row.grade == REPRODUCED and row.settings == "4 reproduced"
+    assert row.grade == REPRODUCED
+    assert row.settings == "4 reproduced"
+    assert row.others == ("variant fcn ce: not reproduced", "variant fcn momentum: not reproduced")
+    assert row_of("spikes_have_exceedances", *[REPRODUCED] * 6).others == ()
+    answer = claims_page._answer([row]).replace("\n   ", "")
+    assert "(fcn, cnn, wrn, vit; variant fcn ce: not reproduced; variant fcn momentum: not reproduced)." in answer
 
 
 def test_answers_name_what_holds_and_what_does_not():

@@ -50,7 +50,7 @@ def test_published_accuracies_need_the_column_of_the_schedule():
 def test_catapults_help_sgd():
     finding = accuracies.catapults_help_sgd(accuracy_rows(ERRORS), MNIST)
     assert finding.verdict == verdicts.REPRODUCED
-    assert finding.effect == "at 2 of 2 peaks; largest gain 2.27 [2.27, 2.27] points"
+    assert finding.effect == "at 2 of 2 peaks; smallest gain 2.27 [2.27, 2.27], largest 2.27 [2.27, 2.27] points"
 
     worse = accuracy_rows(ERRORS | {("sgd", "cyclic"): 6.0})
     assert accuracies.catapults_help_sgd(worse, MNIST).verdict == verdicts.NOT_REPRODUCED
@@ -81,7 +81,7 @@ def test_catapults_help_sgd_leaves_out_a_peak_at_which_a_seed_diverged():
 
 def test_catapults_hurt_adagrad():
     finding = accuracies.catapults_hurt_adagrad(accuracy_rows(ERRORS), MNIST)
-    assert finding.verdict == verdicts.REPRODUCED and finding.effect.endswith("largest loss 1.18 [1.18, 1.18] points")
+    assert finding.verdict == verdicts.REPRODUCED and finding.effect.endswith("largest 1.18 [1.18, 1.18] points")
 
     better = accuracy_rows(ERRORS | {("adagrad", "cyclic"): 1.0})
     assert accuracies.catapults_hurt_adagrad(better, MNIST).verdict == verdicts.NOT_REPRODUCED

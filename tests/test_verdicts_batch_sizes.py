@@ -18,6 +18,8 @@ def test_small_batches_help_at_a_shared_lr():
     assert shared(-0.1, 0.1).verdict == verdicts.PARTLY  # more spikes, and that is all
     assert shared(-0.1, 0.1, spikes=2).verdict == verdicts.NOT_REPRODUCED
     assert shared(0.1, 0.1).table[1][:2] == ("4", "0.1, an end of the grid")
+    assert shared(0.1, -0.1).effect == "correlation with size: spikes -1, yes; features -1, yes; test loss 1, yes"
+    assert shared(-0.1, 0.1).effect == "correlation with size: spikes -1, yes; features 1, no; test loss -1, no"
 
 
 def test_small_batches_help_at_tuned_lrs():
@@ -32,6 +34,7 @@ def test_small_batches_help_leaves_out_an_alignment_that_says_nothing():
     finding = batch_sizes.small_batches_help([row | {"agop_ceiling": 0.01} for row in wrong_way], BATCH)
 
     assert finding.verdict == verdicts.REPRODUCED and "the alignment does not count: two references" in finding.details
+    assert "features 1, not known" in finding.effect
 
 
 def test_small_batches_help_needs_an_lr_at_which_all_finish():

@@ -62,6 +62,7 @@ def test_spikes_are_catapults_counts_them():
     finding = finding_of(catapults.spikes_are_catapults, record(loss, 1.5, critical), FIG3)
 
     assert finding.effect == "1 of 2 spikes are catapults, 1 start before the first exceedance of the run"
+    assert finding.details.startswith("by chance 88% of windows as long as a spike have such a step")
     assert "onset of the others median 0.167 (from 0.167 to 0.167, n = 1); 0 divergences, 0 deaths" in finding.details
 
 

@@ -157,7 +157,7 @@ def catapults_hurt_adagrad(rows: list[dict], config) -> Finding:
 
 def _at_the_same_peaks(rows: list[dict], name: str, sign: int) -> Finding:
     """Whether cycles with critical steps raise (1) or lower (-1) the test accuracy of an optimizer, at each peak of the lr."""
-    higher, most = ("higher", "largest gain") if sign > 0 else ("lower", "largest loss")
+    higher, gain_or_loss = ("higher", "gain") if sign > 0 else ("lower", "loss")
     statement = (
         f"After 30 epochs, at every peak of one grid at which no seed diverges and cycles have critical steps: a {higher} test accuracy with cycles up "
         f"to this lr than at this lr held constant ({BEYOND} on the paired differences). Partly: at some of the peaks"
@@ -167,10 +167,14 @@ def _at_the_same_peaks(rows: list[dict], name: str, sign: int) -> Finding:
     if not tested:
         return Finding(statement, NOT_MEASURABLE, "no peak with critical steps and without divergence", (_PEAK_HEADER, *table))
     holds = {lr: beyond_zero(gain, sign) for lr, gain in tested.items()}
-    best = max(tested, key=lambda lr: sign * np.mean(tested[lr]))
-    effect = (
-        f"at {sum(map(bool, holds.values()))} of {len(holds)} peaks; {most} {text_of(sign * np.array(tested[best]))} points"
+    in_order = sorted(tested, key=lambda lr: sign * np.mean(tested[lr]))
+    of_peaks = [text_of(sign * np.array(tested[lr])) for lr in in_order]
+    sizes = (
+        f"{gain_or_loss} {of_peaks[0]}"
+        if len(of_peaks) == 1
+        else f"smallest {gain_or_loss} {of_peaks[0]}, largest {of_peaks[-1]}"
     )
+    effect = f"at {sum(map(bool, holds.values()))} of {len(holds)} peaks; {sizes} points"
     return Finding(statement, grade(*holds.values()), effect, (_PEAK_HEADER, *table))
 
 

@@ -25,6 +25,7 @@ _GIVEN = (
 )  # fmt: skip
 _COLUMNS = ("catapults", "spikes", "loss_val", "loss_test", "agop_alignment", "agop_alignment_start")
 _SIGNS = {"spikes": -1, "agop_alignment": -1, "loss_test": 1}  # of the correlation with the batch size
+_WORDS = {"spikes": "spikes", "agop_alignment": "features", "loss_test": "test loss"}
 
 
 def _is_other_sweep(rows: list[dict]) -> bool:
@@ -53,14 +54,16 @@ def _finding(rows: list[dict], statement: str, lrs: dict[int, float], all_rows: 
         members = [row for row in rows if row[_AXIS] == size]
         means = (text_of([row[name] for row in members]) for name in ("spikes", "catapults", "agop_alignment", "loss_test"))
         table.append((str(size), f"{lr:.3g}{at_the_edge(all_rows, lr)}", *means))
-    effect = "correlation with size: " + ", ".join(
-        f"{name.replace('_', ' ')} {number_text(float(np.mean(values)))}" for name, values in rho.items()
+    holds = {name: beyond_zero(rho[name], sign) for name, sign in signs.items()}
+    yes_or_no = {True: "yes", False: "no", None: "not known"}
+    effect = "correlation with size: " + "; ".join(
+        f"{_WORDS[name]} {number_text(float(np.mean(values)))}, {yes_or_no[holds.get(name)]}" for name, values in rho.items()
     )
-    details = ", ".join(f"{name.replace('_', ' ')} {text_of(values)}" for name, values in rho.items())
+    details = "rank correlation with the batch size: " + ", ".join(
+        f"{name.replace('_', ' ').replace('agop', 'AGOP')} {text_of(values)}" for name, values in rho.items()
+    )
     details += f"; the alignment does not count: {reason}" if reason else ""
-    return Finding(
-        statement, grade(*(beyond_zero(rho[name], sign) for name, sign in signs.items())), effect, tuple(table), details
-    )
+    return Finding(statement, grade(*holds.values()), effect, tuple(table), details)
 
 
 def _statement(config, at: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import scipy
 
+from catapult_jax.report.chance import exceedance_by_chance
 from catapult_jax.report.members import active, by_setting, lambda_series
 from catapult_jax.report.statistics import BEYOND, beyond_zero, rank_correlation, spread_text, text_of
 from experiments.verdicts.registry import (
@@ -118,8 +119,9 @@ def spikes_are_catapults(run: Run) -> Finding:
     on_the_way = count["catapult"] - at_onset
     later_text = f"; {on_the_way} catapults start below the critical lr and exceed it on the way up" if on_the_way else ""
     effect = f"{count['catapult']} of {len(spikes)} spikes are catapults, {early} start before the first exceedance of the run{later_text}"
+    chance = np.mean([exceedance_by_chance(record, run.settings, m, e) for m, row in enumerate(events) for e in row])
     details = (
-        f"{at_onset} have an exceedance at the onset, lr / critical lr at the onset of the others {spread_text(later)}; "
+        f"by chance {chance:.0%} of windows as long as a spike have such a step; {at_onset} have an exceedance at the onset, lr / critical lr at the onset of the others {spread_text(later)}; "
         f"{count['divergence']} divergences, {count['death']} deaths; "
     ) + "; ".join(parts)
     verdict = grade(early == 0, count["catapult"] == len(spikes))
