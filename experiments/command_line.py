@@ -322,7 +322,7 @@ def keep_compiled(directory: str | None) -> None:
 
 def _wrong_type(error: flags.Error) -> str | None:
     """The message for ``--config.FIELD=VALUE`` with a value of the wrong type, or None."""
-    match = re.match(r"flag --(config\.([\w.]+)=.*?): ", str(error))
+    match = re.match(r"flag --config\.(([\w.]+)=.*?): ", str(error))
     types = types_of_fields(default.get_config())
     return f"{match[1]}; allowed: {TYPE_NAMES[types[match[2]]]}" if match and match[2] in types else None
 

@@ -32,7 +32,7 @@ def command(*arguments, cwd=ROOT):
             ["--config=configs/quickstart.py", "--config.optimizer.lr_relativ=2"],
             "no field 'optimizer.lr_relativ'; nearest: 'optimizer.lr_unit'",
         ),
-        (["--config=configs/quickstart.py", "--config.steps=many"], "config.steps=many; allowed: a whole number"),
+        (["--config=configs/quickstart.py", "--config.steps=many"], "error: steps=many; allowed: a whole number"),
         (["--config=configs/quickstart.py:huge"], "variant 'huge'; allowed: full, smoke"),
         (["--config=configs/quickstart.py", "--config.model.depth=0"], "model.depth=0; allowed: 1 or more"),
         ([], "--config is missing"),

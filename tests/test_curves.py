@@ -135,6 +135,16 @@ def test_conditioning_figure_has_two_panels_and_one_strip():
     assert labels(strip(top)) == ["catapult"] and bottom.child_axes == []
 
 
+def test_conditioning_figure_is_not_squeezed_by_a_member_that_diverged():
+    diverged = np.array([[False] * 6, [True] * 6])
+    data = with_kernel(record([SPIKE, SPIKE], 1.5, DROPS, diverged=diverged))
+    data["lambda_max_train"][1] *= 1e12
+
+    top, _ = curves.conditioning_figure(data, FULL).axes
+
+    assert top.get_ylim()[1] == pytest.approx(3 * float(data["lambda_max_train"][0].max()))
+
+
 def test_preconditioner_figure_has_the_bound_and_the_smallest_entry():
     data = record(SPIKE, 1.5, DROPS, critical_lr_bound_batch=np.full((1, 6), 0.5), preconditioner_min=np.full((1, 6), 0.1))
 

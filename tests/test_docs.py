@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 import catapult_jax
+from catapult_jax.training import criteria_instrument, directional_instruments, instruments
+from catapult_jax.training.step import SERIES
+from catapult_jax.watched_step import NAMES
 from configs import quickstart
 from experiments import main
 from experiments.catalogue import load
@@ -70,3 +73,29 @@ def test_commands_on_pages_name_configs_variants_and_fields_that_exist():
         config = load(name, variant or "")
         unknown = set(re.findall(r"--config\.([\w.]+)=", line)) - set(flat(config))
         assert not unknown, (page.name, line, unknown)
+
+
+def test_page_of_series_has_every_series():
+    """Those of the step, of all instruments, and of a watched loop."""
+    apply_fn, given = (lambda params, x: x), {"loss": "mse", "every": 1}
+    of_kernel = given | {"k": 2, "modes": 2}
+    made = [
+        instruments.lambda_max_batch(apply_fn, **of_kernel),
+        instruments.lambda_max_batch_matrix_free(apply_fn, **given, k=2, k_max=4),
+        *(instruments.lambda_max_train(apply_fn, **of_kernel, probe_size=size) for size in (None, 8)),
+        *(instruments.lambda_max_train_matrix_free(apply_fn, **given, k=2, probe_size=size) for size in (None, 8)),
+        instruments.preconditioner_min(apply_fn, **given),
+        instruments.weight_norm(every=1),
+        instruments.loss_train(apply_fn, **given),
+        instruments.loss_batch_after(apply_fn, **given),
+        *(instruments.loss_test(apply_fn, **given, target_encoding="sign", split=split) for split in ("test", "val")),
+        instruments.agop_alignment(apply_fn, every=1, size=2),
+        directional_instruments.directional_batch(apply_fn, **given),
+        directional_instruments.directional_probe(apply_fn, (0, 0), **given),
+        directional_instruments.directional_train(apply_fn, **given),
+        criteria_instrument.criteria(apply_fn, **given, momentum=0.0),
+    ]
+    names = {*SERIES, *NAMES, *(name for instrument in made for name in instrument.series)}
+    page = (ROOT / "docs/record.md").read_text()
+
+    assert {name for name in names if not name.startswith("criterion_") and f"`{name}`" not in page} == set()

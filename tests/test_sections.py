@@ -50,6 +50,8 @@ def test_certainty_counts_uncertain_steps_and_searches_that_reached_their_tolera
 
     assert "at 1 of 2 measured steps: the crosses" in words
     assert "lower bound" not in words  # the kernel is exact
+    far = words_of(sections.certainty(record(np.ones(3), 1.0, [0.5, np.nan, 2.0])))
+    assert "It is certain at all 2 measured steps" in far and "crosses" not in far
     products = data.assign(lambda_max_batch_bound=(("member", "step"), np.zeros((1, 3))))
     assert "a step that is above is so for certain" in words_of(sections.certainty(products))
     assert "converged_train: the eigenvalue search reached its tolerance at 1 of 2 measured steps." in words

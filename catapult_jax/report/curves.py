@@ -211,10 +211,13 @@ def conditioning_figure(record: xarray.Dataset, settings: Settings, events: list
     """
     events = run_events(record, settings) if events is None else events
     figure, columns = make_panels(record, settings, LAMBDA, "condition number of the kernel, κ", events=events)
+    names = ("lambda_max_train", "condition_number_train")
     for axes, members in columns:
-        for axis, name in zip(axes, ("lambda_max_train", "condition_number_train"), strict=True):
+        for axis, name in zip(axes, names, strict=True):
             plot_members(axis, record, record[name].values, members, color=BLUE)
             log_scale(axis)
+    for axis, name in zip(columns[0][0], names, strict=True):
+        cut_top(axis, record, record[name].values)
     add_legend(figure)
     return figure
 

@@ -95,14 +95,14 @@ FIGURES = {
     "lr_over_critical_lr": Drawing(
         curves.ratio_figure,
         (("lr",), ("critical_lr_batch",)),
-        "Learning rate over critical learning rate of the batch. Above one (dashed) the step is critical. Triangles, where the loss after the "
-        "step is known: the loss of the batch rises in this step. Crosses: it is not certain on which side of one.",
+        "Learning rate over critical learning rate of the batch. Above one (dashed) the step is critical. Triangles, if any: the loss of the "
+        "batch rises in this step, as far as it is known. Crosses, if any: it is not certain on which side of one.",
     ),
     "directional": Drawing(
         curves.directional_figure,
         (("directional_batch",),),
         "Multiple of the update at which the loss of the batch stops falling, in the quadratic model. Below one (dashed) the loss rises in "
-        "this step. Triangles: it does, where the loss of the batch after the step is known. Steps without a descent direction are left out.",
+        "this step. Triangles, if any: it does, as far as it is known. Steps without a descent direction are left out.",
     ),
     "conditioning": Drawing(
         curves.conditioning_figure,

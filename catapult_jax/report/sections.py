@@ -167,10 +167,12 @@ def certainty(record: xarray.Dataset) -> Section:
     blocks = []
     if {"lr", "critical_lr_batch"} <= set(record) and record["critical_lr_batch"].notnull().any():
         uncertain, measured = uncertain_steps(record), ~np.isnan(record["critical_lr_batch"].values)
-        words = (
-            f"It is not certain whether the lr is above its critical value at {int(uncertain.sum())} of {int(measured.sum())} measured steps: the "
-            "crosses in the figure of the ratio."
-        )
+        words = f"It is certain at all {int(measured.sum())} measured steps whether the lr is above its critical value."
+        if uncertain.any():
+            words = (
+                f"It is not certain whether the lr is above its critical value at {int(uncertain.sum())} of {int(measured.sum())} measured steps: the "
+                "crosses in the figure of the ratio."
+            )
         if {"eigenvalue_bounds", "lambda_max_batch_bound"} & set(record):
             words += (
                 " An eigenvalue from kernel-vector products is a lower bound. So a step that is above is so for certain; one that is below may be above, "
