@@ -58,6 +58,15 @@ def meanings(source: str) -> dict[str, str]:
     return comments
 
 
+def breakable(words: str) -> str:
+    """The words with places at which a browser may break a long name, so that its column of a table stays narrow.
+
+    >>> breakable("sgd, spikes_need_few_directions")
+    'sgd, spikes_<wbr>need_<wbr>few_<wbr>directions'
+    """
+    return re.sub(r"\w{24,}", lambda name: name[0].replace("_", "_<wbr>"), words)
+
+
 def page() -> str:
     """The text of docs/config.md."""
     config, comments = default.get_config(), meanings(inspect.getsource(default))
@@ -78,9 +87,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _allowed(name: str, kind: type) -> str:
-    if name not in VALUES:
-        return TYPE_NAMES[kind]
-    return VALUES[name].allowed
+    return breakable(VALUES[name].allowed if name in VALUES else TYPE_NAMES[kind])
 
 
 def _row(rules: Sequence[Rule]) -> tuple[str, str]:
@@ -91,7 +98,7 @@ def _row(rules: Sequence[Rule]) -> tuple[str, str]:
     fields = [
         f"`{name}={first.of}`" if first.of and i == 0 and name != "claims" else f"`{name}`" for i, name in enumerate(names)
     ]
-    return ", ".join(fields), words
+    return ", ".join(fields), breakable(words)
 
 
 if __name__ == "__main__":
