@@ -23,7 +23,6 @@ from experiments.markdown import markdown_table, paragraph
 from experiments.verdicts import CLAIMS, NOT_MEASURABLE, NOT_REPRODUCED, NOT_TESTED, OURS, PARTLY, REPRODUCED, Verdict, words_of
 
 _DECIDED = (REPRODUCED, PARTLY, NOT_REPRODUCED)
-_MOST = 96  # characters in a cell of the table
 _MOST_NAMES = 8  # settings that are named one by one
 
 
@@ -156,7 +155,7 @@ def _answers(rows: list[Row], scale: str, seconds: float) -> str:
             "what the list at the end names: there is also what was chosen or mended after earlier runs; the runs after that have fresh seeds. "
             "A verdict needs ten seeds on synthetic tasks and five elsewhere. "
             "Controls: ordinary rises, matched windows, sham edits of a step, raises to just below the critical lr. "
-            "These raises make hardly a catapult, but also a lower lr later on, since the lr follows the critical lr, which each catapult raises. "
+            "These raises make hardly a catapult (on cifar2 about one a run), but also a lower lr later on, since the lr follows the critical lr, which each catapult raises. "
             "*Not measurable*: the runs can't decide. Contrary results stay."
         ),
         paragraph(
@@ -179,7 +178,7 @@ def _answer(rows: list[Row]) -> str:
         names = row.deciding
         where = ", ".join(names) if len(names) <= _MOST_NAMES else f"{len(names)} settings"
         if word in (*_IN_PART, *_NO):
-            where += ("; " if len(names) > 1 else ": ") + _cut(row.effect)
+            where += ("; " if len(names) > 1 else ": ") + row.effect
         where = "; ".join([where, *row.others])
         groups.setdefault(word, []).append(_lower(row.title) + (f" ({where})" if names else ""))
     decided = [word for word in groups if word in (*_YES, *_IN_PART, *_NO)]
@@ -211,22 +210,13 @@ def _table(rows: list[Row], folder: str) -> str:
     for row in rows:
         module = next(e.name.partition(":")[0] for e in EXPERIMENTS if row.claim in e.claims)
         link = f"[{row.title}]({folder}/{module}.md)"
-        lines.append((link, row.source, row.grade, ", ".join([row.settings, *row.others]), _cut(row.effect)))
+        lines.append((link, row.source, row.grade, ", ".join([row.settings, *row.others]), row.effect))
     return (
         "## All claims\n\nThe grade is what all settings that decide agree on, else *partly*.\n"
         "The effect is that of the first setting with the lowest grade; others may be smaller; brackets hold the 95 % interval over seeds.\n"
         "A variant is a setting of ours that no study has: it does not count, and is named where it says otherwise.\n\n"
         + markdown_table((header, *lines))
     )
-
-
-def _cut(words: str) -> str:
-    """The words, cut so that they fit a cell: at a comma or semicolon outside of brackets, else at a space."""
-    if len(words) <= _MOST:
-        return words
-    head = words[: _MOST - 1]
-    outside = [i for i, letter in enumerate(head) if letter in ",;" and head[:i].count("[") == head[:i].count("]")]
-    return head[: max(outside, default=head.rfind(" "))] + " …"
 
 
 # Part three: the criteria.
@@ -276,7 +266,9 @@ def _details_page(
 
 def _details(experiment: Experiment, outcome: Results | str, lines_to_run: list[str], seeds: str) -> list[str]:
     """The section of an experiment."""
-    title = experiment.name + (" (our variant, not counted)" if experiment.is_variant else "")
+    title = experiment.name + (
+        " (our variant: it counts only in claims that nothing else tests)" if experiment.is_variant else ""
+    )
     parts = [f"## {title}\n", "```\n" + "\n".join(lines_to_run) + "\n```\n"]
     if isinstance(outcome, str):
         return [*parts, f"Not tested: {outcome}.\n"]

@@ -141,18 +141,6 @@ def test_table_has_cells_of_ninety_characters_at_most():
             assert max(map(len, cells)) <= 90, cells
 
 
-@pytest.mark.parametrize(
-    ("words", "cut"),
-    [
-        ("short", "short"),
-        ("a, " + "b" * 50 + ", " + "c" * 50, "a, " + "b" * 50 + " …"),
-        ("d" * 40 + " " + "e" * 60, "d" * 40 + " …"),
-    ],
-)
-def test_cut(words, cut):
-    assert claims_page._cut(words) == cut
-
-
 @pytest.mark.long
 def test_write_page_of_a_run_a_sweep_missing_data_and_the_rest(tmp_path):
     """A run, a sweep with two references, data that are not available, and everything else not run."""

@@ -50,7 +50,10 @@ def test_published_accuracies_need_the_column_of_the_schedule():
 def test_catapults_help_sgd():
     finding = accuracies.catapults_help_sgd(accuracy_rows(ERRORS), MNIST)
     assert finding.verdict == verdicts.REPRODUCED
-    assert finding.effect == "at 2 of 2 peaks; smallest gain 2.27 [2.27, 2.27], largest 2.27 [2.27, 2.27] points"
+    assert (
+        finding.effect
+        == "at 2 of 2 peaks; smallest gain 2.27 [2.27, 2.27] points from 75.4 %, largest 2.27 [2.27, 2.27] points from 95.4 %"
+    )
 
     worse = accuracy_rows(ERRORS | {("sgd", "cyclic"): 6.0})
     assert accuracies.catapults_help_sgd(worse, MNIST).verdict == verdicts.NOT_REPRODUCED
@@ -79,9 +82,17 @@ def test_catapults_help_sgd_leaves_out_a_peak_at_which_a_seed_diverged():
     assert ("3", "a seed diverged, or no run", "", "", "") in finding.table
 
 
+def test_catapults_help_sgd_leaves_out_a_peak_that_is_critical_in_some_seeds_only():
+    rows = [
+        row | ({"critical_steps": 0.0} if row["lr_given"] == 3 and row["seed"] == 1 else {}) for row in accuracy_rows(ERRORS)
+    ]
+
+    assert accuracies.catapults_help_sgd(rows, MNIST).effect.startswith("at 1 of 1 peaks")
+
+
 def test_catapults_hurt_adagrad():
     finding = accuracies.catapults_hurt_adagrad(accuracy_rows(ERRORS), MNIST)
-    assert finding.verdict == verdicts.REPRODUCED and finding.effect.endswith("largest 1.18 [1.18, 1.18] points")
+    assert finding.verdict == verdicts.REPRODUCED and finding.effect.endswith("largest 1.18 [1.18, 1.18] points from 77.1 %")
 
     better = accuracy_rows(ERRORS | {("adagrad", "cyclic"): 1.0})
     assert accuracies.catapults_hurt_adagrad(better, MNIST).verdict == verdicts.NOT_REPRODUCED

@@ -40,6 +40,15 @@ def test_spikes_need_few_directions_and_fewer_than_other_rises(of_spikes, of_oth
     assert compared.effect.endswith(f"; median {of_spikes} directions; other rises {of_others}")
 
 
+def test_directions_need_five_seeds_with_spikes():
+    data = with_modes(1, 6)
+    data["seed"] = ("member", [0, 0, *range(1, data.sizes["member"] - 1)])
+
+    finding = finding_of(directions.spikes_need_few_directions, data, SGD)
+
+    assert finding.verdict == verdicts.NOT_MEASURABLE and finding.effect == "median 1 directions"
+
+
 def test_directions_without_other_rises():
     data = with_modes(1, 6).isel(step=slice(0, 7))
 

@@ -65,4 +65,5 @@ def test_raises_below_critical_do_little():
     assert check(0.1, -0.1) == verdicts.REPRODUCED
     assert check(0.1, -0.1, twin=-0.02) == verdicts.REPRODUCED
     assert check(0.1, -0.1, twin=-0.09) == verdicts.NOT_REPRODUCED
+    assert check(0.1, -0.1, twin=-0.049) == verdicts.REPRODUCED and check(0.1, -0.1, twin=-0.051) == verdicts.NOT_REPRODUCED
     assert check(0.1, 0.1) == verdicts.NOT_MEASURABLE  # catapults do nothing that the twins could lack

@@ -73,6 +73,16 @@ def test_spikes_lie_there_more_than_other_rises_says_how_many_seeds_have_spikes(
     assert finding.details.endswith("only 5 of 6 seeds have such spikes")
 
 
+def test_spikes_lie_in_the_top_space_needs_five_seeds_with_spikes():
+    data = with_ordinary_rises(0.95, 0.5, seeds=6).copy(deep=True)
+    data["loss_train"][0] = 1.0  # the first seed has no spike
+    data["seed"] = ("member", [0, 1, 1, 2, 3, 4])
+
+    finding = finding_of(sgd_spikes.spikes_lie_in_the_top_space, data, SGD)
+
+    assert finding.verdict == verdicts.NOT_MEASURABLE and "only 4 of 5 seeds have such spikes" in finding.details
+
+
 def test_spikes_lie_in_the_top_space_needs_the_split_of_the_training_loss():
     data = sgd_record(BEFORE, 0.95).drop_vars(["loss_train_top", "loss_train_rest"])
 

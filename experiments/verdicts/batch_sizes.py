@@ -62,6 +62,7 @@ def _finding(rows: list[dict], statement: str, lrs: dict[int, float], all_rows: 
     details = "rank correlation with the batch size: " + ", ".join(
         f"{name.replace('_', ' ').replace('agop', 'AGOP')} {text_of(values)}" for name, values in rho.items()
     )
+    details += f"; catapults, which do not count here, {text_of(_correlations(rows, 'catapults'))}"
     details += f"; the alignment does not count: {reason}" if reason else ""
     return Finding(statement, grade(*holds.values()), effect, tuple(table), details)
 

@@ -117,11 +117,12 @@ def spikes_are_catapults(run: Run) -> Finding:
     at_onset = sum(e.kind == "catapult" and e.lr > e.critical_lr for e in spikes)
     later = [e.lr / e.critical_lr for e in spikes if not e.lr > e.critical_lr]
     on_the_way = count["catapult"] - at_onset
-    later_text = f"; {on_the_way} catapults start below the critical lr and exceed it on the way up" if on_the_way else ""
-    effect = f"{count['catapult']} of {len(spikes)} spikes are catapults, {early} start before the first exceedance of the run{later_text}"
+    # with that chance a window as long as the spike, anywhere in its run, has such a step
     chance = np.mean([exceedance_by_chance(record, run.settings, m, e) for m, row in enumerate(events) for e in row])
+    later_text = f"; {on_the_way} catapults start below the critical lr and exceed it on the way up" if on_the_way else ""
+    effect = f"{count['catapult']} of {len(spikes)} spikes are catapults ({chance:.0%} by chance), {early} start before the first exceedance of the run{later_text}"
     details = (
-        f"by chance {chance:.0%} of windows as long as a spike have such a step; {at_onset} have an exceedance at the onset, lr / critical lr at the onset of the others {spread_text(later)}; "
+        f"{at_onset} have an exceedance at the onset, lr / critical lr at the onset of the others {spread_text(later)}; "
         f"{count['divergence']} divergences, {count['death']} deaths; "
     ) + "; ".join(parts)
     verdict = grade(early == 0, count["catapult"] == len(spikes))
@@ -175,8 +176,8 @@ def cycles_cause_catapults(run: Run) -> Finding:
     table = _dose_table(dose, spiked)
     if min(has_exceedance.sum(), (~has_exceedance).sum()) < MIN_SPIKES:
         return Finding(statement, NOT_MEASURABLE, f"fewer than {MIN_SPIKES} cycles of one kind", table, effect)
-    p = _fisher(spiked, has_exceedance, np.zeros(len(spiked)))
-    p_of_peaks = _fisher(spiked, has_exceedance, peaks)
+    p, _ = _fisher(spiked, has_exceedance, np.zeros(len(spiked)))
+    p_of_peaks, least = _fisher(spiked, has_exceedance, peaks)
     more = [
         spiked[(seeds == seed) & has_exceedance].mean() - spiked[(seeds == seed) & ~has_exceedance].mean()
         for seed in np.unique(seeds)
@@ -185,18 +186,25 @@ def cycles_cause_catapults(run: Run) -> Finding:
     beyond = beyond_zero(more, 1)
     verdict = grade(p <= 0.001, None if beyond is None else beyond and p_of_peaks <= 0.001)
     details = f"p = {p:.1e}, among cycles of equal peak {p_of_peaks:.2g}; more often by {text_of(more)} over {len(more)} seeds"
+    if least > 0.001:
+        effect += "; too few cycles of equal peak and other kind to tell the exceedance from the peak"
+        details += f"; no outcome could give p below {least:.2g} among cycles of equal peak"
     return Finding(statement, verdict, effect, table, details)
 
 
-def _fisher(spiked: np.ndarray, chosen: np.ndarray, groups: np.ndarray) -> float:
-    """One-sided exact test: are the spiked cycles among the chosen ones more often than by chance, within groups? For one group that of Fisher."""
-    total, chances = 0, np.ones(1)  # of the sum over groups of hypergeometric numbers
+def _fisher(spiked: np.ndarray, chosen: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
+    """One-sided exact test: are the spiked cycles among the chosen ones more often than by chance, within groups? For one group that of Fisher.
+
+    Its p, and the least p that so many spiked and chosen cycles in each group could give.
+    """
+    total, most, chances = 0, 0, np.ones(1)  # of the sum over groups of hypergeometric numbers
     for group in np.unique(groups):
         inside = groups == group
         size, spikes, draws = int(inside.sum()), int(spiked[inside].sum()), int(chosen[inside].sum())
         total += int((spiked & chosen)[inside].sum())
+        most += min(spikes, draws)
         chances = np.convolve(chances, scipy.stats.hypergeom.pmf(np.arange(draws + 1), size, spikes, draws))
-    return float(min(chances[total:].sum(), 1.0))
+    return float(min(chances[total:].sum(), 1.0)), float(min(chances[most:].sum(), 1.0))
 
 
 def _cycles(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

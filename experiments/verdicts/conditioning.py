@@ -106,8 +106,8 @@ def adagrad_outgrows_its_lr(run: Run) -> Finding:
     late = above[:, -steps // 4 :].mean(1)
     peak = lr.max(1, keepdims=True)  # the lr of a step depends on its place in the cycle
     of_sgd = _growth_of_sgd(record, period)
-    words = "" if of_sgd is None else f" (that of SGD on the same path {text_of(of_sgd)})"
-    effect = f"critical lr of the last cycle over the first {text_of(growth)}{words}, critical steps late {text_of(late)}"
+    words = "" if of_sgd is None else f"; that of SGD on the same path {text_of(of_sgd)}"
+    effect = f"critical lr of the last cycle over the first {text_of(growth)}{words}; critical steps late {text_of(late)}"
     details = (
         f"critical steps {text_of(above.mean(1))} of all; no step is critical any more in {_in_time(_from_on(~above), steps)}; nor would one be at "
         f"the largest lr in {_in_time(_from_on(exact > peak), steps)}"

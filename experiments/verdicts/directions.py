@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from catapult_jax.report.members import is_stochastic, running
-from catapult_jax.report.statistics import BEYOND, beyond_zero, text_of
+from catapult_jax.report.statistics import BEYOND, MIN_SEEDS, beyond_zero, text_of
 from experiments.verdicts.registry import MIN_SPIKES, NOT_MEASURABLE, RUN, Finding, Run, claim, decide
 
 _PART = 0.9
@@ -42,10 +42,10 @@ def spikes_need_few_directions(run: Run) -> Finding:
     of_spikes, of_others = _directions(run)
     if reason := _too_few(of_spikes, of_others):
         return Finding(statement, NOT_MEASURABLE, reason)
-    median = np.median(_pooled(of_spikes))
-    return Finding(
-        statement, decide(bool(median <= run.settings.top_k)), f"median {median:g} directions", _table(of_spikes, of_others)
-    )
+    median, seeds = np.median(_pooled(of_spikes)), len(np.unique(run.record["seed"].values))
+    verdict = decide(bool(median <= run.settings.top_k) if len(of_spikes) >= MIN_SEEDS else None)
+    details = f"only {len(of_spikes)} of {seeds} seeds have such spikes" if len(of_spikes) < seeds else ""
+    return Finding(statement, verdict, f"median {median:g} directions", _table(of_spikes, of_others), details)
 
 
 @claim(**_NEEDS, title="A spike rises in fewer directions than an ordinary rise")

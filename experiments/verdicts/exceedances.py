@@ -51,7 +51,7 @@ def exceedance_predicts_rise(run: Run) -> Finding:
     if np.isnan([*precision, *recall]).any():
         return Finding(statement, NOT_MEASURABLE, "a learning rate without exceedances or without rises", tuple(table), details)
     holds = min(precision) >= 0.9 and min(recall) >= 0.95
-    effect = f"precision {min(precision):.3g} or more, recall {min(recall):.3g} or more, at every lr"
+    effect = f"precision at least {min(precision):.4g}, recall at least {min(recall):.4g}, at every lr"
     return Finding(statement, REPRODUCED if holds else NOT_REPRODUCED, effect, tuple(table), details)
 
 

@@ -10,7 +10,7 @@ from catapult_jax.detection import momentum_horizon
 from catapult_jax.events import Event
 from catapult_jax.report.analysis import critical_fraction
 from catapult_jax.report.members import running
-from catapult_jax.report.statistics import BEYOND, beyond_zero, text_of
+from catapult_jax.report.statistics import BEYOND, MIN_SEEDS, beyond_zero, text_of
 from catapult_jax.spikes import FACTORS
 from experiments.verdicts.registry import (
     MIN_SPIKES,
@@ -67,13 +67,15 @@ def _mean_text(of_seed: dict[int, float]) -> str:
 )
 def spikes_lie_in_the_top_space(run: Run) -> Finding:
     """The fraction of the rise of a spike inside the top eigenspace."""
-    statement = f"On average at least 90 % of the {_rise(run)} lies in the {_top_space(run)}"
+    statement = f"On average over seeds at least 90 % of the {_rise(run)} lies in the {_top_space(run)}"
     inside = _fractions_inside(run)
     fractions = np.array([value for values in inside for value in values if np.isfinite(value)])
     if len(fractions) < MIN_SPIKES:
         return _too_few(statement, len(fractions))
-    verdict = decide(bool(fractions.mean() >= 0.9))
-    return Finding(statement, verdict, f"{_mean_text(_by_seed(run, inside))} of the rise", details=f"{len(fractions)} spikes")
+    of_seed = [*_by_seed(run, inside).values()]
+    verdict = decide(bool(np.mean(of_seed) >= 0.9) if len(of_seed) >= MIN_SEEDS else None)
+    details = f"{len(fractions)} spikes{_of_seeds(run, of_seed)}"
+    return Finding(statement, verdict, f"{text_of(of_seed)} of the rise", details=details)
 
 
 @claim(
