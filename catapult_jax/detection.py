@@ -46,6 +46,7 @@ class _StepValues(NamedTuple):
     critical_lr: jax.Array  # the last measured value
     lambda_max: jax.Array  # the last measured value since the last event ended
     since_exceedance: jax.Array  # steps
+    since_unmeasured: jax.Array  # steps
     overshoot: jax.Array  # summed since the onset
 
 
@@ -60,6 +61,7 @@ class DetectorState(NamedTuple):
     is_open: jax.Array  # True while a spike is open
     is_over: jax.Array  # True once a loss was not finite: no event is given after that
     since_exceedance: jax.Array  # steps
+    since_unmeasured: jax.Array  # steps since the last one whose lr or critical lr was not measured
     critical_lr: jax.Array  # the last measured value
     lambda_max: jax.Array  # the last measured value since the last event ended
     overshoot: jax.Array  # summed since the onset
@@ -192,7 +194,8 @@ def momentum_horizon(momentum: float) -> int:
 
 def _init() -> DetectorState:
     nan, zero, no = jnp.float32(jnp.nan), jnp.int32(0), jnp.asarray(False)
-    nowhere = _StepValues(jnp.int32(-1), nan, nan, nan, nan, nan, nan, jnp.int32(_NEVER), jnp.float32(0))
+    never = jnp.int32(_NEVER)
+    nowhere = _StepValues(jnp.int32(-1), nan, nan, nan, nan, nan, nan, never, never, jnp.float32(0))
     return DetectorState(
         step=zero,
         loss=nan,
@@ -201,7 +204,8 @@ def _init() -> DetectorState:
         level=jnp.float32(jnp.inf),
         is_open=no,
         is_over=no,
-        since_exceedance=jnp.int32(_NEVER),
+        since_exceedance=never,
+        since_unmeasured=never,
         critical_lr=nan,
         lambda_max=nan,
         overshoot=jnp.float32(0),
@@ -252,6 +256,7 @@ def _update(
         is_open=spike.is_open & ~ends,
         is_over=state.is_over | ~is_finite,
         since_exceedance=now.since_exceedance,
+        since_unmeasured=now.since_unmeasured,
         critical_lr=now.critical_lr,
         lambda_max=jnp.where(ends, measured, now.lambda_max),
         overshoot=jnp.where(ends, fresh.overshoot, spike.overshoot),
@@ -283,12 +288,14 @@ def _smooth(settings: DetectorSettings, state: DetectorState, values: jax.Array)
 def _values_of_step(state: DetectorState, losses: jax.Array, lr, critical_lr, lambda_max) -> _StepValues:
     """What is known of this step. A value that was not measured is the last measured one. ``overshoot`` is of this step alone."""
     loss, loss_top, loss_rest = losses
+    after = lambda is_now, since: jnp.where(is_now, 0, jnp.minimum(since + 1, _NEVER))
+    unmeasured = after(jnp.isnan(critical_lr) | jnp.isnan(lr), state.since_unmeasured)
     critical_lr = jnp.where(jnp.isnan(critical_lr), state.critical_lr, critical_lr)
     lambda_max = jnp.where(jnp.isnan(lambda_max), state.lambda_max, lambda_max)
     exceeds = lr > critical_lr
-    since = jnp.where(exceeds, 0, jnp.minimum(state.since_exceedance + 1, _NEVER))
+    exceedance = after(exceeds, state.since_exceedance)
     overshoot = jnp.where(exceeds, 2 * jnp.log(2 * (lr / critical_lr) - 1), 0)
-    return _StepValues(state.step, loss, loss_top, loss_rest, lr, critical_lr, lambda_max, since, overshoot)
+    return _StepValues(state.step, loss, loss_top, loss_rest, lr, critical_lr, lambda_max, exceedance, unmeasured, overshoot)
 
 
 def _follow(settings: DetectorSettings, state: DetectorState, now: _StepValues, is_finite: jax.Array) -> DetectorState:
@@ -322,10 +329,9 @@ def _ends(settings: DetectorSettings, spike: DetectorState, now: _StepValues, is
 
 def _cause(settings: DetectorSettings, spike: DetectorState) -> jax.Array:
     """Kind of a spike that closes, by the exceedances up to its peak."""
-    onset, peak = spike.onset, spike.peak
-    on_the_way = peak.since_exceedance <= peak.step - onset.step + settings.memory
-    is_known = ~jnp.isnan(onset.critical_lr) & ~jnp.isnan(onset.lr)
-    return jnp.where(on_the_way, CATAPULT, jnp.where(is_known, UNEXPLAINED, UNKNOWN))
+    window = spike.peak.step - spike.onset.step + settings.memory
+    is_known = spike.peak.since_unmeasured > window
+    return jnp.where(spike.peak.since_exceedance <= window, CATAPULT, jnp.where(is_known, UNEXPLAINED, UNKNOWN))
 
 
 def _has_died(lambda_max: jax.Array, onset: _StepValues, tells_deaths: bool) -> jax.Array:

@@ -9,7 +9,8 @@ An **exceedance** is a step with ``lr > critical_lr``. The kind of an event:
 
 - **catapult**: there is an exceedance from onset to peak, both included, or within the momentum horizon before the onset.
 - **unexplained**: none of these steps has an exceedance.
-- **unknown**: none of these steps is known to have an exceedance, and the critical lr at the onset is not known.
+- **unknown**: none of these steps is known to have an exceedance, and the lr or the critical lr of one of them was not measured. Between
+  two measurements the last one holds, which can show an exceedance, but not that there is none.
 - **divergence**: the loss is not finite, or the spike does not close within the horizon after its opening.
 - **death**: the kernel becomes exactly zero during the spike and stays zero. The gradient is then zero, and the network does not
   change any more. A death is neither a catapult nor a divergence. The online detector reports a death if the kernel is zero where the
@@ -121,6 +122,8 @@ class Event(_Fields):
         )
         if where and not self.overshoot > 0:
             where = " at the onset; within the momentum horizon before it a step exceeds its critical lr"
+        if self.kind == "unknown":
+            where = ", the last one measured; at some steps that count it was not measured"
         return f"lr {self.lr:.3g} is {ratio:.3g} times the critical lr {self.critical_lr:.3g}{where}"
 
 

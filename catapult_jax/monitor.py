@@ -154,7 +154,7 @@ def watch(
     ``lambda_max_bound``         bound on its error; 0: exact                                                                  standard
     ``converged``                1: the bound is within ``tol``                                                                standard
     ``critical_lr``              of the optimizer on this batch; NaN for one without a rule, and a warning says why;           standard
-                                 NaN if ``gradient`` and ``updates`` are given and the updates are not those of the optimizer
+                                 NaN if ``gradient`` and ``opt_state_before`` are given and the update is not the optimizer's
     ``lr_over_critical``         above 1 the lr is critical                                                                    standard
     ``loss_top``, ``loss_rest``  loss of the batch inside and outside of the top ``k`` eigenvectors; beyond ``mse`` the        full
                                  parts of half the Newton decrement, NaN where that is no measure of the loss
@@ -291,7 +291,7 @@ def _update(
         raise ValueError(f"loss has shape {jnp.shape(loss)}; allowed: (), the loss of the batch")
     due, is_skipped = known("due", due), not isinstance(skipped, Tracer) and bool(skipped)
     batch = check_step(fixed.apply_fn, fixed.loss, params, joined(batch), state.carried)
-    given = Given(params, batch, updates, optimizer_updates, opt_state, opt_state_before, gradient, lr)
+    given = Given(params, batch, updates, optimizer_updates, new_params, opt_state, opt_state_before, gradient, lr)
     rule = _rule(fixed, given)
     # Outside of jit the values tell more: whether the update is that of the optimizer. A state without an update has no rule yet.
     kind = jax.eval_shape(lambda rule: rule(), rule) if is_skipped else jax.eval_shape(rule)
@@ -331,7 +331,7 @@ def _events(detector: Detector, state: WatchState) -> list[Event]:
         raise ValueError(f"state is a {type(state).__name__}; allowed: the state of the watch")
     state = jax.device_get(state)
     kept = [to_python(jax.tree.map(lambda values, i=i: values[i], state.events)) for i in range(EVENTS)]
-    still_open = to_python(jax.device_get(detector.finish(state.detector)))
+    still_open = to_python(jax.device_get(detector.finish(jax.tree.map(jnp.asarray, state.detector))))
     return [event for event in (*sorted(kept, key=lambda event: event.onset), still_open) if event.kind != "none"]
 
 
@@ -374,11 +374,12 @@ def _rule(fixed: _Fixed, given: Given) -> Partial:
     if optimizer is None or given.opt_state is None:
         return Partial(Preconditioner)
 
-    def read(params, before, after, gradient, updates):
-        updates = None if before is None or gradient is None else updates
-        return preconditioner_from_state(optimizer, params, before, after, gradient=gradient, updates=updates)
+    def read(params, before, after, gradient, updates, new_params):
+        step = {} if before is None or gradient is None else {"updates": updates, "new_params": new_params}
+        return preconditioner_from_state(optimizer, params, before, after, gradient=gradient, **step)
 
-    return Partial(read, given.params, given.opt_state_before, given.opt_state, given.gradient, given.optimizer_updates)
+    states = (given.opt_state_before, given.opt_state)
+    return Partial(read, given.params, *states, given.gradient, given.optimizer_updates, given.new_params)
 
 
 def _is_small(fixed: _Fixed, given: Given, rule: Preconditioner) -> bool:

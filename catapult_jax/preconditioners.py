@@ -58,6 +58,7 @@ def preconditioner_from_state(
     *,
     gradient: PyTree | None = None,
     updates: PyTree | None = None,
+    new_params: PyTree | None = None,
 ) -> Preconditioner:
     r"""Preconditioner, momentum gain, weight decay and lr of one step of a built Optax optimizer.
 
@@ -112,13 +113,14 @@ def preconditioner_from_state(
       updates: of the whole optimizer in this step. They are compared with those of the optimizer for this gradient: what a loop does
         outside of the optimizer (clipping, scaling) shows there; with Lookahead only where ``params`` is its pair. Outside of jit a
         difference gives ``kind="no rule"`` and the reason, under jit ``checked`` is False; both make the critical lr NaN.
+      new_params: parameters after the step, in place of ``updates``: the same check, up to the rounding of the parameters.
 
     Returns:
       A :class:`Preconditioner`.
 
     Raises:
-      ValueError: not a built transformation; the state belongs to another optimizer, or is one before any update; ``updates`` without
-        ``gradient`` and ``before``; trees of other shapes than the parameters.
+      ValueError: not a built transformation; the state belongs to another optimizer, or is one before any update; ``updates`` or
+        ``new_params`` without ``gradient`` and ``before``, or both of them; trees of other shapes than the parameters.
 
     Source: the frozen-preconditioner rule of Cohen et al. (2022), arXiv 2207.14484; the gains are the momentum filters at
     ``z = -1``. Those of Nesterov's Adam, AdEMAMix, schedule-free and Lookahead are our algebra.
@@ -136,21 +138,25 @@ def preconditioner_from_state(
     scale_by_lion normalises the update, so no eigenvalue makes an lr critical; use directional_critical_lr
     """
     given = params
-    params, before, after, gradient, updates = (_pure(tree) for tree in (params, before, after, gradient, updates))
+    trees = (params, before, after, gradient, updates, new_params)
+    params, before, after, gradient, updates, new_params = map(_pure, trees)
     links = links_of(optimizer, params, before, after)
+    if updates is not None and new_params is not None:
+        raise ValueError("updates and new_params given; allowed: one of them, what the step adds or the parameters after it")
     for name, value in (("gradient", gradient), ("before", before)):
-        if updates is not None and value is None:
-            raise ValueError(f"{name}=None; allowed with updates: gradient and before of the same step")
+        if (updates is not None or new_params is not None) and value is None:
+            raise ValueError(f"{name}=None; allowed with updates or new_params: gradient and before of the same step")
     is_pair = hasattr(params, "fast")  # of Lookahead
     _check_shapes("gradient", gradient, params.fast if is_pair else params)
     _check_shapes("updates", updates, params.fast if is_pair and not hasattr(updates, "fast") else params)
+    _check_shapes("new_params", new_params, params)
     effects = effects_of(links, params, gradient if before is not None else None)
     preconditioner = _composed(links, effects, getattr(given, "fast", given))
     # The updates of Lookahead can't be made again without its slow parameters.
     needs_pair = not is_pair and any(link.name == "lookahead" for link in links)
-    if updates is None or preconditioner.reason or needs_pair:
+    if (updates is None and new_params is None) or preconditioner.reason or needs_pair:
         return preconditioner
-    return _with_check(preconditioner, optimizer, params, before, after, gradient, updates)
+    return _with_check(preconditioner, optimizer, params, before, after, gradient, updates, new_params)
 
 
 def _pure(tree):
@@ -348,13 +354,17 @@ def _check_shapes(name: str, tree: PyTree | None, params: PyTree) -> None:
         raise ValueError(f"{name} has other arrays than params; allowed: one for each parameter, of its shape")
 
 
-def _with_check(preconditioner, optimizer, params, before, after, gradient, updates) -> Preconditioner:
+def _with_check(preconditioner, optimizer, params, before, after, gradient, updates, new_params) -> Preconditioner:
     """The preconditioner, after a comparison of update and state with those that the optimizer gives for this gradient."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as Optax itself needs
         expected, state = optimizer.update(gradient, before, params)
-    if hasattr(expected, "fast") and not hasattr(updates, "fast"):
+    if hasattr(expected, "fast") and updates is not None and not hasattr(updates, "fast"):
         expected = expected.fast
-    is_same = _agree(updates, expected) & _agree(after, state)
+    if updates is None:  # the difference has the rounding of the parameters
+        updates = jax.tree.unflatten(
+            jax.tree.structure(expected), [a - b for a, b in zip(*map(jax.tree.leaves, (new_params, params)), strict=True)]
+        )
+    is_same = _agree(updates, expected, rounded=new_params) & _agree(after, state)
     if isinstance(is_same, Tracer):
         return replace(preconditioner, checked=is_same)
     if is_same:
@@ -367,17 +377,20 @@ def _with_check(preconditioner, optimizer, params, before, after, gradient, upda
     return replace(preconditioner, checked=False, gain=jnp.nan, reason=reason)
 
 
-def _agree(tree, expected) -> Array:
-    """All integers are equal, and all floating-point arrays are equal up to rounding."""
+def _agree(tree, expected, rounded=None) -> Array:
+    """All integers are equal, and all floating-point arrays are equal up to rounding, that of the arrays ``rounded`` included."""
     agree = jnp.asarray(True)
-    for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True):
+    of_rounding = jax.tree.leaves(rounded) or [None] * len(jax.tree.leaves(tree))
+    for a, b, c in zip(jax.tree.leaves(tree), jax.tree.leaves(expected), of_rounding, strict=True):
         if not jnp.issubdtype(jnp.result_type(a), jnp.floating):
             agree &= jnp.all(a == b)
             continue
         info = jnp.finfo(jnp.result_type(a))
         tolerance, dtype = max(1e-4, 8 * float(info.eps)), jnp.float32 if info.bits < 32 else info.dtype
         a, b = jnp.asarray(a, dtype), jnp.asarray(b, dtype)
-        agree &= jnp.linalg.norm(jnp.ravel(a - b)) <= tolerance * jnp.linalg.norm(jnp.ravel(b))
+        norm = lambda leaf, dtype=dtype: jnp.linalg.norm(jnp.ravel(jnp.asarray(leaf, dtype)))
+        allowed = tolerance * norm(b) + (0 if c is None else 4 * float(jnp.finfo(jnp.result_type(c)).eps) * norm(c))
+        agree &= norm(a - b) <= allowed
     return agree
 
 

@@ -36,7 +36,8 @@ class Recorder:
     """Takes the metrics of each step, and writes the record that :func:`catapult_jax.open_record` and the report read.
 
     Metrics stay on the device until ``flush_every`` steps are there, so that no step waits for the host. A kill loses what was not
-    flushed, and nothing else: go on from a checkpoint of the loop, in the same directory; steps from there on are written again.
+    flushed. So call :meth:`flush` where you save a checkpoint of the loop. To go on from it, open the same directory; steps from there on
+    are written again.
 
     >>> import tempfile
     >>> from catapult_jax import watch
@@ -57,7 +58,7 @@ class Recorder:
         Args:
           directory: of the run; it is created.
           watch: whose metrics are written.
-          steps: of the whole run; the record has room for so many.
+          steps: of the whole run; the record has room for so many, and can't grow. Room that is not used costs nothing.
           sinks: each is called with ``(step, metrics)`` for every step, without the metrics that are NaN; see :mod:`catapult_jax.sinks`.
           flush_every: steps between two writings.
 
@@ -104,6 +105,11 @@ class Recorder:
         if step == 0 and self._done:
             warnings.warn(
                 f"the record in {self.directory} has {self._done} steps; they are written again from step 0 on. Another directory keeps them.",
+                stacklevel=2,
+            )
+        if self._next is None and 0 < self._done < step:
+            warnings.warn(
+                f"steps {self._done} to {step - 1} are not on record; allowed: flush() where the loop saves its checkpoint",
                 stacklevel=2,
             )
         self._names = self._names or set(map(_series_name, metrics))

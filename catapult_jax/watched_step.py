@@ -194,7 +194,8 @@ class Given(NamedTuple):
     params: Any
     batch: Any  # (x, targets)
     updates: Any
-    optimizer_updates: Any  # as the optimizer made them; None: not given, since the difference of parameters is rounded
+    optimizer_updates: Any  # as the optimizer made them; None: not given, but the parameters after the step
+    new_params: Any  # None: not given
     opt_state: Any
     opt_state_before: Any
     gradient: Any

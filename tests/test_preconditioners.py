@@ -484,7 +484,7 @@ BAD_INPUT = {
     "before any update": (optax.adam(0.1), {}, "the state of scale_by_adam has count=0; allowed: the state after an update"),
     "flattened": (optax.chain(optax.trace(0.9), optax.scale_by_rss()), {"after": (None, optax.scale_by_rss().init(jnp.ones(7)))},
                   "the state of scale_by_rss has 1 arrays where the parameters have 2; allowed"),
-    "updates alone": (optax.sgd(0.1), {"updates": PARAMS}, "gradient=None; allowed with updates: gradient and before"),
+    "updates alone": (optax.sgd(0.1), {"updates": PARAMS}, "gradient=None; allowed with updates or new_params: gradient and before"),
     "no before": (optax.sgd(0.1), {"updates": PARAMS, "gradient": PARAMS}, "before=None; allowed with updates"),
     "other shapes": (optax.sgd(0.1), {"gradient": jnp.ones(5)}, "gradient has other arrays than params; allowed"),
     "other before": (optax.sgd(0.1), {"before": optax.adam(0.1).init(PARAMS)}, "before has another structure than after"),
@@ -731,3 +731,29 @@ def test_preconditioner_from_state_checks_lookahead_where_params_are_the_pair(up
     assert read(params, given).checked
     assert not read(params, jax.tree.map(lambda u: 2 * u, given)).checked
     assert read(params.fast, updates.fast).checked is None
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_preconditioner_from_state_checks_the_parameters_after_the_step(scale):
+    """Their difference has the rounding of the parameters; another gradient or another state shows all the same."""
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2, weight_decay=0.0))
+    params = {"w": scale * jnp.linspace(-1.0, 1.0, 8)}
+    gradients = [{"w": jnp.linspace(0.1, 2.0, 8)}, {"w": jnp.linspace(1.0, -1.0, 8)}]
+    before = optimizer.init(params)
+    _, before = optimizer.update(gradients[0], before, params)
+    updates, after = optimizer.update(gradients[1], before, params)
+    read = lambda after, gradient, params_after: preconditioner_from_state(
+        optimizer, params, before, after, gradient=gradient, new_params=params_after
+    )
+
+    new_params = optax.apply_updates(params, updates)
+    assert read(after, gradients[1], new_params).checked
+    assert not read(after, gradients[0], new_params).checked
+    assert not read(before, gradients[1], new_params).checked
+    if scale == 1:
+        doubled = optax.apply_updates(new_params, updates)
+        assert read(after, gradients[1], doubled).reason.startswith("the update is 2 times that of the optimizer")
+    with pytest.raises(ValueError, match="updates and new_params given; allowed: one of them"):
+        preconditioner_from_state(
+            optimizer, params, before, after, gradient=gradients[1], updates=updates, new_params=new_params
+        )

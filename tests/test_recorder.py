@@ -178,6 +178,13 @@ def test_recorder_warns_of_a_record_that_it_writes_again(tmp_path):
         write(tmp_path, range(1))
 
 
+def test_recorder_warns_of_steps_that_are_lost_between_a_kill_and_a_checkpoint(tmp_path):
+    write(tmp_path, range(3))
+
+    with pytest.warns(UserWarning, match=r"steps 3 to 4 are not on record; allowed: flush\(\) where the loop saves"):
+        write(tmp_path, range(5, 6))
+
+
 def test_recorder_refuses_the_record_of_another_watch(tmp_path):
     write(tmp_path, range(3))
 

@@ -51,7 +51,8 @@ def events_by_definition(loss, lr, critical, lam, *, factor, delta, horizon, mom
         is_measured = not math.isnan(last_measured(critical[: onset + 1]))
         over = [2 * math.log(2 * lr[s] / last_measured(critical[: s + 1]) - 1) if exceeds(s) else 0.0 for s in way]
         expired = t < n and not closed
-        kind = "divergence" if expired else "catapult" if hit else "unexplained" if is_measured else "unknown"
+        all_measured = not any(math.isnan(critical[s]) for s in range(max(onset - momentum_horizon, 0), peak + 1))
+        kind = "divergence" if expired else "catapult" if hit else "unexplained" if all_measured else "unknown"
         event = {"kind": kind, "onset": onset, "peak": peak, "end": t if closed else -1, "ended": t, "level": level}
         event |= {"ratio": loss[peak] / level if level else math.inf, "overshoot": sum(over) if is_measured else math.nan}
         event["before"] = last_measured(lam[begin : onset + 1])
@@ -188,6 +189,10 @@ def test_find_events_attributes_of_a_catapult():
         ([np.nan] * 6, 0, "unknown"),
         ([np.nan, np.nan, 9, 9, 9, 9], 0, "unknown"),  # not measured at the onset
         ([np.nan, np.nan, 0.5, 9, 9, 9], 0, "catapult"),
+        ([9, 9, np.nan, 9, 9, 9], 0, "unknown"),  # not measured on the way
+        ([9, 0.5, np.nan, 9, 9, 9], 0, "catapult"),
+        ([np.nan, 9, 9, 9, np.nan, 9], 0, "unexplained"),  # measured at each step that counts
+        ([np.nan, 9, 9, 9, 9, 9], 1, "unknown"),
     ],
 )
 def test_find_events_kind_by_the_exceedances_on_the_way(critical, momentum_horizon, kind):

@@ -5,8 +5,10 @@ import xarray
 
 from catapult_jax.events import Event
 from catapult_jax.report import build_interactive, build_report
+from catapult_jax.report.analysis import run_events
 from catapult_jax.report.members import Settings
 from catapult_jax.report.opening import finding_text
+from catapult_jax.report.sections import counts
 from catapult_jax.report.watched import critical_steps, doubts, layers
 
 
@@ -42,6 +44,55 @@ def test_doubts_of_a_search_that_ended_early():
     assert not whole.blocks
 
 
+def test_doubts_of_steps_that_are_not_on_record():
+    """A step without an update has its loss on record."""
+    series = dict(event=[0.0, np.nan, np.nan, 0.0], loss_batch=[1.0, np.nan, 1.0, 1.0])
+
+    assert words_of(doubts(record_of(**series), Settings(), [])).startswith(
+        "1 step of 4 is not on record, the first is step 1."
+    )
+    assert not doubts(record_of(event=[0.0, np.nan], loss_batch=[1.0, 1.0]), Settings(), []).blocks
+
+
+def test_doubts_of_spikes_whose_cause_was_not_measured():
+    record = record_of(lr=[1.0] * 3, critical_lr_batch=[2.0, np.nan, 2.0], loss_train=[1.0, 3.0, 1.0])
+    (events,) = run_events(record, Settings())
+
+    assert [event.kind for event in events] == ["unknown"] and "the last one measured" in str(events[0])
+    assert words_of(doubts(record, Settings(), [events])).startswith("1 spike of 1 has no known cause")
+
+
+def test_doubts_of_catapults_by_chance():
+    """Where every step is critical, a spike is a catapult whatever made it."""
+    loss = [1.0, 3.0, 1.0, 0.9, 0.8, 0.7]
+    always = record_of(lr=[1.0] * 6, critical_lr_batch=[0.5] * 6, loss_train=loss)
+    at_onset = record_of(lr=[1.0] * 6, critical_lr_batch=[0.5] + [2.0] * 5, loss_train=loss)
+    words = lambda record: words_of(doubts(record, Settings(), run_events(record, Settings())))
+
+    assert words(always).startswith("A step above the critical lr lies in 100% of all windows")
+    assert words(at_onset) == ""
+
+
+def test_spikes_are_looked_for_in_the_steps_that_are_on_record():
+    """The record of a watched loop with a gap; without ``event`` nobody knows why a loss is missing."""
+    loss = [1.0, np.nan, 1.0, 3.0, 1.0]
+    gap = record_of(lr=[1.0] * 5, critical_lr_batch=[0.5] * 5, loss_batch=loss, event=np.where(np.isnan(loss), np.nan, 0.0))
+
+    (events,) = run_events(gap, Settings(smoothing=0.1))
+    assert [(event.kind, event.onset, event.peak, event.end) for event in events] == [("catapult", 2, 3, 4)]
+    assert run_events(gap.drop_vars("event"), Settings(smoothing=0.1)) == [[]]
+    assert counts(gap.drop_vars("event"), Settings(smoothing=0.1)).blocks == []
+
+
+def test_finding_text_says_how_often_a_side_is_not_certain():
+    series = dict(lr=[1.0] * 4, critical_lr_batch=[2.0, 2.0, 2.0, 0.5], lambda_max_batch=[1.0, 1.0, 1.0, 4.0])
+    early = record_of(**series, lambda_max_batch_bound=[np.inf] * 4)
+
+    assert finding_text(early, Settings(), [[]]).endswith(
+        "the critical lr was exceeded at 25 % of the steps, and at 75 % it is not certain."
+    )
+
+
 def test_doubts_of_another_loss():
     """The rounding of bfloat16 is no other loss; NaN is a step that was not measured."""
     section = doubts(record_of(loss_batch=[1.0, 1.0, 1.0, 1.0], loss_of_watch=[1.01, 1.5, np.nan, 0.2]), Settings(), [])
@@ -62,7 +113,7 @@ def test_critical_steps_between_steps_that_were_not_measured():
     critical = [4.0, nan, 1.0, nan, 0.5, nan, 4.0, nan, 1.0]
     section = critical_steps(record_of(lr=[2.0] * 9, critical_lr_batch=critical, directional_batch=[3.0, nan, 0.5] + [nan] * 6))
 
-    assert "at 3 of 5 measured steps: 2 to 4, 8. The largest ratio is 4, at step 4." in words_of(section)
+    assert "at 3 of 5 measured steps: 2 to 4 (2 measured), 8. The largest ratio is 4, at step 4." in words_of(section)
     assert "in the quadratic model, at 1 of 2 measured steps: 2." in words_of(section)
 
 

@@ -90,8 +90,9 @@ def lambda_figure(record: xarray.Dataset, settings: Settings) -> Figure:
         else:
             plot_members(axis, record, positive(values), members, color=BLUE, label="of the batch")
         if np.isfinite(critical).any():
-            # an lr that changes in every step makes a band, which must not hide the dots
-            above = np.nanmedian(np.abs(np.diff(record["lr"].values[members]))) == 0
+            # an lr that changes in most steps makes a band, which must not hide the dots
+            changes = np.diff(record["lr"].values[members])
+            above = not (np.abs(changes[np.isfinite(changes)]) > 0).mean() > 0.5 if np.isfinite(changes).any() else True
             style: Any = dict(color=VERMILION, ls="--", zorder=3 if above else 1)
             plot_members(axis, record, critical, members, label="critical at this lr", **style)
         log_scale(axis)

@@ -156,7 +156,8 @@ def has_events(record: xarray.Dataset, settings: Settings) -> bool:
       settings: of the run.
 
     Returns:
-      Whether that loss is on record, without NaN before a finite value, and not negative.
+      Whether that loss is on record, without NaN before a finite value, and not negative. In the record of a watched loop (with ``event``)
+      steps may be left out.
 
     >>> import xarray
     >>> record = xarray.Dataset({"loss_batch": (("member", "step"), [[1.0, 0.5, 0.2]])})
@@ -168,6 +169,8 @@ def has_events(record: xarray.Dataset, settings: Settings) -> bool:
         return False
     loss = record[spike_series(record)].values
     is_missing = np.isnan(loss[:, :-1]) & np.isfinite(loss[:, 1:])  # such a step was not measured
+    if "event" in record:  # spikes are looked for in the steps of updates that are on record
+        is_missing &= ~np.isnan(record["event"].values[:, :-1])
     return not is_missing.any() and not (loss < 0).any()
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from catapult_jax.events import Event
+from catapult_jax.report.analysis import uncertain_steps
 from catapult_jax.report.members import Settings, dead_members, diverged_members, has_events, is_stochastic, running
 from catapult_jax.report.page import Section, text
 from catapult_jax.report.statistics import counted, range_text
@@ -153,7 +154,9 @@ def finding_text(record: xarray.Dataset, settings: Settings, events: list[list[E
         if steps.any():
             fraction = float((record["lr"].values > critical_lr)[steps].mean())
             which = "steps" if np.isnan(critical_lr[:, 1:]).sum() == 0 else "measured steps"
-            parts.append(f"the critical lr was exceeded at {_percent(fraction)} % of the {which}")
+            uncertain = float(uncertain_steps(record)[steps].mean())
+            doubt = f", and at {_percent(uncertain)} % it is not certain" if uncertain > 0.1 else ""
+            parts.append(f"the critical lr was exceeded at {_percent(fraction)} % of the {which}{doubt}")
     return "; ".join(parts) + "." if parts else ""
 
 

@@ -173,7 +173,7 @@ def certainty(record: xarray.Dataset) -> Section:
                 f"It is not certain whether the lr is above its critical value at {int(uncertain.sum())} of {int(measured.sum())} measured steps: the "
                 "crosses in the figure of the ratio."
             )
-        if {"eigenvalue_bounds", "lambda_max_batch_bound"} & set(record):
+        if uncertain.any() and {"eigenvalue_bounds", "lambda_max_batch_bound"} & set(record):
             words += (
                 " An eigenvalue from kernel-vector products is a lower bound. So a step that is above is so for certain; one that is below may be above, "
                 "if the bound of its search reaches that far."
@@ -321,7 +321,7 @@ def counts(record: xarray.Dataset, settings: Settings) -> Section:
     >>> counts(xarray.Dataset({"loss_train": (("member", "step"), [[1.0, 1.8, 1.0]])}), Settings()).blocks[0].content["rows"]
     [['0', '1', '1', '0', '0', '0', '0']]
     """
-    if spike_series(record) not in record:
+    if spike_series(record) not in record or not has_events(record, settings):
         return Section("", [])
     numbers = spike_counts(record, settings)
     above = [int((spike_score(row) > SPIKE_SCORE).sum()) for row in record[spike_series(record)].values]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,22 +10,24 @@ import numpy as np
 from catapult_jax import records
 from catapult_jax.events import Event
 from catapult_jax.report.analysis import uncertain_steps
-from catapult_jax.report.chance import spikes_of_noise
+from catapult_jax.report.chance import exceedance_by_chance, spikes_of_noise
 from catapult_jax.report.members import Settings
-from catapult_jax.report.page import Section, table, text
+from catapult_jax.report.page import Block, Section, table, text
 from catapult_jax.report.statistics import counted
 
 if TYPE_CHECKING:
     import xarray
 
 _MOST_RANGES = 20  # of steps, in a sentence
+_MOST_WINDOWS = 200  # catapults whose chance is counted
 _DOUBTFUL = 0.1  # a larger fraction of uncertain steps is worth a warning
+_DOUBTFUL_CHANCE = 0.5  # the same for the fraction of windows that have an exceedance
 _DOUBTFUL_NOISE = 0.3  # the same for the fraction of the spikes that noise makes
 
 
 def doubts(record: xarray.Dataset, settings: Settings, events: Sequence[Sequence[Event]]) -> Section:
-    """What makes the numbers of a record doubtful: no critical lr at any step, one that is not certain, another loss than that
-    of the training step, or spikes that the scatter of batches makes alone.
+    """What makes the numbers of a record doubtful: steps that are not on record, no critical lr at any step, one that is not certain or not
+    measured, another loss than that of the training step, spikes that the scatter of batches makes alone, catapults by chance.
 
     Args:
       record: series over (member, step).
@@ -41,7 +43,7 @@ def doubts(record: xarray.Dataset, settings: Settings, events: Sequence[Sequence
     >>> doubts(record, Settings(), [[]]).blocks[0].content["words"][:53]
     'At 1 of 2 measured steps the watch found another loss'
     """
-    blocks = []
+    blocks = [*_missing_steps(record)]
     if "critical_lr_batch" in record and not record["critical_lr_batch"].notnull().any():
         blocks.append(
             text(
@@ -56,13 +58,15 @@ def doubts(record: xarray.Dataset, settings: Settings, events: Sequence[Sequence
             blocks.append(
                 text(
                     f"At {int(uncertain.sum())} of {int(measured.sum())} measured steps it is not certain whether the lr is above its critical value, "
-                    "since the search for the eigenvalue ended early. A step above is certain. A spike that is called unexplained may be a catapult."
+                    "since the search for the eigenvalue ended early. A step above is certain. A spike that is called unexplained may be a catapult. "
+                    "More products (watch(max_products=8)) or the exact kernel (method='exact') make it certain."
                 )
             )
     if {"loss_batch", "loss_of_watch"} <= set(record):
         of_step, of_watch = record["loss_batch"].values, record["loss_of_watch"].values
         measured = np.isfinite(of_step) & np.isfinite(of_watch)
-        differs = measured & (np.abs(of_watch - of_step) > records.LOSS_TOLERANCE * np.abs(of_step))
+        change = np.abs(np.subtract(of_watch, of_step, where=measured, out=np.zeros_like(of_step)))
+        differs = measured & (change > records.LOSS_TOLERANCE * np.abs(of_step))
         if differs.any():
             blocks.append(
                 text(
@@ -71,6 +75,7 @@ def doubts(record: xarray.Dataset, settings: Settings, events: Sequence[Sequence
                     "what it saw."
                 )
             )
+    blocks += [*_of_kinds(record, settings, events)]
     number = sum(len(row) for row in events)
     if (
         number
@@ -83,6 +88,37 @@ def doubts(record: xarray.Dataset, settings: Settings, events: Sequence[Sequence
             )
         )
     return Section("Read with care" if blocks else "", blocks)
+
+
+def _missing_steps(record: xarray.Dataset) -> Iterator[Block]:
+    """Steps of a watched loop that are not on record."""
+    if not {"event", "loss_batch"} <= set(record):
+        return
+    missing = (record["event"].isnull() & record["loss_batch"].isnull()).values.all(0)
+    if missing.any():
+        steps = record["step"].values if "step" in record.coords else np.arange(len(missing))
+        yield text(
+            f"{counted(int(missing.sum()), 'step')} of {len(missing)} {'is' if missing.sum() == 1 else 'are'} not on record, the first is step "
+            f"{steps[missing][0]}. Spikes are looked for in the others, so they may differ from those of the watch."
+        )
+
+
+def _of_kinds(record: xarray.Dataset, settings: Settings, events: Sequence[Sequence[Event]]) -> Iterator[Block]:
+    """Spikes whose cause is not known since steps were not measured, and catapults that chance alone would give."""
+    kinds = [event.kind for row in events for event in row]
+    is_known = "critical_lr_batch" in record and bool(record["critical_lr_batch"].notnull().any())
+    if is_known and (number := kinds.count("unknown")):
+        yield text(
+            f"{counted(number, 'spike')} of {len(kinds)} {'has' if number == 1 else 'have'} no known cause: at some steps from onset to peak, or within "
+            "the momentum horizon before, the critical lr was not measured. A watch with every=1 measures all."
+        )
+    catapults = [(m, event) for m, row in enumerate(events) for event in row if event.kind == "catapult"]
+    by_chance = [exceedance_by_chance(record, settings, m, event) for m, event in catapults[:_MOST_WINDOWS]]
+    if by_chance and (chance := float(np.mean(by_chance))) >= _DOUBTFUL_CHANCE:
+        yield text(
+            f"A step above the critical lr lies in {chance:.0%} of all windows as long as a catapult here. So nearly any spike counts as one, whatever "
+            "made it: look at its batch, too."
+        )
 
 
 def critical_steps(record: xarray.Dataset) -> Section:
@@ -127,9 +163,17 @@ def _where(chosen: np.ndarray, measured: np.ndarray, steps: np.ndarray) -> str:
         return number + "."
     starts = np.flatnonzero(inside & ~np.r_[False, inside[:-1]])
     ends = np.flatnonzero(inside & ~np.r_[inside[1:], False])
-    ranges = [str(places[a]) if a == b else f"{places[a]} to {places[b]}" for a, b in zip(starts, ends, strict=True)]
+    ranges = [_range(places[a : b + 1]) for a, b in zip(starts, ends, strict=True)]
     more = f" and {len(ranges) - _MOST_RANGES} more ranges" if len(ranges) > _MOST_RANGES else ""
     return f"{number}: {', '.join(ranges[:_MOST_RANGES])}{more}."
+
+
+def _range(places: np.ndarray) -> str:
+    """Steps that were measured one after the other; with their number where steps between them were not."""
+    if len(places) == 1:
+        return str(places[0])
+    number = "" if places[-1] - places[0] + 1 == len(places) else f" ({len(places)} measured)"
+    return f"{places[0]} to {places[-1]}{number}"
 
 
 def layers(record: xarray.Dataset, events: Sequence[Sequence[Event]]) -> list[Section]:
@@ -182,13 +226,15 @@ def _layers_of_spikes(series: dict[str, np.ndarray], events: Sequence[Sequence[E
         window = slice(int(event.onset), int(event.peak) + 1)
         parts = {layer: values[window] for layer, values in series.items()}
         least = {layer: float(values[i]) for layer, values in parts.items() if (i := _least(values)) is not None}
-        if least:
+        if not least:
+            rows.append((event.kind, event.onset, event.peak, "not measured", "–"))
+        else:
             order = sorted(least, key=least.__getitem__)
             name = order[0] if least[order[0]] < 1 else "none alone"
             rows.append(
                 (event.kind, event.onset, event.peak, name, ", ".join(f"{layer} {least[layer]:.3g}" for layer in order))
             )
-    if not rows:
+    if not any(row[3] != "not measured" for row in rows):
         return []
     header = ("spike", "onset", "peak", "layer", "least multiple above 0, onset to peak")
     return [Section("The layer of each spike", [table(header, rows)], level=3)]
