@@ -70,7 +70,7 @@ def test_loss_figure_needs_the_loss_only():
     (axis,) = curves.loss_figure(data, Settings()).axes
 
     assert labels(axis) == ["training loss"] and labels(strip(axis)) == ["unknown"]
-    assert axis.get_title(loc="left") == "all members"
+    assert axis.get_title(loc="left") == ""
 
 
 def test_loss_figure_names_the_loss_of_the_batch():

@@ -49,7 +49,7 @@ def test_make_panels_has_a_panel_for_each_setting_in_rows_of_four():
 def test_make_panels_of_one_setting_is_narrow_and_has_no_letter():
     figure, [((axis,), _)] = panels.make_panels(xr.Dataset(coords={"member": [0]}), Settings(), "loss")
 
-    assert figure.get_size_inches()[0] == 3.25 and axis.get_title(loc="left") == "all members"
+    assert figure.get_size_inches()[0] == 3.25 and axis.get_title(loc="left") == ""
 
 
 def test_make_panels_stops_at_twelve_settings():

@@ -315,6 +315,18 @@ def test_report_of_a_recorded_watch(tmp_path, plain_figures):
     assert figures == {"loss", "lambda_max", "lr_over_critical_lr", "directional"}
 
 
+def test_report_draws_metrics_of_ones_own(tmp_path, plain_figures):
+    with Recorder(tmp_path, WATCH, steps=3) as recorder:
+        for step in range(3):
+            recorder.write(step, metrics_of(step) | {"accuracy": 0.5 + 0.1 * step})
+
+    main([str(tmp_path), "--interactive"])
+
+    assert (tmp_path / "figures" / "own_metrics.png").is_file()
+    assert "Metrics of your own, along training." in (tmp_path / "report.html").read_text()
+    assert "accuracy" in (tmp_path / "interactive.html").read_text()
+
+
 def test_report_refuses_what_is_no_record(tmp_path):
     with pytest.raises(SystemExit) as ended:
         main(["--help"])

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from catapult_jax.events import Event
 from catapult_jax.report.analysis import run_events, uncertain_steps
-from catapult_jax.report.members import Settings, is_stochastic, spike_series
+from catapult_jax.report.members import Settings, is_stochastic, own_series, spike_series
 from catapult_jax.report.panels import cut_top, log_scale, make_panels, plot_dots, plot_members, positive
 from catapult_jax.report.style import BLACK, BLUE, GREEN, SKY, VERMILION, add_legend
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 RATIO = r"learning rate over critical lr, $\eta/\eta_\mathrm{crit}$"
 DIRECTIONAL = "multiple of the update at which the loss stops falling"
+_MOST_OWN = 6  # panels
 LAMBDA = r"largest kernel eigenvalue, $\lambda_{max}$"
 
 
@@ -276,6 +277,32 @@ def scores_figure(record: xarray.Dataset, settings: Settings) -> Figure:
         plot_members(top, record, positive(record["loss_batch"].values), members, color=BLUE)
         plot_members(bottom, record, record["error_test"].values, members, color=BLUE)
         log_scale(top)
+    return figure
+
+
+def own_figure(record: xarray.Dataset, settings: Settings) -> Figure:
+    """The metrics of the user in a watched loop, the first six.
+
+    Args:
+      record: with such series, see :func:`catapult_jax.report.members.own_series`.
+      settings: of the run.
+
+    Returns:
+      The figure.
+
+    >>> import xarray
+    >>> series = {"event": [[0.0, 0.0]], "accuracy": [[0.5, 0.75]]}
+    >>> record = xarray.Dataset({name: (("member", "step"), values) for name, values in series.items()}, {"step": [0, 1]})
+    >>> own_figure(record, Settings()).axes[0].get_ylabel()
+    'accuracy'
+    """
+    names = own_series(record)[:_MOST_OWN]
+    figure, columns = make_panels(record, settings, *names)
+    for axes, members in columns:
+        for axis, name in zip(axes, names, strict=True):
+            plot_members(
+                axis, record, np.where(np.isfinite(record[name].values), record[name].values, np.nan), members, color=BLUE
+            )
     return figure
 
 

@@ -13,7 +13,7 @@ from catapult_jax import records
 from catapult_jax.events import Event
 from catapult_jax.report import curves, outcomes
 from catapult_jax.report.analysis import run_events
-from catapult_jax.report.members import Settings, by_setting, finished, has_events
+from catapult_jax.report.members import Settings, by_setting, finished, has_events, own_series
 from catapult_jax.report.panels import MOST_PANELS
 from catapult_jax.report.statistics import counted
 from catapult_jax.report.style import VERMILION, in_style
@@ -77,7 +77,7 @@ class Drawing(NamedTuple):
     caption: str
     with_events: bool = False  # whether draw takes the events too
     sizes: Callable[..., str] = sizes  # what n is, for the caption
-    for_events: bool | None = None  # draw only where spikes can be looked for (True), or only where they can't (False)
+    when: Callable[..., bool] | None = None  # (record, settings) -> whether it is drawn; None: wherever its series are
 
 
 FIGURES = {
@@ -90,7 +90,7 @@ FIGURES = {
     "lambda_max": Drawing(
         curves.lambda_figure,
         (("lambda_max_batch",),),
-        "Largest eigenvalue of the loss-weighted kernel. Above the dashed line, drawn where the critical lr is known, the lr is critical.",
+        "Largest eigenvalue of the loss-weighted kernel. Above the dashed line, drawn where the critical lr is known, the lr is critical; clipping and momentum move it.",
     ),
     "lr_over_critical_lr": Drawing(
         curves.ratio_figure,
@@ -120,6 +120,12 @@ FIGURES = {
         (("loss_batch",), ("error_test",)),
         "Loss of the batch, and test error, along training.",
     ),
+    "own_metrics": Drawing(
+        curves.own_figure,
+        (("event",),),
+        "Metrics of your own, along training.",
+        when=lambda record, _: bool(own_series(record)),
+    ),
     "agop_alignment": Drawing(
         curves.alignment_figure,
         (("agop_alignment",),),
@@ -133,7 +139,7 @@ FIGURES = {
         "interval over seeds.",
         with_events=True,
         sizes=_sizes_of_ends,
-        for_events=True,
+        when=has_events,
     ),
     "against_critical_steps": Drawing(
         outcomes.against_critical_steps_figure,
@@ -141,7 +147,7 @@ FIGURES = {
         "Where training ended, against the fraction of steps above the critical lr. Small: the members. Large: the mean of a setting with its "
         "95 % bootstrap interval over seeds.",
         sizes=_sizes_of_ends,
-        for_events=False,  # against_catapults says more
+        when=lambda record, settings: not has_events(record, settings),  # else against_catapults says more
     ),
     "alignment_against_test_loss": Drawing(
         outcomes.alignment_against_test_loss_figure,
@@ -189,11 +195,10 @@ def write_all(
     """
     folder.mkdir(parents=True, exist_ok=True)
     events = run_events(record, settings) if events is None else events
-    can_have_events = has_events(record, settings)
     is_measured = lambda series: series in record and bool(record[series].notnull().any())
     files = {}
     for name, drawing in FIGURES.items():
-        is_for_it = drawing.for_events in (None, can_have_events)
+        is_for_it = drawing.when is None or drawing.when(record, settings)
         if is_for_it and all(any(map(is_measured, group)) for group in drawing.series):
             more = {"events": events} if drawing.with_events else {}
             picture = save(drawing.draw(record, settings, **more), folder / name, note)

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from catapult_jax.spikes import dead_from
+from catapult_jax.watched_step import NAMES, OTHERS
 
 if TYPE_CHECKING:
     import xarray
 
 SAME_LOSS = 0.8  # a member that ends below this multiple of the loss to stop at went past it
+ALL = "all members"  # the label of the one setting of a record without coordinates
 
 
 class Settings(NamedTuple):
@@ -174,6 +176,25 @@ def has_events(record: xarray.Dataset, settings: Settings) -> bool:
     return not is_missing.any() and not (loss < 0).any()
 
 
+def own_series(record: xarray.Dataset) -> list[str]:
+    """Metrics of the user in the record of a watched loop: the series that the watch does not write.
+
+    Args:
+      record: series over (member, step). Without ``event`` it is no watched loop.
+
+    Returns:
+      Names of series with a value.
+
+    >>> import xarray
+    >>> series = {"event": [[0.0]], "loss_batch": [[1.0]], "directional.out": [[1.0]], "accuracy": [[0.5]]}
+    >>> own_series(xarray.Dataset({name: (("member", "step"), values) for name, values in series.items()}))
+    ['accuracy']
+    """
+    names = map(str, record) if "event" in record else ()
+    is_own = lambda name: name not in (*NAMES, *OTHERS) and not name.startswith("directional.")
+    return [name for name in names if is_own(name) and bool(record[name].notnull().any())]
+
+
 def by_setting(record: xarray.Dataset, settings: Settings) -> list[tuple[str, np.ndarray]]:
     """The members of each setting (learning rate, number of raises, cap, arm of a causal test), over all seeds.
 
@@ -199,7 +220,7 @@ def by_setting(record: xarray.Dataset, settings: Settings) -> list[tuple[str, np
     present = [name for name in labels if name in record.coords]
     axes = [name for name in present if len(np.unique(record[name])) > 1] or present[:1]
     if not axes:
-        return [("all members", np.arange(record.sizes["member"]))]
+        return [(ALL, np.arange(record.sizes["member"]))]
     values = list(zip(*(record[name].values for name in axes), strict=True))
     arms = record.attrs.get("interventions")  # names of the codes
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, LogLocator
 
 from catapult_jax.events import Event
-from catapult_jax.report.members import Settings, by_setting, dead_steps, flags
+from catapult_jax.report.members import ALL, Settings, by_setting, dead_steps, flags
 from catapult_jax.report.style import BLACK, GREY, NARROW, ORANGE, PURPLE, SKY, VERMILION, WIDE, in_style, letter, new_figure
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ def make_panels(
     width = NARROW if len(groups) == 1 else WIDE
     ylabels = tuple(_wrapped(ylabel, height + 0.1) for ylabel in ylabels)
     left = 0.5 + 0.13 * (1 + max(ylabel.count("\n") for ylabel in ylabels))
-    titles = [_wrapped(label, (width - left) / in_a_row - 0.2, 4) for label, _ in groups]
+    shown = [] if record.sizes.get("member") == 1 and groups[0][0] == ALL else [label for label, _ in groups]
+    titles = [_wrapped(label, (width - left) / in_a_row - 0.2, 4) for label in shown] or [""]
     top = 0.14 + (strip + 0.04 if strip else 0) + 0.13 * (1 + max(title.count("\n") for title in titles))
     figure, axes = new_figure(
         blocks * rows, in_a_row, height=height, width=width, left=left, top=top, gaps=(0.15, top + 0.12 if blocks > 1 else 0.25),

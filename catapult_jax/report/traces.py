@@ -10,10 +10,12 @@ import numpy as np
 from catapult_jax.events import Event
 from catapult_jax.report.curves import DIRECTIONAL
 from catapult_jax.report.members import (
+    ALL,
     Settings,
     by_setting,
     flags,
     is_stochastic,
+    own_series,
     series_or_nan,
     spike_series,
 )
@@ -69,6 +71,7 @@ def panels(record: xarray.Dataset, settings: Settings) -> list[Panel]:
         *([("lambda_max_probe", "largest kernel eigenvalue of the probe", True, False)] if stochastic else []),
         ("fraction_top", f"fraction of the loss{batch if split == 'loss' else ''} in the {space}", False, False),
         ("agop_alignment", "AGOP alignment", False, False),
+        *((name, name, False, False) for name in own_series(record)),
     ]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         top, rest = series_or_nan(record, f"{split}_top"), series_or_nan(record, f"{split}_rest")
@@ -177,7 +180,7 @@ def labels(record: xarray.Dataset, settings: Settings) -> list[str]:
     ['member 0, seed 3, lr 0.5']
     """
     groups = by_setting(record, settings)
-    of_member = {m: label for label, members in groups for m in members if label != "all members"}
+    of_member = {m: label for label, members in groups for m in members if label != ALL}
     seeds = record["seed"].values if "seed" in record.coords else None
     seed = lambda m: [] if seeds is None else [f"seed {seeds[m]}"]
     setting = lambda m: [of_member[m]] if m in of_member else []

@@ -94,7 +94,7 @@ def _missing_steps(record: xarray.Dataset) -> Iterator[Block]:
     """Steps of a watched loop that are not on record."""
     if not {"event", "loss_batch"} <= set(record):
         return
-    missing = np.all((record["event"].isnull() & record["loss_batch"].isnull()).values, axis=0, keepdims=True)[0]
+    missing = np.asarray((record["event"].isnull() & record["loss_batch"].isnull()).values.all(0))
     if missing.any():
         steps = record["step"].values if "step" in record.coords else np.arange(len(missing))
         yield text(
