@@ -102,13 +102,14 @@ def lambda_figure(record: xarray.Dataset, settings: Settings) -> Figure:
     return figure
 
 
-def ratio_figure(record: xarray.Dataset, settings: Settings) -> Figure:
-    """Learning rate over critical learning rate, with the steps in which the loss of the batch rises.
+def ratio_figure(record: xarray.Dataset, settings: Settings, events: list[list[Event]] | None = None) -> Figure:
+    """Learning rate over critical learning rate, with the steps in which the loss of the batch rises, and the events.
 
     Args:
       record: with ``lr`` and ``critical_lr_batch``; the rises need ``loss_batch_after``, or the loss of all examples where these are
         the batch.
       settings: of the run.
+      events: of the record; None: they are found here.
 
     Returns:
       The figure.
@@ -119,7 +120,8 @@ def ratio_figure(record: xarray.Dataset, settings: Settings) -> Figure:
     >>> ratio_figure(record, Settings()).axes[0].lines[0].get_ydata().tolist()
     [2.0, 0.5]
     """
-    figure, columns = make_panels(record, settings, RATIO)
+    events = run_events(record, settings) if events is None else events
+    figure, columns = make_panels(record, settings, RATIO, events=events if any(events) else None)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = positive(record["lr"].values / record["critical_lr_batch"].values)
     rises, uncertain = batch_rises(record, settings), uncertain_steps(record)

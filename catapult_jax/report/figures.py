@@ -96,7 +96,9 @@ FIGURES = {
         curves.ratio_figure,
         (("lr",), ("critical_lr_batch",)),
         "Learning rate over critical learning rate of the batch. Above one (dashed) the step is critical. Triangles, if any: the loss of the "
-        "batch rises in this step, as far as it is known. Crosses, if any: it is not certain on which side of one.",
+        "batch rises in this step, as far as it is known. Crosses, if any: it is not certain on which side of one. "
+        "Bars above a panel, if any, are the spikes of each seed, from onset to close.",
+        with_events=True,
     ),
     "directional": Drawing(
         curves.directional_figure,
