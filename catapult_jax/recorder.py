@@ -74,6 +74,7 @@ class Recorder:
         self._sinks, self._flush_every = tuple(sinks), flush_every
         self._waiting: list[tuple[int, Mapping[str, Any]]] = []
         self._warned: set[str] = set()
+        self._own: list[str] = []  # series of the user's own metrics
         self._next: int | None = None  # step after the last one that was given; None: none was given
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -113,6 +114,7 @@ class Recorder:
                 stacklevel=2,
             )
         self._names = self._names or set(map(_series_name, metrics))
+        self._own = self._own or sorted(_series_name(metric) for metric in metrics if not metric.startswith(PREFIX))
         self._waiting.append((step, metrics))
         self._next = step + 1
         if len(self._waiting) >= self._flush_every:
@@ -230,7 +232,7 @@ class Recorder:
             members={"run": np.array([0])},
             steps=self.steps,
             shapes=series,
-            about={"title": self.directory.name},
+            about={"title": self.directory.name, "own_metrics": self._own},
         )
 
 

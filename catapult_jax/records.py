@@ -59,7 +59,7 @@ def create(
     members: dict[str, np.ndarray],
     steps: int,
     shapes: dict[str, Any],
-    about: dict[str, str],
+    about: dict[str, Any],
     chunk: int | None = None,
 ) -> None:
     """Creates the empty arrays of a run: NaN (-1 for integers, False for booleans) where nothing is written yet.
@@ -105,7 +105,7 @@ def create(
     _write_progress(run_dir, 0, over=False, metadata=_digest_of(Path(run_dir, _ARRAYS, _METADATA)))
 
 
-def _write_about(run_dir: str | Path, members, about: dict[str, str]) -> None:
+def _write_about(run_dir: str | Path, members, about: dict[str, Any]) -> None:
     """Attributes of the whole record, and the metadata of all arrays beside them, in the one file that is read."""
     import zarr
     from zarr.errors import ZarrUserWarning

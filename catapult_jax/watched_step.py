@@ -38,13 +38,6 @@ NAMES = {
     "loss_of_watch": "loss_of_watch",
 }
 
-OTHERS = (
-    "event",
-    "spikes",
-    "spike_score",
-    "lr_over_critical",
-)  # series of a watched loop alone; directional.LAYER are some more
-
 
 PRESETS = ("economy", "standard", "full")
 METHODS = ("auto", "matrix_free", "exact")

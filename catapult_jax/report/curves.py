@@ -293,8 +293,8 @@ def own_figure(record: xarray.Dataset, settings: Settings) -> Figure:
       The figure.
 
     >>> import xarray
-    >>> series = {"event": [[0.0, 0.0]], "accuracy": [[0.5, 0.75]]}
-    >>> record = xarray.Dataset({name: (("member", "step"), values) for name, values in series.items()}, {"step": [0, 1]})
+    >>> series = {"accuracy": (("member", "step"), [[0.5, 0.75]])}
+    >>> record = xarray.Dataset(series, {"step": [0, 1]}, attrs={"own_metrics": ["accuracy"]})
     >>> own_figure(record, Settings()).axes[0].get_ylabel()
     'accuracy'
     """

@@ -124,7 +124,7 @@ FIGURES = {
     ),
     "own_metrics": Drawing(
         curves.own_figure,
-        (("event",),),
+        (),
         "Metrics of your own, along training.",
         when=lambda record, _: bool(own_series(record)),
     ),

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from catapult_jax.spikes import dead_from
-from catapult_jax.watched_step import NAMES, OTHERS
 
 if TYPE_CHECKING:
     import xarray
@@ -177,22 +176,20 @@ def has_events(record: xarray.Dataset, settings: Settings) -> bool:
 
 
 def own_series(record: xarray.Dataset) -> list[str]:
-    """Metrics of the user in the record of a watched loop: the series that the watch does not write.
+    """Metrics of the user in the record of a watched loop.
 
     Args:
-      record: series over (member, step). Without ``event`` it is no watched loop.
+      record: series over (member, step). Its attribute ``own_metrics``, which :class:`catapult_jax.Recorder` writes, names them.
 
     Returns:
       Names of series with a value.
 
     >>> import xarray
-    >>> series = {"event": [[0.0]], "loss_batch": [[1.0]], "directional.out": [[1.0]], "accuracy": [[0.5]]}
-    >>> own_series(xarray.Dataset({name: (("member", "step"), values) for name, values in series.items()}))
+    >>> own_series(xarray.Dataset({"accuracy": (("member", "step"), [[0.5]])}, attrs={"own_metrics": ["accuracy", "other"]}))
     ['accuracy']
     """
-    names = map(str, record) if "event" in record else ()
-    is_own = lambda name: name not in (*NAMES, *OTHERS) and not name.startswith("directional.")
-    return [name for name in names if is_own(name) and bool(record[name].notnull().any())]
+    names = record.attrs.get("own_metrics", ())
+    return [name for name in names if name in record and bool(record[name].notnull().any())]
 
 
 def by_setting(record: xarray.Dataset, settings: Settings) -> list[tuple[str, np.ndarray]]:
