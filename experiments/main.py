@@ -19,6 +19,7 @@ from ml_collections import ConfigDict, config_flags
 
 from catapult_jax import provenance, records, training
 from catapult_jax.report.members import dead_members, diverged_members
+from catapult_jax.report.opening import values_text
 from catapult_jax.tangent.kernel import describe_method
 from experiments import (
     build,
@@ -159,7 +160,7 @@ def _announce(config: ConfigDict, title: str, built: build.Built, state: trainin
     print(f"kernel against neural_tangents on {check['examples']} examples: {check['text']}")
     published = f" (published, for CIFAR-10: {config.published_critical_lr})" if config.published_critical_lr else ""
     error = f" (matrix-free, relative error up to {start.error.max():.1%})" if start.error.any() else ""
-    print(f"critical lr at initialisation: {', '.join(f'{v:.3g}' for v in np.unique(start.critical_lr))}{error}{published}")
+    print(f"critical lr at initialisation: {values_text(start.critical_lr)}{error}{published}")
     if not (start.error <= _MOST_ERROR).all():
         raise configs.RunError(
             f"the critical lr at initialisation has a relative error of up to {start.error.max():.1%}; allowed: {_MOST_ERROR:.0%}"

@@ -59,4 +59,5 @@ def _text(measured: dict[str, np.ndarray]) -> str:
             ratios = measured["lr"][going] / measured["critical_lr_batch"][going]
         steps = np.flatnonzero(np.isfinite(ratios).any(0))  # NaN where it is not due, or the member has stopped
         text += f", lr / critical lr {np.nanmedian(ratios[:, steps[-1]]):.2f}" if len(steps) else ""
-    return f"{text}, spikes {spikes}"
+    diverged = f", {(~going).sum()} of {len(going)} members diverged" if not going.all() else ""
+    return f"{text}, spikes {spikes}{diverged}"

@@ -25,7 +25,7 @@ def test_opening_has_the_facts_in_their_order():
     facts, found = words_of(opening.opening(data, FULL, run_events(data, FULL), before="Demonstration: ", **more))
 
     assert facts == (
-        "data digits; FCN; 128 training examples; 2 members, seeds 0, 1; lr 0.25, 0.5; lr / critical lr at the start 1.67; "
+        "data digits; FCN; 128 training examples; 2 members, seeds 0, 1; lr 0.5, 0.25; lr / critical lr at the start 1.67; "
         "optimizer sgd; full batch; 6 of 60 steps."
     )
     assert found.startswith("Demonstration: 1 of 2 members has a catapult;")

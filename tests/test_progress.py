@@ -74,7 +74,7 @@ def test_progress_shows_the_last_measured_step(critical, text, capsys):
 
 @pytest.mark.parametrize(
     ("diverged", "text"),
-    [([False, True, True], "loss 0.5, lr / critical lr 1.50, spikes 6"), ([True, True, True], "all members diverged, spikes 6")],
+    [([False, True, True], "loss 0.5, lr / critical lr 1.50, spikes 6, 2 of 3 members diverged"), ([True, True, True], "all members diverged, spikes 6")],
     ids=["two of three", "all"],
 )  # fmt: skip
 def test_progress_leaves_out_diverged_members(diverged, text, capsys):

@@ -44,15 +44,24 @@ def test_first_catapult(data, verdict):
     [(DROPS, verdicts.REPRODUCED), ([9.0, 1, 1, 9, 9, 9], verdicts.PARTLY), ([9.0] * 6, verdicts.NOT_REPRODUCED)],
 )
 def test_spikes_are_catapults(critical, verdict):
-    assert verdict_of(catapults.spikes_are_catapults, record(SPIKE, 1.5, critical), FIG3) == verdict
-    assert verdict_of(catapults.spikes_are_catapults, record(FALLING, 1.5, critical), FIG3) == verdicts.NOT_MEASURABLE
+    check = lambda *losses: verdict_of(catapults.spikes_are_catapults, record(losses, 1.5, [critical] * len(losses)), FIG3)
+
+    assert check(*[SPIKE] * 10) == verdict
+    assert check(*[SPIKE] * 9) == check(*[FALLING] * 10) == verdicts.NOT_MEASURABLE
+
+
+def test_spikes_are_catapults_is_not_measurable_where_chance_makes_each_spike_one():
+    finding = finding_of(catapults.spikes_are_catapults, record([SPIKE] * 10, 1.5, [[1.0] * 6] * 10), FIG3)
+
+    assert finding.verdict == verdicts.NOT_MEASURABLE
+    assert finding.effect.startswith("nearly every window has an exceedance: 10 of 10 spikes are catapults (100% by chance)")
 
 
 def test_spikes_are_catapults_counts_those_that_exceed_on_the_way_up():
-    finding = finding_of(catapults.spikes_are_catapults, record([SPIKE], 1.5, [[9.0, 1.0, 1.0, 1.0, 1.0, 1.0]]), FIG3)
+    finding = finding_of(catapults.spikes_are_catapults, record([SPIKE] * 10, 1.5, [[9.0, 1.0, 9.0, 9.0, 9.0, 9.0]] * 10), FIG3)
 
     assert finding.effect.startswith(
-        "1 of 1 spikes are catapults (100% by chance), 1 start before the first exceedance of the run; 1 catapults start below"
+        "10 of 10 spikes are catapults (50% by chance), 10 start before the first exceedance of the run; 10 catapults start below"
     )
 
 
@@ -61,8 +70,20 @@ def test_spikes_are_catapults_counts_them():
 
     finding = finding_of(catapults.spikes_are_catapults, record(loss, 1.5, critical), FIG3)
 
-    assert finding.effect == "1 of 2 spikes are catapults (88% by chance), 1 start before the first exceedance of the run"
+    assert (
+        finding.effect
+        == "fewer than 10 spikes: 1 of 2 spikes are catapults (88% by chance), 1 start before the first exceedance of the run"
+    )
     assert "onset of the others median 0.167 (from 0.167 to 0.167, n = 1); 0 divergences, 0 deaths" in finding.details
+
+
+def test_first_catapult_of_a_run_that_is_too_short_is_not_measurable():
+    whole, not_measurable = record(SPIKE, 1.5, DROPS), verdicts.NOT_MEASURABLE
+    is_open = record([1.0, 2.0, 4.0, 4.0, 4.0, 4.0], 1.5, DROPS)
+
+    assert verdict_of(catapults.first_catapult, whole.isel(step=slice(0, 5)), FIG3) == not_measurable
+    finding = finding_of(catapults.first_catapult, is_open, FIG3)
+    assert finding.verdict == not_measurable and finding.effect == "1 of 1 catapults are still open at the last step"
 
 
 def test_catapult_follows_raise():

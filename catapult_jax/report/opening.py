@@ -96,13 +96,25 @@ def lr_text(record: xarray.Dataset) -> list[str]:
     ['lr 0.5, 0.7', 'lr / critical lr at the start 1.5']
     """
     names = {"lr0": "lr", "lr0_over_critical": "lr / critical lr at the start"}
-    return [f"{words} {_values(record[name].values)}" for name, words in names.items() if name in record.coords]
+    return [f"{words} {values_text(record[name].values)}" for name, words in names.items() if name in record.coords]
 
 
-def _values(values: np.ndarray) -> str:
-    """Different values in three digits: all of them, or the range of more than four."""
-    short = sorted({f"{value:.3g}" for value in values}, key=float)
-    return ", ".join(short) if len(short) <= 4 else f"{short[0]} to {short[-1]}"
+def values_text(values: np.ndarray) -> str:
+    """The values of the members in three digits, in their order: one if all are equal, the range of more than four.
+
+    Args:
+      values: one for each member.
+
+    Returns:
+      Text.
+
+    >>> values_text(np.array([2.0, 1.0])), values_text(np.ones(9)), values_text(np.arange(9.0))
+    ('2, 1', '1', '0 to 8')
+    """
+    short = [f"{value:.3g}" for value in values]
+    if len(set(short)) == 1:
+        return short[0]
+    return ", ".join(short) if len(short) <= 4 else f"{min(short, key=float)} to {max(short, key=float)}"
 
 
 def _percent(fraction: float) -> str:
@@ -139,7 +151,11 @@ def finding_text(record: xarray.Dataset, settings: Settings, events: list[list[E
         is_open = sum(
             any(event.end < 0 and event.kind in ("catapult", "unexplained", "unknown") for event in row) for row in events
         )
-        ends = f", {'which' if total == 1 else f'of {is_open} it'} is still open at the last step" if is_open else ""
+        ends = (
+            f", {'the last one' if total == 1 else f'of {is_open} the last one'} is still open at the last step"
+            if is_open
+            else ""
+        )
         parts.append(f"{number} of {counted(total, 'member')} {'has' if 1 in (number, total) else 'have'} a {kind}{ends}")
         inside = [event.fraction_top for row in events for event in row if event.kind == "catapult"]
         inside = np.array(inside, float)

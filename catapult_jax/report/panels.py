@@ -189,6 +189,9 @@ def plot_dots(axis: Axes, record: xarray.Dataset, values: ArrayLike, members: np
         axis.plot(record.step.values[steps], values[rows, steps], **style)
 
 
+_GAP = 0.4  # steps
+
+
 def mark_events(
     axis: Axes,
     record: xarray.Dataset,
@@ -225,11 +228,16 @@ def mark_events(
     strip.hlines(np.arange(len(members)) + 0.5, 0, 1, transform=strip.get_yaxis_transform(), color="0.85", lw=0.4, zorder=0)
     end, bars = int(record.step[-1]), {}
     for row, m in enumerate(members):
+        onsets = {int(event.onset) for event in events[m]}
         for event in events[m]:
             close, is_open = extent(event, end)
-            bars.setdefault((str(event.kind), is_open), []).append((row, int(event.onset), close))
+            gap = _GAP if close in onsets and close > event.onset else 0  # parts a spike from one that opens where it closes
+            # one step at least, so that it can be seen
+            bars.setdefault((str(event.kind), is_open), []).append(
+                (row, int(event.onset), max(close, int(event.onset) + 1) - gap)
+            )
         if dead[m] >= 0:
-            bars.setdefault(("dead from here", False), []).append((row, int(dead[m]), end))
+            bars.setdefault(("dead from here", False), []).append((row, int(dead[m]), max(end, int(dead[m]) + 1)))
     for (kind, is_open), places in sorted(bars.items(), key=lambda bar: (list(BARS).index(bar[0][0]), bar[0][1])):
         color, hatch = BARS[kind]
         style: dict[str, Any] = dict(facecolor=color, linewidth=0, hatch=hatch, label=kind)
@@ -237,8 +245,7 @@ def mark_events(
             style |= dict(facecolor="none", edgecolor=color, linewidth=0.5, hatch=hatch or "//////")
         style |= {"label": f"{kind}, open"} if is_open else {}
         corners = lambda row, onset, close: [(x, row + y) for x, y in ((onset, 0.1), (close, 0.1), (close, 0.9), (onset, 0.9))]
-        # one step at least, so that it can be seen
-        bars_of_kind = [corners(row, onset, max(close, onset + 1)) for row, onset, close in places]
+        bars_of_kind = [corners(*place) for place in places]
         strip.add_collection(PolyCollection(bars_of_kind, **style), autolim=False)
     if "stage" in record:
         rows, steps = np.nonzero(np.diff(record["stage"].values[members], axis=1) > 0)

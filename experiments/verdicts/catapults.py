@@ -25,6 +25,9 @@ from experiments.verdicts.registry import (
 )
 from experiments.verdicts.sweep_rows import rows_by_arm
 
+_LATEST_ONSET = 5  # step at which a catapult has come at once
+_SURE = 0.95  # where so many windows have an exceedance, each spike is a catapult
+
 
 @claim(
     of=RUN,
@@ -37,7 +40,7 @@ def first_catapult(run: Run) -> Finding:
     """Fig. 3: above the critical lr at initialisation a catapult comes at once, in the top eigenspace, and lowers lambda_max."""
     record, settings = run.record, run.settings
     statement = (
-        "Every member that starts above the critical lr has a catapult (spike factor 1.2). Its onset is at step 5 or before, it closes, at least "
+        f"Every member that starts above the critical lr has a catapult (spike factor 1.2). Its onset is at step {_LATEST_ONSET} or before, it closes, at least "
         f"95 % of its rise is in the top-{settings.top_k} eigenspace, and lambda_max is smaller after it than before"
     )
     chosen = [m for m in range(record.sizes["member"]) if record["lr0_over_critical"].values[m] > 1]
@@ -52,13 +55,20 @@ def first_catapult(run: Run) -> Finding:
     at_end = lambda m: float(record[name].values[m, -1]) if name else np.nan
     ratio = [(e.lambda_max_after if e.end >= 0 else at_end(m)) / e.lambda_max_before for m, e in catapults.items()]
     held = [
-        e.onset <= 5 and e.end >= 0 and part >= 0.95 and after < 1
+        e.onset <= _LATEST_ONSET and e.end >= 0 and part >= 0.95 and after < 1
         for e, part, after in zip(catapults.values(), fraction, ratio, strict=True)
     ]
     effect = f"{sum(held)} of {len(chosen)} runs, peak over level {spread_text([e.peak_ratio for e in catapults.values()])}"
     details = f"onset at step {spread_text(onset)}; fraction of the rise {spread_text(fraction)}; lambda_max after / before {spread_text(ratio)}"
     if np.isnan([*fraction, *ratio]).any():
         return Finding(statement, NOT_MEASURABLE, "a fraction or a lambda_max is not known", details=details)
+    if record.sizes["step"] <= _LATEST_ONSET:
+        return Finding(statement, NOT_MEASURABLE, f"the run has {record.sizes['step']} steps only", details=details)
+    is_open = sum(e.end < 0 for e in catapults.values())
+    if is_open and sum(held) + is_open == len(chosen):
+        return Finding(
+            statement, NOT_MEASURABLE, f"{is_open} of {len(chosen)} catapults are still open at the last step", details=details
+        )
     return Finding(statement, decide(sum(held) == len(chosen)), effect, details=details)
 
 
@@ -125,6 +135,10 @@ def spikes_are_catapults(run: Run) -> Finding:
         f"{at_onset} have an exceedance at the onset, lr / critical lr at the onset of the others {spread_text(later)}; "
         f"{count['divergence']} divergences, {count['death']} deaths; "
     ) + "; ".join(parts)
+    if len(spikes) < MIN_SPIKES:
+        return Finding(statement, NOT_MEASURABLE, f"fewer than {MIN_SPIKES} spikes: {effect}", details=details)
+    if chance > _SURE:
+        return Finding(statement, NOT_MEASURABLE, f"nearly every window has an exceedance: {effect}", details=details)
     verdict = grade(early == 0, count["catapult"] == len(spikes))
     return Finding(statement, verdict, effect, details=details)
 
