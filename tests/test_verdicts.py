@@ -61,7 +61,7 @@ def reproducing_runs():
     adagrad = adagrad_record(grows, 0.8 * grows)
     return {
         "first_catapult": (record(SPIKE, 1.5, DROPS), FIG3),
-        "spikes_are_catapults": (record(SPIKE, 1.5, DROPS), FIG3),
+        "spikes_are_catapults": (record([SPIKE] * 10, 1.5, [DROPS] * 10), FIG3),
         "catapult_follows_raise": (record(*raised, stage=stage), FIG4),
         "exceedance_predicts_rise": (
             record(before, 1.0, np.where(np.arange(20) % 2, 0.5, 2.0), loss_batch_after=np.tile(rises, (5, 1))),
@@ -184,9 +184,9 @@ def test_of_sweep_decides_nothing_where_a_column_is_unknown(name):
 
 @pytest.mark.parametrize("name", ["first_catapult", "spikes_are_catapults"])
 def test_of_run_names_a_death_and_does_not_reproduce_with_it(name):
-    verdict = verdicts.of_run(name, read_run(record([SPIKE, DIES], 1.5, [DROPS, DEAD_KERNEL]), FIG3))
+    verdict = verdicts.of_run(name, read_run(record([DIES] + [SPIKE] * 10, 1.5, [DEAD_KERNEL] + [DROPS] * 10), FIG3))
     assert verdict.verdict in (verdicts.NOT_REPRODUCED, verdicts.PARTLY)
-    assert verdict.details.endswith("; dead: 1 (member 1 from step 3) of 2 members")
+    assert verdict.details.endswith("; dead: 1 (member 0 from step 3) of 11 members")
 
     assert "dead" not in verdicts.of_run(name, read_run(record([SPIKE, SPIKE], 1.5, DROPS), FIG3)).details
 

@@ -151,11 +151,8 @@ def finding_text(record: xarray.Dataset, settings: Settings, events: list[list[E
         is_open = sum(
             any(event.end < 0 and event.kind in ("catapult", "unexplained", "unknown") for event in row) for row in events
         )
-        ends = (
-            f", {'the last one' if total == 1 else f'of {is_open} the last one'} is still open at the last step"
-            if is_open
-            else ""
-        )
+        which = f"of {is_open} the last one" if total > 1 else "which" if len(events[0]) == 1 else "the last one"
+        ends = f", {which} is still open at the last step" if is_open else ""
         parts.append(f"{number} of {counted(total, 'member')} {'has' if 1 in (number, total) else 'have'} a {kind}{ends}")
         inside = [event.fraction_top for row in events for event in row if event.kind == "catapult"]
         inside = np.array(inside, float)
