@@ -194,8 +194,8 @@ class Given(NamedTuple):
     params: Any
     batch: Any  # (x, targets)
     updates: Any
-    optimizer_updates: Any  # as the optimizer made them; None: not given, but the parameters after the step
-    new_params: Any  # None: not given
+    optimizer_updates: Any  # as the optimizer made them; None: new_params are given in their place
+    new_params: Any  # None: updates are given in their place
     opt_state: Any
     opt_state_before: Any
     gradient: Any

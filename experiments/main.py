@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, config_flags
 
 from catapult_jax import provenance, records, training
 from catapult_jax.report.members import dead_members, diverged_members
-from catapult_jax.report.opening import values_text
+from catapult_jax.report.statistics import values_text
 from catapult_jax.tangent.kernel import describe_method
 from experiments import (
     build,

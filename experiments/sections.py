@@ -10,6 +10,7 @@ from catapult_jax.report import sections
 from catapult_jax.report.opening import opening
 from catapult_jax.report.page import Block, Section, folded, items, table, text, verdict, warning
 from catapult_jax.report.statistics import MIN_SEEDS, counted
+from catapult_jax.report.watched import doubts
 from experiments import optimizers
 from experiments.reproduce import differences
 from experiments.verdicts import CLAIMS, NOT_MEASURABLE, NOT_TESTED, Run, Verdict, words_of
@@ -33,6 +34,7 @@ def all_sections(report: Report) -> list[Section]:
         overview(report),
         sections.diverged(record, settings),
         sections.dead(record, settings),
+        doubts(record, settings, events),
         claims(report),
         initialisation(report),
         sections.certainty(record),

@@ -34,7 +34,7 @@ def test_small_batches_help_leaves_out_an_alignment_that_says_nothing():
     finding = batch_sizes.small_batches_help([row | {"agop_ceiling": 0.01} for row in wrong_way], BATCH)
 
     assert finding.verdict == verdicts.REPRODUCED and "the alignment does not count: two references" in finding.details
-    assert "features 1, not known" in finding.effect
+    assert "features 1, not measurable" in finding.effect
 
 
 def test_small_batches_help_needs_an_lr_at_which_all_finish():

@@ -93,8 +93,8 @@ def lambda_figure(record: xarray.Dataset, settings: Settings) -> Figure:
         if np.isfinite(critical).any():
             # an lr that changes in most steps makes a band, which must not hide the dots
             changes = np.diff(record["lr"].values[members])
-            above = not (np.abs(changes[np.isfinite(changes)]) > 0).mean() > 0.5 if np.isfinite(changes).any() else True
-            style: Any = dict(color=VERMILION, ls="--", zorder=3 if above else 1)
+            is_band = (np.abs(changes) > 0).sum() > np.isfinite(changes).sum() / 2
+            style: Any = dict(color=VERMILION, ls="--", zorder=1 if is_band else 3)
             plot_members(axis, record, critical, members, label="critical at this lr", **style)
         log_scale(axis)
     cut_top(columns[0][0][0], record, values)
@@ -302,9 +302,7 @@ def own_figure(record: xarray.Dataset, settings: Settings) -> Figure:
     figure, columns = make_panels(record, settings, *names)
     for axes, members in columns:
         for axis, name in zip(axes, names, strict=True):
-            plot_members(
-                axis, record, np.where(np.isfinite(record[name].values), record[name].values, np.nan), members, color=BLUE
-            )
+            plot_members(axis, record, record[name].values, members, color=BLUE)
     return figure
 
 

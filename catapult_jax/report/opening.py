@@ -11,7 +11,7 @@ from catapult_jax.events import Event
 from catapult_jax.report.analysis import uncertain_steps
 from catapult_jax.report.members import Settings, dead_members, diverged_members, has_events, is_stochastic, running
 from catapult_jax.report.page import Section, text
-from catapult_jax.report.statistics import counted, range_text
+from catapult_jax.report.statistics import counted, range_text, values_text
 
 if TYPE_CHECKING:
     import xarray
@@ -97,24 +97,6 @@ def lr_text(record: xarray.Dataset) -> list[str]:
     """
     names = {"lr0": "lr", "lr0_over_critical": "lr / critical lr at the start"}
     return [f"{words} {values_text(record[name].values)}" for name, words in names.items() if name in record.coords]
-
-
-def values_text(values: np.ndarray) -> str:
-    """The values of the members in three digits, in their order: one if all are equal, the range of more than four.
-
-    Args:
-      values: one for each member.
-
-    Returns:
-      Text.
-
-    >>> values_text(np.array([2.0, 1.0])), values_text(np.ones(9)), values_text(np.arange(9.0))
-    ('2, 1', '1', '0 to 8')
-    """
-    short = [f"{value:.3g}" for value in values]
-    if len(set(short)) == 1:
-        return short[0]
-    return ", ".join(short) if len(short) <= 4 else f"{min(short, key=float)} to {max(short, key=float)}"
 
 
 def _percent(fraction: float) -> str:

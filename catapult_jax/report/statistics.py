@@ -150,6 +150,24 @@ def spread_text(values: ArrayLike) -> str:
     return f"median {np.median(values):.3g} (from {values.min():.3g} to {values.max():.3g}, n = {len(values)})"
 
 
+def values_text(values: Iterable[float]) -> str:
+    """The values of the members in three digits, in their order: one if all are equal, the range of more than four.
+
+    Args:
+      values: one for each member.
+
+    Returns:
+      Text.
+
+    >>> values_text([2.0, 1.0]), values_text([1.0] * 9), values_text(range(9))
+    ('2, 1', '1', '0 to 8')
+    """
+    short = [f"{value:.3g}" for value in values]
+    if len(set(short)) == 1:
+        return short[0]
+    return ", ".join(short) if len(short) <= 4 else f"{min(short, key=float)} to {max(short, key=float)}"
+
+
 def range_text(numbers: Iterable[int]) -> str:
     """Whole numbers in words: three or more without a gap as a range.
 

@@ -59,14 +59,14 @@ def doubts(record: xarray.Dataset, settings: Settings, events: Sequence[Sequence
                 text(
                     f"At {int(uncertain.sum())} of {int(measured.sum())} measured steps it is not certain whether the lr is above its critical value, "
                     "since the search for the eigenvalue ended early. A step above is certain. A spike that is called unexplained may be a catapult. "
-                    "More products (watch(max_products=8)) or the exact kernel (method='exact') make it certain."
+                    "More products (max_products=8) or the exact kernel (method='exact') make it certain."
                 )
             )
     if {"loss_batch", "loss_of_watch"} <= set(record):
         of_step, of_watch = record["loss_batch"].values, record["loss_of_watch"].values
         measured = np.isfinite(of_step) & np.isfinite(of_watch)
-        change = np.abs(np.subtract(of_watch, of_step, where=measured, out=np.zeros_like(of_step)))
-        differs = measured & (change > records.LOSS_TOLERANCE * np.abs(of_step))
+        with np.errstate(invalid="ignore"):  # two infinite losses
+            differs = measured & (np.abs(of_watch - of_step) > records.LOSS_TOLERANCE * np.abs(of_step))
         if differs.any():
             blocks.append(
                 text(
@@ -110,7 +110,7 @@ def _of_kinds(record: xarray.Dataset, settings: Settings, events: Sequence[Seque
     if is_known and (number := kinds.count("unknown")):
         yield text(
             f"{counted(number, 'spike')} of {len(kinds)} {'has' if number == 1 else 'have'} no known cause: at some steps from onset to peak, or within "
-            "the momentum horizon before, the critical lr was not measured. A watch with every=1 measures all."
+            "the momentum horizon before, the critical lr was not measured. With every=1 it is."
         )
     catapults = [(m, event) for m, row in enumerate(events) for event in row if event.kind == "catapult"]
     by_chance = [exceedance_by_chance(record, settings, m, event) for m, event in catapults[:_MOST_WINDOWS]]

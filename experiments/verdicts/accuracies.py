@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -107,24 +108,29 @@ def _tuned_curve(rows: list[dict], epochs: np.ndarray) -> np.ndarray:
     return accuracies
 
 
-def _same_peaks(
-    rows: list[dict], name: str
-) -> tuple[list[tuple], dict[float, list[float]], dict[float, list[float]], dict[float, float]]:
-    """At each peak at which no seed diverged: a row of a table, the gain of the cycles in points, the critical steps with cycles, the accuracy without."""
+class _Peak(NamedTuple):
+    """Cycles up to an lr against this lr held constant."""
+
+    gain: np.ndarray  # of the cycles, in points, for each seed
+    critical_steps: list[float]  # with cycles, for each seed
+    constant: float  # mean accuracy without cycles, in percent
+
+
+def _same_peaks(rows: list[dict], name: str) -> tuple[list[tuple], dict[float, _Peak]]:
+    """The rows of a table, one for each peak of the lr; and the peaks at which no seed diverged."""
     arms = rows_by_arm(rows, (*_ARM_AXES, "lr_given"))
-    table, gains, critical, accuracy = [], {}, {}, {}
+    table, peaks = [], {}
     for lr in dict.fromkeys(row["lr_given"] for row in rows):
         cyclic, constant = (arms.get((name, schedule, lr), []) for schedule in ("cyclic", "constant"))
         if not cyclic or not constant or not all(row["active"] for row in (*cyclic, *constant)):
             table.append((f"{lr:.3g}", "a seed diverged, or no run", "", "", ""))
             continue
         pair = {("cyclic",): cyclic, ("constant",): constant}
-        gains[lr] = [-100 * difference for difference in paired(pair, ("cyclic",), ("constant",), "error_test")]
-        critical[lr] = [row["critical_steps"] for row in cyclic]
-        accuracy[lr] = float(np.mean(_accuracy(constant)))
-        numbers = (text_of(_accuracy(constant)), text_of(_accuracy(cyclic)), text_of(gains[lr]), text_of(critical[lr]))
+        gain = -100 * np.array(paired(pair, ("cyclic",), ("constant",), "error_test"))
+        peaks[lr] = peak = _Peak(gain, [row["critical_steps"] for row in cyclic], float(np.mean(_accuracy(constant))))
+        numbers = (text_of(_accuracy(constant)), text_of(_accuracy(cyclic)), text_of(gain), text_of(peak.critical_steps))
         table.append((f"{lr:.3g}", *numbers))
-    return table, gains, critical, accuracy
+    return table, peaks
 
 
 _PEAK_HEADER = ("lr / critical lr at start", "constant, %", "cyclic, %", "gain, points", "critical steps with cycles")
@@ -165,20 +171,16 @@ def _at_the_same_peaks(rows: list[dict], name: str, sign: int) -> Finding:
         f"After 30 epochs, at every peak of one grid at which no seed diverges and cycles have critical steps in every seed: a {higher} test accuracy with cycles up "
         f"to this lr than at this lr held constant ({BEYOND} on the paired differences). Partly: at some of the peaks"
     )
-    table, gains, critical, constant = _same_peaks(rows, name)
-    tested = {lr: gain for lr, gain in gains.items() if min(critical[lr]) > 0}
+    table, peaks = _same_peaks(rows, name)
+    tested = [peak for peak in peaks.values() if min(peak.critical_steps) > 0]
     if not tested:
         return Finding(statement, NOT_MEASURABLE, "no peak with critical steps and without divergence", (_PEAK_HEADER, *table))
-    holds = {lr: beyond_zero(gain, sign) for lr, gain in tested.items()}
-    in_order = sorted(tested, key=lambda lr: sign * np.mean(tested[lr]))
-    of_peaks = [f"{text_of(sign * np.array(tested[lr]))} points from {number_text(constant[lr])} %" for lr in in_order]
-    sizes = (
-        f"{gain_or_loss} {of_peaks[0]}"
-        if len(of_peaks) == 1
-        else f"smallest {gain_or_loss} {of_peaks[0]}, largest {of_peaks[-1]}"
-    )
-    effect = f"at {sum(map(bool, holds.values()))} of {len(holds)} peaks; {sizes}"
-    return Finding(statement, grade(*holds.values()), effect, (_PEAK_HEADER, *table))
+    holds = [beyond_zero(peak.gain, sign) for peak in tested]
+    in_order = sorted(tested, key=lambda peak: float(np.mean(sign * peak.gain)))
+    sizes = [f"{text_of(sign * peak.gain)} points from {number_text(peak.constant)} %" for peak in in_order]
+    words = f"{gain_or_loss} {sizes[0]}" if len(sizes) == 1 else f"smallest {gain_or_loss} {sizes[0]}, largest {sizes[-1]}"
+    effect = f"at {sum(map(bool, holds))} of {len(holds)} peaks; {words}"
+    return Finding(statement, grade(*holds), effect, (_PEAK_HEADER, *table))
 
 
 @claim(of=SWEEP, given=_GIVEN, columns=_COLUMNS, title="Cycles help SGD also where both lrs are tuned")

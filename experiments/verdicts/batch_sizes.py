@@ -55,7 +55,7 @@ def _finding(rows: list[dict], statement: str, lrs: dict[int, float], all_rows: 
         means = (text_of([row[name] for row in members]) for name in ("spikes", "catapults", "agop_alignment", "loss_test"))
         table.append((str(size), f"{lr:.3g}{at_the_edge(all_rows, lr)}", *means))
     holds = {name: beyond_zero(rho[name], sign) for name, sign in signs.items()}
-    yes_or_no = {True: "yes", False: "no", None: "not known"}
+    yes_or_no = {True: "yes", False: "no", None: "not measurable"}
     effect = "correlation with size: " + "; ".join(
         f"{_WORDS[name]} {number_text(float(np.mean(values)))}, {yes_or_no[holds.get(name)]}" for name, values in rho.items()
     )

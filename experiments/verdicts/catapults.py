@@ -26,6 +26,7 @@ from experiments.verdicts.registry import (
 from experiments.verdicts.sweep_rows import rows_by_arm
 
 _LATEST_ONSET = 5  # step at which a catapult has come at once
+_LEVEL = 0.001  # of the exact test
 _SURE = 0.95  # where so many windows have an exceedance, each spike is a catapult
 
 
@@ -41,7 +42,8 @@ def first_catapult(run: Run) -> Finding:
     record, settings = run.record, run.settings
     statement = (
         f"Every member that starts above the critical lr has a catapult (spike factor 1.2). Its onset is at step {_LATEST_ONSET} or before, it closes, at least "
-        f"95 % of its rise is in the top-{settings.top_k} eigenspace, and lambda_max is smaller after it than before"
+        f"95 % of its rise is in the top-{settings.top_k} eigenspace, and lambda_max is smaller after it than before. Not measurable in a run of up to "
+        f"{_LATEST_ONSET} steps, or where it hangs on a catapult that is still open at the end"
     )
     chosen = [m for m in range(record.sizes["member"]) if record["lr0_over_critical"].values[m] > 1]
     if not chosen:
@@ -106,7 +108,8 @@ def spikes_are_catapults(run: Run) -> Finding:
     record = run.record
     statement = (
         f"No spike (factor {run.settings.factor}) starts before the first step with lr above the current critical lr, "
-        "and every spike is a catapult: it has such a step from its onset to its peak. Partly: one of the two"
+        "and every spike is a catapult: it has such a step from its onset to its peak. Partly: one of the two. Not measurable with fewer than "
+        f"{MIN_SPIKES} spikes, or where more than {_SURE:.0%} of all windows as long as a spike have such a step"
     )
     events = run.events(run.settings.factor)
     above = record["lr"].values > record["critical_lr_batch"].values
@@ -180,7 +183,7 @@ def cycles_cause_catapults(run: Run) -> Finding:
     """A cyclic lr makes a spike in the cycles whose lr exceeds the current critical lr, the more so the larger its overshoot."""
     statement = (
         "Cycles with a step above the critical lr hold the onset of a spike more often than others: one-sided exact test of Fisher over all cycles with "
-        f"p <= 0.001, in every seed ({BEYOND}), and among cycles of equal peak (the same test within peaks). Partly: the first test alone. The dose is "
+        f"p <= {_LEVEL}, in every seed ({BEYOND}), and among cycles of equal peak (the same test within peaks). Partly: the first test alone. The dose is "
         f"the log gain of the top mode, summed over the cycle. A spike is one above {run.settings.factor:g} times the level"
     )
     dose, spiked, seeds, peaks = _cycles(run)
@@ -198,9 +201,9 @@ def cycles_cause_catapults(run: Run) -> Finding:
         if has_exceedance[seeds == seed].any() and not has_exceedance[seeds == seed].all()
     ]
     beyond = beyond_zero(more, 1)
-    verdict = grade(p <= 0.001, None if beyond is None else beyond and p_of_peaks <= 0.001)
+    verdict = grade(p <= _LEVEL, None if beyond is None else beyond and p_of_peaks <= _LEVEL)
     details = f"p = {p:.1e}, among cycles of equal peak {p_of_peaks:.2g}; more often by {text_of(more)} over {len(more)} seeds"
-    if least > 0.001:
+    if least > _LEVEL:
         effect += "; too few cycles of equal peak and other kind to tell the exceedance from the peak"
         details += f"; no outcome could give p below {least:.2g} among cycles of equal peak"
     return Finding(statement, verdict, effect, table, details)
