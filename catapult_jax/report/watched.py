@@ -116,8 +116,8 @@ def _of_kinds(record: xarray.Dataset, settings: Settings, events: Sequence[Seque
     by_chance = [exceedance_by_chance(record, settings, m, event) for m, event in catapults[:_MOST_WINDOWS]]
     if by_chance and (chance := float(np.mean(by_chance))) >= _DOUBTFUL_CHANCE:
         yield text(
-            f"A step above the critical lr lies in {chance:.0%} of all windows as long as a catapult here. So nearly any spike counts as one, whatever "
-            "made it: look at its batch, too."
+            f"A step above the critical lr lies in {chance:.0%} of all windows as long as a catapult here: so many spikes would be catapults, whatever "
+            "made them."
         )
 
 
